@@ -1,0 +1,1 @@
+"""Questions, the comparison matrix, the recommendation, the recipes and the spec they end in."""

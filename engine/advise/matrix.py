@@ -1,0 +1,62 @@
+"""The comparison matrix as data: one row per approach, every cell an estimate that can be explained.
+
+Owns the shape of the matrix; `engine.advise.compare` fills it. Must not know how it is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.estimate.estimate import Estimate, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ApproachRow:
+    """One approach for one model on one machine under the given answers."""
+
+    id: str
+    """qlora, lora, lora-large, context, block-expansion, partial-expansion, full-expansion, pretrained-larger,
+    distillation: the keys of `profiles/approaches.toml`."""
+    title: str
+    base_parameters: int
+    final_parameters: int
+    effective_capacity: str
+    """A phrase with its range and source, "+5–15 % behaviour (brief)"."""
+    verdict: Verdict
+    verdict_reason: str
+    """ "needs 31.0 GiB, this GPU has 22.1 GiB free"."""
+    vram: Estimate
+    """Bytes on the busiest device; on a machine without a GPU all zero and `ram` holds the need."""
+    ram: Estimate
+    disk: Estimate
+    hours: Estimate
+    cost_usd: Estimate
+    performance: str
+    """Expected performance in words, with its origin."""
+    reason: str
+    """One sentence: when this is the right choice."""
+    runnable: bool
+    """Whether this version can run it from here."""
+    not_runnable_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    model: str
+    machine: str
+    simulated: bool
+    rows: tuple[ApproachRow, ...]
+    recommended: str
+    """The id of a row."""
+    recommendation: str
+    """Why, in one sentence."""
+    otherwise: dict[str, str] = field(default_factory=dict)
+    """Row id -> what choosing it instead would cost, in one sentence."""
+    warnings: tuple[str, ...] = ()
+
+    def row(self, approach: str) -> ApproachRow:
+        """The row of `approach`; KeyError when there is none."""
+        for candidate in self.rows:
+            if candidate.id == approach:
+                return candidate
+        raise KeyError(approach)

@@ -1,0 +1,1 @@
+"""Below the line: losses, exact match, perplexity and samples of a loaded model."""

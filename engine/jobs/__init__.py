@@ -1,0 +1,1 @@
+"""Specs, runs, journals, checkpoint folders, the detached runner. Knows nothing of torch or screens."""

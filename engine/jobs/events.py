@@ -1,0 +1,208 @@
+"""The words of the journal: one frozen struct per kind of event, encoded as one JSON line each.
+
+Owns the event schema (additive: readers ignore unknown kinds and unknown fields). Must not know who writes or reads.
+`t` is wall-clock seconds since 1970. The worker writes `journal.jsonl`, the runner `runner.jsonl`; a reader merges
+them by `t`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """Fields every line has."""
+
+    t: float
+    v: int = 1
+
+
+# ── written by the worker (journal.jsonl) ─────────────────────────────────────────────────────────────────────────
+class Start(Event, tag="start", frozen=True, kw_only=True):
+    """A worker begins. Steps after `resumed_step` that an earlier attempt wrote are void from here on."""
+
+    attempt: int
+    pid: int
+    resumed_step: int = 0
+    checkpoint: str = ""
+    device: str = ""
+    versions: dict[str, str] = {}
+
+
+class Plan(Event, tag="plan", frozen=True, kw_only=True):
+    """Known once data and model are loaded."""
+
+    total_steps: int
+    rows: int
+    tokens_per_epoch: int
+    trained_tokens_per_epoch: int
+    parameters: int
+    trainable_parameters: int
+
+
+class Phase(Event, tag="phase", frozen=True, kw_only=True):
+    """What the worker is doing; `done` of `total` when it can be counted."""
+
+    name: str
+    """ "loading model", "preparing data", "measuring before", "training", "evaluating", "saving", "measuring after",
+    "merging", "writing card"."""
+    detail: str = ""
+    done: int = 0
+    total: int = 0
+
+
+class Step(Event, tag="step", frozen=True, kw_only=True):
+    """One optimizer step is complete."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Tokens processed in this step."""
+    trained_tokens: int
+    step_seconds: float
+    epoch: float = 0.0
+
+
+class Eval(Event, tag="eval", frozen=True, kw_only=True):
+    step: int
+    loss: float
+    seconds: float = 0.0
+
+
+class Sample(Event, tag="sample", frozen=True, kw_only=True):
+    """The model's answer to a fixed prompt at `step` (0 is before training)."""
+
+    step: int
+    prompt: str
+    text: str
+    expected: str = ""
+
+
+class GpuMeter(msgspec.Struct, frozen=True):
+    index: int
+    used_bytes: int
+    total_bytes: int
+    utilization_percent: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+
+
+class Meter(Event, tag="meter", frozen=True, kw_only=True):
+    """At most one a second."""
+
+    cpu_percent: float
+    """Of the worker, 100 per core."""
+    ram_bytes: int
+    """Resident memory of the worker."""
+    ram_total_bytes: int
+    gpus: tuple[GpuMeter, ...] = ()
+    temperature_celsius: float | None = None
+
+
+class Memory(Event, tag="memory", frozen=True, kw_only=True):
+    """Peak so far on the training device, to hold against the prediction."""
+
+    peak_bytes: int
+    where: str
+    """ "vram" (reserved by the allocator plus context) or "ram" (resident)."""
+
+
+class Checkpoint(Event, tag="checkpoint", frozen=True, kw_only=True):
+    step: int
+    path: str
+    """Relative to the run directory."""
+    size_bytes: int
+    seconds: float = 0.0
+
+
+class Warn(Event, tag="warn", frozen=True, kw_only=True):
+    message: str
+    next_step: str = ""
+
+
+class Log(Event, tag="log", frozen=True, kw_only=True):
+    message: str
+    level: str = "info"
+
+
+class Control(Event, tag="control", frozen=True, kw_only=True):
+    """A request was seen and will be honoured at the next step boundary."""
+
+    command: str
+
+
+class CardReady(Event, tag="card", frozen=True, kw_only=True):
+    """The before/after card is complete; `path` is relative to the run directory."""
+
+    path: str = "card.json"
+
+
+class End(Event, tag="end", frozen=True, kw_only=True):
+    """The worker's last word. `outcome`: finished, stopped, paused, failed."""
+
+    outcome: str
+    step: int = 0
+    what: str = ""
+    cause: str = ""
+    next_step: str = ""
+
+
+# ── written by the runner (runner.jsonl) ──────────────────────────────────────────────────────────────────────────
+class RunnerStart(Event, tag="runner_start", frozen=True, kw_only=True):
+    pid: int
+    process_start: float
+    """Start time of the process, seconds since 1970, as the operating system reports it."""
+    boot_id: str
+
+
+class WorkerStart(Event, tag="worker_start", frozen=True, kw_only=True):
+    pid: int
+    process_start: float
+    attempt: int
+
+
+class Heartbeat(Event, tag="heartbeat", frozen=True, kw_only=True):
+    """Every 5 s while the worker lives."""
+
+    worker_cpu_seconds: float = 0.0
+
+
+class WorkerExit(Event, tag="worker_exit", frozen=True, kw_only=True):
+    """The worker is gone. `signal` is 0 for a normal exit."""
+
+    exit_code: int
+    signal: int = 0
+    what: str = ""
+    cause: str = ""
+    next_step: str = ""
+
+
+class RunnerEnd(Event, tag="runner_end", frozen=True, kw_only=True):
+    """The runner leaves in good order; `outcome` as in End, or "killed"."""
+
+    outcome: str
+
+
+AnyEvent = (
+    Start
+    | Plan
+    | Phase
+    | Step
+    | Eval
+    | Sample
+    | Meter
+    | Memory
+    | Checkpoint
+    | Warn
+    | Log
+    | Control
+    | CardReady
+    | End
+    | RunnerStart
+    | WorkerStart
+    | Heartbeat
+    | WorkerExit
+    | RunnerEnd
+)

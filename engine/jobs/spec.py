@@ -1,0 +1,217 @@
+"""The spec: a frozen, versioned description of one job, the only thing a run is made from.
+
+Owns the fields, their limits and their one-line meanings (the descriptions become the comments of `spec.toml`,
+see `engine.jobs.spec_toml`). Must not know torch, nor how a value was chosen.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from engine.errors import EngineError
+
+SPEC_VERSION = 1
+
+
+class Task(StrEnum):
+    QLORA = "qlora"
+    LORA = "lora"
+
+
+class TrainOn(StrEnum):
+    COMPLETIONS = "completions"
+    LAST = "last"
+    ALL = "all"
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class Optimizer(StrEnum):
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw_8bit"
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+
+
+class Schedule(StrEnum):
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the spec; unknown keys are errors, so a typo cannot pass silently."""
+
+
+class ModelSection(_Section, frozen=True, kw_only=True):
+    source: Annotated[str, Meta(description='"demo", a local folder, or a hub id such as "Qwen/Qwen3-0.6B".')] = "demo"
+    revision: Annotated[str, Meta(description='Hub revision (commit or tag); "" means the newest.')] = ""
+
+
+class DataSection(_Section, frozen=True, kw_only=True):
+    train: Annotated[str, Meta(description='"demo" or a file: .jsonl, .json, .csv, .parquet, .txt.')] = "demo"
+    heldout: Annotated[
+        str, Meta(description='"demo", a file of held-out rows, or "" to set aside `heldout_fraction` of the rows.')
+    ] = "demo"
+    heldout_fraction: Annotated[float, Meta(ge=0.0, lt=1.0, description="Used only when `heldout` is empty.")] = 0.1
+    base_text: Annotated[
+        str, Meta(description='"demo" or a text file to measure forgetting on; "" skips that measurement.')
+    ] = "demo"
+    max_length: Annotated[
+        int, Meta(ge=8, description="Longest sequence in tokens; longer rows are cut and counted.")
+    ] = 256
+    packing: Annotated[bool, Meta(description="Join short rows into full sequences; they cannot see each other.")] = (
+        True
+    )
+    train_on: Annotated[TrainOn, Meta(description="Which tokens carry loss: completions, last (turn), or all.")] = (
+        TrainOn.COMPLETIONS
+    )
+
+
+class AdapterSection(_Section, frozen=True, kw_only=True):
+    rank: Annotated[int, Meta(ge=1, le=1024, description="Width of the adapter; capacity and memory grow with it.")] = (
+        16
+    )
+    alpha: Annotated[
+        float, Meta(gt=0, description="The update is scaled by alpha / rank (by alpha / sqrt(rank) with rslora).")
+    ] = 32
+    dropout: Annotated[float, Meta(ge=0.0, lt=1.0, description="Dropout on the adapter's input.")] = 0.0
+    targets: Annotated[
+        tuple[str, ...],
+        Meta(description='Module names that get an adapter; ["all-linear"] means every linear but the head.'),
+    ] = ("all-linear",)
+    rslora: Annotated[bool, Meta(description="Rank-stabilised scaling; steadier at rank 64 and above.")] = False
+    dora: Annotated[bool, Meta(description="Weight-decomposed adapter; a little better at low rank, slower.")] = False
+
+
+class QuantizationSection(_Section, frozen=True, kw_only=True):
+    kind: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|nf4|fp4|none)$", description='"auto" is nf4 for qlora and none for lora; or nf4, fp4, none.'
+        ),
+    ] = "auto"
+    double: Annotated[bool, Meta(description="Quantise the scales too: saves 0.37 bit per parameter.")] = True
+
+
+class TrainingSection(_Section, frozen=True, kw_only=True):
+    epochs: Annotated[float, Meta(gt=0, description="Passes over the data; ignored when max_steps is above 0.")] = 3.0
+    max_steps: Annotated[int, Meta(ge=0, description="Stop after this many optimizer steps; 0 means by epochs.")] = 0
+    batch_size: Annotated[
+        int, Meta(ge=1, description="Sequences per micro-batch; fill memory with this before accumulating.")
+    ] = 4
+    gradient_accumulation: Annotated[int, Meta(ge=1, description="Micro-batches per optimizer step.")] = 1
+    learning_rate: Annotated[float, Meta(gt=0, description="Peak learning rate.")] = 2e-4
+    warmup_ratio: Annotated[float, Meta(ge=0.0, lt=1.0, description="Share of the steps spent warming up.")] = 0.03
+    schedule: Annotated[Schedule, Meta(description="cosine, linear or constant.")] = Schedule.COSINE
+    weight_decay: Annotated[float, Meta(ge=0.0)] = 0.0
+    max_grad_norm: Annotated[float, Meta(gt=0, description="Gradients are clipped to this norm.")] = 1.0
+    optimizer: Annotated[Optimizer, Meta(description="adamw; adamw_8bit and paged_adamw_8bit need CUDA.")] = (
+        Optimizer.ADAMW
+    )
+    dtype: Annotated[Dtype, Meta(description="Compute type; auto is bfloat16 on cards that have it, else float32.")] = (
+        Dtype.AUTO
+    )
+    gradient_checkpointing: Annotated[bool, Meta(description="About 40 % less memory for about 20 % more time.")] = (
+        False
+    )
+    seed: Annotated[int, Meta(ge=0, description="Seeds data order, adapter initialisation and dropout.")] = 17
+    threads: Annotated[
+        int, Meta(ge=0, description="CPU threads; 0 means every usable core. Exact resume needs the same number.")
+    ] = 0
+
+
+class EvaluationSection(_Section, frozen=True, kw_only=True):
+    every_steps: Annotated[
+        int, Meta(ge=0, description="Held-out loss every so many steps; 0 means only before and after.")
+    ] = 0
+    early_stop_patience: Annotated[
+        int, Meta(ge=0, description="Stop after so many evaluations without improvement; 0 means never.")
+    ] = 0
+    exact_match_rows: Annotated[int, Meta(ge=0, description="Held-out rows answered in full before and after.")] = 64
+    sample_prompts: Annotated[
+        tuple[str, ...], Meta(description='Prompts answered while training; ["demo"] means the demo\'s own.')
+    ] = ()
+    max_new_tokens: Annotated[int, Meta(ge=1, le=4096)] = 48
+
+
+class CheckpointSection(_Section, frozen=True, kw_only=True):
+    every_steps: Annotated[int, Meta(ge=1, description="A checkpoint every so many steps.")] = 50
+    keep: Annotated[int, Meta(ge=1, description="How many to keep; at least 2 lets a damaged one be survived.")] = 2
+
+
+class OutputSection(_Section, frozen=True, kw_only=True):
+    merge: Annotated[bool, Meta(description="Also write a merged model that plain transformers loads.")] = False
+
+
+class CostSection(_Section, frozen=True, kw_only=True):
+    usd_per_hour: Annotated[float, Meta(ge=0.0, description="Price of the rented machine; 0 for your own.")] = 0.0
+    budget_usd: Annotated[
+        float, Meta(ge=0.0, description="Checkpoint and stop when this much is spent; 0 means no limit.")
+    ] = 0.0
+
+
+class PredictionSection(_Section, frozen=True, kw_only=True):
+    """What the wizard promised when the spec was frozen; the run screen shows measured figures beside it."""
+
+    memory_bytes_low: int = 0
+    memory_bytes_likely: int = 0
+    memory_bytes_high: int = 0
+    seconds_low: float = 0.0
+    seconds_likely: float = 0.0
+    seconds_high: float = 0.0
+    tokens_per_second: float = 0.0
+    origin: str = ""
+    machine: str = ""
+
+
+class JobSpec(_Section, frozen=True, kw_only=True):
+    """One job. Equal specs have equal hashes (`engine.jobs.spec_toml.spec_hash`)."""
+
+    version: Annotated[int, Meta(description="Format of this file.")] = SPEC_VERSION
+    task: Annotated[Task, Meta(description="qlora or lora.")] = Task.QLORA
+    name: Annotated[str, Meta(max_length=80, description="A name for you; shown in the list of runs.")] = ""
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    adapter: AdapterSection = AdapterSection()
+    quantization: QuantizationSection = QuantizationSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    output: OutputSection = OutputSection()
+    cost: CostSection = CostSection()
+    prediction: PredictionSection = PredictionSection()
+
+    def __post_init__(self) -> None:
+        if self.version != SPEC_VERSION:
+            raise EngineError(
+                "spec.version",
+                f"This spec has version {self.version}; this program reads version {SPEC_VERSION}.",
+                next_step="Upgrade scaler-wizard, or make the spec again with the wizard.",
+            )
+        if self.task is Task.QLORA and self.quantization.kind == "none":
+            raise EngineError(
+                "spec.conflict",
+                'task = "qlora" needs a quantised base, but quantization.kind is "none".',
+                next_step='Set task = "lora", or quantization.kind = "nf4".',
+            )
+        if self.task is Task.LORA and self.quantization.kind not in ("auto", "none"):
+            raise EngineError(
+                "spec.conflict",
+                f'task = "lora" keeps the base unquantised, but quantization.kind is "{self.quantization.kind}".',
+                next_step='Set task = "qlora", or quantization.kind = "none".',
+            )
+
+    @property
+    def quantization_kind(self) -> str:
+        """ "nf4", "fp4" or "none", with "auto" decided by the task."""
+        if self.quantization.kind != "auto":
+            return self.quantization.kind
+        return "nf4" if self.task is Task.QLORA else "none"

@@ -1,0 +1,113 @@
+"""What a run looks like now: the result of folding its events.
+
+Owns the shape screens and `runs --json` read; `engine.jobs.fold` fills it. Must not know files or processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine.jobs.events import Checkpoint, GpuMeter, Sample
+
+
+class RunPhase(StrEnum):
+    """State of a run. `lost` is decided by whoever can look at processes (`engine.jobs.liveness`)."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+    PAUSED = "paused"
+    STALLED = "stalled"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    LOST = "lost"
+
+    @property
+    def is_live(self) -> bool:
+        """A process should be working on it."""
+        return self in (
+            RunPhase.QUEUED,
+            RunPhase.STARTING,
+            RunPhase.RUNNING,
+            RunPhase.EVALUATING,
+            RunPhase.SAVING,
+            RunPhase.STALLED,
+        )
+
+    @property
+    def is_resumable(self) -> bool:
+        """Resume makes sense."""
+        return self in (RunPhase.PAUSED, RunPhase.STOPPED, RunPhase.FAILED, RunPhase.LOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Neighbouring points of a series drawn as one."""
+
+    first_step: int
+    last_step: int
+    low: float
+    mean: float
+    high: float
+    count: int
+
+
+@dataclass(slots=True)
+class RunState:
+    """Mutable on purpose: the fold updates it in place, one event at a time, and memory stays bounded."""
+
+    state: RunPhase = RunPhase.QUEUED
+    phase: str = ""
+    phase_detail: str = ""
+    phase_done: int = 0
+    phase_total: int = 0
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    attempt: int = 0
+    resumed_step: int = 0
+    device: str = ""
+    rows: int = 0
+    parameters: int = 0
+    trainable_parameters: int = 0
+    loss: float | None = None
+    eval_loss: float | None = None
+    best_eval_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_total: int = 0
+    tokens_per_second: float | None = None
+    """Over the last steps of this attempt."""
+    eta_seconds: float | None = None
+    started: float | None = None
+    """Wall time of the first event."""
+    updated: float | None = None
+    ended: float | None = None
+    working_seconds: float = 0.0
+    """Wall time with a worker alive, over all attempts; what a rented machine bills."""
+    cpu_percent: float | None = None
+    ram_bytes: int | None = None
+    ram_total_bytes: int | None = None
+    temperature_celsius: float | None = None
+    gpus: tuple[GpuMeter, ...] = ()
+    peak_bytes: int | None = None
+    peak_kind: str = ""
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    """The latest answer per prompt and, first, the answers before training."""
+    log: list[tuple[float, str, str]] = field(default_factory=list)
+    """(wall time, level, message); bounded to the newest 2,000."""
+    pending_control: str = ""
+    card_path: str = ""
+    what: str = ""
+    cause: str = ""
+    next_step: str = ""
+    runner_pid: int = 0
+    runner_process_start: float = 0.0
+    worker_pid: int = 0
+    worker_process_start: float = 0.0
+    boot_id: str = ""

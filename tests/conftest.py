@@ -1,0 +1,19 @@
+"""Fixtures every test gets: its own home, no hub, no developer preferences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs, answers and preferences of a test live in its own folder; the hub is never asked."""
+    home = tmp_path / "scaler-home"
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in ("NO_COLOR", "ACCESSIBLE", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    return home
