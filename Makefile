@@ -1,0 +1,76 @@
+# `make run` and `make test` are all a newcomer needs; both set up .venv by themselves and are quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: run test test-fast check lint types contracts bench screenshots gpu-check lock clean help
+
+help:
+	@echo "make run          set up .venv and open the wizard with the demo model (headless demo without a terminal)"
+	@echo "make test         set up, then every test"
+	@echo "make test-fast    the tests that need no training and no terminal, in seconds"
+	@echo "make check        ruff, mypy --strict, import contracts"
+	@echo "make bench        the benchmarks behind the README's figures"
+	@echo "make screenshots  assets/screenshots from recorded journals"
+	@echo "make gpu-check    the checks that need an accelerator"
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Scaler Wizard needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV). On Debian or Ubuntu: apt install python3-venv"; exit 2; }
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.python requirements.lock pyproject.toml
+	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes) ..."
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.lock
+	@echo "Installing the test tools ..."
+	@$(PIP) install -r requirements-dev.lock
+	@touch $@
+
+run: $(VENV)/.run
+	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/scaler-wizard --demo; else $(BIN)/scaler-wizard demo; fi
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -m "slow and not gpu" tests
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests
+
+check: lint types contracts
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+screenshots: $(VENV)/.dev
+	$(BIN)/python assets/make_screenshots.py
+
+gpu-check: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu tests
+
+# The locks are what a clean environment resolves to today; torch is pinned because the newest build may be many GB.
+lock:
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install -q torch==2.13.0 hatchling .
+	$(VENV)-lock/bin/pip freeze --exclude scaler-wizard | sed 's/+cpu//' > requirements.lock
+	$(VENV)-lock/bin/pip install -q -c requirements.lock '.[dev]'
+	$(VENV)-lock/bin/pip freeze --exclude scaler-wizard | sed 's/+cpu//' > requirements-dev.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
