@@ -81,6 +81,8 @@ class Architecture:
     """Size of the checkpoint's tensors on disk; `2 * parameters` when only the config was seen."""
     source: str = ""
     """The folder, hub id or "profile" this was read from."""
+    quantization: str = ""
+    """How the stored weights are packed ("bitsandbytes 4-bit", "gptq 4-bit"); "" for plain weights."""
     notes: tuple[str, ...] = ()
     """What could not be determined, or does not add up, in sentences."""
 
@@ -104,3 +106,15 @@ class Architecture:
         shared = matrices * self.hidden_size * moe.shared_intermediate_size
         mixture = moe.experts * expert + shared + moe.experts * self.hidden_size
         return self.layers * attention + moe.moe_layers * mixture + (self.layers - moe.moe_layers) * dense
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters one token passes through; all of them unless there are experts."""
+        if self.moe is None:
+            return self.parameters
+        matrices = 3 if self.mlp_kind == "gated" else 2
+        idle = self.moe.experts - min(self.moe.experts_per_token, self.moe.experts)
+        return (
+            self.parameters
+            - self.moe.moe_layers * idle * matrices * self.hidden_size * self.moe.expert_intermediate_size
+        )
