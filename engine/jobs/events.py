@@ -153,8 +153,10 @@ class End(Event, tag="end", frozen=True, kw_only=True):
 class RunnerStart(Event, tag="runner_start", frozen=True, kw_only=True):
     pid: int
     process_start: float
-    """Start time of the process, seconds since 1970, as the operating system reports it."""
+    """Start time of the process as `engine.jobs.liveness` reads it; compared, never shown."""
     boot_id: str
+    """Which boot of which machine (and which container) the process ids belong to."""
+    host: str = ""
 
 
 class WorkerStart(Event, tag="worker_start", frozen=True, kw_only=True):
@@ -206,3 +208,6 @@ AnyEvent = (
     | WorkerExit
     | RunnerEnd
 )
+
+RUNNER_EVENTS = (RunnerStart, WorkerStart, Heartbeat, WorkerExit, RunnerEnd)
+"""Kinds that say nothing about the worker's own progress."""

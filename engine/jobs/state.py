@@ -106,6 +106,13 @@ class RunState:
     what: str = ""
     cause: str = ""
     next_step: str = ""
+    warning: str = ""
+    """Something to know while the run goes on, such as a runner that is gone."""
+    trained_tokens_total: int = 0
+    worker_updated: float | None = None
+    """Wall time of the worker's own last event; the runner's heartbeats do not count."""
+    heartbeat: float | None = None
+    """Wall time of the runner's last event."""
     runner_pid: int = 0
     runner_process_start: float = 0.0
     worker_pid: int = 0

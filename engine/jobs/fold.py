@@ -1,0 +1,343 @@
+"""From events to the state of a run: a pure fold, one event at a time, in bounded memory.
+
+Owns what each event means for the state, the rewind that a resume causes, speed, ETA and working time.
+Must not know files, clocks or processes; whether a silent run is lost is decided in `engine.jobs.summary`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from engine.jobs import events as ev
+from engine.jobs.series import Series
+from engine.jobs.state import RunPhase, RunState
+
+SERIES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
+LOG_LIMIT = 2000
+CHECKPOINT_LIMIT = 100
+SAMPLE_LIMIT = 200
+SPEED_WINDOW_STEPS = 20
+SILENCE_COUNTED_SECONDS = 15.0
+"""Working time after the last sign of life is unknown; three heartbeats of it are counted at most."""
+
+_OUTCOMES = {
+    "finished": RunPhase.FINISHED,
+    "stopped": RunPhase.STOPPED,
+    "paused": RunPhase.PAUSED,
+    "failed": RunPhase.FAILED,
+}
+_PHASES = {
+    "training": RunPhase.RUNNING,
+    "evaluating": RunPhase.EVALUATING,
+    "measuring before": RunPhase.EVALUATING,
+    "measuring after": RunPhase.EVALUATING,
+    "saving": RunPhase.SAVING,
+    "merging": RunPhase.SAVING,
+    "writing card": RunPhase.SAVING,
+}
+
+
+class Fold:
+    """Apply events in order; read `state` and `series()` whenever wanted."""
+
+    def __init__(self) -> None:
+        self._state = RunState()
+        self._series = {name: Series() for name in SERIES}
+        self._tokens = Series()
+        self._trained = Series()
+        self._totals_at: dict[int, tuple[int, int]] = {}
+        """Token totals at the newest checkpoints, for an exact rewind."""
+        self._recent: deque[tuple[int, float]] = deque(maxlen=SPEED_WINDOW_STEPS)
+        self._worked_seconds = 0.0
+        self._attempt_began: float | None = None
+        self._last_alive = 0.0
+        self._stepping_began: float | None = None
+        self._stepping_seconds = 0.0
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            ev.Start: self._start,
+            ev.Plan: self._plan,
+            ev.Phase: self._phase,
+            ev.Step: self._step,
+            ev.Eval: self._eval,
+            ev.Sample: self._sample,
+            ev.Meter: self._meter,
+            ev.Memory: self._memory,
+            ev.Checkpoint: self._checkpoint,
+            ev.Warn: self._warn,
+            ev.Log: self._log_event,
+            ev.Control: self._control,
+            ev.CardReady: self._card,
+            ev.End: self._end,
+            ev.RunnerStart: self._runner_start,
+            ev.WorkerStart: self._worker_start,
+            ev.Heartbeat: self._heartbeat,
+            ev.WorkerExit: self._worker_exit,
+            ev.RunnerEnd: self._runner_end,
+        }
+
+    def apply(self, event: ev.AnyEvent) -> None:
+        """Take one event; never raises, whatever the order."""
+        state = self._state
+        if state.started is None:
+            state.started = event.t
+        if state.updated is None or event.t > state.updated:
+            state.updated = event.t
+        if not isinstance(event, ev.RUNNER_EVENTS):
+            state.worker_updated = event.t
+            if event.t > self._last_alive:
+                self._last_alive = event.t
+        self._handlers[type(event)](event)
+
+    def apply_all(self, events: Iterable[ev.AnyEvent]) -> None:
+        """Take many."""
+        for event in events:
+            self.apply(event)
+
+    @property
+    def state(self) -> RunState:
+        """The state so far, with speed, ETA and working time brought up to date."""
+        state = self._state
+        seconds = sum(seconds for _, seconds in self._recent)
+        tokens = sum(count for count, _ in self._recent)
+        state.tokens_per_second = tokens / seconds if seconds > 0 else None
+        state.eta_seconds = self._eta_seconds()
+        state.working_seconds = self._worked_seconds + self._open_seconds()
+        return state
+
+    def series(self, name: str) -> Series:
+        """One of SERIES: "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second"."""
+        return self._series[name]
+
+    # ── derived figures ───────────────────────────────────────────────────────────────────────────────────────────
+    def _eta_seconds(self) -> float | None:
+        """Steps left x recent seconds per step x (wall time / time inside steps) of this attempt."""
+        state = self._state
+        if not state.state.is_live or not self._recent or state.total_steps <= 0:
+            return None
+        recent = sum(seconds for _, seconds in self._recent) / len(self._recent)
+        overhead = 1.0
+        if self._stepping_began is not None and self._stepping_seconds > 0:
+            overhead = (self._last_alive - self._stepping_began) / self._stepping_seconds
+        return max(state.total_steps - state.step, 0) * recent * min(max(overhead, 1.0), 3.0)
+
+    def _open_seconds(self) -> float:
+        return 0.0 if self._attempt_began is None else max(self._last_alive - self._attempt_began, 0.0)
+
+    def _close_attempt(self, t: float) -> None:
+        if self._attempt_began is not None:
+            self._last_alive = max(self._last_alive, min(t, self._last_alive + SILENCE_COUNTED_SECONDS))
+            self._worked_seconds += self._open_seconds()
+            self._attempt_began = None
+
+    def _open_attempt(self, t: float) -> None:
+        self._close_attempt(t)
+        self._attempt_began = t
+        self._last_alive = t
+
+    # ── the worker ────────────────────────────────────────────────────────────────────────────────────────────────
+    def _begin(self, t: float) -> None:
+        """A new attempt: whatever the previous one ended with is history."""
+        state = self._state
+        state.state = RunPhase.STARTING
+        state.ended = None
+        state.what = state.cause = state.next_step = state.warning = ""
+        state.pending_control = ""
+        state.phase, state.phase_detail, state.phase_done, state.phase_total = "starting", "", 0, 0
+        self._recent.clear()
+        self._stepping_began, self._stepping_seconds = None, 0.0
+
+    def _start(self, event: ev.Start) -> None:
+        state = self._state
+        if self._attempt_began is None or state.attempt not in (0, event.attempt):
+            self._open_attempt(event.t)
+        self._begin(event.t)
+        state.attempt = max(event.attempt, 0)
+        state.worker_pid = event.pid
+        state.device = event.device
+        state.resumed_step = max(event.resumed_step, 0)
+        self._rewind(state.resumed_step)
+        where = f", from step {state.resumed_step}" if state.resumed_step else ""
+        self._log(event.t, "info", f"Worker {event.attempt} started on {event.device or 'this machine'}{where}")
+
+    def _rewind(self, step: int) -> None:
+        """Void everything after `step`: the resumed worker does it again."""
+        state = self._state
+        if step >= state.step:
+            return
+        for series in (*self._series.values(), self._tokens, self._trained):
+            series.rewind(step)
+        exact = self._totals_at.get(step)
+        if step == 0:
+            exact = (0, 0)
+        totals = exact or (round(self._tokens.total), round(self._trained.total))
+        state.tokens_total, state.trained_tokens_total = totals
+        self._totals_at = {at: kept for at, kept in self._totals_at.items() if at <= step}
+        state.step = step
+        state.loss = self._series["loss"].last_value
+        state.eval_loss = self._series["eval_loss"].last_value
+        state.best_eval_loss = self._series["eval_loss"].lowest
+        state.samples = [sample for sample in state.samples if sample.step <= step]
+        self._recent.clear()
+
+    def _plan(self, event: ev.Plan) -> None:
+        state = self._state
+        state.total_steps = event.total_steps
+        state.rows = event.rows
+        state.parameters = event.parameters
+        state.trainable_parameters = event.trainable_parameters
+
+    def _phase(self, event: ev.Phase) -> None:
+        state = self._state
+        if event.name != state.phase:
+            self._log(event.t, "info", f"{event.name}: {event.detail}" if event.detail else event.name)
+        state.phase = event.name
+        state.phase_detail = event.detail
+        state.phase_done, state.phase_total = event.done, event.total
+        if state.ended is None:
+            state.state = _PHASES.get(event.name, RunPhase.STARTING)
+
+    def _step(self, event: ev.Step) -> None:
+        state = self._state
+        step = event.step
+        if step <= state.step and state.step:  # the Start line that says so was torn
+            self._rewind(step - 1)
+        state.step = step
+        state.loss = event.loss
+        state.learning_rate = event.learning_rate
+        state.grad_norm = event.grad_norm
+        state.epoch = event.epoch
+        state.tokens_total += event.tokens
+        state.trained_tokens_total += event.trained_tokens
+        if state.ended is None:
+            state.state = RunPhase.RUNNING
+        if state.phase != "training":
+            state.phase, state.phase_detail, state.phase_done, state.phase_total = "training", "", 0, 0
+        series = self._series
+        series["loss"].add(step, event.loss)
+        series["learning_rate"].add(step, event.learning_rate)
+        series["grad_norm"].add(step, event.grad_norm)
+        self._tokens.add(step, event.tokens)
+        self._trained.add(step, event.trained_tokens)
+        seconds = event.step_seconds
+        if seconds > 0:
+            series["tokens_per_second"].add(step, event.tokens / seconds)
+            self._recent.append((event.tokens, seconds))
+            if self._stepping_began is None:
+                self._stepping_began = event.t - seconds
+            self._stepping_seconds += seconds
+
+    def _eval(self, event: ev.Eval) -> None:
+        state = self._state
+        state.eval_loss = event.loss
+        self._series["eval_loss"].add(event.step, event.loss)
+        state.best_eval_loss = self._series["eval_loss"].lowest
+        self._log(event.t, "info", f"Held-out loss {event.loss:.4f} at step {event.step}")
+
+    def _sample(self, event: ev.Sample) -> None:
+        """Answers before training stay; of later ones the newest per prompt."""
+        before = event.step == 0
+        kept = [s for s in self._state.samples if s.prompt != event.prompt or (s.step == 0) != before]
+        kept.append(event)
+        kept.sort(key=lambda sample: sample.step != 0)
+        self._state.samples = kept[:SAMPLE_LIMIT]
+
+    def _meter(self, event: ev.Meter) -> None:
+        state = self._state
+        state.cpu_percent = event.cpu_percent
+        state.ram_bytes = event.ram_bytes
+        state.ram_total_bytes = event.ram_total_bytes
+        state.temperature_celsius = event.temperature_celsius
+        state.gpus = event.gpus
+
+    def _memory(self, event: ev.Memory) -> None:
+        state = self._state
+        if state.peak_kind != event.where or state.peak_bytes is None or event.peak_bytes > state.peak_bytes:
+            state.peak_bytes, state.peak_kind = event.peak_bytes, event.where
+
+    def _checkpoint(self, event: ev.Checkpoint) -> None:
+        state = self._state
+        state.checkpoints = [c for c in state.checkpoints if c.step != event.step][-(CHECKPOINT_LIMIT - 1) :]
+        state.checkpoints.append(event)
+        if event.step == state.step:
+            self._totals_at[event.step] = (state.tokens_total, state.trained_tokens_total)
+            while len(self._totals_at) > CHECKPOINT_LIMIT:
+                del self._totals_at[next(iter(self._totals_at))]
+        if state.pending_control == "checkpoint":
+            state.pending_control = ""
+        self._log(event.t, "info", f"Checkpoint at step {event.step}")
+
+    def _warn(self, event: ev.Warn) -> None:
+        self._log(event.t, "warning", f"{event.message} {event.next_step}".rstrip())
+
+    def _log_event(self, event: ev.Log) -> None:
+        self._log(event.t, event.level, event.message)
+
+    def _control(self, event: ev.Control) -> None:
+        self._state.pending_control = event.command
+        self._log(event.t, "info", f"{event.command.capitalize()} requested; honoured after this step")
+
+    def _card(self, event: ev.CardReady) -> None:
+        self._state.card_path = event.path
+
+    def _end(self, event: ev.End) -> None:
+        state = self._state
+        state.state = _OUTCOMES.get(event.outcome, RunPhase.FAILED)
+        state.ended = event.t
+        state.pending_control = ""
+        state.what, state.cause, state.next_step = event.what, event.cause, event.next_step
+        self._close_attempt(event.t)
+        level = "error" if state.state is RunPhase.FAILED else "info"
+        self._log(event.t, level, " ".join(filter(None, (f"Run {event.outcome}.", event.what, event.cause))))
+
+    # ── the runner ────────────────────────────────────────────────────────────────────────────────────────────────
+    def _runner_start(self, event: ev.RunnerStart) -> None:
+        state = self._state
+        self._close_attempt(event.t)
+        self._begin(event.t)
+        state.heartbeat = event.t
+        state.worker_pid, state.worker_process_start, state.worker_updated = 0, 0.0, None
+        state.runner_pid, state.runner_process_start = event.pid, event.process_start
+        state.boot_id = event.boot_id
+
+    def _worker_start(self, event: ev.WorkerStart) -> None:
+        state = self._state
+        state.heartbeat = event.t
+        state.worker_process_start = event.process_start
+        state.worker_updated = state.worker_updated or event.t
+        if state.worker_pid == event.pid and self._attempt_began is not None:
+            return  # the worker was quicker with its own Start
+        state.worker_pid = event.pid
+        state.attempt = event.attempt
+        self._open_attempt(event.t)
+
+    def _heartbeat(self, event: ev.Heartbeat) -> None:
+        self._state.heartbeat = event.t
+        if self._attempt_began is not None and event.t > self._last_alive:
+            self._last_alive = event.t
+
+    def _worker_exit(self, event: ev.WorkerExit) -> None:
+        state = self._state
+        state.heartbeat = event.t
+        self._close_attempt(event.t)
+        if state.ended is not None:
+            return  # its End event has said what happened
+        state.state = RunPhase.FAILED
+        state.ended = event.t
+        state.pending_control = ""
+        state.what, state.cause, state.next_step = event.what, event.cause, event.next_step
+        self._log(event.t, "error", " ".join(filter(None, (event.what, event.cause))))
+
+    def _runner_end(self, event: ev.RunnerEnd) -> None:
+        self._state.heartbeat = event.t
+        self._close_attempt(event.t)
+        if self._state.ended is None:
+            self._state.state = _OUTCOMES.get(event.outcome, RunPhase.FAILED)
+            self._state.ended = event.t
+
+    def _log(self, t: float, level: str, message: str) -> None:
+        log = self._state.log
+        log.append((t, level, message))
+        if len(log) > LOG_LIMIT:
+            del log[0]

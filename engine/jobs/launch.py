@@ -1,0 +1,125 @@
+"""Starting a run so that nothing about the terminal can reach it.
+
+Owns the detached runner process: own session, no pipe, no terminal, no parent that matters. Must not know what the
+runner does. The command started here forks once more and leaves, so the runner belongs to init at once: it is no
+zombie of the wizard when it ends, and no child of it when the wizard is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+from engine.errors import EngineError, ExitCode
+from engine.jobs import events as ev
+from engine.jobs import layout, lock
+from engine.jobs.journal import read_tail_events
+from engine.jobs.spec import JobSpec
+from engine.jobs.store import create_run
+from engine.paths import ensure_writable, runs_dir
+from engine.units import MIB, format_bytes
+
+LAUNCH_SECONDS = 60.0
+"""A runner on a busy machine is up in a second or two; beyond this something is wrong."""
+MINIMUM_FREE_BYTES = 64 * MIB
+LOCKED_EXIT_CODE = 3
+
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+def start(spec: JobSpec, *, base: Path | None = None, needed_bytes: int = MINIMUM_FREE_BYTES) -> Path:
+    """Create a run and launch it; returns its directory. `needed_bytes` is the disk the whole job will take."""
+    require_free_disk(ensure_writable(runs_dir()), needed_bytes)
+    run_dir = create_run(spec, base=base)
+    launch(run_dir)
+    return run_dir
+
+
+def require_free_disk(directory: Path, needed_bytes: int) -> None:
+    """Raises EngineError `disk.full` when `directory` has less free than `needed_bytes`."""
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < needed_bytes:
+        raise EngineError(
+            "disk.full",
+            f"{directory} has {format_bytes(free_bytes)} free; {format_bytes(needed_bytes)} are needed.",
+            next_step="Free some space, or set SCALER_WIZARD_HOME to a folder on a larger disk.",
+            exit_code=ExitCode.DOES_NOT_FIT,
+        )
+
+
+def refuse_when_held(run_dir: Path) -> None:
+    """Raises EngineError `run.live` when a runner or a worker has the run."""
+    if lock.is_held(run_dir):
+        raise EngineError(
+            "run.live",
+            f"Run {run_dir.name} is being worked on already.",
+            cause="Its runner, or a worker whose runner was killed, is alive.",
+            next_step=f"Watch it with `scaler-wizard attach {run_dir.name}`, or stop it first.",
+        )
+
+
+def launch(run_dir: Path, *, wait_seconds: float = LAUNCH_SECONDS) -> int:
+    """Start the detached runner and wait until it has reported in; returns its pid. Raises EngineError."""
+    run_dir = run_dir.resolve()
+    if not (run_dir / layout.SPEC).is_file():
+        raise EngineError("run.damaged", f"{run_dir} has no {layout.SPEC}; it is not a run directory.")
+    refuse_when_held(run_dir)
+    require_free_disk(run_dir, MINIMUM_FREE_BYTES)
+    runner_journal = run_dir / layout.RUNNER_JOURNAL
+    offset = runner_journal.stat().st_size if runner_journal.exists() else 0
+    with (run_dir / layout.RUNNER_LOG).open("ab") as log:
+        starter = subprocess.Popen(
+            [*module_command("engine.jobs.runner"), "--detach", str(run_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=run_dir,
+            env=child_environment(),
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + wait_seconds
+    while time.monotonic() < deadline:
+        for event in read_tail_events(runner_journal, max_bytes=1 << 20, after=offset):
+            if isinstance(event, ev.RunnerStart):
+                starter.wait()
+                return event.pid
+        if starter.poll() == LOCKED_EXIT_CODE:
+            refuse_when_held(run_dir)
+        if starter.poll():
+            break
+        time.sleep(0.02)
+    raise _no_runner(run_dir)
+
+
+def _no_runner(run_dir: Path) -> EngineError:
+    log = layout.read_tail(run_dir / layout.RUNNER_LOG, max_bytes=2000).decode(errors="replace").strip()
+    return EngineError(
+        "run.no_runner",
+        f"The runner of {run_dir.name} did not start.",
+        cause=log.splitlines()[-1] if log else "It wrote nothing to runner.log.",
+        next_step=f"Look into {run_dir / layout.RUNNER_LOG}.",
+        exit_code=ExitCode.RUN_FAILED,
+    )
+
+
+def module_command(module: str) -> list[str]:
+    """How our own modules are run: the run directory, which is the working directory, is no place to import from."""
+    return [sys.executable, "-P", "-m", module]
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of runner and worker: the same program, the same home, whatever their working directory."""
+    environment = dict(os.environ)
+    home = environment.get("SCALER_WIZARD_HOME")
+    if home:
+        environment["SCALER_WIZARD_HOME"] = str(Path(home).expanduser().absolute())
+    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    if str(_PACKAGE_PARENT) not in installed:
+        rest = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
+        environment["PYTHONPATH"] = os.pathsep.join([str(_PACKAGE_PARENT), *rest])
+    return environment

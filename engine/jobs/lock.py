@@ -1,0 +1,47 @@
+"""One runner per run: an advisory lock on `runner.lock`.
+
+Owns taking and testing it. Must not know what the holder does. The runner hands the locked file to its worker, so the
+lock is held as long as anybody works on the run, even when the runner itself was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from engine.jobs.layout import LOCK
+
+PATIENCE_SECONDS = 2.0
+"""A reader tests the lock for microseconds; that must not turn a runner away."""
+
+
+def acquire(run_dir: Path) -> int | None:
+    """The locked file's handle, to be kept open; None when somebody works on the run."""
+    handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except OSError:
+            if time.monotonic() >= deadline:
+                os.close(handle)
+                return None
+            time.sleep(0.02)
+
+
+def is_held(run_dir: Path) -> bool:
+    """Does a runner or a worker hold the run?"""
+    try:
+        handle = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -1,0 +1,143 @@
+"""Specs as files: commented TOML out, checked TOML in, and the hash that names a spec.
+
+Owns the text form of a spec. Must not know runs. The comments come from the descriptions in `engine.jobs.spec`, so
+the file explains itself and cannot drift from the code.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import textwrap
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.errors import EngineError
+from engine.jobs.spec import JobSpec
+from engine.profiles import load_toml
+
+_HEADER = """\
+# A Scaler Wizard job. Run it again anywhere with:  scaler-wizard run spec.toml
+# Every key may be left out; its default is then used. Unknown keys are errors.
+"""
+_COMMENT_WIDTH = 118
+_LITERAL = "demo"
+
+
+def load_spec(path: Path) -> JobSpec:
+    """Read and check a spec. Raises EngineError that names file, line and key."""
+    try:
+        return canonical(load_toml(Path(path), JobSpec, what="spec"))
+    except EngineError as error:
+        if not error.code.startswith("spec."):
+            raise
+        raise EngineError(
+            error.code, f"{path}: {error.what}", cause=error.cause, next_step=error.next_step, exit_code=error.exit_code
+        ) from error
+
+
+def canonical(spec: JobSpec) -> JobSpec:
+    """The same spec with every limit checked and 32 written where a float is meant turned into 32.0."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(spec), JobSpec, strict=True)
+    except msgspec.ValidationError as error:
+        raise EngineError(
+            "spec.value", f"The spec has a value outside its limits: {error}.", next_step="Correct that value."
+        ) from error
+
+
+def with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
+    """Files named relative to `base` become absolute, because a run works in its own directory."""
+
+    def resolve(name: str) -> str:
+        return name if name in ("", _LITERAL) else str(base / Path(name).expanduser())
+
+    data = msgspec.structs.replace(
+        spec.data,
+        train=resolve(spec.data.train),
+        heldout=resolve(spec.data.heldout),
+        base_text=resolve(spec.data.base_text),
+    )
+    model = spec.model
+    if model.source != _LITERAL and (base / Path(model.source).expanduser()).is_dir():
+        model = msgspec.structs.replace(model, source=resolve(model.source))
+    return msgspec.structs.replace(spec, data=data, model=model)
+
+
+def spec_hash(spec: JobSpec) -> str:
+    """SHA-256 over everything that changes the result; the prediction is a promise, not a setting."""
+    tree = msgspec.to_builtins(canonical(spec))
+    del tree["prediction"]
+    return hashlib.sha256(msgspec.json.encode(tree, order="sorted")).hexdigest()
+
+
+def dump_spec(spec: JobSpec) -> str:
+    """The spec as commented TOML; `load_spec` of it gives an equal spec. Raises EngineError for impossible values."""
+    lines = [_HEADER]
+    tables: list[str] = []
+    spec = canonical(spec)
+    for name, description in _described(type(spec)):
+        value = getattr(spec, name)
+        if isinstance(value, msgspec.Struct):
+            tables += ["", *_comment(_doc_of(value)), f"[{name}]", *_entries(value)]
+        else:
+            lines += [*_comment(description), f"{name} = {_literal(value)}"]
+    return "\n".join([*lines, *tables]) + "\n"
+
+
+def _entries(section: msgspec.Struct) -> list[str]:
+    lines: list[str] = []
+    for name, description in _described(type(section)):
+        lines += [*_comment(description), f"{name} = {_literal(getattr(section, name))}"]
+    return lines
+
+
+def _doc_of(section: msgspec.Struct) -> str:
+    return "" if type(section).__doc__ is None else str(type(section).__doc__).strip()
+
+
+def _described(kind: type[msgspec.Struct]) -> list[tuple[str, str]]:
+    """Field names in order, each with the description of its Meta."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [
+        (name, next((m.description or "" for m in typing.get_args(hints[name]) if isinstance(m, msgspec.Meta)), ""))
+        for name in kind.__struct_fields__
+    ]
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text, _COMMENT_WIDTH)]
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, enum.Enum):
+        return _quoted(str(value.value))
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(_literal(item) for item in value)}]"
+    return repr(value)  # int and float: Python's shortest exact form is valid TOML
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string."""
+    escapes = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    out: list[str] = []
+    for character in text:
+        code = ord(character)
+        if 0xD800 <= code <= 0xDFFF:
+            raise EngineError(
+                "spec.text",
+                f"{text!a} cannot be written to a spec: it is not valid Unicode.",
+                next_step="Rename the file so that its name is valid UTF-8.",
+            )
+        if character in escapes:
+            out.append(escapes[character])
+        else:
+            out.append(f"\\u{code:04X}" if code < 0x20 or code == 0x7F else character)
+    return f'"{"".join(out)}"'

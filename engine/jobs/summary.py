@@ -1,0 +1,217 @@
+"""What a list of runs shows about one run, and the verdict on runs that have gone silent.
+
+Owns `run.json`, the cheap summary (head and tail of the journal only) and the rules for lost and stalled.
+Must not start or change anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import EngineError
+from engine.jobs import events as ev
+from engine.jobs import layout, lock
+from engine.jobs.fold import Fold
+from engine.jobs.journal import merge, read_head_events, read_tail_events
+from engine.jobs.liveness import current_boot_id, is_alive
+from engine.jobs.spec_toml import load_spec
+from engine.jobs.state import RunPhase, RunState
+
+STALLED_SECONDS = 60.0
+"""A worker that says nothing at all for so long (it meters itself every second) does not make progress."""
+ELSEWHERE_SECONDS = 20.0
+"""Processes of another machine or container cannot be seen; a heartbeat younger than this proves life there."""
+STARTING_SECONDS = 30.0
+
+_HEAD_BYTES = 32 * 1024
+_TAIL_BYTES = 64 * 1024
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`: written once, when the run is created."""
+
+    id: str
+    created: float
+    spec_hash: str
+    program_version: str = ""
+    host: str = ""
+    v: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One line of the list of runs."""
+
+    id: str
+    directory: Path
+    state: RunPhase
+    name: str = ""
+    task: str = ""
+    model: str = ""
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    eval_loss: float | None = None
+    created: float = 0.0
+    started: float | None = None
+    updated: float | None = None
+    ended: float | None = None
+    eta_seconds: float | None = None
+    working_seconds: float = 0.0
+    cost_usd: float = 0.0
+    attempts: int = 0
+    what: str = ""
+    cause: str = ""
+    next_step: str = ""
+    warning: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """For `runs --json`."""
+        tree: dict[str, object] = dataclasses.asdict(self)
+        return tree | {"directory": str(self.directory), "state": self.state.value}
+
+
+def read_record(run_dir: Path) -> RunRecord:
+    """Raises EngineError `run.damaged`."""
+    path = run_dir / layout.RUN
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunRecord)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise EngineError(
+            "run.damaged",
+            f"The run directory {run_dir.name} is damaged: {layout.RUN} cannot be read.",
+            cause=error.strerror or str(error) if isinstance(error, OSError) else str(error),
+            next_step=f"Its files are in {run_dir}; remove the folder when you do not need them.",
+        ) from error
+
+
+def cost_usd(working_seconds: float, usd_per_hour: float) -> float:
+    """Money for a rented machine: billed while a worker was alive."""
+    return working_seconds / 3600 * usd_per_hour
+
+
+# ── the verdict on silence ────────────────────────────────────────────────────────────────────────────────────────
+def judge(state: RunState, run_dir: Path, record: RunRecord, *, now: float | None = None) -> RunState:
+    """Turn a state that claims to be live into LOST or STALLED when the processes say otherwise. A pure copy."""
+    state = dataclasses.replace(state, warning="")
+    if not state.state.is_live:
+        return state
+    now = time.time() if now is None else now
+    if not state.runner_pid and not state.worker_pid:
+        return _judge_unstarted(state, run_dir, now - record.created)
+    if state.boot_id and state.boot_id != current_boot_id():
+        silent_seconds = now - max(state.heartbeat or 0.0, state.updated or 0.0)
+        if silent_seconds > ELSEWHERE_SECONDS:
+            return _lost(state, "The machine or container it ran on is gone, or was restarted.")
+        state.warning = f"It runs in another place ({record.host}); it can be watched from here, not controlled."
+        return state
+    runner_alive = is_alive(state.runner_pid, state.runner_process_start, state.boot_id)
+    worker_alive = is_alive(state.worker_pid, state.worker_process_start, state.boot_id)
+    if not runner_alive and not worker_alive:
+        if not state.runner_pid and lock.is_held(run_dir):
+            return state
+        return _lost(state, "Neither its runner nor its worker is alive, and neither said goodbye.")
+    if not runner_alive:
+        state.warning = "Its runner was killed; the worker goes on without supervision."
+    last_word = state.worker_updated or state.started or now
+    if worker_alive and now - last_word > STALLED_SECONDS:
+        state.state = RunPhase.STALLED
+        state.warning = f"The worker is alive but has said nothing for {now - last_word:.0f} s. " + state.warning
+    return state
+
+
+def _judge_unstarted(state: RunState, run_dir: Path, age_seconds: float) -> RunState:
+    if lock.is_held(run_dir) or age_seconds < STARTING_SECONDS:
+        return state
+    state.state = RunPhase.LOST
+    state.what = "It was created but never started."
+    state.next_step = f"Start it with `scaler-wizard resume {run_dir.name}`."
+    return state
+
+
+def _lost(state: RunState, cause: str) -> RunState:
+    step = state.checkpoints[-1].step if state.checkpoints else 0
+    state.state = RunPhase.LOST
+    state.ended = state.updated
+    state.eta_seconds = None
+    state.what = "The run was lost."
+    state.cause = cause
+    state.next_step = f"Press r to resume from step {step}." if step else "Press r to start it again."
+    return state
+
+
+# ── the cheap summary ─────────────────────────────────────────────────────────────────────────────────────────────
+def summarize(run_dir: Path) -> RunSummary:
+    """Never raises: what cannot be read becomes a failed run with the reason."""
+    try:
+        record = read_record(run_dir)
+        spec = load_spec(run_dir / layout.SPEC)
+    except EngineError as error:
+        return RunSummary(
+            id=run_dir.name, directory=run_dir, state=RunPhase.FAILED, created=_age_of(run_dir),
+            what=error.what, cause=error.cause, next_step=error.next_step,
+        )  # fmt: skip
+    state = quick_state(run_dir, record)
+    return RunSummary(
+        id=run_dir.name,
+        directory=run_dir,
+        state=state.state,
+        name=spec.name,
+        task=spec.task.value,
+        model=spec.model.source,
+        step=state.step,
+        total_steps=state.total_steps,
+        loss=state.loss,
+        eval_loss=state.eval_loss,
+        created=record.created,
+        started=state.started,
+        updated=state.updated,
+        ended=state.ended,
+        eta_seconds=state.eta_seconds,
+        working_seconds=state.working_seconds,
+        cost_usd=cost_usd(state.working_seconds, spec.cost.usd_per_hour),
+        attempts=state.attempt,
+        what=state.what,
+        cause=state.cause,
+        next_step=state.next_step,
+        warning=state.warning,
+    )
+
+
+def quick_state(run_dir: Path, record: RunRecord | None = None) -> RunState:
+    """The state from the head and the tail of the journal: right in all but the token totals and the curves."""
+    record = record or read_record(run_dir)
+    state = judge(_fold_ends(run_dir), run_dir, record)
+    if state.state is RunPhase.LOST:  # its last lines may have come between reading and looking
+        state = judge(_fold_ends(run_dir), run_dir, record)
+    return state
+
+
+def _fold_ends(run_dir: Path) -> RunState:
+    runner = read_head_events(run_dir / layout.RUNNER_JOURNAL)
+    journal = run_dir / layout.JOURNAL
+    head = read_head_events(journal, max_bytes=_HEAD_BYTES)
+    size = journal.stat().st_size if journal.exists() else 0
+    tail: list[ev.AnyEvent] = []
+    wanted = _TAIL_BYTES
+    while size > _HEAD_BYTES:
+        tail = read_tail_events(journal, max_bytes=wanted, after=_HEAD_BYTES)
+        # Meters of slow steps can fill a tail; go back until the tail says where the run stands.
+        if wanted >= size or any(isinstance(event, ev.Step | ev.Start) for event in tail):
+            break
+        wanted *= 4
+    fold = Fold()
+    fold.apply_all(merge([*head, *tail], runner))
+    return fold.state
+
+
+def _age_of(run_dir: Path) -> float:
+    try:
+        return run_dir.stat().st_mtime
+    except OSError:
+        return 0.0
