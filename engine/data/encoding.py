@@ -161,13 +161,16 @@ class RowEncoder:
             mask[0] = 0
         row = item.row
         digest, prompt_digest = digests(row)
+        prompt_ids = self._prompt_ids(row) if self._options.keep_prompts else ()
+        if prompt_ids != ids[: len(prompt_ids)]:
+            notes.add(Note.PROMPT_DIFFERS)
         return EncodedRow(
             input_ids=ids,
             trained=tuple(map(bool, mask)),
             line=row.line,
             kind=row.kind,
             messages=row.messages,
-            prompt_ids=self._prompt_ids(row) if self._options.keep_prompts else (),
+            prompt_ids=prompt_ids,
             answer=_last_answer(row.messages),
             full_length=len(ids),
             digest=digest,

@@ -37,7 +37,7 @@ _BOM = b"\xef\xbb\xbf"
 @dataclass(frozen=True, slots=True)
 class Record:
     line: int
-    """Line of the file where the record begins; the row number for CSV and Parquet."""
+    """Line where the record begins, or its row number: see `FileFormat.located_by`."""
     value: object
 
 
@@ -176,26 +176,22 @@ def _read_json(path: Path) -> Iterator[Record | Problem]:
         return
     decoder = json.JSONDecoder()
     position = text.index("[") + 1
-    line = 1 + text.count("\n", 0, position)
-    while True:
-        begin = _skip(text, position, " \t\r\n")
-        line += text.count("\n", position, begin)
-        if text.startswith("]", begin):
-            break
+    row = 0
+    while not text.startswith("]", begin := _skip(text, position)):
         value, position = _decode_at(path, decoder, text, begin)
-        yield Record(line, value)
-        line += text.count("\n", begin, position)
-        after = _skip(text, position, " \t\r\n")
-        line += text.count("\n", position, after)
-        if not text.startswith((",", "]"), after):
-            raise _broken_json(path, line, "Expecting ',' between rows or ']' after the last")
-        position = after + (1 if text[after] == "," else 0)
+        row += 1
+        yield Record(row, value)
+        position = _skip(text, position)
+        if text.startswith(",", position):
+            position += 1
+        elif not text.startswith("]", position):
+            raise _broken_json(path, text, position, "Expecting ',' between rows or ']' after the last")
     if text[begin + 1 :].strip():
-        raise _broken_json(path, line, "There is text after the closing ']'")
+        raise _broken_json(path, text, begin + 1, "There is text after the closing ']'")
 
 
-def _skip(text: str, position: int, skipped: str) -> int:
-    while position < len(text) and text[position] in skipped:
+def _skip(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
 
@@ -204,13 +200,14 @@ def _decode_at(path: Path, decoder: json.JSONDecoder, text: str, begin: int) -> 
     try:
         return decoder.raw_decode(text, begin)
     except RecursionError:
-        raise _broken_json(path, 1 + text.count("\n", 0, begin), "nested too deeply") from None
+        raise _broken_json(path, text, begin, "Nested too deeply") from None
     except ValueError as error:
-        at = error.lineno if isinstance(error, json.JSONDecodeError) else 1 + text.count("\n", 0, begin)
-        raise _broken_json(path, at, _json_cause(error)) from error
+        at = error.pos if isinstance(error, json.JSONDecodeError) else begin
+        raise _broken_json(path, text, at, _json_cause(error)) from error
 
 
-def _broken_json(path: Path, line: int, cause: str) -> EngineError:
+def _broken_json(path: Path, text: str, position: int, cause: str) -> EngineError:
+    line = 1 + text.count("\n", 0, position)
     return EngineError(
         "data.broken_json",
         f"{path} is not valid JSON: line {line}.",
@@ -220,10 +217,10 @@ def _broken_json(path: Path, line: int, cause: str) -> EngineError:
 
 
 def _from_object(path: Path, text: str) -> Iterator[Record | Problem]:
-    begin = _skip(text, 0, " \t\r\n")
+    begin = _skip(text, 0)
     value, end = _decode_at(path, json.JSONDecoder(), text, begin)
     if text[end:].strip():
-        raise _broken_json(path, 1 + text.count("\n", 0, end), "There is text after the first object")
+        raise _broken_json(path, text, end, "There is text after the first object")
     rows = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else []
     inner = rows[0] if len(rows) == 1 and isinstance(value, dict) and not _KNOWN_COLUMNS & value.keys() else None
     if inner is None:

@@ -206,8 +206,9 @@ class _Preparation:
         if builder.trained_tokens:
             return
         untrained = builder.dropped_rows(DropReason.ALL_CUT) + builder.dropped_rows(DropReason.NOTHING_TRAINED)
+        place = builder.format.located_by
         causes = [
-            f"{drop.rows:,} rows: {drop.text} (first at {drop.examples[0].line}: {drop.examples[0].detail})"
+            f"{drop.rows:,} rows: {drop.text} (first at {place} {drop.examples[0].line}: {drop.examples[0].detail})"
             for drop in builder.report().dropped
         ]
         raise EngineError(
@@ -226,6 +227,8 @@ class _Preparation:
         sequences = len(plan_packing(train.lengths, section.max_length)) if section.packing else len(train.lengths)
         contaminated = sum(row.digest in train.digests for row in held if not row.part)
         shared = sum(row.prompt_digest in train.prompts for row in held if not row.part)
+        if heldout:
+            self.warnings += [f"Held out: {text}" for text in note_warnings(heldout.builder.report(), NOTE_TEXT)]
         self._warn(part, contaminated, train.duplicates)
         return DataReport(
             train=part,

@@ -16,6 +16,11 @@ class FileFormat(StrEnum):
     PARQUET = "parquet"
     TEXT = "text"
 
+    @property
+    def located_by(self) -> str:
+        """What a place in such a file is counted in: "line", or "row" (the first is 1)."""
+        return "line" if self in (FileFormat.JSONL, FileFormat.TEXT) else "row"
+
 
 class RowKind(StrEnum):
     CHAT = "chat"
@@ -67,6 +72,7 @@ class Note(StrEnum):
 
     WHITESPACE_TRIMMED = "whitespace_trimmed"
     BOUNDARY_TOKEN = "boundary_token"
+    PROMPT_DIFFERS = "prompt_tokens_differ"
     TURN_NOT_CLOSED = "turn_not_closed"
     CONTROL_TOKEN = "control_token_in_text"
     TEXT_SPLIT = "text_split"
@@ -75,6 +81,7 @@ class Note(StrEnum):
 NOTE_TEXT: dict[Note, str] = {
     Note.WHITESPACE_TRIMMED: "the template trims whitespace around the answer",
     Note.BOUNDARY_TOKEN: "one token covers the end of the prompt and the start of the answer",
+    Note.PROMPT_DIFFERS: "the prompt alone becomes other tokens than in front of its answer",
     Note.TURN_NOT_CLOSED: "no end-of-turn token follows the answer, so stopping is not learnt from it",
     Note.CONTROL_TOKEN: "the text contains special tokens, which become real control tokens",
     Note.TEXT_SPLIT: "longer than max_length, continued in further sequences; nothing is lost",
@@ -87,7 +94,7 @@ class Problem:
 
     reason: DropReason
     line: int
-    """Line of the file; the row number (first row is 1) for CSV and Parquet."""
+    """Line of the file or number of the row: see `FileFormat.located_by`."""
     detail: str
 
 
@@ -101,8 +108,8 @@ class Message:
 class SourceRow:
     """A row as understood, before any template or tokenizer.
 
-    Chat-like rows have `messages`; Alpaca and prompt/completion rows have `messages` and also `prompt` and `answer`, the
-    plain form used with models that have no chat template; text rows have only `text`.
+    Chat-like rows have `messages`; Alpaca and prompt/completion rows also have `prompt` and `answer`, the plain form
+    used with models that have no chat template; text rows have only `text`.
     """
 
     line: int
@@ -117,7 +124,7 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """A row as the model sees it. `trained[i]` says whether predicting token `i` carries loss; `trained[0]` never does."""
+    """A row as the model sees it. `trained[i]`: predicting token `i` carries loss; token 0 is never predicted."""
 
     input_ids: tuple[int, ...]
     trained: tuple[bool, ...]

@@ -68,6 +68,8 @@ class PartReport:
     path: str
     sha256: str
     format: FileFormat
+    located_by: str
+    """Whether places in this file are a "line" or a "row"."""
     kinds: dict[str, int]
     """Rows understood, by kind."""
     rows_read: int
@@ -176,7 +178,9 @@ class PartBuilder:
         if row.digest in self.digests:
             self.duplicates += 1
             if len(self.duplicate_examples) < EXAMPLES_PER_REASON:
-                self.duplicate_examples.append(Located(row.line, f"repeats line {self.digests[row.digest]}"))
+                self.duplicate_examples.append(
+                    Located(row.line, f"repeats {self.format.located_by} {self.digests[row.digest]}")
+                )
         else:
             self.digests[row.digest] = row.line
             self.prompts.add(row.prompt_digest)
@@ -211,6 +215,7 @@ class PartBuilder:
             path=str(self.path),
             sha256=self.sha256,
             format=self.format,
+            located_by=self.format.located_by,
             kinds=dict(self.kinds),
             rows_read=self.rows_read,
             rows_kept=self.rows_kept,

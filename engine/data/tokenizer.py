@@ -139,7 +139,7 @@ def _read_tokenizer(model_dir: Path) -> Tokenizer:
             "model.no_tokenizer",
             f"There is no tokenizer.json in {model_dir}.",
             cause=f"The folder has only {other}, an older form." if other else "",
-            next_step="Save the model once with transformers' fast tokenizer, or pick a model that ships tokenizer.json.",
+            next_step="Save it with transformers' fast tokenizer, or pick a model that ships tokenizer.json.",
         )
     try:
         return Tokenizer.from_file(str(path))
