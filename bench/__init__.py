@@ -1,0 +1,1 @@
+"""The benchmarks behind the figures in the README. Each prints ratios against a peer measured in the same run."""

@@ -1,0 +1,27 @@
+"""The headless subcommands. Each takes the parsed arguments and returns an exit code; none imports Textual."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from scaler_tui.commands import look, work
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "doctor": look.doctor,
+    "inspect": look.inspect,
+    "matrix": look.matrix,
+    "plan": look.plan,
+    "data": look.data_check,
+    "demo": work.demo,
+    "run": work.run,
+    "start": work.start,
+    "runs": work.runs,
+    "logs": work.logs,
+    "pause": work.control,
+    "checkpoint": work.control,
+    "stop": work.control,
+    "resume": work.resume,
+    "card": work.card,
+    "merge": work.merge,
+}

@@ -1,0 +1,147 @@
+"""The first screen: what one can do now, the most likely thing first.
+
+Owns the menu. Must not start anything by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.widget import Widget
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from scaler_tui.feeds.startup import StartupNews
+from scaler_tui.screens.base import FramedScreen
+
+if TYPE_CHECKING:
+    from engine.jobs.store import RunSummary
+
+_INTRO = (
+    "More out of an open language model, on the machine you have. The wizard looks at the machine, asks a few "
+    "questions, compares every approach, runs the one you choose in the background, and measures the result."
+)
+
+
+class WelcomeScreen(FramedScreen):
+    """Menu of starting points; filled in as the machine and the runs are read."""
+
+    place = "welcome"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "choose", "Choose", show=True, priority=False),
+        *[Binding(str(n), f"pick({n})", show=False) for n in range(1, 8)],
+        Binding("j", "cursor_down", show=False),
+        Binding("k", "cursor_up", show=False),
+        Binding("ctrl+t", "app.next_theme", "Theme"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runs: list[RunSummary] = []
+        self._saved_step = ""
+
+    def body(self) -> Iterable[Widget]:
+        """Intro, menu, what the machine is."""
+        yield Static(_INTRO, id="intro")
+        yield OptionList(id="menu")
+        yield Static("Looking at the machine ...", id="machine-line")
+
+    def on_mount(self) -> None:
+        """The menu is there at once; runs and machine arrive when they are read."""
+        self._fill()
+        self.query_one("#menu").focus()
+
+    def on_screen_resume(self) -> None:
+        """Coming back: answers and runs may have changed."""
+        super().on_screen_resume()
+        self._fill()
+        self.scaler.look_again()
+
+    def on_startup_news(self, news: StartupNews) -> None:
+        """Machine or runs were read."""
+        if news.runs is not None:
+            self._runs = news.runs
+            self._saved_step = news.saved_step
+            self._fill()
+        self.refresh_title()
+        machine = self.scaler.wizard.machine
+        if machine is not None:
+            problems = len(machine.problems)
+            hint = f"  {problems} note(s): press 5 or choose This machine." if problems else ""
+            self.query_one("#machine-line", Static).update(Text(f"This machine: {machine.label}.{hint}"))
+
+    def _entries(self) -> list[tuple[str, str, str]]:
+        entries = []
+        live = [run for run in self._runs if run.state.is_live]
+        if live:
+            run = live[0]
+            steps = f"step {run.step}/{run.total_steps}" if run.total_steps else str(run.state)
+            entries.append((f"attach:{run.id}", "Re-attach to the run that is working", f"{run.id}, {steps}"))
+        if self.scaler.start.demo:
+            entries.append(("demo", "Fine-tune the demo model now", "a real QLoRA of a small model, a few minutes"))
+        if self._saved_step:
+            entries.append(("continue", "Continue the wizard", f"at {self._saved_step}"))
+        entries.append(("new", "Plan something new", "nine short questions, the matrix moves with every answer"))
+        if not self.scaler.start.demo:
+            entries.append(("demo", "Try the demo", "a real QLoRA of a small model, a few minutes"))
+        count = len(self._runs)
+        entries.append(("runs", "All runs", f"{count} so far" if count else "none yet"))
+        entries.append(("hardware", "This machine", "what was found; or plan for another card"))
+        return entries
+
+    def _fill(self) -> None:
+        menu = self.query_one("#menu", OptionList)
+        entries = self._entries()
+        if [option.id for option in menu.options] == [entry[0] for entry in entries]:
+            highlighted = menu.highlighted
+        else:
+            highlighted = 0
+        menu.clear_options()
+        for number, (identity, title, hint) in enumerate(entries, start=1):
+            line = Text(no_wrap=True, overflow="ellipsis")
+            line.append(f"{number} ", "bold")
+            line.append(title, "bold")
+            line.append(f"  {hint}", "dim")
+            menu.add_option(Option(line, id=identity))
+        menu.highlighted = highlighted
+
+    def action_cursor_down(self) -> None:
+        """vi keys work too."""
+        self.query_one("#menu", OptionList).action_cursor_down()
+
+    def action_cursor_up(self) -> None:
+        """vi keys work too."""
+        self.query_one("#menu", OptionList).action_cursor_up()
+
+    def action_choose(self) -> None:
+        """Enter on the menu is handled by the list itself."""
+        self.query_one("#menu", OptionList).action_select()
+
+    def action_pick(self, number: int) -> None:
+        """A digit picks a line directly."""
+        entries = self._entries()
+        if 1 <= number <= len(entries):
+            self._go(entries[number - 1][0])
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Go where the line says."""
+        event.stop()
+        self._go(event.option.id or "")
+
+    def _go(self, target: str) -> None:
+        app = self.scaler
+        if target.startswith("attach:"):
+            app.attach(target.removeprefix("attach:"))
+        elif target == "demo":
+            app.open_demo_review()
+        elif target == "continue":
+            app.open_wizard(fresh=False)
+        elif target == "new":
+            app.open_wizard(fresh=True)
+        elif target == "runs":
+            app.open_runs()
+        elif target == "hardware":
+            app.open_hardware()

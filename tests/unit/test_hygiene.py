@@ -1,0 +1,62 @@
+"""Borders and sizes: what may be imported where, measured at run time, and that files stay readable."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "transformers", "numpy", "peft", "bitsandbytes", "accelerate"}
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level names in sys.modules after running `code` in a fresh interpreter."""
+    script = f"import sys, json\n{code}\nprint('\\n' + json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_nothing_heavy_is_imported_before_first_paint() -> None:
+    loaded = modules_after(
+        "import asyncio\n"
+        "from scaler_tui.terminal import RenderPolicy\n"
+        "from scaler_tui.app import ScalerApp, Start\n"
+        "async def paint():\n"
+        "    async with ScalerApp(RenderPolicy(), Start(demo=True)).run_test(size=(80, 24)):\n"
+        "        pass\n"
+        "import threading; threading.Thread.start = lambda self: None\n"  # nothing read after the paint counts
+        "asyncio.run(paint())\n"
+    )
+    assert not loaded & (HEAVY | {"pydantic", "pynvml", "psutil", "huggingface_hub", "pyarrow"})
+
+
+@pytest.mark.parametrize("command", [["doctor", "--json"], ["runs", "--json"], ["matrix", "demo", "--json"]])
+def test_headless_looks_need_neither_torch_nor_textual(command: list[str]) -> None:
+    loaded = modules_after(f"from scaler_tui.cli import main\nassert main({command!r}) == 0\n")
+    assert not loaded & (HEAVY | {"textual", "pydantic"})
+
+
+def sources() -> list[Path]:
+    return [path for folder in ("engine", "scaler_tui") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_opens_with_its_purpose_and_stays_readable(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), "a module says what it owns"
+    assert len(text.splitlines()) <= 400
+
+
+def test_only_the_output_modules_print() -> None:
+    allowed = {"output.py", "plain.py"}
+    for path in sources():
+        if path.name in allowed or "train" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            assert not is_print, f"{path}:{node.lineno} prints"  # type: ignore[attr-defined]
