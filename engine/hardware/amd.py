@@ -154,7 +154,7 @@ def _parse_card(index: int, card: dict[str, Any], driver: str) -> Gpu:
         vendor="amd",
         vram_bytes=total_bytes,
         free_vram_bytes=max(total_bytes - used_bytes, 0),
-        source=Source.SYSTEM,
+        source=Source.ROCM_SMI,
         driver=driver,
         power_limit_watts=float(power) if re.fullmatch(r"[0-9.]+", power) else None,
     )

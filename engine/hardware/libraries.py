@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 from engine.hardware.machine import Gpu, Problem
@@ -51,6 +50,8 @@ def read_versions() -> dict[str, str | None]:
 
 def installed_version(name: str) -> str | None:
     """The version in the package's metadata; None when it is missing or damaged."""
+    from importlib import metadata
+
     try:
         return metadata.version(name) or None
     except (metadata.PackageNotFoundError, KeyError, ValueError, OSError):
@@ -59,6 +60,8 @@ def installed_version(name: str) -> str | None:
 
 def read_torch_build() -> TorchBuild | None:
     """The torch build from the text of `torch/version.py`; None when torch is not installed."""
+    from importlib import metadata
+
     try:
         distribution = metadata.distribution("torch")
         version = distribution.version
@@ -74,6 +77,8 @@ def read_torch_build() -> TorchBuild | None:
 
 def read_kernels() -> tuple[str, ...] | None:
     """The compiled kernels inside the installed bitsandbytes; None when it is not installed."""
+    from importlib import metadata
+
     try:
         folder = Path(str(metadata.distribution("bitsandbytes").locate_file("bitsandbytes")))
         names = [path.stem for path in folder.iterdir() if path.suffix in (".so", ".dylib", ".dll")]
@@ -127,7 +132,7 @@ def problems(
 
 
 def _kernel_problems(build: TorchBuild, vendors: set[str]) -> list[Problem]:
-    """bitsandbytes is there but cannot work: without kernels at all, or without those of torch's CUDA version."""
+    """bitsandbytes is there but cannot work: without kernels at all, or without any for torch's CUDA major version."""
     if build.kernels is None:
         return []
     if not build.kernels:
@@ -135,8 +140,7 @@ def _kernel_problems(build: TorchBuild, vendors: set[str]) -> list[Problem]:
         return [Problem("libraries", what, "pip install --force-reinstall bitsandbytes")]
     if "nvidia" not in vendors or build.cuda is None:
         return []
-    wanted = f"cuda{build.cuda[0]}{build.cuda[1]}"
-    if wanted in build.kernels:
+    if any(kernel.startswith(f"cuda{build.cuda[0]}") for kernel in build.kernels):
         return []
     what = f"bitsandbytes has no kernels for CUDA {build.cuda[0]}.{build.cuda[1]}, which torch {build.version} uses."
     return [Problem("libraries", what, "Update bitsandbytes, or install torch for a CUDA version that it supports.")]

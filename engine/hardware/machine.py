@@ -16,6 +16,7 @@ class Source(StrEnum):
     NVML = "nvml"
     NVIDIA_SMI = "nvidia-smi"
     AMDSMI = "amdsmi"
+    ROCM_SMI = "rocm-smi"
     SYSFS = "sysfs"
     MPS = "mps"
     SYSTEM = "system"

@@ -51,7 +51,8 @@ def simulate(text: str, base: Machine) -> Machine:
         if card.unified_memory:
             system_bytes = _system_bytes(card, rest)
             ram = Ram(system_bytes, system_bytes, Source.USER)
-        gpus.extend(replace(card, index=len(gpus) + number) for number in range(count))
+        first = len(gpus)
+        gpus.extend(replace(card, index=first + number) for number in range(count))
         notes.extend(note)
     if len(gpus) > MOST_GPUS:
         raise _count_error(len(gpus))
