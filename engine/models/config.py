@@ -80,6 +80,8 @@ class ConfigReader:
     tree: Mapping[str, Any]
     name: str = CONFIG_NAME
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    """What messages put before a key: "rope_scaling." for a nested object."""
 
     def raw(self, *keys: str) -> Any:
         """The first of `keys` that is present and not null, else the first family default, else None."""
@@ -102,9 +104,9 @@ class ConfigReader:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.wrong(keys[0], value, "a whole number")
+            raise self.wrong(self._present(keys), value, "a whole number")
         if not low <= value <= high:
-            raise self.wrong(keys[0], value, f"between {low:,} and {high:,}")
+            raise self.wrong(self._present(keys), value, f"between {low:,} and {high:,}")
         return value
 
     def number(self, *keys: str, default: float | _Missing = REQUIRED, above: float = 0.0) -> float:
@@ -113,11 +115,11 @@ class ConfigReader:
         if value is None:
             value = self._fallback(keys, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.wrong(keys[0], value, "a number")
+            raise self.wrong(self._present(keys), value, "a number")
         if isinstance(value, int) and abs(value) > 10**300:
-            raise self.wrong(keys[0], value, "a number of reasonable size")
+            raise self.wrong(self._present(keys), value, "a number of reasonable size")
         if not math.isfinite(value) or value <= above:
-            raise self.wrong(keys[0], value, f"a finite number above {above:g}")
+            raise self.wrong(self._present(keys), value, f"a finite number above {above:g}")
         return float(value)
 
     def flag(self, *keys: str, default: bool = False) -> bool:
@@ -127,7 +129,7 @@ class ConfigReader:
             return default
         if value in (0, 1):
             return bool(value)
-        raise self.wrong(keys[0], value, "true or false")
+        raise self.wrong(self._present(keys), value, "true or false")
 
     def text(self, *keys: str, default: str = "") -> str:
         """A string; a null or missing key takes `default`."""
@@ -135,7 +137,7 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self.wrong(keys[0], value, "a text")
+            raise self.wrong(self._present(keys), value, "a text")
         return value
 
     def table(self, *keys: str) -> dict[str, Any]:
@@ -144,7 +146,7 @@ class ConfigReader:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise self.wrong(keys[0], value, "an object")
+            raise self.wrong(self._present(keys), value, "an object")
         return value
 
     def items(self, *keys: str) -> list[Any]:
@@ -153,12 +155,12 @@ class ConfigReader:
         if value is None:
             return []
         if not isinstance(value, list):
-            raise self.wrong(keys[0], value, "a list")
+            raise self.wrong(self._present(keys), value, "a list")
         return value
 
     def wrong(self, key: str, value: object, expected: str) -> EngineError:
         """The error for a value that does not fit; the caller raises it."""
-        shown = _shown(value)
+        shown, key = _shown(value), f"{self.prefix}{key}"
         return EngineError(
             "model.config_value",
             f"{self.name}: key '{key}' is {shown}, expected {expected}.",
@@ -166,12 +168,16 @@ class ConfigReader:
             next_step=f"Correct '{key}' in {self.name}, or download the original file again.",
         )
 
+    def _present(self, keys: tuple[str, ...]) -> str:
+        """The one of `keys` that the file writes, for messages."""
+        return next((key for key in keys if key in self.tree), keys[0])
+
     def _fallback(self, keys: tuple[str, ...], default: object) -> Any:
         if not isinstance(default, _Missing):
             return default
         raise EngineError(
             "model.config_incomplete",
-            f"{self.name}: key '{keys[0]}' is missing.",
+            f"{self.name}: key '{self.prefix}{keys[0]}' is missing.",
             cause="The size of the model cannot be worked out without it.",
             next_step="Download the original config.json again.",
         )

@@ -21,9 +21,9 @@ def read_rope(reader: ConfigReader, family: Family, context_length: int) -> tupl
     """The rotary settings and what had to be assumed. Raises EngineError for values that cannot be."""
     if reader.flag("alibi"):
         return Rope("none", 0.0, context_length, partial_factor=0.0), ("Positions are ALiBi biases, not rotary.",)
-    written = reader.table("rope_scaling") or reader.table("rope_parameters")
-    settings, local = _split_layers(reader, written)
-    inner = ConfigReader(settings, f"{reader.name}, rope settings")
+    key = "rope_scaling" if reader.table("rope_scaling") else "rope_parameters"
+    settings, local = _split_layers(reader, key)
+    inner = ConfigReader(settings, reader.name, prefix=f"{key}.")
     theta = inner.number(
         "rope_theta", default=reader.number("rope_theta", "rotary_emb_base", default=family.rope_theta)
     )
@@ -39,14 +39,15 @@ def read_rope(reader: ConfigReader, family: Family, context_length: int) -> tupl
     return rope, (*notes, *more)
 
 
-def _split_layers(reader: ConfigReader, written: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_layers(reader: ConfigReader, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the full-attention layers, and those of the sliding ones where they are separate."""
-    nested = {key: value for key, value in written.items() if key in _LAYER_TYPES}
+    written = reader.table(key)
+    nested = {kind: value for kind, value in written.items() if kind in _LAYER_TYPES}
     if not nested:
         return written, {}
-    for key, value in nested.items():
+    for kind, value in nested.items():
         if value is not None and not isinstance(value, dict):
-            raise reader.wrong(f"rope_parameters.{key}", value, "an object")
+            raise reader.wrong(f"{key}.{kind}", value, "an object")
     sliding = nested.get("sliding_attention") or {}
     full = nested.get("full_attention") or sliding or next((value for value in nested.values() if value), {})
     return full, sliding
@@ -90,7 +91,7 @@ def _lengths(
 
 def _local_theta(reader: ConfigReader, family: Family, local: dict[str, Any]) -> float | None:
     if local:
-        inner = ConfigReader(local, f"{reader.name}, rope settings")
+        inner = ConfigReader(local, reader.name, prefix="rope_parameters.sliding_attention.")
         return inner.number("rope_theta", default=family.local_rope_theta or family.rope_theta)
     if family.local_rope_theta is None:
         return None

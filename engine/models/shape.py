@@ -106,6 +106,12 @@ def _attention_sizes(reader: ConfigReader, family: Family, hidden: int) -> tuple
     heads = reader.integer(
         "num_attention_heads", "n_head", "n_heads", "num_heads", default=REQUIRED if family.known else 0, low=low
     )
+    if reader.raw("head_dim") is not None and not family.derived_head_dim:
+        head_dim = reader.integer("head_dim")
+    elif heads and hidden % heads:
+        raise reader.wrong("num_attention_heads", heads, f"a divisor of hidden_size {hidden} (no head_dim is given)")
+    else:
+        head_dim = hidden // heads if heads else 0
     if family.name == "falcon":
         key_value_heads = _falcon_key_value_heads(reader, heads)
     elif family.name == "gpt_neox":
@@ -114,11 +120,7 @@ def _attention_sizes(reader: ConfigReader, family: Family, hidden: int) -> tuple
         key_value_heads = reader.integer("num_key_value_heads", "num_kv_heads", default=heads, low=low)
     if key_value_heads and heads % key_value_heads:
         raise reader.wrong("num_key_value_heads", key_value_heads, f"a divisor of the {heads} attention heads")
-    if reader.raw("head_dim") is not None and not family.derived_head_dim:
-        return heads, key_value_heads, reader.integer("head_dim")
-    if heads and hidden % heads:
-        raise reader.wrong("num_attention_heads", heads, f"a divisor of hidden_size {hidden} (no head_dim is given)")
-    return heads, key_value_heads, hidden // heads if heads else 0
+    return heads, key_value_heads, head_dim
 
 
 def _falcon_key_value_heads(reader: ConfigReader, heads: int) -> int:
@@ -147,7 +149,7 @@ def _mixture(reader: ConfigReader, family: Family, layers: int) -> tuple[Moe | N
 
 
 def _qwen_mixture(reader: ConfigReader, family: Family, layers: int) -> Moe | None:
-    experts = reader.integer("num_experts", low=0)
+    experts = reader.integer("num_experts", "num_local_experts", low=0)
     step = reader.integer("decoder_sparse_step", low=0)
     dense = reader.items("mlp_only_layers")
     if not all(type(index) is int for index in dense):
