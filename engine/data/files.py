@@ -30,6 +30,7 @@ _EXTENSIONS = {
 }
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _KNOWN_COLUMNS = frozenset(("messages", "conversations", "instruction", "prompt", "question", "text", "input"))
+_DELIMITERS = ",;\t|"
 _HEAD_BYTES = 1 << 16
 _BOM = b"\xef\xbb\xbf"
 
@@ -79,25 +80,26 @@ def detect_format(path: Path) -> FileFormat:
         raise EngineError("data.empty", f"{path} holds only blank lines.", next_step="Choose a file that has rows.")
     if by_name in (FileFormat.CSV, FileFormat.TEXT):
         return by_name
-    if by_name is FileFormat.JSONL:
-        return FileFormat.JSONL if _is_json_line(text) or not text.startswith(b"[") else FileFormat.JSON
+    first, _, rest = text.partition(b"\n")
+    one_line = not rest.strip()
     if text.startswith(b"["):
-        return FileFormat.JSON
-    if text.startswith(b"{"):
-        return FileFormat.JSONL if _is_json_line(text) or by_name is None else FileFormat.JSON
-    if by_name is not None:
+        is_array = by_name is not FileFormat.JSONL or one_line or not _is_json(first)
+        return FileFormat.JSON if is_array else FileFormat.JSONL
+    if text.startswith(b"{") and by_name is FileFormat.JSON:
+        return FileFormat.JSON if one_line or not _is_json(first) else FileFormat.JSONL
+    if text.startswith(b"{") or by_name is not None:
         return FileFormat.JSONL
-    header = next(csv.reader([text.split(b"\n", 1)[0].decode("utf-8", "replace").rstrip("\r")]), [])
-    known = {name.strip().lower() for name in header} & _KNOWN_COLUMNS
-    return FileFormat.CSV if known and len(header) > 1 else FileFormat.TEXT
+    header = first.decode("utf-8", "replace").rstrip("\r")
+    known, columns = max(_columns(header, delimiter) for delimiter in _DELIMITERS)
+    return FileFormat.CSV if known and columns > 1 else FileFormat.TEXT
 
 
-def _is_json_line(text: bytes) -> bool:
-    """Whether the first line is a JSON object by itself."""
+def _is_json(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(text.split(b"\n", 1)[0]), dict)
+        json.loads(line)
     except (ValueError, RecursionError):
         return False
+    return True
 
 
 def _refuse_binary(path: Path, head: bytes, by_name: FileFormat | None) -> None:
@@ -270,16 +272,17 @@ def _csv_row(row: int, line: int, header: list[str], fields: list[str]) -> Recor
 
 
 def _delimiter(header: str) -> str:
-    """The separator that makes known column names out of the header, else the most frequent one."""
+    """The separator that makes known column names out of the header, else the one that makes most columns."""
+    return max(_DELIMITERS, key=lambda delimiter: _columns(header, delimiter))
 
-    def score(delimiter: str) -> tuple[int, int]:
-        try:
-            names = next(csv.reader([header], delimiter=delimiter), [])
-        except csv.Error:
-            return 0, 0
-        return len({name.strip().strip("\ufeff").lower() for name in names} & _KNOWN_COLUMNS), len(names)
 
-    return max(",;\t|", key=score)
+def _columns(header: str, delimiter: str) -> tuple[int, int]:
+    """How many known columns the header has with this separator, and how many in all."""
+    try:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:
+        return 0, 0
+    return len({name.strip().strip("\ufeff").lower() for name in names} & _KNOWN_COLUMNS), len(names)
 
 
 def _read_parquet(path: Path) -> Iterator[Record | Problem]:
