@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from rich.cells import cell_len, split_graphemes
 from rich.color import ColorSystem
@@ -191,9 +191,9 @@ def placed_segments(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, i
     if isinstance(update, LayoutUpdate):
         for y, line in enumerate(update.strips, update.region.y):
             x = update.region.x
-            for strip in line:
-                yield x, y, strip
-                x += strip.cell_length
+            for part in line:
+                yield x, y, part
+                x += part.cell_length
         return
     for y, x1, x2 in update.spans:
         for end, (x, strip) in zip(update.chop_ends[y], update.chops[y].items(), strict=False):
@@ -212,7 +212,7 @@ def _queued_writes(driver: Driver) -> int:
 class LeanDisplay(App[ReturnType]):
     """An App that sends differences and skips frames; a base class for the real one."""
 
-    BINDINGS: list[BindingType] = [Binding("ctrl+l", "redraw", "Redraw", show=False, id="app.redraw")]  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+l", "redraw", "Redraw", show=False, id="app.redraw")]
 
     def __init__(self, *args: Any, stock_display: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,0 +1,182 @@
+"""The card in words: a verdict on each score that says what it means, and the files with their sizes.
+
+Owns wording and thresholds of the verdicts. Must not know widgets or how anything was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual.content import Content
+
+from engine.jobs.card import Card, PredictedMeasured
+from engine.jobs.layout import CARD_PAGE
+from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
+from scaler_tui.widgets.run_figures import Promise, labelled, promise_lines, range_verdict
+from scaler_tui.widgets.status_line import toned
+
+CLEAR_LOSS_CHANGE = 0.03
+"""A held-out loss that moved less than this share is called unchanged."""
+
+SCALED_UNITS = {"bytes": format_bytes, "seconds": format_duration, "s": format_duration}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One score, before and after, and what to make of it."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+    verdict: str
+    tone: str
+
+
+def loss_row(before: float, after: float) -> ScoreRow:
+    """Held-out loss of the task; lower is better."""
+    share = (after - before) / before if before > 0 else 0.0
+    if not math.isfinite(after):
+        verdict, tone = "broken: not a number", "bad"
+    elif abs(share) < CLEAR_LOSS_CHANGE:
+        verdict, tone = "no real change", "warn"
+    elif share < 0:
+        verdict, tone = ("much better" if share < -0.25 else "better"), "good"
+    else:
+        verdict, tone = "worse than before", "bad"
+    return ScoreRow("task loss", f"{before:.4f}", f"{after:.4f}", f"{share * 100:+.0f} %", verdict, tone)
+
+
+def exact_row(before: float, after: float, rows: int) -> ScoreRow:
+    """Share of rows answered exactly; few rows cannot show small changes."""
+    points = (after - before) * 100
+    noise = 100 / math.sqrt(rows) if rows else 100.0
+    if abs(points) < noise and abs(points) < 99.5:
+        verdict, tone = f"no clear change ({rows} rows)", "warn"
+    else:
+        verdict, tone = ("clearly better", "good") if points > 0 else ("clearly worse", "bad")
+    change = f"{points:+.0f} points"
+    return ScoreRow("exact answers", f"{before * 100:.0f} %", f"{after * 100:.0f} %", change, verdict, tone)
+
+
+def forgetting_row(before: float, after: float) -> ScoreRow:
+    """Perplexity on base text; a rise is forgetting."""
+    ratio = after / before if before > 0 else 1.0
+    if not math.isfinite(ratio):
+        verdict, tone = "broken: not a number", "bad"
+    elif ratio <= 1.02:
+        verdict, tone = "nothing forgotten", "good"
+    elif ratio <= 1.1:
+        verdict, tone = "little forgotten", "good"
+    elif ratio <= 1.3:
+        verdict, tone = "some forgotten", "warn"
+    else:
+        verdict, tone = "much forgotten", "bad"
+    change = f"{(ratio - 1) * 100:+.0f} %" if math.isfinite(ratio) else "-"
+    return ScoreRow("base perplexity", f"{before:.2f}", f"{after:.2f}", change, verdict, tone)
+
+
+def score_rows(card: Card) -> list[ScoreRow]:
+    """The scores that were measured both before and after."""
+    before, after = card.before, card.after
+    rows = [loss_row(before.task_loss, after.task_loss)]
+    if before.exact_match is not None and after.exact_match is not None:
+        rows.append(exact_row(before.exact_match, after.exact_match, after.exact_match_rows))
+    if before.base_perplexity is not None and after.base_perplexity is not None:
+        rows.append(forgetting_row(before.base_perplexity, after.base_perplexity))
+    return rows
+
+
+def headline(card: Card, *, unicode: bool) -> Content:
+    """One or two sentences: did it learn, did it forget."""
+    rows = {row.name: row for row in score_rows(card)}
+    learned = rows.get("exact answers") or rows["task loss"]
+    dash = "–" if unicode else "-"
+    first = {
+        "good": "It learned the task",
+        "warn": "It did not clearly learn the task",
+        "bad": "It got worse at the task",
+    }[rows["task loss"].tone]
+    text = f"{first}: {learned.name} {learned.before} before, {learned.after} after."
+    forgetting = rows.get("base perplexity")
+    tone = rows["task loss"].tone
+    if forgetting is not None:
+        text += f" Of what it knew, {forgetting.verdict}."
+        tone = "warn" if tone == "good" and forgetting.tone != "good" else tone
+    sign = {"good": "✓" if unicode else "+", "warn": "!", "bad": "✗" if unicode else "x"}[tone]
+    return Content.assemble(toned(f"{sign} ", tone), toned(text.replace("–", dash), "strong"))
+
+
+def score_lines(card: Card, width: int, *, unicode: bool) -> Content:
+    """The scores as a table; below 56 cells the verdict stands on its own line."""
+    rows = score_rows(card)
+    names = max(len(row.name) for row in rows)
+    lines: list[Content] = [toned(f"{'':<{names}}  {'before':>8}  {'after':>8}  {'change':>10}", "quiet")]
+    signs = {"good": "✓" if unicode else "+", "warn": "!", "bad": "✗" if unicode else "x"}
+    for row in rows:
+        figures = Content.assemble(
+            toned(f"{row.name:<{names}}", "quiet"), f"  {row.before:>8}  ", toned(f"{row.after:>8}", "strong"),
+            f"  {row.change:>10}",
+        )  # fmt: skip
+        verdict = toned(f"{signs[row.tone]} {row.verdict}", row.tone)
+        if figures.cell_length + 3 + verdict.cell_length <= width:
+            lines.append(Content.assemble(figures, "   ", verdict))
+        else:
+            lines += [figures, Content.assemble(" " * (names + 2), verdict)]
+    return Content("\n").join(lines)
+
+
+def _printed(figure: PredictedMeasured, value: float) -> str:
+    printer = SCALED_UNITS.get(figure.unit)
+    return printer(value) if printer else f"{value:,.0f} {figure.unit}".rstrip()
+
+
+def promise_table(card: Card, width: int, *, unicode: bool) -> Content:
+    """Predicted against measured."""
+    rows = []
+    for figure in card.predicted:
+        likely, low, high = (_printed(figure, value) for value in (figure.likely, figure.low, figure.high))
+        higher_is_better = figure.name == "speed"
+        verdict, tone = range_verdict(figure.measured, figure.low, figure.high, higher_is_better=higher_is_better)
+        if figure.unit not in SCALED_UNITS:
+            low, high = f"{figure.low:,.0f}", f"{figure.high:,.0f}"
+        predicted = f"{likely} ({format_range(low, high)})"
+        rows.append(Promise(figure.name, predicted, _printed(figure, figure.measured), verdict, tone))
+    return promise_lines(rows, width, unicode=unicode)
+
+
+def file_lines(card: Card, run_dir: Path, *, merging: bool) -> Content:
+    """Where everything is, and the check of the merged model."""
+    adapter = f"{format_bytes(card.adapter.size_bytes)}, {format_count(card.adapter.parameters)} parameters"
+    rows = [("adapter", f"{run_dir / card.adapter.path}"), ("", adapter)]
+    merged = card.merged
+    if merged is not None:
+        same, loss = merged.same_top_token * 100, merged.merged_task_loss
+        mean, largest = merged.mean_logit_difference, merged.max_logit_difference
+        rows += [
+            ("merged", f"{run_dir / merged.path}"),
+            ("", f"{format_bytes(merged.size_bytes)}; same next token at {same:.1f} % of positions"),
+            ("", f"task loss {loss:.4f} merged, {merged.adapter_task_loss:.4f} adapter on {merged.base_dtype}"),
+            ("", f"logits differ by {mean:.3g} on average, {largest:.3g} at most"),
+        ]
+    else:
+        rows.append(("merged", "being written now" if merging else "not yet; m writes it"))
+    rows.append(("page", f"{run_dir / CARD_PAGE}"))
+    return labelled(rows, 10_000)
+
+
+def fact_lines(card: Card) -> Content:
+    """How the run went."""
+    tokens, trained = format_count(card.tokens), format_count(card.trained_tokens)
+    steps = f"{card.steps:,} steps, {tokens} tokens, {trained} of them trained"
+    took = f"{format_duration(card.training_seconds)} training, {format_duration(card.working_seconds)} in all"
+    if card.attempts > 1:
+        took += f", {card.attempts} attempts"
+    rows = [("model", f"{card.model}, {card.task}"), ("work", steps), ("time", took)]
+    if card.cost_usd > 0:
+        rows.append(("cost", format_usd(card.cost_usd)))
+    rows.append(("device", card.device or "-"))
+    rows += [("note", note) for note in card.notes]
+    return labelled(rows, 10_000)

@@ -1,0 +1,209 @@
+"""The figures of a run as lines of text: what it is now, and what was promised against what was measured.
+
+Owns wording and alignment. Must not know Textual widgets, files or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from textual.content import Content
+
+from engine.jobs.spec import JobSpec
+from engine.jobs.state import RunState
+from engine.jobs.summary import cost_usd
+from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
+from scaler_tui.widgets.status_line import toned
+
+
+def format_loss(value: float | None) -> str:
+    """Four digits; a dash while there is none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def spent_usd(spec: JobSpec | None, state: RunState) -> float | None:
+    """Price per hour times hours with a worker alive; None on a machine of one's own."""
+    if spec is None or spec.cost.usd_per_hour <= 0:
+        return None
+    return cost_usd(state.working_seconds, spec.cost.usd_per_hour)
+
+
+def spent_text(spec: JobSpec | None, state: RunState) -> str:
+    """ "$0.12 of $5.00 so far"; "" on a machine of one's own."""
+    spent = spent_usd(spec, state)
+    if spec is None or spent is None:
+        return ""
+    budget = f" of {format_usd(spec.cost.budget_usd)}" if spec.cost.budget_usd else ""
+    return f"{format_usd(spent)}{budget} so far"
+
+
+def now_rows(state: RunState) -> list[tuple[str, str]]:
+    """(label, figure) of this moment, most important first; the losses stand in the chart's legend."""
+    return [
+        ("speed", "-" if state.tokens_per_second is None else f"{state.tokens_per_second:,.0f} tokens/s"),
+        ("learning rate", "-" if state.learning_rate is None else f"{state.learning_rate:.3g}"),
+        ("seen", f"{format_count(state.tokens_total)} tokens"),
+        ("epoch", f"{state.epoch:.2f}"),
+    ]
+
+
+def now_line(rows: Sequence[tuple[str, str]], width: int) -> Content:
+    """The first of `now_rows` in one line, as many as fit whole."""
+    texts: list[str] = []
+    for label, figure in rows[:3]:
+        text = figure if label == "speed" else f"{label} {figure}"
+        if len("  ".join([*texts, text])) <= width:
+            texts.append(text)
+    return Content("  ".join(texts))
+
+
+def labelled(rows: Sequence[tuple[str, str]], width: int) -> Content:
+    """Rows as aligned lines; a figure too long for `width` loses its remark (after two spaces), never a digit."""
+    label_cells = max(len(label) for label, _ in rows)
+    lines = []
+    for label, figure in rows:
+        text = figure if label_cells + 2 + len(figure) <= width else figure.partition("  ")[0]
+        lines.append(Content.assemble(toned(f"{label:<{label_cells}}", "quiet"), "  ", text))
+    return Content("\n").join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One prediction and what came of it, as text."""
+
+    name: str
+    predicted: str
+    measured: str
+    verdict: str
+    tone: str
+
+
+def range_verdict(measured: float, low: float, high: float, *, higher_is_better: bool = False) -> tuple[str, str]:
+    """(words, tone) for a measurement against its predicted range."""
+    if high <= 0:
+        return "", ""
+    if measured > high:
+        return f"{(measured / high - 1) * 100:.0f} % above the range", "good" if higher_is_better else "warn"
+    if low > 0 and measured < low:
+        return f"{(1 - measured / low) * 100:.0f} % below the range", "warn" if higher_is_better else "good"
+    return "as predicted", "good"
+
+
+def promises(spec: JobSpec | None, state: RunState) -> list[Promise]:
+    """Memory, speed and time; a prediction the spec does not have says so."""
+    if spec is None:
+        return []
+    rows: list[Promise] = []
+    promised = spec.prediction
+    peak = state.peak_bytes
+    predicted = "not predicted"
+    if promised.memory_bytes_likely:
+        span = format_range(format_bytes(promised.memory_bytes_low), format_bytes(promised.memory_bytes_high))
+        predicted = f"{format_bytes(promised.memory_bytes_likely)} ({span})"
+    verdict, tone = ("", "")
+    if peak and promised.memory_bytes_high:
+        verdict, tone = range_verdict(peak, promised.memory_bytes_low, promised.memory_bytes_high)
+    kind = f" {state.peak_kind.upper()}" if state.peak_kind else ""
+    rows.append(Promise("memory", predicted, f"{format_bytes(peak)}{kind}" if peak else "-", verdict, tone))
+    rows.append(_speed_promise(promised.tokens_per_second, state))
+    rows.append(_time_promise(promised.seconds_low, promised.seconds_likely, promised.seconds_high, state))
+    return rows
+
+
+def _speed_promise(tokens_per_second: float, state: RunState) -> Promise:
+    predicted = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else "not predicted"
+    measured = state.tokens_per_second
+    if measured is None:
+        return Promise("speed", predicted, "-", "", "")
+    share = measured / tokens_per_second if tokens_per_second else 0.0
+    verdict = f"{share * 100:.0f} % of predicted" if share else ""
+    return Promise("speed", predicted, f"{measured:,.0f} tokens/s", verdict, "warn" if 0 < share < 0.7 else "good")
+
+
+def _time_promise(low: float, likely: float, high: float, state: RunState) -> Promise:
+    predicted = "not predicted"
+    if likely:
+        predicted = f"{format_duration(likely)} ({format_range(format_duration(low), format_duration(high))})"
+    if state.state.is_live:
+        if state.eta_seconds is None:
+            return Promise("time", predicted, "-", "", "")
+        total = state.working_seconds + state.eta_seconds
+        measured = f"about {format_duration(total)}"
+    else:
+        total = state.working_seconds
+        measured = format_duration(total) if total else "-"
+    verdict, tone = range_verdict(total, low, high) if total else ("", "")
+    return Promise("time", predicted, measured, verdict, tone)
+
+
+def promise_lines(rows: Sequence[Promise], width: int, *, unicode: bool) -> Content:
+    """The promises as a small table; columns are dropped from the right, lines are split below 50 cells."""
+    if not rows:
+        return Content("")
+    if not unicode:
+        rows = [replace(row, predicted=row.predicted.replace("–", "-")) for row in rows]
+    name = max(len(row.name) for row in rows)
+    predicted = max(len(row.predicted) for row in rows)
+    measured = max(len(row.measured) for row in rows)
+    arrow = "→" if unicode else "->"
+    lines = []
+    for row in rows:
+        label = toned(f"{row.name:<{name}}  ", "quiet")
+        verdict = toned(_marked(row, unicode=unicode), row.tone) if row.verdict else Content("")
+        one_line = name + 2 + predicted + 4 + len(arrow) + measured
+        if one_line <= width:
+            line = Content.assemble(label, f"{row.predicted:<{predicted}}  ", toned(arrow, "quiet"), "  ")
+            line = Content.assemble(line, toned(f"{row.measured:<{measured}}", "strong"))
+            if one_line + 2 + verdict.cell_length <= width:
+                line = Content.assemble(line, "  ", verdict)
+            lines.append(line)
+        else:
+            lines.append(Content.assemble(label, row.predicted))
+            second = Content.assemble(" " * name, "  ", toned(f"{arrow} ", "quiet"), toned(row.measured, "strong"))
+            if second.cell_length + 2 + verdict.cell_length <= width:
+                second = Content.assemble(second, "  ", verdict)
+            lines.append(second)
+    return Content("\n").join(lines)
+
+
+def _marked(row: Promise, *, unicode: bool) -> str:
+    sign = "!" if row.tone == "warn" else "✓" if unicode else "+"
+    return f"{sign} {row.verdict}"
+
+
+def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tuple[str, str]]:
+    """Everything else worth knowing, for the details pane."""
+    rows: list[tuple[str, str]] = []
+    if spec is not None:
+        targets = ", ".join(spec.adapter.targets)
+        batch = spec.training.batch_size * spec.training.gradient_accumulation
+        rows += [
+            ("task", f"{spec.task.value}, base in {spec.quantization_kind}"),
+            ("model", spec.model.source + (f" at {spec.model.revision}" if spec.model.revision else "")),
+            ("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row"),
+            ("adapter", f"rank {spec.adapter.rank}, alpha {spec.adapter.alpha:g}, on {targets}"),
+            ("batch", f"{batch} rows a step, rate {spec.training.learning_rate:g}, {spec.training.schedule.value}"),
+        ]
+    if state.parameters:
+        share = state.trainable_parameters / state.parameters * 100
+        trained = f"{format_count(state.trainable_parameters)} of {format_count(state.parameters)} ({share:.2f} %)"
+        rows.append(("trained", f"{trained} parameters"))
+    if state.rows:
+        rows.append(("rows", f"{state.rows:,}"))
+    rows += [
+        ("device", state.device or "-"),
+        ("gradient", "-" if state.grad_norm is None else f"norm {state.grad_norm:.3g}"),
+        ("attempt", f"{state.attempt}" + (f", from step {state.resumed_step:,}" if state.resumed_step else "")),
+    ]
+    if state.checkpoints:
+        newest = state.checkpoints[-1]
+        rows.append(
+            ("saved", f"step {newest.step:,}, {format_bytes(newest.size_bytes)}, {len(state.checkpoints)} written")
+        )
+    else:
+        rows.append(("saved", "no checkpoint yet"))
+    if spec is not None and spec.prediction.origin:
+        rows.append(("promised", f"by {spec.prediction.origin} for {spec.prediction.machine or 'this machine'}"))
+    rows += [("worker", f"pid {state.worker_pid or '-'}, runner pid {state.runner_pid or '-'}"), ("folder", run_dir)]
+    return rows

@@ -1,0 +1,145 @@
+"""What a run screen says in sentences: banners for states that need attention, legend, marks, newest answer, log tail.
+
+Owns the wording. Must not know widgets, files or threads.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from textual.content import Content
+
+from engine.jobs.events import Sample
+from engine.jobs.state import RunPhase, RunState
+from scaler_tui.feeds.journal_feed import RunSnapshot
+from scaler_tui.widgets.before_after import Pair, answer, verdict
+from scaler_tui.widgets.run_figures import format_loss, spent_text
+from scaler_tui.widgets.status_line import clip, toned
+
+ASKED = {
+    "pause": "Pause requested: waits for the step to finish, then saves and frees memory.",
+    "stop": "Stop requested: waits for the step to finish, then saves the adapter.",
+    "checkpoint": "Checkpoint requested: it is written when the step is finished.",
+    "resume": "Resuming: its runner is being started.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """A few lines under the progress line."""
+
+    content: Content
+    tone: str
+
+
+def banner(snapshot: RunSnapshot, asked: str) -> Banner | None:
+    """What must be seen before anything else; None when all is well."""
+    state = snapshot.state
+    request = asked or state.pending_control
+    if request:
+        return Banner(Content(ASKED.get(request, f"{request.capitalize()} requested.")), "busy")
+    if state.state in (RunPhase.FAILED, RunPhase.LOST):
+        what = state.what or f"The run {'failed' if state.state is RunPhase.FAILED else 'was lost'}."
+        return Banner(_trouble(what, state.cause, _resume_line(state)), "bad")
+    if state.state is RunPhase.PAUSED:
+        what = state.what or f"Paused at step {state.step:,}; its memory is free and nothing is lost."
+        return Banner(_trouble(what, state.cause, _resume_line(state)), "warn")
+    if state.state is RunPhase.STOPPED:
+        what = state.what or f"Stopped at step {state.step:,}; the adapter is saved."
+        card = "o shows the card. " if state.card_path else ""
+        return Banner(_trouble(what, state.cause, card + _resume_line(state)), "warn")
+    if state.state is RunPhase.STALLED:
+        what = state.warning or "No sign of life from the worker."
+        return Banner(_trouble(what, "", "2 shows its log; s stops it."), "warn")
+    if state.state is RunPhase.FINISHED:
+        text = "Finished. o shows what it changed: the before/after card."
+        return Banner(Content(text), "good") if state.card_path else None
+    if state.warning or snapshot.spec_problem:
+        return Banner(Content(state.warning or snapshot.spec_problem), "warn")
+    return None
+
+
+def _trouble(what: str, cause: str, next_step: str) -> Content:
+    parts: list[Content] = [toned(what, "strong")]
+    if cause:
+        parts.append(Content(f"Cause: {cause}"))
+    if next_step:
+        parts.append(Content(f"Next: {next_step}"))
+    return Content("\n").join(parts)
+
+
+def _resume_line(state: RunState) -> str:
+    step = state.checkpoints[-1].step if state.checkpoints else 0
+    resume = f"r resumes from step {step:,}." if step else "r starts it again."
+    if not state.next_step or "Press r" in state.next_step:
+        return resume
+    return f"{state.next_step} {resume}"
+
+
+def marks(snapshot: RunSnapshot, *, skipped: int) -> tuple[tuple[str, str], ...]:
+    """Money, simulation and slow-link marks for the status line."""
+    found: list[tuple[str, str]] = []
+    spent = spent_text(snapshot.spec, snapshot.state)
+    if spent:
+        found.append((spent, "warn"))
+    if snapshot.state.attempt > 1:
+        found.append((f"attempt {snapshot.state.attempt}", "quiet"))
+    if skipped:
+        found.append(("slow link", "warn"))
+    return tuple(found)
+
+
+def legend(state: RunState, width: int, *, unicode: bool) -> Content:
+    """Which mark is which, with the newest values; parts that do not fit are left out whole."""
+    line, mark = ("━━", "◆") if unicode else ("**", "o")
+    parts = [Content.assemble(toned(f" {line} ", "busy"), "loss ", toned(format_loss(state.loss), "strong"))]
+    if state.eval_loss is not None:
+        parts.append(
+            Content.assemble(toned(f"   {mark} ", "warn"), "held-out ", toned(format_loss(state.eval_loss), "strong"))
+        )
+        if state.best_eval_loss is not None:
+            parts.append(toned(f"  best {format_loss(state.best_eval_loss)}", "quiet"))
+    line_content = Content("")
+    for part in parts:
+        if line_content.cell_length + part.cell_length > width:
+            break
+        line_content = Content.assemble(line_content, part)
+    return line_content
+
+
+def pairs(state: RunState) -> list[Pair]:
+    """Before and newest answer per prompt."""
+    before = {sample.prompt: sample for sample in state.samples if sample.step == 0}
+    newest = {sample.prompt: sample for sample in state.samples if sample.step > 0}
+    found: list[Pair] = []
+    for prompt in dict.fromkeys(sample.prompt for sample in state.samples):
+        first, last = before.get(prompt), newest.get(prompt)
+        expected = (last or first or Sample(t=0, step=0, prompt="", text="")).expected
+        label = f"now, step {last.step:,}" if last else "now"
+        found.append(Pair(prompt, first.text if first else None, last.text if last else None, expected, label))
+    return found
+
+
+def latest_answers(state: RunState, *, unicode: bool) -> Content:
+    """The newest answers in short."""
+    lines: list[Content] = []
+    for pair in pairs(state):
+        ok = verdict(pair, unicode=unicode, short=True)
+        lines += [
+            Content.assemble(toned(f"{'›' if unicode else '>'} ", "busy"), toned(pair.prompt, "strong")),
+            Content.assemble(toned("  before  ", "quiet"), answer(pair.before)),
+            Content.assemble(toned("  now     ", "quiet"), answer(pair.after), ok),
+        ]
+    return Content("\n").join(lines) if lines else toned("Answers to the fixed prompts appear here.", "quiet")
+
+
+def log_tail(state: RunState, width: int, rows: int, *, unicode: bool) -> Content:
+    """The newest log lines, one row each; the log pane has them whole."""
+    lines = []
+    for when, level, message in state.log[-rows:]:
+        stamp = time.strftime("%H:%M:%S", time.localtime(when))
+        tone = {"error": "bad", "warning": "warn"}.get(level, "")
+        text = clip(message.replace("\n", " "), width - 10, unicode=unicode)
+        lines.append(Content.assemble(toned(f"{stamp}  ", "quiet"), toned(text, tone)))
+    return Content("\n").join(lines)
