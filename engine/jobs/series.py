@@ -57,7 +57,7 @@ class Series:
         self._highs.append(value)
         self._sums.append(value)
         self._counts.append(1)
-        if len(indices) > self.limit:
+        while len(self._indices) > self.limit:
             self._double_width()
 
     def _double_width(self) -> None:
