@@ -18,6 +18,7 @@ from engine.data.chat_template import TemplateRefusal
 from engine.data.masking import (
     RoundTripFailure,
     Span,
+    TurnShape,
     answer_spans,
     probe_shape,
     span_tokens,
@@ -59,7 +60,7 @@ class RowEncoder:
     def __init__(self, tokenizer: ChatTokenizer, options: EncodeOptions) -> None:
         self._tokenizer = tokenizer
         self._options = options
-        self._shape = probe_shape(tokenizer)
+        self._shape: TurnShape | None = None
         special = sorted((text for text in tokenizer.special_texts if text), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, special)) or "(?!)")
         self._control_starts = {text[0] for text in special}
@@ -73,7 +74,7 @@ class RowEncoder:
     @property
     def end_is_token(self) -> bool:
         """Whether the template closes an answer with a special token; without one a model never learns to stop."""
-        return self._shape.end_is_token
+        return self._shape is None or self._shape.end_is_token
 
     def encode(self, rows: Iterable[SourceRow]) -> Iterator[EncodedRow | Problem]:
         """Encoded rows and problems in the order of the rows; one text row may give several."""
@@ -106,13 +107,16 @@ class RowEncoder:
         return bool(row.answer) and self._tokenizer.template.is_default
 
     def _render_chat(self, row: SourceRow) -> _Rendered | Problem:
-        if not any(message.role == "assistant" for message in row.messages):
+        everything = self._options.train_on is TrainOn.ALL
+        if not everything and not any(message.role == "assistant" for message in row.messages):
             return Problem(DropReason.NO_ANSWER, row.line, "roles: " + ", ".join(m.role for m in row.messages))
+        if self._shape is None:
+            self._shape = probe_shape(self._tokenizer)
         notes: set[Note] = set()
         for message in row.messages:
             notes |= self._notes(message.content)
         full = self._tokenizer.render(row.messages)
-        if self._options.train_on is TrainOn.ALL:
+        if everything:
             return _Rendered(row, full, (), frozenset(notes), plain=False)
         only_last = self._options.train_on is TrainOn.LAST
         spans, more = answer_spans(self._tokenizer, self._shape, row.messages, full, only_last=only_last)
@@ -148,7 +152,13 @@ class RowEncoder:
             if self._closes(item.row, ids):
                 ids += (self._tokenizer.eos_id or 0,)
                 mask.append(1)
-        whole = self._row(item, ids, mask, notes)
+            elif self._tokenizer.eos_id is None:
+                notes.add(Note.TURN_NOT_CLOSED)
+        try:
+            whole = self._row(item, ids, mask, notes)
+        except TemplateRefusal as error:
+            yield Problem(DropReason.TEMPLATE_REFUSED, item.row.line, str(error))
+            return
         yield from self._windows(whole) if item.row.kind is RowKind.TEXT else self._cut(whole)
 
     def _closes(self, row: SourceRow, ids: tuple[int, ...]) -> bool:
