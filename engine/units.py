@@ -47,7 +47,7 @@ def format_count(count: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`5025` -> "1 h 24 min"; `42.3` -> "42 s"; days from 48 hours on."""
+    """`5025` -> "1 h 24 min"; `42.3` -> "42 s"; days from 48 hours on, then months and years."""
     if seconds < 0.95:
         return f"{max(seconds, 0) * 1000:.0f} ms"
     if seconds < 90:
@@ -59,7 +59,13 @@ def format_duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"
+    if days < 14:
+        return f"{days} d {hours} h"
+    if days < 90:
+        return f"{round(days + hours / 24)} days"
+    if days < 730:
+        return f"{days / 30.44:.0f} months"
+    return f"{days / 365.25:,.0f} years"
 
 
 def format_hours(hours: float) -> str:

@@ -44,10 +44,13 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
     """One app for the whole story; screens come and go, runs do not depend on it."""
 
     TITLE = "Scaler Wizard"
-    CSS_PATH: ClassVar[list[str | Path]] = [_STYLES / "base.tcss", _STYLES / "wizard.tcss"]
+    CSS_PATH = [
+        _STYLES / "base.tcss",
+        _STYLES / "wizard.tcss",
+    ]
     ENABLE_COMMAND_PALETTE = False
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (76, "-normal"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-short"), (23, "-medium"), (34, "-tall")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-normal"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (23, "-medium"), (34, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c", "interrupt", "Leave", show=False, priority=True),
         Binding("ctrl+q", "leave", show=False),

@@ -17,6 +17,13 @@ from scaler_tui import output
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
 
+_CONTROLS = {
+    "pause": "save a checkpoint and free the machine",
+    "resume": "go on from the last good checkpoint",
+    "checkpoint": "save a checkpoint now and go on",
+    "stop": "finish the step, save, and end the run",
+}
+
 
 def _answer_flags(parser: argparse.ArgumentParser) -> None:
     """One flag per question of `profiles/questions.toml`."""
@@ -26,7 +33,7 @@ def _answer_flags(parser: argparse.ArgumentParser) -> None:
     for question in load_graph().questions:
         if question.id == "model":
             continue
-        options = ", ".join(option.id for option in question.options)
+        options = ", ".join(str(option.value) for option in question.options if option.value != "")
         group.add_argument(
             flag_name(question),
             dest=f"answer_{question.id}",
@@ -102,7 +109,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     plan = add("plan", "write the spec the wizard would write, from answers given as flags")
     plan.add_argument("model", metavar="MODEL", nargs="?", default="demo")
     plan.add_argument("--approach", default="", help="a row of the matrix; the recommended one when left out")
-    plan.add_argument("--output", "-o", metavar="SPEC", default="-", help="where to write; - is standard output")
+    plan.add_argument("--write", "-o", metavar="SPEC", dest="write", default="-", help="where; - is stdout")
     _machine_flag(plan)
     _json_flag(plan)
     if argv and argv[0] in ("matrix", "plan"):

@@ -30,7 +30,7 @@ def report_lines(report: dict[str, Any], *, bar: str = "#") -> list[str]:
     lines += _dropped(train) + _cut(train)
     if report["warnings"]:
         lines += ["", "To look at"] + [f"  ! {warning}" for warning in report["warnings"]]
-    lines += ["", "Length of rows in tokens"] + _histogram(report["lengths"], bar)
+    lines += ["", "Length of rows in tokens", *_histogram(report["lengths"], bar)]
     if report["duplicates"]:
         places = "; ".join(f"{train['located_by']} {d['line']} {d['detail']}" for d in report["duplicate_examples"])
         lines += ["", f"Duplicates  {report['duplicates']:,}: {places}"]

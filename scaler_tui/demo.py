@@ -10,8 +10,8 @@ from engine.jobs.spec import JobSpec
 
 def demo_spec() -> JobSpec:
     """The spec that `demo` runs, with this machine's prediction in it."""
+    from engine.advise.answers import answers_of
     from engine.advise.plan import build_spec
-
     from engine.hardware.detect import detect
     from engine.models.analyze import analyze
 

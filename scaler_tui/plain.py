@@ -80,7 +80,9 @@ def _ask_all(wizard: Wizard) -> bool:
             _load_model(wizard)
         states = wizard.option_states(question)
         for number, state in enumerate(states, start=1):
-            mark = " (recommended)" if state.recommended else "" if state.enabled else f" (not possible: {state.reason})"
+            mark = (
+                " (recommended)" if state.recommended else "" if state.enabled else f" (not possible: {state.reason})"
+            )
             _say(f"  {number}. {state.option.label}{mark}  {state.option.hint}".rstrip())
         suggestion = _suggestion(wizard, question)
         line = _read(f"  Answer [{suggestion}]: ")
@@ -94,8 +96,10 @@ def _ask_all(wizard: Wizard) -> bool:
             if chosen and not chosen[0].enabled:
                 _say(f"  Not possible: {chosen[0].reason}")
                 continue
-            value = chosen[0].option.value if chosen else (
-                parse_answer(question, line) if line else session.value(question.id)
+            value = (
+                chosen[0].option.value
+                if chosen
+                else (parse_answer(question, line) if line else session.value(question.id))
             )
             report = wizard.answer(value)
             if question.id == "model":
@@ -110,8 +114,10 @@ def _ask_all(wizard: Wizard) -> bool:
         matrix = wizard.matrix
         if matrix is not None:
             row = matrix.row(matrix.recommended)
-            _say(f"  So far: {row.title}, {row.verdict}, {format_hours(row.hours.likely)}, "
-                 f"{format_usd(row.cost_usd.likely)}.")
+            _say(
+                f"  So far: {row.title}, {row.verdict}, {format_hours(row.hours.likely)}, "
+                f"{format_usd(row.cost_usd.likely)}."
+            )
     return True
 
 
@@ -127,10 +133,12 @@ def _show(matrix: Matrix) -> None:
     _say()
     _say(f"Approaches for {matrix.model} on {matrix.machine}" + (" (SIM)" if matrix.simulated else ""))
     for number, row in enumerate(matrix.rows, start=1):
-        _say(f"  {number}. {row.title}: {row.verdict} ({row.verdict_reason}); "
-             f"memory {format_bytes(row.vram.likely or row.ram.likely)}; "
-             f"time {format_range(format_hours(row.hours.low), format_hours(row.hours.high))}; "
-             f"cost {format_range(format_usd(row.cost_usd.low), format_usd(row.cost_usd.high))}")
+        _say(
+            f"  {number}. {row.title}: {row.verdict} ({row.verdict_reason}); "
+            f"memory {format_bytes(row.vram.likely or row.ram.likely)}; "
+            f"time {format_range(format_hours(row.hours.low), format_hours(row.hours.high))}; "
+            f"cost {format_range(format_usd(row.cost_usd.low), format_usd(row.cost_usd.high))}"
+        )
     _say(f"  Recommended: {matrix.recommendation}")
     for warning in matrix.warnings:
         _say(f"  Note: {warning}")
@@ -160,8 +168,10 @@ def _start(wizard: Wizard, approach: str) -> int:
     spec = wizard.spec_for(approach)
     p = spec.prediction
     _say()
-    _say(f"Memory {format_range(format_bytes(p.memory_bytes_low), format_bytes(p.memory_bytes_high))}, "
-         f"time {format_range(format_duration(p.seconds_low), format_duration(p.seconds_high))} [{p.origin}].")
+    _say(
+        f"Memory {format_range(format_bytes(p.memory_bytes_low), format_bytes(p.memory_bytes_high))}, "
+        f"time {format_range(format_duration(p.seconds_low), format_duration(p.seconds_high))} [{p.origin}]."
+    )
     machine = wizard.machine
     if machine is not None and machine.simulated:
         _say("This plan is for another machine. Its spec:")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from engine.advise.option_state import OptionState
-
     from engine.advise.answers import Answers
     from engine.advise.matrix import Matrix
+    from engine.advise.option_state import OptionState
     from engine.advise.questions import AnswerValue, Question
     from engine.advise.session import ChangeReport, Session
     from engine.hardware.machine import Machine
@@ -30,7 +29,6 @@ class Wizard:
         self.machine: Machine | None = None
         """The machine that is planned for: this one, or the card that was answered."""
         self._session: Session | None = None
-        self._matrices: dict[Answers, Matrix] = {}
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -83,7 +81,6 @@ class Wizard:
         """A model was analysed; an answer that came too late is dropped."""
         if source == self.model_source:
             self.architecture = architecture
-            self._matrices.clear()
 
     def plan_for_card(self, text: str) -> None:
         """Answer the hardware questions with another card. Raises EngineError when nobody knows it."""
@@ -104,7 +101,6 @@ class Wizard:
 
     def plan_for_answers(self) -> None:
         """Work out which machine the answers mean."""
-        self._matrices.clear()
         self.machine = self.detected
         if self.detected is None or self._session is None:
             return
@@ -137,16 +133,18 @@ class Wizard:
         return build_matrix(self.architecture, self.machine, answers)
 
     def preview(self, question: Question, value: AnswerValue) -> Matrix | None:
-        """The matrix as if `question` were answered with `value`."""
-        from engine.advise.session import preview
+        """The matrix as if `question` were answered with `value`, its dependants recomputed."""
+        from engine.advise.session import Session
 
-        return self.matrix_for(preview(self.session, question.id, value))
+        session = self.session
+        given = {q.id: session.value(q.id) for q in session.graph.questions if session.is_answered(q.id)}
+        return self.matrix_for(Session(session.graph, {**given, question.id: value}).answers())
 
     def option_states(self, question: Question) -> tuple[OptionState, ...]:
         """The options of `question` with what they would change; all enabled until machine and model are known."""
         from engine.advise.option_state import OptionContext
 
-        return self.session.options(question, OptionContext(self.architecture, self.machine))
+        return self.session.options(question, OptionContext(self.machine, self.architecture, self.matrix))
 
     def spec_for(self, approach: str) -> JobSpec:
         """The spec of an approach. Raises EngineError when nothing fits."""

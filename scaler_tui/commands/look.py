@@ -113,8 +113,8 @@ def answered_session(arguments: argparse.Namespace) -> Session:
 
 def matrix(arguments: argparse.Namespace) -> int:
     """Every approach on this machine."""
-    from engine.advise.compare import build_matrix, explain, to_json
-
+    from engine.advise.compare import build_matrix, to_json
+    from engine.advise.explain import explain
     from engine.models.analyze import analyze
 
     machine = machine_for(arguments.gpu)
@@ -132,14 +132,17 @@ def matrix(arguments: argparse.Namespace) -> int:
                 f"There is no approach '{arguments.explain}'.",
                 next_step="Use one of: " + ", ".join(r.id for r in result.rows),
             ) from None
-        for column in ("memory", "hours", "cost", "disk"):
+        for column in ("vram", "ram", "hours", "cost", "disk"):
             output.say(f"{row.title}: {column}")
-            for label, value, formula, source in explain(row, column):
-                output.say(f"  {label:<22} {value:>12}  {formula}" + (f"  [{source}]" if source else ""))
+            for line in explain(row, column):
+                output.say(
+                    f"  {line.label:<22} {line.value:>12}  {line.formula}"
+                    + (f"  [{line.source}]" if line.source else "")
+                )
         return int(ExitCode.DONE)
     output.say(f"{result.model} on {result.machine}" + ("  SIM" if result.simulated else ""))
     output.table(
-        ["", "APPROACH", "FITS?", "MEMORY", "TIME", "COST", "PARAMETERS", "CAPACITY"],
+        ["", "APPROACH", "FITS?", "MEMORY", "TIME", "COST", "PARAMETERS"],
         [
             [
                 "*" if row.id == result.recommended else "",
@@ -151,12 +154,12 @@ def matrix(arguments: argparse.Namespace) -> int:
                 format_count(row.base_parameters)
                 if row.base_parameters == row.final_parameters
                 else f"{format_count(row.base_parameters)} -> {format_count(row.final_parameters)}",
-                row.effective_capacity,
             ]
             for row in result.rows
         ],
         right=(3, 4, 5),
     )
+    output.say()
     output.say(f"* {result.recommendation}")
     for warning in result.warnings:
         output.say(f"! {warning}")
@@ -167,7 +170,6 @@ def plan(arguments: argparse.Namespace) -> int:
     """Write the spec that the answers lead to."""
     from engine.advise.compare import build_matrix
     from engine.advise.plan import build_spec
-
     from engine.jobs.spec_toml import dump_spec
     from engine.models.analyze import analyze
 
@@ -178,10 +180,10 @@ def plan(arguments: argparse.Namespace) -> int:
     spec = build_spec(architecture, machine, session.answers(), approach=approach)
     if arguments.json:
         output.emit_json(spec)
-    elif arguments.output == "-":
+    elif arguments.write == "-":
         sys.stdout.write(dump_spec(spec))
     else:
-        target = Path(arguments.output)
+        target = Path(arguments.write)
         write_new(target, dump_spec(spec))
         output.say(f"Wrote {target}. Run it: scaler-wizard run {target}")
     return int(ExitCode.DONE)

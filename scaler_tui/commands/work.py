@@ -164,7 +164,7 @@ def _print_card(run_dir: Path) -> None:
     c = read_card(run_dir)
     output.say()
     output.say(
-        f"{c.name or c.run_id}: {c.task} of {c.model}, {c.steps} steps, {format_duration(c.training_seconds)} of training"
+        f"{c.name or c.run_id}: {c.task} of {c.model}, {c.steps} steps, trained {format_duration(c.training_seconds)}"
     )
     output.say()
     rows = [["Task loss (held-out rows)", f"{c.before.task_loss:.3f}", f"{c.after.task_loss:.3f}"]]

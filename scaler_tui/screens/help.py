@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -47,7 +47,7 @@ class HelpScreen(ModalScreen[None]):
         self._keys = keys
 
     @classmethod
-    def of(cls, screen: Screen[object]) -> HelpScreen:
+    def of(cls, screen: Screen[Any]) -> HelpScreen:
         """Help for `screen`: its own keys first, then those of the app."""
         by_action: dict[str, tuple[str, list[str]]] = {}
         for active in screen.active_bindings.values():

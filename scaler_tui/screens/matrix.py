@@ -18,7 +18,7 @@ from engine.advise.matrix import ApproachRow
 from scaler_tui.screens.base import BACK_KEYS, FramedScreen
 from scaler_tui.widgets.matrix_table import MatrixTable
 
-_EXPLAINED = ("memory", "hours", "cost", "disk")
+_EXPLAINED = ("vram", "ram", "hours", "cost", "disk")
 
 
 class MatrixScreen(FramedScreen):
@@ -112,6 +112,8 @@ class MatrixScreen(FramedScreen):
         text.append(f"{row.title}", "bold")
         text.append(f": {row.reason}\n")
         text.append(f"Fits? {row.verdict}: {row.verdict_reason}\n")
+        if row.settings:
+            text.append(f"Assumes: {row.settings}\n")
         text.append(f"Capacity: {row.effective_capacity}\nExpected: {row.performance}\n")
         if not row.runnable:
             text.append(f"Runs from here: no. {row.not_runnable_reason}\n")
@@ -124,7 +126,7 @@ class MatrixScreen(FramedScreen):
         return text
 
     def _parts(self, row: ApproachRow) -> Text:
-        from engine.advise.compare import explain
+        from engine.advise.explain import explain
 
         text = Text(no_wrap=True)
         for column in _EXPLAINED:
@@ -132,7 +134,7 @@ class MatrixScreen(FramedScreen):
             if not lines:
                 continue
             text.append(f"{row.title}: {column}\n", "bold")
-            for label, value, formula, source in lines:
-                text.append(f"  {label:<20} {value:>11}  ")
-                text.append(f"{formula}{f'  [{source}]' if source else ''}\n", "dim")
+            for line in lines:
+                text.append(f"  {line.label:<20} {line.value:>11}  ")
+                text.append(f"{line.formula}{f'  [{line.source}]' if line.source else ''}\n", "dim")
         return text

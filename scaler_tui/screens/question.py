@@ -23,14 +23,13 @@ from scaler_tui.widgets.matrix_table import MatrixTable
 
 if TYPE_CHECKING:
     from engine.advise.option_state import OptionState
-
     from engine.advise.questions import AnswerValue, Question
 
-_FIELD_LABELS = {
-    QuestionKind.NUMBER: "Or type a number (t), for example 32k or 1.5M, then Enter:",
-    QuestionKind.TEXT: "Or type it (t), then Enter:",
-    QuestionKind.PATH: "Or type the path of a file (t), then Enter:",
-    QuestionKind.MODEL: "Or type a folder, a hub id or a known name (t), then Enter:",
+_PLACEHOLDERS = {
+    QuestionKind.NUMBER: "or type a number (t), for example 32k or 1.5M",
+    QuestionKind.TEXT: "or type it (t)",
+    QuestionKind.PATH: "or type the path of a file (t)",
+    QuestionKind.MODEL: "or type a folder, a hub id or a known name (t)",
 }
 
 
@@ -59,7 +58,7 @@ class QuestionScreen(FramedScreen):
                 yield Static(id="why")
                 yield Static(id="changed")
                 yield OptionList(id="options", compact=True)
-                yield Static(id="field-label")
+                yield Static(id="hint")
                 yield Input(id="field", compact=True)
             with Vertical(id="compare"):
                 yield MatrixTable(id="matrix")
@@ -100,18 +99,17 @@ class QuestionScreen(FramedScreen):
         self.query_one("#text", Static).update(question.text)
         self.query_one("#why", Static).update(f"Why: {question.why}")
         line = self.query_one("#changed", Static)
-        line.update(changed)
+        line.update(f"Changed: {changed}")
         line.display = bool(changed)
+        self.query_one("#why").display = not changed
         options, field = self.query_one("#options", OptionList), self.query_one("#field", Input)
         typing = question.kind is not QuestionKind.CHOICE
         options.display = bool(question.options)
         field.display = typing
-        label = self.query_one("#field-label", Static)
-        label.display = typing
         if typing:
             value = self.scaler.wizard.session.value(question.id)
             field.value = "" if self._is_option(value) else str(value)
-            label.update(_FIELD_LABELS[question.kind])
+            field.placeholder = _PLACEHOLDERS[question.kind]
         self._fill_options(keep=False)
         (options if question.options else field).focus()
         self.refresh_bindings()
@@ -143,10 +141,22 @@ class QuestionScreen(FramedScreen):
         line.append(state.option.label)
         if state.recommended:
             line.append(f"  {self.signs.star} recommended", "bold")
-        tail = state.reason if not state.enabled else state.option.hint
-        if tail:
-            line.append(f"  {self.signs.no + ' ' if not state.enabled else ''}{tail}", "dim")
+        if not state.enabled:
+            line.append(f"  {self.signs.no} not possible: {state.reason}", "dim")
+        elif state.option.hint:
+            line.append(f"  {state.option.hint}", "dim")
         return line
+
+    def _show_hint(self) -> None:
+        """The option under the pointer in full: hint, what it would change, or why it is not possible."""
+        options = self.query_one("#options", OptionList)
+        text = self.question.affects and f"Changes {self.question.affects}."
+        if options.highlighted is not None and options.highlighted < len(self._states):
+            state = self._states[options.highlighted]
+            parts = [state.reason] if not state.enabled else [state.option.hint, state.effect]
+            told = "; ".join(part for part in parts if part)
+            text = f"{state.option.label}: {told}. {text}" if told else text
+        self.query_one("#hint", Static).update(text)
 
     def show_matrix(self) -> None:
         """The matrix under the answers so far, with the option under the pointer taken as given."""
@@ -157,6 +167,7 @@ class QuestionScreen(FramedScreen):
         if options.display and options.highlighted is not None and options.highlighted < len(self._states):
             state = self._states[options.highlighted]
             preview = state.option.value if state.enabled else None
+        self._show_hint()
         matrix = wizard.preview(self.question, preview) if preview is not None else wizard.matrix
         table.matrix = matrix
         line = self.query_one("#recommendation", Static)

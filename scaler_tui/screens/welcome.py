@@ -84,7 +84,7 @@ class WelcomeScreen(FramedScreen):
             entries.append(("demo", "Fine-tune the demo model now", "a real QLoRA of a small model, a few minutes"))
         if self._saved_step:
             entries.append(("continue", "Continue the wizard", f"at {self._saved_step}"))
-        entries.append(("new", "Plan something new", "nine short questions, the matrix moves with every answer"))
+        entries.append(("new", "Plan something new", "a few questions; the matrix moves with each"))
         if not self.scaler.start.demo:
             entries.append(("demo", "Try the demo", "a real QLoRA of a small model, a few minutes"))
         count = len(self._runs)
