@@ -38,6 +38,10 @@ class ApproachRow:
     runnable: bool
     """Whether this version can run it from here."""
     not_runnable_reason: str = ""
+    settings: str = ""
+    """What the figures assume: "micro-batch 4 x 2,048 tokens, rank 16, checkpointing"."""
+    limiting: str = ""
+    """The largest term of the memory in words."""
 
 
 @dataclass(frozen=True, slots=True)

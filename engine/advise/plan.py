@@ -1,0 +1,239 @@
+"""From answers to a frozen spec: the approach with settings that fit, and the promise the run is held to.
+
+Owns the translation into `JobSpec` and the prediction in it. Must not know how a spec is stored or run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from engine.advise.amounts import data_tokens, device_of
+from engine.advise.answers import Answers
+from engine.advise.approaches import TargetModel, find_approach
+from engine.advise.fit import Plan, compute_bytes, plan_of, single_device, workspace_bytes
+from engine.advise.fixes import fixes_for
+from engine.advise.recipes import Recipe
+from engine.errors import EngineError, ExitCode
+from engine.estimate.cards import cpu_speed, gpu_speed
+from engine.estimate.cost import Tariff, hourly_rent
+from engine.estimate.estimate import Verdict
+from engine.estimate.memory import estimate_memory
+from engine.estimate.speed import RunPlan, estimate_hours, estimate_tokens_per_second
+from engine.estimate.workload import DeviceKind, Method, OptimizerKind, Packing4Bit, Workload
+from engine.hardware.machine import Machine
+from engine.jobs.spec import (
+    AdapterSection,
+    CheckpointSection,
+    CostSection,
+    DataSection,
+    Dtype,
+    EvaluationSection,
+    JobSpec,
+    ModelSection,
+    Optimizer,
+    OutputSection,
+    PredictionSection,
+    Schedule,
+    Task,
+    TrainingSection,
+)
+from engine.models.architecture import Architecture
+from engine.models.model_profiles import find_model_profile
+from engine.units import format_bytes
+
+PACKED_FILL = 0.92
+"""How full packed sequences are on short rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobWish:
+    """What the user sets beside the answers; empty means from the answers."""
+
+    train: str = ""
+    name: str = ""
+    force: bool = False
+    """Make the spec although the estimate says it does not fit."""
+
+
+def build_spec(
+    architecture: Architecture, machine: Machine, answers: Answers, *, approach: str, wish: JobWish | None = None
+) -> JobSpec:
+    """The spec of `approach`, prediction filled in.
+
+    Raises EngineError `plan.does_not_fit` (exit code 4) with the cheapest fixes, or `approach.*` when it cannot run.
+    """
+    chosen, wish = find_approach(approach), wish or JobWish()
+    if not chosen.runs:
+        raise EngineError(
+            "approach.not_runnable",
+            chosen.not_runnable_reason,
+            next_step="Choose QLoRA, LoRA, LoRA with a large rank, or a larger model with QLoRA.",
+        )
+    plan = plan_of(chosen, architecture, machine, answers)
+    if plan.memory_verdict is Verdict.NO and not wish.force:
+        raise _does_not_fit(plan)
+    source = answers.model if chosen.model is not TargetModel.LARGER else plan.final.name
+    train = wish.train or answers.text("data")
+    if not train:
+        raise EngineError(
+            "plan.no_data",
+            "There is no data to train on yet.",
+            next_step="Name a file (--data FILE), or use --data demo with the demo model.",
+        )
+    spec = _draft(plan, _hub_name(source), train, wish.name, answers, machine)
+    tokens = data_tokens(answers if train == answers.text("data") else answers.with_values(data=train))
+    return msgspec.structs.replace(spec, prediction=predict(spec, plan.final, machine, tokens_per_epoch=tokens))
+
+
+def predict(
+    spec: JobSpec,
+    architecture: Architecture,
+    machine: Machine,
+    *,
+    tokens_per_epoch: float | tuple[float, float, float],
+) -> PredictionSection:
+    """Memory of the device that trains (the worker's RAM on a CPU), seconds of the whole run, and tokens per second."""
+    devices = single_device(machine)
+    work = workload_of(spec, architecture, machine)
+    device = cpu_speed(machine) if devices.on_cpu else gpu_speed(devices.gpus[0])
+    counts = tokens_per_epoch if isinstance(tokens_per_epoch, tuple) else (float(tokens_per_epoch),) * 3
+    if spec.training.max_steps:
+        low = likely = high = float(work.tokens * work.accumulation * spec.training.max_steps)
+    else:
+        low, likely, high = (count * spec.training.epochs for count in counts)
+    memory = estimate_memory(work)
+    hours = estimate_hours(work, device, RunPlan(likely, low, high))
+    rate = estimate_tokens_per_second(work, device)
+    return PredictionSection(
+        memory_bytes_low=round(memory.low),
+        memory_bytes_likely=round(memory.likely),
+        memory_bytes_high=round(memory.high),
+        seconds_low=round(hours.low * 3600, 1),
+        seconds_likely=round(hours.likely * 3600, 1),
+        seconds_high=round(hours.high * 3600, 1),
+        tokens_per_second=round(rate.likely, 1),
+        origin=memory.origin.value,
+        machine=machine.label,
+    )
+
+
+def workload_of(spec: JobSpec, architecture: Architecture, machine: Machine) -> Workload:
+    """The spec as the formulas see it on this machine."""
+    devices = single_device(machine)
+    packed = spec.quantization_kind != "none"
+    packing = Packing4Bit.NF4_DOUBLE if spec.quantization.double else Packing4Bit.NF4
+    dtype = spec.training.dtype
+    width = {Dtype.AUTO: compute_bytes(devices), Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4}[dtype]
+    eight_bit = spec.training.optimizer is not Optimizer.ADAMW
+    return Workload(
+        architecture=architecture,
+        method=Method.ADAPTER,
+        packing=packing if packed else Packing4Bit.NONE,
+        batch=spec.training.batch_size,
+        sequence=spec.data.max_length,
+        rank=spec.adapter.rank,
+        targets=spec.adapter.targets,
+        checkpointing=spec.training.gradient_checkpointing,
+        masked=spec.data.packing or spec.training.batch_size > 1,
+        accumulation=spec.training.gradient_accumulation,
+        optimizer=OptimizerKind.ADAMW_8BIT if eight_bit else OptimizerKind.ADAMW,
+        compute_bytes=width,
+        device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
+        workspace_bytes=workspace_bytes(devices),
+    )
+
+
+def _draft(plan: Plan, source: str, train: str, name: str, answers: Answers, machine: Machine) -> JobSpec:
+    work, recipe, demo = plan.work, plan.recipe, train == "demo"
+    steps = _steps(plan, answers)
+    return JobSpec(
+        task=Task.QLORA if work.packed else Task.LORA,
+        name=name[:80],
+        model=ModelSection(source=source),
+        data=DataSection(
+            train=train,
+            heldout="demo" if demo else "",
+            base_text="demo" if source == "demo" else "",
+            max_length=work.sequence,
+            packing=recipe.flag("packing"),
+        ),
+        adapter=AdapterSection(
+            rank=work.rank,
+            alpha=_alpha(plan),
+            targets=work.targets,
+            rslora=work.rank >= 64,
+        ),
+        training=_training(work, recipe),
+        evaluation=EvaluationSection(
+            every_steps=max(steps // 10, 5), sample_prompts=("demo",) if demo and source == "demo" else ()
+        ),
+        checkpoint=CheckpointSection(every_steps=min(max(steps // 6, 10), 500)),
+        output=OutputSection(merge=answers.text("output") == "merged"),
+        cost=CostSection(usd_per_hour=_price(plan, answers, machine), budget_usd=_budget(answers, machine)),
+    )
+
+
+def _training(work: Workload, recipe: Recipe) -> TrainingSection:
+    return TrainingSection(
+        epochs=recipe.number("epochs"),
+        batch_size=work.batch,
+        gradient_accumulation=work.accumulation,
+        learning_rate=recipe.number("learning_rate"),
+        warmup_ratio=recipe.number("warmup_ratio"),
+        schedule=Schedule(recipe.text("schedule")),
+        optimizer=Optimizer(recipe.text("optimizer")),
+        gradient_checkpointing=work.checkpointing,
+    )
+
+
+def _alpha(plan: Plan) -> float:
+    """The recipe's alpha, in proportion to the rank; 16 with rank-stabilised scaling (rank 64 and above)."""
+    if plan.work.rank >= 64:
+        return 16.0
+    return (
+        plan.recipe.number("alpha") / plan.recipe.number("rank") * plan.work.rank
+        if plan.approach.rank
+        else max(plan.recipe.number("alpha"), 1.0)
+    )
+
+
+def _steps(plan: Plan, answers: Answers) -> int:
+    tokens = data_tokens(answers)[1] * plan.recipe.number("epochs")
+    return max(math.ceil(tokens / PACKED_FILL / (plan.work.tokens * plan.work.accumulation)), 1)
+
+
+def _price(plan: Plan, answers: Answers, machine: Machine) -> float:
+    if machine.price_usd_per_hour is not None:
+        return machine.price_usd_per_hour
+    if not answers.rented:
+        return 0.0
+    return round(hourly_rent(device_of(plan, machine), Tariff(True, None, None, max(len(machine.gpus), 1))).likely, 4)
+
+
+def _budget(answers: Answers, machine: Machine) -> float:
+    paid = answers.rented or machine.price_usd_per_hour is not None
+    return answers.number("budget_usd") if paid else 0.0
+
+
+def _hub_name(source: str) -> str:
+    profile = find_model_profile(source)
+    return profile.hub_id if profile is not None else source
+
+
+def _does_not_fit(plan: Plan) -> EngineError:
+    low, likely, high = plan.bounds
+    del low
+    where = "RAM is available" if plan.devices.on_cpu else "VRAM is free on this card"
+    fixes = fixes_for(plan)
+    listed = " ".join(f"({number}) {fix.sentence}." for number, fix in enumerate(fixes, start=1))
+    return EngineError(
+        "plan.does_not_fit",
+        f"{plan.approach.title} on {plan.final.name} does not fit: it needs about {format_bytes(likely)} "
+        f"(up to {format_bytes(high)}), {format_bytes(plan.devices.free_bytes)} {where}.",
+        cause="This already assumes the smallest micro-batch and gradient checkpointing.",
+        next_step=listed or "Nothing on this machine makes it fit; choose a much smaller model.",
+        exit_code=ExitCode.DOES_NOT_FIT,
+    )

@@ -1,0 +1,108 @@
+"""Which approach to take and what any other would cost instead, by the rules in `profiles/approaches.toml`.
+
+Owns the choice, its sentence, the price of choosing otherwise, and warnings. Must not compute estimates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.advise.answers import Answers
+from engine.advise.approaches import rule_for
+from engine.advise.matrix import ApproachRow
+from engine.estimate.estimate import Verdict
+from engine.units import format_bytes, format_hours, format_usd
+
+TIMELINE_HOURS = {"hours": 12.0, "days": 7 * 24.0, "weeks": 60 * 24.0, "months": 365 * 24.0}
+_ORDER = {Verdict.FITS: 0, Verdict.TIGHT: 1, Verdict.NO: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The recommendation."""
+
+    approach: str
+    why: str
+    otherwise: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def recommend(rows: tuple[ApproachRow, ...], answers: Answers) -> Advice:
+    """The preferred approach of the goal that fits; if none does, the nearest that does, and why not the wish."""
+    rule = rule_for(answers.goal)
+    by_id = {row.id: row for row in rows}
+    preferred = tuple(by_id[name] for name in rule.prefer if name in by_id)
+    wish = preferred[0]
+    chosen = _choose(preferred, rows)
+    if chosen.verdict is Verdict.NO:
+        why = f"Nothing fits this machine; {chosen.title} comes nearest: {chosen.verdict_reason}."
+    elif chosen in preferred and (
+        chosen is wish or wish.verdict is Verdict.FITS or {wish.id, chosen.id} <= {"lora", "qlora"}
+    ):
+        adjective = "fastest way" if chosen.id == "lora" else "way"
+        why = rule.why.format(title=chosen.title, adjective=adjective)
+    else:
+        way = rule.why.format(title=wish.title, adjective="way")
+        fits = "fits" if chosen.verdict is Verdict.FITS else "may fit"
+        why = (
+            f"{way} {wish.title} does not work here ({wish.verdict_reason}); {chosen.title} is the nearest that {fits}."
+        )
+    others = {row.id: _instead(row, chosen) for row in rows if row is not chosen}
+    return Advice(chosen.id, why, others, _warnings(chosen, answers, rule.warnings))
+
+
+def _choose(preferred: tuple[ApproachRow, ...], rows: tuple[ApproachRow, ...]) -> ApproachRow:
+    for verdict in (Verdict.FITS, Verdict.TIGHT):
+        for row in preferred:
+            if row.verdict is verdict:
+                return row
+        fallback = [row for row in rows if row.verdict is verdict]
+        if fallback:
+            return min(fallback, key=lambda row: (not row.runnable, _need(row)))
+    return min(rows, key=lambda row: (_need(row), row.hours.likely))
+
+
+def _need(row: ApproachRow) -> float:
+    return row.vram.likely or row.ram.likely
+
+
+def _instead(row: ApproachRow, chosen: ApproachRow) -> str:
+    memory = _need(row) - _need(chosen)
+    kind = "VRAM" if row.vram.likely else "RAM"
+    parts = [
+        _delta(memory, format_bytes, kind),
+        _delta(row.hours.likely - chosen.hours.likely, format_hours, ""),
+        _delta(row.cost_usd.likely - chosen.cost_usd.likely, format_usd, ""),
+    ]
+    sentence = f"{row.title} instead: {', '.join(parts)}."
+    if row.verdict is not Verdict.FITS:
+        word = "does not fit" if row.verdict is Verdict.NO else "is tight"
+        sentence += f" It {word}: {row.verdict_reason}."
+    return sentence
+
+
+def _delta(amount: float, form: object, suffix: str) -> str:
+    text = form(abs(amount))  # type: ignore[operator]
+    return f"{text}{' ' + suffix if suffix else ''} {'more' if amount >= 0 else 'less'}"
+
+
+def _warnings(chosen: ApproachRow, answers: Answers, ruled: tuple[str, ...]) -> tuple[str, ...]:
+    warnings = list(ruled)
+    limit = TIMELINE_HOURS.get(answers.text("timeline"), NO_LIMIT)
+    if chosen.hours.likely > limit:
+        time = format_hours(chosen.hours.likely)
+        warnings.append(f"{chosen.title} takes about {time} here, longer than the {format_hours(limit)} you have.")
+    budget = answers.number("budget_usd")
+    if budget and chosen.cost_usd.high > budget:
+        sure = "costs" if chosen.cost_usd.low > budget else "may cost"
+        warnings.append(f"It {sure} more than {format_usd(budget)}: up to {format_usd(chosen.cost_usd.high)}.")
+    if answers.text("use_case") == "production" and "expansion" in chosen.id:
+        warnings.append("For a product use proven methods: a pretrained model of the wanted size, with an adapter.")
+    if answers.goal == "reasoning" and chosen.id in ("lora", "qlora"):
+        warnings.append("An adapter specialises; it adds little general ability.")
+    if not chosen.runnable:
+        warnings.append(chosen.not_runnable_reason)
+    return tuple(warnings)
+
+
+NO_LIMIT = float("inf")

@@ -1,0 +1,119 @@
+"""Parameter counts and matrix shapes that the formulas are written in.
+
+Owns the arithmetic from an `Architecture` to widths, adapter sizes and per-token matrix work. Must not know bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from engine.models.architecture import Architecture
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+_FUSED_NAMES = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "query_key_value": ("q_proj", "k_proj", "v_proj"),
+    "c_attn": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "dense": ("o_proj",),
+    "out_proj": ("o_proj",),
+    "dense_h_to_4h": ("up_proj",),
+    "fc1": ("up_proj",),
+    "dense_4h_to_h": ("down_proj",),
+    "fc2": ("down_proj",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The widths of one architecture, worked out once."""
+
+    hidden: int
+    feed_forward: int
+    """Feed-forward width that one token passes through (mixtures: active experts plus shared ones)."""
+    query: int
+    key_value: int
+    heads: int
+    layers: int
+    vocabulary: int
+    parameters: int
+    quantizable: int
+    """P: parameters in `nn.Linear` layers, which bitsandbytes packs. The fused experts of mixtures are not."""
+    layer_matmul: int
+    """Matrix elements one token passes in one average layer."""
+    head: int
+    """Elements of the output head."""
+    largest_linear: int
+    routed: int
+    """Experts per token, 0 for dense models."""
+
+
+@lru_cache(maxsize=256)
+def shape_of(architecture: Architecture) -> Shape:
+    """The widths of `architecture`."""
+    a = architecture
+    query, key_value = a.attention_heads * a.head_dim, a.key_value_heads * a.head_dim
+    matrices = 3 if a.mlp_kind == "gated" else 2
+    attention = a.hidden_size * (2 * query + 2 * key_value)
+    dense = matrices * a.hidden_size * a.intermediate_size
+    quantizable = min(a.linear_parameters, a.parameters)
+    feed_forward, routed, mlp = a.intermediate_size, 0, dense
+    if a.moe is not None:
+        moe = a.moe
+        experts = moe.moe_layers * moe.experts * matrices * a.hidden_size * moe.expert_intermediate_size
+        quantizable = max(quantizable - experts, 0)
+        active = moe.experts_per_token * moe.expert_intermediate_size + moe.shared_intermediate_size
+        share = moe.moe_layers / max(a.layers, 1)
+        routed, feed_forward = moe.experts_per_token, max(active, a.intermediate_size if share < 1 else 0)
+        router = moe.experts * a.hidden_size
+        mlp = round(share * (matrices * a.hidden_size * active + router) + (1 - share) * dense)
+    return Shape(
+        hidden=a.hidden_size,
+        feed_forward=feed_forward,
+        query=query,
+        key_value=key_value,
+        heads=a.attention_heads,
+        layers=a.layers,
+        vocabulary=a.vocab_size,
+        parameters=a.parameters,
+        quantizable=quantizable,
+        layer_matmul=attention + mlp,
+        head=a.vocab_size * a.hidden_size,
+        largest_linear=a.hidden_size * max(a.intermediate_size if a.moe is None else 0, query, key_value),
+        routed=routed,
+    )
+
+
+@lru_cache(maxsize=256)
+def adapted_modules(architecture: Architecture, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Which of the seven linears of a block get an adapter. Fused experts of mixtures cannot have one."""
+    plain = architecture.mlp_kind != "gated"
+    feed_forward = _FEED_FORWARD[1:] if plain else _FEED_FORWARD
+    possible = _ATTENTION if _experts_everywhere(architecture) else _ATTENTION + feed_forward
+    if targets == ("all-linear",):
+        return possible
+    wanted = {name for target in targets for name in _FUSED_NAMES.get(target, (target,))}
+    return tuple(name for name in possible if name in wanted)
+
+
+def _experts_everywhere(architecture: Architecture) -> bool:
+    moe = architecture.moe
+    return moe is not None and moe.moe_layers >= architecture.layers and not moe.shared_intermediate_size
+
+
+@lru_cache(maxsize=512)
+def adapter_parameters(architecture: Architecture, targets: tuple[str, ...], rank: int) -> int:
+    """A = L · Σ r·(in + out) over the adapted linears."""
+    s = shape_of(architecture)
+    sizes = {
+        "q_proj": s.hidden + s.query,
+        "k_proj": s.hidden + s.key_value,
+        "v_proj": s.hidden + s.key_value,
+        "o_proj": s.query + s.hidden,
+        "gate_proj": s.hidden + architecture.intermediate_size,
+        "up_proj": s.hidden + architecture.intermediate_size,
+        "down_proj": architecture.intermediate_size + s.hidden,
+    }
+    return s.layers * rank * sum(sizes[name] for name in adapted_modules(architecture, targets))
