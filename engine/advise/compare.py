@@ -130,6 +130,8 @@ def settings_words(plan: Plan) -> str:
         words.append(f"every parameter learns, {work.optimizer.value}")
     words.append("checkpointing" if work.checkpointing else "no checkpointing")
     words.append("bf16" if work.compute_bytes == 2 else "fp32")
+    if work.packed and work.architecture.moe is not None:
+        words.append("experts stay unpacked in fp32")
     if work.fused_loss:
         words.append("chunked loss")
     if work.teacher is not None:
@@ -160,7 +162,7 @@ def _verdict(plan: Plan, machine: Machine, ram: Estimate, disk: Estimate, hours:
     span = f"at most {format_bytes(high)}, {where} {format_bytes(free)} {kind}"
     if hours.likely > TIGHT_HOURS:
         on = "this CPU" if plan.devices.on_cpu else "these cards" if plan.work.shards > 1 else "this card"
-        sentence = f"fits in memory, but takes about {_years(hours.likely)} on {on}"
+        sentence = f"fits in memory, but takes about {format_hours(hours.likely)} on {on}"
         return (Verdict.NO if hours.likely > NO_HOURS else Verdict.TIGHT), sentence
     if verdict is Verdict.TIGHT:
         return (
@@ -176,10 +178,3 @@ def _verdict(plan: Plan, machine: Machine, ram: Estimate, disk: Estimate, hours:
     if free_disk is not None and disk.likely > free_disk:
         return Verdict.TIGHT, f"needs {format_bytes(disk.likely)} disk, {format_bytes(free_disk)} is free"
     return verdict, span
-
-
-def _years(hours: float) -> str:
-    years = hours / (24 * 365)
-    if years < 1:
-        return format_hours(hours).split(" h")[0].rsplit(" ", 1)[0]
-    return f"{years:,.0f} years" if years >= 1.5 else "one year"
