@@ -71,15 +71,16 @@ class JournalWriter:
         self.close()
 
 
-def restore_nan(tree: object, kind: Any) -> Any:
-    """JSON has no NaN, so writers leave null: put NaN back where the struct `kind` wants a plain float."""
-    if not isinstance(tree, dict) or not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
-        return tree
-    for name, hint in typing.get_type_hints(kind).items():
-        if tree.get(name, 0) is None and hint is float:
-            tree[name] = float("nan")
-        elif isinstance(tree.get(name), dict):
-            tree[name] = restore_nan(tree[name], hint)
+def restore_nan(tree: Any, kind: Any) -> Any:
+    """JSON has no NaN, so writers leave null: put NaN back wherever the type `kind` wants a plain float."""
+    if tree is None:
+        return float("nan") if kind is float else None
+    if isinstance(tree, list):
+        items = typing.get_args(kind)
+        return [restore_nan(item, items[0]) for item in tree] if items else tree
+    if isinstance(tree, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        hints = typing.get_type_hints(kind)
+        return {name: restore_nan(value, hints.get(name)) for name, value in tree.items()}
     return tree
 
 

@@ -1,0 +1,142 @@
+"""The pictures of the card's page as inline SVG: the loss curves, and promises beside what came of them.
+
+Owns scales, ticks and paths. Must not know colours (classes name roles; the page's style sheet paints them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from engine.jobs.card import CurvePoint
+
+WIDTH, HEIGHT = 860, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 34
+_SMOOTH_FROM_POINTS = 40
+_FLAT = 1e-6
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers that cover low..high: steps of 1, 2 or 5 times a power of ten."""
+    flat = _FLAT * max(abs(low), abs(high), _FLAT)
+    if high - low <= flat:
+        margin = max(abs(low), abs(high)) * 0.1 or 0.1
+        low, high = low - max(margin, _FLAT), high + max(margin, _FLAT)
+    rough = (high - low) / max(wanted, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [step * number for number in range(first, last + 1)]
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    average, mass, out = 0.0, 0.0, []
+    for value in values:
+        average = average * weight + value * (1 - weight)
+        mass = mass * weight + (1 - weight)
+        out.append(average / mass)
+    return out
+
+
+class _Frame:
+    """Maps steps and values to pixels."""
+
+    def __init__(self, points: Sequence[CurvePoint]) -> None:
+        steps = [point.step for point in points]
+        values = [point.value for point in points]
+        self.x_ticks = [tick for tick in nice_ticks(0, max(steps), 6) if tick <= max(steps)]
+        self.y_ticks = nice_ticks(min(values), max(values))
+        self.x_low, self.x_high = 0.0, float(max(max(steps), 1))
+        self.y_low, self.y_high = self.y_ticks[0], self.y_ticks[-1]
+
+    def x(self, step: float) -> float:
+        return _LEFT + (step - self.x_low) / (self.x_high - self.x_low) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        return _TOP + (self.y_high - value) / (self.y_high - self.y_low) * (HEIGHT - _TOP - _BOTTOM)
+
+    def path(self, steps: Sequence[int], values: Sequence[float]) -> str:
+        pairs = " L".join(f"{self.x(s):.1f},{self.y(v):.1f}" for s, v in zip(steps, values, strict=True))
+        return f"M{pairs}"
+
+
+def loss_plot(loss: Sequence[CurvePoint], evaluation: Sequence[CurvePoint]) -> str:
+    """Training loss as a line, many points pale behind their average; held-out loss as dots."""
+    points = [*loss, *evaluation]
+    if not points:
+        return '<p class="quiet">No curve was recorded.</p>'
+    frame = _Frame(points)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Loss over training steps">',
+        *_axes(frame),
+        *_training_line(frame, loss),
+        *_evaluation_line(frame, evaluation),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def _axes(frame: _Frame) -> list[str]:
+    bottom = HEIGHT - _BOTTOM
+    parts: list[str] = []
+    for value in frame.y_ticks:
+        y = frame.y(value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for step in frame.x_ticks:
+        anchor = "end" if frame.x(step) > WIDTH - _RIGHT - 12 else "middle"
+        parts.append(
+            f'<text class="tick" x="{frame.x(step):.1f}" y="{bottom + 18}" text-anchor="{anchor}">{step:g}</text>'
+        )
+    parts.append(f'<text class="tick" x="{(WIDTH + _LEFT) / 2:.0f}" y="{HEIGHT - 2}" text-anchor="middle">step</text>')
+    return parts
+
+
+def _training_line(frame: _Frame, loss: Sequence[CurvePoint]) -> list[str]:
+    if not loss:
+        return []
+    steps = [point.step for point in loss]
+    values = [point.value for point in loss]
+    if len(loss) < _SMOOTH_FROM_POINTS:
+        return [f'<path class="line" d="{frame.path(steps, values)}"/>']
+    average = smoothed(values, 1 - 2 / (len(values) / 40 + 1))
+    return [
+        f'<path class="line raw" d="{frame.path(steps, values)}"/>',
+        f'<path class="line" d="{frame.path(steps, average)}"/>',
+    ]
+
+
+def _evaluation_line(frame: _Frame, evaluation: Sequence[CurvePoint]) -> list[str]:
+    if not evaluation:
+        return []
+    steps = [point.step for point in evaluation]
+    values = [point.value for point in evaluation]
+    dots = [
+        f'<circle class="dot" cx="{frame.x(s):.1f}" cy="{frame.y(v):.1f}" r="3.5">'
+        f"<title>step {s}: held-out loss {v:.4f}</title></circle>"
+        for s, v in zip(steps, values, strict=True)
+    ]
+    return [f'<path class="line held" d="{frame.path(steps, values)}"/>', *dots]
+
+
+def range_bar(low: float, likely: float, high: float, measured: float, label: str) -> str:
+    """A promised range as a bar with its likely value as a notch, and the measured value as a dot on the same scale."""
+    figures = [value for value in (low, likely, high, measured) if math.isfinite(value)]
+    top = max(figures, default=0.0) * 1.08
+    if top <= 0:
+        return ""
+
+    def x(value: float) -> float:
+        return 4 + 232 * max(value, 0.0) / top
+
+    return (
+        f'<svg class="bar" viewBox="0 0 240 22" role="img" aria-label="{escape(label, quote=True)}">'
+        '<line class="grid" x1="4" x2="236" y1="11" y2="11"/>'
+        f'<rect class="promise" x="{x(low):.1f}" y="6" width="{max(x(high) - x(low), 1.0):.1f}" height="10" rx="3"/>'
+        f'<line class="likely" x1="{x(likely):.1f}" x2="{x(likely):.1f}" y1="3" y2="19"/>'
+        + (f'<circle class="measured" cx="{x(measured):.1f}" cy="11" r="5"/>' if math.isfinite(measured) else "")
+        + "</svg>"
+    )
