@@ -1,0 +1,219 @@
+"""The training loop's decisions: what is written, evaluated, saved and obeyed at the end of each step.
+
+Owns the callback. transformers' Trainer turns the wheel; what this program adds happens here, in public callbacks:
+
+    step ends ─► on_log: Step event ─► evaluate, sample, stop early? ─► pause, stop, budget? ─► save? ─► on_save: commit
+
+Must not know how models are loaded or what happens after the last step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from engine.errors import EngineError, ExitCode
+from engine.jobs import checkpoints, control
+from engine.jobs import events as ev
+from engine.jobs.journal import JournalWriter
+from engine.jobs.spec import JobSpec
+from engine.jobs.summary import cost_usd
+from engine.train import checkpointing
+from engine.train.meters import peak_memory
+from engine.train.signals import PauseSignals
+from engine.train.tally import Tally
+from engine.train.trainer import TokenTrainer
+from engine.units import format_usd
+
+MEMORY_CHECK_STEPS = 20
+LEAST_GAIN = 1e-6
+"""An evaluation counts as better only when it is lower by more than this, nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopContext:
+    """Everything the callback needs from outside."""
+
+    run_dir: Path
+    spec: JobSpec
+    journal: JournalWriter
+    signals: PauseSignals
+    device: str
+    evaluate: Callable[[], float] | None
+    """Held-out loss of the model as it is now; None without held-out rows."""
+    sample: Callable[[int], None]
+    """Answer the fixed prompts and write them down for this step."""
+    progress: Callable[[Tally], checkpointing.Progress]
+    worked_seconds: Callable[[], float]
+    """Wall time with a worker alive, over all attempts."""
+
+
+class RunCallback(TrainerCallback):
+    """One per attempt."""
+
+    def __init__(self, context: LoopContext, trainer: TokenTrainer, tally: Tally) -> None:
+        self.context = context
+        self.trainer = trainer
+        self.tally = tally
+        self.ending = ""
+        """ "paused" or "stopped" when the run was asked to end; empty while it goes on or has no step left."""
+        self.ending_reason = ""
+        self.saving = False
+        """A checkpoint is being written: a failure now is a failure of writing."""
+        self._mark = time.perf_counter()
+        self._peak_bytes = 0
+
+    # ── called by the Trainer ─────────────────────────────────────────────────────────────────────────────────────
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The clock of the first step starts here."""
+        self._mark = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Have the loss of this very step worked out; `on_log` follows at once."""
+        control.should_log = True
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> Any:
+        """The step is complete: write it down and decide what comes next."""
+        if logs is None or "loss" not in logs:
+            return control  # the Trainer's summary at the end
+        state.log_history.clear()  # the journal has it; the list would grow with every step
+        self._record(state, logs)
+        step = self.tally.step
+        last = step >= state.max_steps
+        self._evaluate(step, last)
+        command = self._command(step)
+        self.tally.complete = last or self.tally.early_stopped
+        wanted = step % self.context.spec.checkpoint.every_steps == 0
+        control.should_training_stop = control.should_training_stop or self.tally.complete or bool(self.ending)
+        if wanted or command == "checkpoint" or control.should_training_stop:
+            control.should_save = self._room_for_checkpoint()
+            control.should_training_stop = control.should_training_stop or not control.should_save
+        if step <= 3 or step % MEMORY_CHECK_STEPS == 0 or control.should_training_stop:
+            self.report_memory()
+        self._mark = time.perf_counter()
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The Trainer has written a folder: seal it and put it in its place."""
+        context = self.context
+        path = checkpointing.take_over(context.run_dir, context.progress(self.tally))
+        self.saving = False
+        checkpoints.prune(context.run_dir, context.spec.checkpoint.keep)
+        context.journal.write(
+            ev.Checkpoint(
+                t=time.time(),
+                step=self.tally.step,
+                path=path.relative_to(context.run_dir).as_posix(),
+                size_bytes=checkpoints.size_bytes(path),
+                seconds=time.perf_counter() - self._mark,
+            ),
+            sync=True,
+        )
+        self._mark = time.perf_counter()
+
+    # ── parts of a step's end ─────────────────────────────────────────────────────────────────────────────────────
+    def _record(self, state: Any, logs: dict[str, float]) -> None:
+        loss = float(logs["loss"])
+        step = int(state.global_step)
+        if not math.isfinite(loss):
+            raise EngineError(
+                "train.loss_not_finite",
+                f"The loss became {loss} at step {step}; training on would only spread it.",
+                cause="Usually the learning rate is too high.",
+                next_step="Start a new run with a third of training.learning_rate.",
+                exit_code=ExitCode.RUN_FAILED,
+            )
+        seconds = time.perf_counter() - self._mark
+        tally, trainer = self.tally, self.trainer
+        tally.step = step
+        tally.training_seconds += seconds
+        tally.tokens += trainer.step_tokens
+        tally.trained_tokens += trainer.step_trained_tokens
+        self.context.journal.write(
+            ev.Step(
+                t=time.time(),
+                step=step,
+                loss=loss,
+                learning_rate=float(logs["learning_rate"]),
+                grad_norm=float(logs.get("grad_norm", 0.0)),
+                tokens=trainer.step_tokens,
+                trained_tokens=trainer.step_trained_tokens,
+                step_seconds=seconds,
+                epoch=float(state.epoch or 0.0),
+            )
+        )
+
+    def _evaluate(self, step: int, last: bool) -> None:
+        """Held-out loss and samples every so many steps; after the last step the card's measurement does both."""
+        context, section = self.context, self.context.spec.evaluation
+        if not section.every_steps or step % section.every_steps or last or context.evaluate is None:
+            return
+        began = time.perf_counter()
+        context.journal.write(ev.Phase(t=time.time(), name="evaluating"))
+        loss = context.evaluate()
+        context.journal.write(ev.Eval(t=time.time(), step=step, loss=loss, seconds=time.perf_counter() - began))
+        context.sample(step)
+        tally = self.tally
+        if tally.best_eval_loss is None or loss < tally.best_eval_loss - LEAST_GAIN:
+            tally.best_eval_loss, tally.evaluations_without_gain = loss, 0
+        else:
+            tally.evaluations_without_gain += 1
+        patience = section.early_stop_patience
+        tally.early_stopped = 0 < patience <= tally.evaluations_without_gain
+
+    def _command(self, step: int) -> str:
+        """Somebody's wish: a control file, a signal, or the budget."""
+        context = self.context
+        command = control.take(context.run_dir) or ""
+        if command:
+            context.journal.write(ev.Control(t=time.time(), command=command))
+        if command in ("pause", "stop"):
+            self.ending = "paused" if command == "pause" else "stopped"
+        elif context.signals.reason:
+            self.ending, self.ending_reason = "paused", context.signals.reason
+        elif self._budget_is_spent():
+            self.ending = "stopped"
+            budget = format_usd(context.spec.cost.budget_usd)
+            self.ending_reason = f"The budget of {budget} is spent."
+            context.journal.write(ev.Warn(t=time.time(), message=self.ending_reason))
+        return command
+
+    def _budget_is_spent(self) -> bool:
+        cost = self.context.spec.cost
+        if cost.budget_usd <= 0 or cost.usd_per_hour <= 0:
+            return False
+        return cost_usd(self.context.worked_seconds(), cost.usd_per_hour) >= cost.budget_usd
+
+    def _room_for_checkpoint(self) -> bool:
+        """Look before writing; without room the run pauses and its last good checkpoint stays."""
+        try:
+            checkpoints.require_room(self.context.run_dir)
+        except EngineError as error:
+            self.no_room(error.what, error.cause)
+            return False
+        self.saving = True
+        self.context.journal.write(ev.Phase(t=time.time(), name="saving"))
+        return True
+
+    def no_room(self, what: str, cause: str) -> None:
+        """End paused at the last good checkpoint."""
+        checkpointing.discard_staging(self.context.run_dir)
+        self.saving = False
+        self.ending = "paused"
+        self.tally.complete = False
+        self.tally.step = checkpoints.newest_step(self.context.run_dir)
+        self.ending_reason = f"{what} {cause}".strip()
+
+    def report_memory(self) -> None:
+        """A Memory event when the peak has grown."""
+        peak_bytes, where = peak_memory(self.context.device)
+        if peak_bytes > self._peak_bytes:
+            self._peak_bytes = peak_bytes
+            self.context.journal.write(ev.Memory(t=time.time(), peak_bytes=peak_bytes, where=where))

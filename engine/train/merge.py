@@ -1,0 +1,189 @@
+"""The adapter folded into full weights: a model that plain transformers loads, its difference to the adapter measured.
+
+`merge_run(run_dir)` works during a run and any time after it; `python -m engine.train.merge RUN_DIR` does the same.
+Owns `output/merged`. Must not know the loop. The base is loaded again in the float type it is stored in: merging into
+4-bit weights would round the update away. The merged model therefore differs a little from the adapter on its 4-bit
+base, by as much as quantisation had changed the base; how much is measured on held-out tokens and said in the card.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from engine.data.load import PreparedData, prepare
+from engine.data.rows import EncodedRow
+from engine.errors import EngineError, ExitCode
+from engine.evaluation.head import summed_loss
+from engine.evaluation.model import LoadedModel
+from engine.evaluation.rows import row_batches
+from engine.jobs import layout
+from engine.jobs.card import MergeCheck
+from engine.jobs.spec import JobSpec
+from engine.jobs.store import load_run_spec
+from engine.jobs.summary import read_record
+from engine.models.resolve import download_weights, resolve_model
+from engine.models.source import ModelRef
+from engine.train.environment import Device, choose_threads, prepare_process, prepare_torch, quiet_libraries
+from engine.train.model import BaseRequest, base_request, load_base, ready
+from engine.train.output import ADAPTER, MERGED, copy_tokenizer, folder_bytes, staged
+
+LOGIT_BYTES = 64 * 1024**2
+"""The adapter's logits wait in memory while the merged model is made; the rows compared are cut to fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What one model says on some rows; N positions."""
+
+    logits: Tensor  # (N, V) float32 on the CPU
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class MergeJob:
+    """Everything merging needs to know about its run."""
+
+    run_dir: Path
+    spec: JobSpec
+    ref: ModelRef
+    rows: Sequence[EncodedRow]
+    device: Device
+
+    @property
+    def folder(self) -> Path:
+        assert self.ref.path is not None
+        return self.ref.path
+
+
+def compared_rows(data: PreparedData, vocab_size: int) -> tuple[EncodedRow, ...]:
+    """Held-out rows (training rows when nothing is held out), as many as fit the memory set aside for logits."""
+    left = max(1, LOGIT_BYTES // (4 * vocab_size))
+    rows: list[EncodedRow] = []
+    for row in data.heldout or data.train:
+        left -= row.trained_tokens
+        if rows and left < 0:
+            break
+        rows.append(row)
+    return tuple(rows)
+
+
+def take_reference(model: LoadedModel, rows: Sequence[EncodedRow]) -> Reference:
+    """Logits at the trained positions of `rows`."""
+    parts: list[Tensor] = []
+    loss_sum = tokens = 0.0
+    with model.inference():
+        for batch in row_batches(model, rows):
+            logits = model.logits_at(batch.input_ids, batch.position_ids, batch.positions).float()
+            loss_sum += float(summed_loss(logits, batch.targets))
+            tokens += len(batch.targets)
+            parts.append(logits.cpu())
+    return Reference(torch.cat(parts), loss_sum / max(tokens, 1))
+
+
+def merge(job: MergeJob, reference: Reference, tokenizer: Any) -> MergeCheck:
+    """Write `output/merged`, load it back with plain transformers, and compare. It appears whole or not at all."""
+    target = job.run_dir / layout.OUTPUT / MERGED
+    with staged(target) as staging:
+        _write_merged(job, staging)
+        request = BaseRequest(staging, "none", False, job.device.compute_dtype, job.device.torch_device)
+        base = load_base(request)
+        merged = take_reference(ready(base, base, tokenizer, job.device), job.rows)
+    difference = (merged.logits - reference.logits).abs()
+    kind = job.spec.quantization_kind
+    return MergeCheck(
+        path=target.relative_to(job.run_dir).as_posix(),
+        size_bytes=folder_bytes(target),
+        max_logit_difference=float(difference.max()),
+        mean_logit_difference=float(difference.mean()),
+        same_top_token=float((merged.logits.argmax(-1) == reference.logits.argmax(-1)).float().mean()),
+        merged_task_loss=merged.loss,
+        adapter_task_loss=reference.loss,
+        base_dtype=kind if kind != "none" else str(job.device.compute_dtype).removeprefix("torch."),
+    )
+
+
+def _write_merged(job: MergeJob, target: Path) -> None:
+    from peft import PeftModel
+
+    base = load_base(BaseRequest(job.folder, "none", False, stored_dtype(job.folder), "cpu"))
+    model = PeftModel.from_pretrained(base, str(job.run_dir / layout.OUTPUT / ADAPTER))
+    merged = model.merge_and_unload(safe_merge=True)  # refuses weights that are not finite
+    merged.config.use_cache = True
+    merged.save_pretrained(str(target))
+    copy_tokenizer(job.folder, target)
+    del base, model, merged
+    gc.collect()
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The float type of the base's files, so that the merged model is as large as its base."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    dtype = getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+
+
+def merge_run(run_dir: Path) -> MergeCheck:
+    """Merge the finished adapter of a run and note the result in its card. Raises EngineError."""
+    spec = load_run_spec(run_dir)
+    if not (run_dir / layout.OUTPUT / ADAPTER / "adapter_model.safetensors").is_file():
+        raise EngineError(
+            "merge.no_adapter",
+            f"Run {run_dir.name} has no adapter yet.",
+            next_step="Let it finish, or stop it: stopping saves the adapter.",
+        )
+    ref = download_weights(resolve_model(spec.model.source, revision=spec.model.revision))
+    assert ref.path is not None
+    device = prepare_torch(choose_threads(spec.training.threads), spec.training.dtype)
+    quiet_libraries()
+    data = prepare(spec.data, ref.path, now=datetime.fromtimestamp(read_record(run_dir).created))
+    reference, rows = _adapter_reference(run_dir, spec, ref.path, data, device)
+    check = merge(MergeJob(run_dir, spec, ref, rows, device), reference, data.tokenizer)
+    _note_in_card(run_dir, check)
+    return check
+
+
+def _adapter_reference(
+    run_dir: Path, spec: JobSpec, folder: Path, data: PreparedData, device: Device
+) -> tuple[Reference, tuple[EncodedRow, ...]]:
+    from peft import PeftModel
+
+    base = load_base(base_request(spec, folder, device))
+    model = PeftModel.from_pretrained(base, str(run_dir / layout.OUTPUT / ADAPTER))
+    loaded = ready(model, base, data.tokenizer, device)
+    rows = compared_rows(data, loaded.vocab_size)
+    return take_reference(loaded, rows), rows
+
+
+def _note_in_card(run_dir: Path, check: MergeCheck) -> None:
+    from engine.jobs.card_io import read_card, write_card
+
+    if (run_dir / layout.CARD).is_file():
+        write_card(run_dir, msgspec.structs.replace(read_card(run_dir), merged=check))
+
+
+def main(arguments: list[str]) -> int:
+    """Merge one run; prints the check, or the error, as JSON. Returns the exit code."""
+    prepare_process(None)
+    try:
+        check = merge_run(Path(arguments[0]).absolute())
+    except EngineError as error:
+        sys.stdout.write(msgspec.json.encode({"error": error.as_dict()}).decode() + "\n")
+        return int(error.exit_code)
+    sys.stdout.write(msgspec.json.encode(check).decode() + "\n")
+    return int(ExitCode.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

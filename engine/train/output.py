@@ -1,0 +1,85 @@
+"""The adapter as other tools want it: a plain peft folder with the tokenizer beside it, complete or not there.
+
+Owns `output/adapter`. Must not know training or merging.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.jobs import layout
+from engine.models.source import ModelRef
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+ADAPTER = "adapter"
+MERGED = "merged"
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """An empty sibling folder; on leaving it is flushed and becomes `target`, replacing what was there. When anything
+    fails it is removed and the old `target` stays."""
+    staging = target.with_name(f".staging-{target.name}")
+    replaced = target.with_name(f".replaced-{target.name}")
+    for leftover in (staging, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        _flush(staging)
+        if target.exists():
+            target.rename(replaced)
+        staging.rename(target)
+        layout.fsync_directory(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            with (Path(directory) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        layout.fsync_directory(Path(directory))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Tokenizer and chat template, byte for byte."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def save_adapter(run_dir: Path, model: Any, ref: ModelRef) -> Path:
+    """Write `output/adapter`; returns it. A hub model is named by its id, so that the adapter loads anywhere."""
+    target = run_dir / layout.OUTPUT / ADAPTER
+    config = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path = ref.repo_id or str(ref.path)
+    config.revision = (ref.commit or ref.revision or None) if ref.repo_id else None
+    with staged(target) as staging:
+        model.save_pretrained(str(staging), save_embedding_layers=False)
+        (staging / "README.md").unlink(missing_ok=True)  # peft's template: empty headings only
+        if ref.path is not None:
+            copy_tokenizer(ref.path, staging)
+    return target
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,133 @@
+"""The worker process: `python -m engine.train.worker RUN_DIR` does one attempt at a run and says how it ended.
+
+Owns the process: log redirection, signals, the Start and End events, the exit code (0 when the End event is written, 5
+when it says failed). Must not know training. Whatever goes wrong becomes an End event in words; the traceback goes into
+the worker's log only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from engine.errors import ExitCode
+from engine.jobs import events as ev
+from engine.jobs import layout
+from engine.jobs.journal import JournalWriter
+from engine.train.environment import choose_threads, library_versions, prepare_process, prepare_torch
+from engine.train.failure import explain
+from engine.train.signals import PauseRequested, PauseSignals
+
+ATTEMPT = "SCALER_WIZARD_ATTEMPT"
+"""Set by the runner; counted from the journal when the worker is started by hand."""
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; returns the exit code."""
+    if len(arguments) != 1 or not (Path(arguments[0]) / layout.SPEC).is_file():
+        sys.stderr.write("usage: python -m engine.train.worker RUN_DIR (a folder with spec.toml)\n")
+        return int(ExitCode.BAD_INPUT)
+    run_dir = Path(arguments[0]).resolve()
+    prepare_process(run_dir / layout.WORKER_LOG)
+    signals = PauseSignals()
+    with JournalWriter(run_dir / layout.JOURNAL) as journal:
+        try:
+            signals.install()
+            end = _attempt(run_dir, journal, signals)
+        except PauseRequested as pause:
+            end = _interrupted(run_dir, pause)
+        except BaseException as error:
+            traceback.print_exc()
+            failure = explain(error)
+            end = ev.End(
+                t=time.time(),
+                outcome="failed",
+                what=failure.what,
+                cause=failure.cause,
+                next_step=failure.next_step,
+                step=_last_step(run_dir),
+            )
+        signals.ignore()
+        journal.write(end, sync=True)
+    return int(ExitCode.RUN_FAILED) if end.outcome == "failed" else int(ExitCode.DONE)
+
+
+def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals) -> ev.End:
+    from engine.jobs.spec_toml import spec_hash
+    from engine.jobs.store import load_run_spec
+    from engine.jobs.summary import read_record
+    from engine.train import checkpointing
+    from engine.train.report import fold_of
+
+    spec = load_run_spec(run_dir)
+    record = read_record(run_dir)
+    checkpointing.discard_staging(run_dir)
+    fold = fold_of(run_dir)
+    resume, messages = checkpointing.find_resume(run_dir, record.spec_hash)
+    threads = choose_threads(spec.training.threads)
+    device = prepare_torch(threads, spec.training.dtype)
+    versions = library_versions()
+    number = int(os.environ.get(ATTEMPT, "0")) or fold.state.attempt + 1
+    journal.write(
+        ev.Start(
+            t=time.time(),
+            attempt=number,
+            pid=os.getpid(),
+            resumed_step=resume.progress.step if resume else 0,
+            checkpoint=resume.path.relative_to(run_dir).as_posix() if resume else "",
+            device=device.name,
+            versions=versions,
+        ),
+        sync=True,
+    )
+    from engine.train import job
+    from engine.train.meters import MeterThread
+
+    attempt = job.Attempt(
+        run_dir=run_dir,
+        spec=spec,
+        spec_hash=spec_hash(spec),
+        created=record.created,
+        journal=journal,
+        signals=signals,
+        device=device,
+        threads=threads,
+        versions=versions,
+        resume=resume,
+        worked_before_seconds=fold.state.working_seconds,
+    )
+    for message in messages:
+        attempt.warn(message)
+    meters = MeterThread(journal)
+    meters.start()
+    try:
+        outcome = job.run(attempt)
+    finally:
+        meters.stop()
+    return ev.End(
+        t=time.time(),
+        outcome=outcome.outcome,
+        step=outcome.step,
+        what=outcome.what,
+        next_step=outcome.next_step,
+    )
+
+
+def _interrupted(run_dir: Path, pause: PauseRequested) -> ev.End:
+    """Asked to end where no step is under way: everything since the last checkpoint is done again on resume."""
+    outcome = "stopped" if pause.command == "stop" else "paused"
+    what = pause.reason or f"{outcome.capitalize()} before the next step began."
+    return ev.End(t=time.time(), outcome=outcome, step=_last_step(run_dir), what=what)
+
+
+def _last_step(run_dir: Path) -> int:
+    from engine.jobs.checkpoints import newest_step
+
+    return newest_step(run_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
