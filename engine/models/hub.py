@@ -3,8 +3,8 @@
 Owns all talk with the hub. Must not know what a config means. `huggingface_hub` is imported inside functions: it is
 slow to import, and many sessions never need it.
 
-Two limits: each connection gives up after `request_seconds`, and every fetch as a whole runs in its own daemon thread
-and is abandoned after `whole_seconds`, because retries inside the library add up.
+Two limits: each connection gives up after `request_seconds`, and a fetch as a whole runs in its own daemon thread and
+is abandoned in the end, because retries inside the library add up and a server can drip bytes for ever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 REQUEST_SECONDS = 5.0
-WHOLE_SECONDS = 20.0
-SMALL_FILES = (CONFIG_NAME, INDEX_NAME, "adapter_config.json", *TOKENIZER_FILES)
+DESCRIBE_SECONDS = 9.0
+"""For listing, config and index: a few kilobytes."""
+TOKENIZER_SECONDS = 90.0
+"""For the tokenizer: up to 33 MB."""
 WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 """What a download may contain: never pickle, never Python files."""
 Progress = Callable[[int, int], None]
@@ -44,9 +47,36 @@ class HubFiles:
     commit: str
     names: tuple[str, ...]
     """All file names of the repository; of the cached ones when offline."""
-    parameters: int
+    parameters: int = 0
     """Stored parameters as the listing states them, or 0."""
-    gated: bool
+    missing: tuple[str, ...] = ()
+    """Tokenizer files that the repository has and that did not come in time."""
+
+
+class _Report:
+    """Progress over several files: what arrived of the current one on top of the finished ones."""
+
+    def __init__(self, total_bytes: int, on_progress: Progress | None) -> None:
+        self._total_bytes = total_bytes
+        self._on_progress = on_progress
+        self._finished_bytes = 0
+        self._current_bytes = 0
+
+    def add(self, count: int) -> None:
+        """`count` more bytes of the current file."""
+        self._current_bytes += count
+        self._tell()
+
+    def file_done(self, file_bytes: int) -> None:
+        """The current file of `file_bytes` is complete, whether it was fetched or in the cache."""
+        self._finished_bytes += file_bytes
+        self._current_bytes = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            done = min(self._finished_bytes + self._current_bytes, self._total_bytes)
+            self._on_progress(done, self._total_bytes)
 
 
 def cached_snapshot(repo_id: str, revision: str) -> HubFiles | None:
@@ -62,25 +92,45 @@ def cached_snapshot(repo_id: str, revision: str) -> HubFiles | None:
         names = tuple(sorted(entry.name for entry in folder.iterdir()))
     except (OSError, ValueError):
         return None
-    return HubFiles(folder, commit, names, 0, False)
+    return HubFiles(folder, commit, names)
 
 
 def fetch_small_files(
-    repo_id: str, revision: str, *, request_seconds: float = REQUEST_SECONDS, whole_seconds: float = WHOLE_SECONDS
+    repo_id: str,
+    revision: str,
+    *,
+    request_seconds: float = REQUEST_SECONDS,
+    describe_seconds: float = DESCRIBE_SECONDS,
+    tokenizer_seconds: float = TOKENIZER_SECONDS,
 ) -> HubFiles:
-    """Config, tokenizer and index of a repository. Raises EngineError `hub.*`, or `model.*` from the file names."""
+    """Config, tokenizer and index of a repository. Raises EngineError `hub.*`, or `model.*` from the file names.
 
-    def fetch() -> HubFiles:
+    A tokenizer that does not come in time is no error: what is missing is named in the result.
+    """
+
+    def describe() -> HubFiles:
         details = _model_info(repo_id, revision, request_seconds, with_sizes=False)
         names = _file_names(details)
         check_files(names, repo_id)
-        wanted = [name for name in names if name in SMALL_FILES]
+        wanted = [name for name in names if name in (CONFIG_NAME, INDEX_NAME)]
         paths = [_download(repo_id, name, details.sha or revision, request_seconds) for name in wanted]
         folder = next(path.parent for path in paths if path.name == CONFIG_NAME)
         _remember_reference(repo_id, revision, details.sha)
-        return HubFiles(folder, details.sha or "", names, _stated_parameters(details), bool(details.gated))
+        return HubFiles(folder, details.sha or "", names, _stated_parameters(details))
 
-    return _within(whole_seconds, repo_id, lambda: translated(repo_id, revision, fetch))
+    files = _within(describe_seconds, repo_id, lambda: translated(repo_id, revision, describe))
+    absent = tuple(name for name in files.names if name in TOKENIZER_FILES and not (files.folder / name).exists())
+
+    def fetch_tokenizer() -> None:
+        for name in absent:
+            _download(repo_id, name, files.commit or revision, request_seconds)
+
+    try:
+        _within(tokenizer_seconds, repo_id, lambda: translated(repo_id, revision, fetch_tokenizer))
+    except EngineError as error:
+        if error.code != "hub.unreachable":
+            raise
+    return replace(files, missing=tuple(name for name in absent if not (files.folder / name).exists()))
 
 
 def fetch_weights(repo_id: str, revision: str, on_progress: Progress | None = None) -> Path:
@@ -94,19 +144,13 @@ def fetch_weights(repo_id: str, revision: str, on_progress: Progress | None = No
         names = _file_names(details)
         check_files(names, repo_id)
         sizes = {s.rfilename: s.size or 0 for s in details.siblings or [] if _wanted(s.rfilename)}
-        total = sum(sizes.values())
-        _check_room(repo_id, total)
-        done = 0
+        _check_room(repo_id, sum(sizes.values()))
+        report = _Report(sum(sizes.values()), on_progress)
         folder: Path | None = None
         for name, size in sorted(sizes.items(), key=lambda item: item[1]):
-            before = done
-            path = _download(
-                repo_id, name, details.sha or revision, REQUEST_SECONDS, _reporter(on_progress, before, total)
-            )
+            path = _download(repo_id, name, details.sha or revision, REQUEST_SECONDS, report.add)
             folder = path.parent if name == CONFIG_NAME else folder
-            done = before + size
-            if on_progress is not None:
-                on_progress(done, total)
+            report.file_done(size)
         _remember_reference(repo_id, revision, details.sha)
         assert folder is not None, "check_files refuses a repository without config.json"
         return folder
@@ -132,13 +176,22 @@ def _stated_parameters(details: ModelInfo) -> int:
 
 def _model_info(repo_id: str, revision: str, seconds: float, *, with_sizes: bool) -> ModelInfo:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
-    return HfApi(endpoint=endpoint()).model_info(
-        repo_id, revision=revision or None, timeout=seconds, files_metadata=with_sizes
-    )
+    api = HfApi(endpoint=endpoint())
+    try:
+        return api.model_info(repo_id, revision=revision or None, timeout=seconds, files_metadata=with_sizes)
+    except HFValidationError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreachable(
+            repo_id, f"{endpoint()} gave an answer that makes no sense ({type(error).__name__})"
+        ) from error
 
 
-def _download(repo_id: str, name: str, revision: str, seconds: float, reporter: type[Any] | None = None) -> Path:
+def _download(
+    repo_id: str, name: str, revision: str, seconds: float, on_bytes: Callable[[int], None] | None = None
+) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(
@@ -149,31 +202,28 @@ def _download(repo_id: str, name: str, revision: str, seconds: float, reporter: 
             cache_dir=cache_dir(),
             endpoint=endpoint(),
             etag_timeout=seconds,
-            tqdm_class=reporter or _silent(),
+            tqdm_class=_bar(on_bytes or (lambda count: None)),
         )
     )
 
 
-def _silent() -> type[Any]:
-    return _reporter(None, 0, 0)
-
-
-def _reporter(on_progress: Progress | None, before: int, total: int) -> type[Any]:
+def _bar(on_bytes: Callable[[int], None]) -> type[Any]:
     """A progress bar class that draws nothing and passes the bytes on; the terminal belongs to the front end."""
-    from huggingface_hub import utils
+    base: Any = import_module("tqdm").tqdm
 
-    base: Any = vars(utils)["tqdm"]
+    class Bar(base):  # type: ignore[misc]
+        """What the hub library takes for a bar."""
 
-    def start(self: Any, *args: Any, **options: Any) -> None:
-        base.__init__(self, *args, **options | {"disable": True})
-        self.received_bytes = int(options.get("initial") or 0)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **options | {"disable": True})
+            on_bytes(int(options.get("initial") or 0))
 
-    def update(self: Any, n: float | None = 1) -> None:
-        self.received_bytes += int(n or 0)
-        if on_progress is not None:
-            on_progress(min(before + self.received_bytes, total), total)
+        def update(self, n: float | None = 1) -> None:
+            """`n` more bytes have arrived."""
+            on_bytes(int(n or 0))
 
-    return type("Reporter", (base,), {"__init__": start, "update": update})
+    return Bar
 
 
 def _remember_reference(repo_id: str, revision: str, commit: str | None) -> None:
@@ -220,4 +270,4 @@ def _within(seconds: float, repo_id: str, work: Callable[[], T]) -> T:
         return results[0]
     if errors:
         raise errors[0]
-    raise unreachable(repo_id, f"no answer from {endpoint()} within {seconds:.0f} s")
+    raise unreachable(repo_id, f"no complete answer from {endpoint()} within {seconds:.0f} s")

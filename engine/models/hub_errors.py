@@ -48,10 +48,6 @@ def translated(repo_id: str, revision: str, work: Callable[[], T]) -> T:
                 next_step="Free some space there, or set HF_HOME to a folder you can write to.",
             ) from error
         raise unreachable(repo_id, str(error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unreachable(
-            repo_id, f"{endpoint()} gave an answer that makes no sense ({type(error).__name__})"
-        ) from error
     except Exception as error:
         if not _is_network_error(error):
             raise
@@ -73,9 +69,16 @@ def _is_network_error(error: Exception) -> bool:
 def _refused(repo_id: str, error: Any) -> EngineError:
     """An HTTP error that has no class of its own."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
-    if status in (401, 403):
+    if status == 401 and "Invalid credentials" in str(error):
+        return EngineError(
+            "hub.bad_token",
+            f"The hub does not accept your access token (while asking for {repo_id}).",
+            cause="It may have expired, or HF_TOKEN holds an old one.",
+            next_step="Run `hf auth login` with a new token, or unset HF_TOKEN for public models.",
+        )
+    if status == 403:
         return _gated(repo_id)
-    if status == 404:
+    if status in (401, 404):
         return missing_model(repo_id)
     if status == 429:
         return EngineError(

@@ -19,14 +19,9 @@ def cache_dir() -> Path:
     """The hub cache, by the hub's own rules."""
     explicit = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if explicit:
-        return Path(explicit).expanduser()
-    home = os.environ.get("HF_HOME")
-    base = (
-        Path(home).expanduser()
-        if home
-        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
-    )
-    return base / "hub"
+        return Path(os.path.expanduser(explicit))
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.path.expanduser(home)) / "hub"
 
 
 def endpoint() -> str:

@@ -5,6 +5,7 @@ Owns the order of the guesses and the message when all fail. Must not know confi
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def resolve_model(source: str, *, revision: str = "", offline: bool = False) -> 
         )
     if text.lower() == "demo":
         return _demo()
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if _looks_like_path(text) or _is_dir(path):
         return _local(text, path)
     profile = find_model_profile(text)
@@ -181,7 +182,8 @@ def _hub(name: str, repo_id: str, revision: str, *, offline: bool) -> ModelRef:
             raise
         note = f"The hub could not be reached ({error.cause or error.what}); the cached copy is used."
         return _from_hub_files(name, repo_id, revision, cached, (note,))
-    return _from_hub_files(name, repo_id, revision, files)
+    late = f"The tokenizer is not here yet ({', '.join(files.missing)}); it is fetched with the weights."
+    return _from_hub_files(name, repo_id, revision, files, (late,) if files.missing else ())
 
 
 def _from_hub_files(

@@ -75,7 +75,7 @@ def test_wrong_value_is_an_error_that_names_the_key_and_the_file(key: str, value
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
 def test_scaling_without_factor_names_the_factor(kind: str) -> None:
-    assert "'factor'" in error_of({"rope_scaling": {"rope_type": kind}}).what
+    assert "'rope_scaling.factor'" in error_of({"rope_scaling": {"rope_type": kind}}).what
 
 
 def test_missing_size_of_an_unknown_family_is_an_error_that_names_it() -> None:
