@@ -144,7 +144,8 @@ def _forgetting(before: float, after: float) -> tuple[str, str]:
 def _curves(card: Card) -> str:
     legend = '<span><i></i>training loss</span><span><i class="held"></i>held-out loss</span>'
     plot = loss_plot(card.loss_curve, card.eval_curve)
-    return f'<section><h2>Loss</h2><div class="panel"><div class="legend">{legend}</div><div class="wide plot">{plot}</div></div></section>'
+    panel = f'<div class="legend">{legend}</div><div class="wide plot">{plot}</div>'
+    return f'<section><h2>Loss</h2><div class="panel">{panel}</div></section>'
 
 
 def _samples(card: Card) -> str:

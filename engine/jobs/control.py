@@ -15,7 +15,7 @@ from engine.jobs import layout, lock
 from engine.jobs.journal import JournalWriter
 from engine.jobs.launch import launch, refuse_when_held
 from engine.jobs.state import RunPhase, RunState
-from engine.jobs.store import load_run_spec, load_state
+from engine.jobs.store import load_state
 from engine.jobs.summary import quick_state
 
 
@@ -93,5 +93,4 @@ def resume(run_dir: Path) -> int:
             cause=state.warning or state.what,
             next_step=f"See it with `scaler-wizard attach {run_dir.name}`.",
         )
-    load_run_spec(run_dir)
     return launch(run_dir)

@@ -19,8 +19,12 @@ LOG_LIMIT = 2000
 CHECKPOINT_LIMIT = 100
 SAMPLE_LIMIT = 200
 SPEED_WINDOW_STEPS = 20
+GATHERED_STEPS = 4096
 SILENCE_COUNTED_SECONDS = 15.0
 """Working time after the last sign of life is unknown; three heartbeats of it are counted at most."""
+
+_INDEPENDENT = frozenset({ev.Meter, ev.Memory, ev.Log, ev.Warn, ev.Heartbeat})
+"""Kinds that mean the same before and after a step, so they end no batch of steps."""
 
 _OUTCOMES = {
     "finished": RunPhase.FINISHED,
@@ -40,11 +44,16 @@ _PHASES = {
 
 
 class Fold:
-    """Apply events in order; read `state` and `series()` whenever wanted."""
+    """Apply events in order; read `state` and `series()` whenever wanted.
+
+    Steps are most of a journal, so they are gathered and taken in batches; nothing outside can tell.
+    """
 
     def __init__(self) -> None:
         self._state = RunState()
         self._series = {name: Series() for name in SERIES}
+        self._gathered: list[ev.Step] = []
+        self._newest_step = 0
         self._tokens = Series()
         self._trained = Series()
         self._totals_at: dict[int, tuple[int, int]] = {}
@@ -59,7 +68,7 @@ class Fold:
             ev.Start: self._start,
             ev.Plan: self._plan,
             ev.Phase: self._phase,
-            ev.Step: self._step,
+            ev.Step: self._step_again,
             ev.Eval: self._eval,
             ev.Sample: self._sample,
             ev.Meter: self._meter,
@@ -79,15 +88,15 @@ class Fold:
 
     def apply(self, event: ev.AnyEvent) -> None:
         """Take one event; never raises, whatever the order."""
-        state = self._state
-        if state.started is None:
-            state.started = event.t
-        if state.updated is None or event.t > state.updated:
-            state.updated = event.t
-        if not isinstance(event, ev.RUNNER_EVENTS):
-            state.worker_updated = event.t
-            if event.t > self._last_alive:
-                self._last_alive = event.t
+        if type(event) is ev.Step and event.step > self._newest_step:
+            self._newest_step = event.step
+            self._gathered.append(event)
+            if len(self._gathered) >= GATHERED_STEPS:
+                self._take_gathered()
+            return
+        if type(event) not in _INDEPENDENT or self._state.started is None:
+            self._take_gathered()
+        self._note_time(event.t, event.t, by_worker=not isinstance(event, ev.RUNNER_EVENTS))
         self._handlers[type(event)](event)
 
     def apply_all(self, events: Iterable[ev.AnyEvent]) -> None:
@@ -95,9 +104,20 @@ class Fold:
         for event in events:
             self.apply(event)
 
+    def _note_time(self, first: float, last: float, *, by_worker: bool) -> None:
+        state = self._state
+        if state.started is None:
+            state.started = first
+        if state.updated is None or last > state.updated:
+            state.updated = last
+        if by_worker:
+            state.worker_updated = max(state.worker_updated or last, last)
+            self._last_alive = max(self._last_alive, last)
+
     @property
     def state(self) -> RunState:
         """The state so far, with speed, ETA and working time brought up to date."""
+        self._take_gathered()
         state = self._state
         seconds = sum(seconds for _, seconds in self._recent)
         tokens = sum(count for count, _ in self._recent)
@@ -107,7 +127,9 @@ class Fold:
         return state
 
     def series(self, name: str) -> Series:
-        """One of SERIES: "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second"."""
+        """One of SERIES: "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second".
+        Ask anew after more events."""
+        self._take_gathered()
         return self._series[name]
 
     # ── derived figures ───────────────────────────────────────────────────────────────────────────────────────────
@@ -174,7 +196,7 @@ class Fold:
         totals = exact or (round(self._tokens.total), round(self._trained.total))
         state.tokens_total, state.trained_tokens_total = totals
         self._totals_at = {at: kept for at, kept in self._totals_at.items() if at <= step}
-        state.step = step
+        state.step = self._newest_step = step
         state.loss = self._series["loss"].last_value
         state.eval_loss = self._series["eval_loss"].last_value
         state.best_eval_loss = self._series["eval_loss"].lowest
@@ -198,35 +220,48 @@ class Fold:
         if state.ended is None:
             state.state = _PHASES.get(event.name, RunPhase.STARTING)
 
-    def _step(self, event: ev.Step) -> None:
-        state = self._state
-        step = event.step
-        if step <= state.step and state.step:  # the Start line that says so was torn
-            self._rewind(step - 1)
-        state.step = step
-        state.loss = event.loss
-        state.learning_rate = event.learning_rate
-        state.grad_norm = event.grad_norm
-        state.epoch = event.epoch
-        state.tokens_total += event.tokens
-        state.trained_tokens_total += event.trained_tokens
+    def _step_again(self, event: ev.Step) -> None:
+        """A step at or before the newest one without a Start that says so: that line was torn."""
+        self._rewind(event.step - 1)
+        self._newest_step = event.step
+        self._gathered.append(event)
+
+    def _take_gathered(self) -> None:
+        """Bring state and curves up to date with the steps gathered so far; their step numbers rise."""
+        steps = self._gathered
+        if not steps:
+            return
+        self._gathered = []
+        state, last = self._state, steps[-1]
+        self._note_time(steps[0].t, max(step.t for step in steps), by_worker=True)
+        state.step = last.step
+        state.loss, state.learning_rate, state.grad_norm = last.loss, last.learning_rate, last.grad_norm
+        state.epoch = last.epoch
         if state.ended is None:
             state.state = RunPhase.RUNNING
         if state.phase != "training":
             state.phase, state.phase_detail, state.phase_done, state.phase_total = "training", "", 0, 0
-        series = self._series
-        series["loss"].add(step, event.loss)
-        series["learning_rate"].add(step, event.learning_rate)
-        series["grad_norm"].add(step, event.grad_norm)
-        self._tokens.add(step, event.tokens)
-        self._trained.add(step, event.trained_tokens)
-        seconds = event.step_seconds
-        if seconds > 0:
-            series["tokens_per_second"].add(step, event.tokens / seconds)
-            self._recent.append((event.tokens, seconds))
+        self._extend_curves(steps)
+        timed = [step for step in steps if step.step_seconds > 0]
+        if timed:
+            rates = [step.tokens / step.step_seconds for step in timed]
+            self._series["tokens_per_second"].extend([step.step for step in timed], rates)
+            self._recent.extend((step.tokens, step.step_seconds) for step in timed[-SPEED_WINDOW_STEPS:])
             if self._stepping_began is None:
-                self._stepping_began = event.t - seconds
-            self._stepping_seconds += seconds
+                self._stepping_began = timed[0].t - timed[0].step_seconds
+            self._stepping_seconds += sum(step.step_seconds for step in timed)
+
+    def _extend_curves(self, steps: list[ev.Step]) -> None:
+        numbers = [step.step for step in steps]
+        self._series["loss"].extend(numbers, [step.loss for step in steps])
+        self._series["learning_rate"].extend(numbers, [step.learning_rate for step in steps])
+        self._series["grad_norm"].extend(numbers, [step.grad_norm for step in steps])
+        tokens = [step.tokens for step in steps]
+        trained = [step.trained_tokens for step in steps]
+        self._tokens.extend(numbers, tokens)
+        self._trained.extend(numbers, trained)
+        self._state.tokens_total += sum(tokens)
+        self._state.trained_tokens_total += sum(trained)
 
     def _eval(self, event: ev.Eval) -> None:
         state = self._state

@@ -12,6 +12,7 @@ import os
 import threading
 import typing
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ class _FileTail:
         self.unknown = 0
         self._inode = 0
 
-    def read(self) -> Iterator[AnyEvent]:
-        """Events of all complete lines since the last call; a partial last line is left for later."""
+    def read(self) -> Iterator[list[AnyEvent]]:
+        """Batches of events of all complete lines since the last call; a partial last line is left for later."""
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
@@ -135,7 +136,7 @@ class _FileTail:
                 events = self._decode(chunk[:end])
                 self.offset += end
                 wanted = CHUNK_BYTES
-                yield from events
+                yield events
 
     def _notice_rewrite(self, handle: int) -> None:
         """A file that shrank, was replaced, or no longer has a line end where we stopped is read from its start."""
@@ -200,25 +201,33 @@ class JournalTail:
     def stream(self) -> Iterator[AnyEvent]:
         """New events one by one; memory stays at one chunk however long the journal is."""
         # The runner's file first: whatever the worker wrote before it exited is then certainly there as well.
-        runner = list(self._runner.read())
-        return merge(self._worker.read(), runner)
+        runner = list(chain.from_iterable(self._runner.read()))
+        return chain.from_iterable(merge(self._worker.read(), runner))
 
     def read_new(self) -> list[AnyEvent]:
         """All new events as a list."""
         return list(self.stream())
 
 
-def merge(worker: Iterable[AnyEvent], runner: list[AnyEvent]) -> Iterator[AnyEvent]:
-    """Both files' events by time; the order inside each file is kept even when a clock was set back."""
+def merge(worker: Iterable[list[AnyEvent]], runner: list[AnyEvent]) -> Iterator[list[AnyEvent]]:
+    """Both files' events by time, in batches; the order inside each file is kept even when a clock was set back."""
     next_runner = 0
     clock = float("-inf")
-    for event in worker:
-        clock = max(clock, event.t)
-        while next_runner < len(runner) and runner[next_runner].t <= clock:
-            yield runner[next_runner]
-            next_runner += 1
-        yield event
-    yield from runner[next_runner:]
+    for batch in worker:
+        newest = max((event.t for event in batch), default=clock)
+        if next_runner == len(runner) or runner[next_runner].t > newest:
+            clock = max(clock, newest)
+            yield batch
+            continue
+        merged: list[AnyEvent] = []
+        for event in batch:
+            clock = max(clock, event.t)
+            while next_runner < len(runner) and runner[next_runner].t <= clock:
+                merged.append(runner[next_runner])
+                next_runner += 1
+            merged.append(event)
+        yield merged
+    yield runner[next_runner:]
 
 
 def _size(path: Path) -> int:

@@ -20,7 +20,9 @@ from engine.jobs import events as ev
 from engine.jobs import layout, lock
 from engine.jobs.journal import read_tail_events
 from engine.jobs.spec import JobSpec
-from engine.jobs.store import create_run
+from engine.jobs.state import RunPhase
+from engine.jobs.store import create_run, load_run_spec
+from engine.jobs.summary import quick_state
 from engine.paths import ensure_writable, runs_dir
 from engine.units import MIB, format_bytes
 
@@ -64,11 +66,15 @@ def refuse_when_held(run_dir: Path) -> None:
 
 
 def launch(run_dir: Path, *, wait_seconds: float = LAUNCH_SECONDS) -> int:
-    """Start the detached runner and wait until it has reported in; returns its pid. Raises EngineError."""
+    """Start the detached runner and wait until it has reported in; returns its pid. Raises EngineError when
+    somebody has the run, it is finished, its spec was edited, or the disk is full."""
     run_dir = run_dir.resolve()
     if not (run_dir / layout.SPEC).is_file():
         raise EngineError("run.damaged", f"{run_dir} has no {layout.SPEC}; it is not a run directory.")
     refuse_when_held(run_dir)
+    load_run_spec(run_dir)
+    if quick_state(run_dir).state is RunPhase.FINISHED:
+        raise EngineError("run.finished", f"Run {run_dir.name} is finished; there is nothing to resume.")
     require_free_disk(run_dir, MINIMUM_FREE_BYTES)
     runner_journal = run_dir / layout.RUNNER_JOURNAL
     offset = runner_journal.stat().st_size if runner_journal.exists() else 0

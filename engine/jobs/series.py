@@ -5,6 +5,9 @@ Owns downsampling and the rewind that a resume needs. Must not know events or sc
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
+
 from engine.jobs.state import Bucket
 
 MAX_BUCKETS = 2000
@@ -59,6 +62,27 @@ class Series:
         self._counts.append(1)
         while len(self._indices) > self.limit:
             self._double_width()
+
+    def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Take many points with rising steps; the same as adding them one by one, several times faster."""
+        total = sum(values)
+        if not steps or steps[0] <= self._replayed_to or total - total != 0.0:
+            for step, value in zip(steps, values, strict=True):
+                self.add(step, value)
+            return
+        begin = 0
+        while begin < len(steps):
+            self.add(steps[begin], values[begin])
+            # The rest of that bucket in one go.
+            beyond = bisect.bisect_left(steps, (steps[begin] // self.width + 1) * self.width, begin)
+            rest = values[begin + 1 : beyond]
+            if rest and self._last[-1] == steps[begin]:
+                self._last[-1] = steps[beyond - 1]
+                self._lows[-1] = min(self._lows[-1], min(rest))
+                self._highs[-1] = max(self._highs[-1], max(rest))
+                self._sums[-1] += sum(rest)
+                self._counts[-1] += len(rest)
+            begin = beyond
 
     def _double_width(self) -> None:
         old = (self._indices, self._first, self._last, self._lows, self._highs, self._sums, self._counts)

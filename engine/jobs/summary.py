@@ -206,7 +206,8 @@ def _fold_ends(run_dir: Path) -> RunState:
             break
         wanted *= 4
     fold = Fold()
-    fold.apply_all(merge([*head, *tail], runner))
+    for batch in merge([[*head, *tail]], runner):
+        fold.apply_all(batch)
     return fold.state
 
 

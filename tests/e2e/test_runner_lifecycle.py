@@ -283,8 +283,9 @@ def test_a_finished_run_refuses_every_command() -> None:
     for command in layout.COMMANDS:
         with pytest.raises(EngineError, match="is finished"):
             control.request(run_dir, command)
-    with pytest.raises(EngineError, match="nothing to resume"):
-        control.resume(run_dir)
+    for again in (control.resume, launch.launch):
+        with pytest.raises(EngineError, match="nothing to resume"):
+            again(run_dir)
     with pytest.raises(EngineError, match="no command"):
         control.request(run_dir, "dance")
 
