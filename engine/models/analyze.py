@@ -6,12 +6,14 @@ Owns putting config and headers together and saying where they disagree. Must no
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.errors import EngineError
 from engine.models.architecture import Architecture
 from engine.models.config import ConfigReader, architecture_class, text_part
 from engine.models.headers import read_headers
+from engine.models.observe import observe
 from engine.models.resolve import resolve_model
 from engine.models.shape import Shape, count_parameters, read_shape
 from engine.models.source import ModelKind, ModelRef
@@ -23,6 +25,15 @@ def analyze(source: str, *, revision: str = "", offline: bool = False) -> Archit
     return analyze_model(resolve_model(source, revision=revision, offline=offline))
 
 
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """The parameter count, where it is from, and what does not add up."""
+
+    parameters: int
+    origin: str
+    notes: tuple[str, ...]
+
+
 def analyze_model(ref: ModelRef) -> Architecture:
     """Describe a resolved model. Raises EngineError for configs and files that cannot be."""
     part, key = text_part(dict(ref.config))
@@ -30,16 +41,16 @@ def analyze_model(ref: ModelRef) -> Architecture:
     quantization = ConfigReader(part, ref.config_name).table("quantization_config")
     weights = None
     if ref.path is not None and ref.has_weights:
-        weights = count_weights(read_headers(ref.path), quantization, multimodal=bool(key))
+        headers = read_headers(ref.path)
+        weights = count_weights(headers, quantization, multimodal=bool(key))
+        if not shape.family.known:
+            shape = observe(shape, headers)
     notes = list(ref.notes)
     if key:
         whole = architecture_class(ref.config) or str(ref.config.get("model_type"))
         notes.append(f"{whole[:60]} is multimodal; this describes its language model ('{key}') only.")
-    notes.extend(shape.notes)
-    parameters, origin, more = _parameters(ref, shape, weights)
-    notes.extend(more)
-    dtype = _dtype(part, ref, weights)
-    return _architecture(ref, part, shape, weights, parameters, origin, dtype, tuple(notes))
+    count = _count(ref, shape, weights)
+    return _architecture(ref, part, shape, weights, replace(count, notes=(*notes, *shape.notes, *count.notes)))
 
 
 def _architecture(
@@ -47,19 +58,17 @@ def _architecture(
     part: Mapping[str, Any],
     shape: Shape,
     weights: WeightCount | None,
-    parameters: int,
-    origin: str,
-    dtype: str,
-    notes: tuple[str, ...],
+    count: _Count,
 ) -> Architecture:
     block, family = shape.block, shape.family
+    dtype = _dtype(part, ref, weights)
     return Architecture(
         name=ref.name,
         architecture=architecture_class(ref.config) or family.causal_class or "unknown",
         family=family.name,
         known=family.known,
-        parameters=parameters,
-        parameters_source=origin,
+        parameters=count.parameters,
+        parameters_source=count.origin,
         layers=shape.layers,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -80,15 +89,15 @@ def _architecture(
         sliding_window=shape.sliding_window,
         sliding_layers=shape.sliding_layers,
         dtype=dtype,
-        weight_bytes=weights.data_bytes if weights else parameters * _dtype_bytes(dtype),
+        weight_bytes=weights.data_bytes if weights else count.parameters * _dtype_bytes(dtype),
         source="profile" if ref.kind is ModelKind.PROFILE else ref.repo_id or str(ref.path),
         quantization=weights.quantization if weights else _stated_quantization(part),
-        notes=notes,
+        notes=count.notes,
     )
 
 
-def _parameters(ref: ModelRef, shape: Shape, weights: WeightCount | None) -> tuple[int, str, list[str]]:
-    """The count, where it is from, and what does not add up."""
+def _count(ref: ModelRef, shape: Shape, weights: WeightCount | None) -> _Count:
+    """The files' count where there are files, else the config's arithmetic."""
     expected = count_parameters(shape)
     if weights is None:
         notes = []
@@ -97,7 +106,7 @@ def _parameters(ref: ModelRef, shape: Shape, weights: WeightCount | None) -> tup
         stated = ref.published_parameters
         if stated and shape.family.known and stated not in (expected, expected + _head(shape)):
             notes.append(f"The hub lists {stated:,} stored parameters; the config's arithmetic gives {expected:,}.")
-        return expected, "profile" if ref.kind is ModelKind.PROFILE else "config", notes
+        return _Count(expected, "profile" if ref.kind is ModelKind.PROFILE else "config", tuple(notes))
     notes = list(weights.notes)
     stored = weights.parameters
     if shape.tied and weights.head_parameters and weights.embedding_rows:
@@ -108,9 +117,9 @@ def _parameters(ref: ModelRef, shape: Shape, weights: WeightCount | None) -> tup
         )
     elif not shape.tied and not weights.head_parameters and stored == expected - _head(shape):
         notes.append("The config says the output head is not tied, but no head is stored.")
-    if stored == expected:
-        return stored, "headers", notes
-    return stored, "headers", [*notes, *_mismatch(shape, weights, stored, expected)]
+    if stored != expected:
+        notes.extend(_mismatch(shape, weights, stored, expected))
+    return _Count(stored, "headers", tuple(notes))
 
 
 def _head(shape: Shape) -> int:

@@ -125,9 +125,11 @@ def unreachable(repo_id: str, cause: str) -> EngineError:
 
 def not_cached(repo_id: str) -> EngineError:
     """The error for a repository that is wanted offline and is not in the cache."""
+    near = [name for name in near_model_names(repo_id) if name.lower() != repo_id.lower()]
+    meant = f"Did you mean {near[0]}? Otherwise go" if near else "Go"
     return EngineError(
         "hub.offline",
         f"{repo_id} is not in the local cache and the hub is switched off (offline).",
         cause=f"The cache is {cache_dir()}.",
-        next_step=f"Go online once (unset HF_HUB_OFFLINE), or download it elsewhere with `hf download {repo_id}`.",
+        next_step=f"{meant} online once (unset HF_HUB_OFFLINE), or download it elsewhere with `hf download {repo_id}`.",
     )

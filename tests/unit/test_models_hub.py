@@ -316,6 +316,11 @@ def test_offline_and_not_cached_says_so_without_asking(hub: Hub, tmp_path: Path)
     assert hub.asked == []
 
 
+def test_misspelt_hub_id_gets_a_suggestion_offline_too(hub: Hub, tmp_path: Path) -> None:
+    error = ask(hub.url, tmp_path, "meta-llama/Llama-3.2-3B-Instuct", offline=True)["error"]
+    assert "Did you mean meta-llama/Llama-3.2-3B" in error["next_step"]
+
+
 def test_hub_that_refuses_connections_and_unknown_host_end_within_the_limit(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -263,6 +263,34 @@ def test_unknown_family_is_described_and_said_to_be_unknown(tmp_path: Path) -> N
     assert any("gpt2" in note and "unknown" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "placement", "qk_norm", "options"),
+    [
+        ("olmo3", "post", "full", {}),
+        ("glm4", "sandwich", "none", {"head_dim": 16}),
+        ("starcoder2", "pre", "none", {"use_bias": True}),
+        ("cohere", "parallel", "none", {}),
+        ("arcee", "pre", "none", {}),
+        ("hunyuan_v1_dense", "pre", "head", {"head_dim": 16}),
+    ],
+)
+def test_family_outside_the_table_is_read_from_its_tensors(
+    tmp_path: Path, model_type: str, placement: str, qk_norm: str, options: dict[str, Any]
+) -> None:
+    config = transformers.AutoConfig.for_model(model_type, **{**SMALL, **options})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "saved")
+    found = analyze(str(tmp_path / "saved"))
+    assert not found.known
+    assert (found.parameters, found.parameters_source) == (model.num_parameters(), "headers")
+    assert (found.norm_placement, found.qk_norm) == (placement, qk_norm)
+    assert found.attention_bias == bool([n for n in names_with(model, "bias") if ".self_attn." in n])
+    assert found.mlp_bias == bool([n for n in names_with(model, "bias") if ".mlp." in n])
+    assert (found.mlp_kind == "gated") == bool(names_with(model, "gate_proj") or names_with(model, "gate_up_proj"))
+    assert (found.norm == "layernorm") == any("LayerNorm" in type(module).__name__ for module in model.modules())
+    assert any(model_type in note and "unknown" in note for note in found.notes)
+
+
 def with_rotary_lists(profile: ModelProfile) -> dict[str, Any]:
     """The profile's config, with the long lists that the file leaves out."""
     config = dict(profile.config)
