@@ -4,7 +4,7 @@ Owns the wording of every skill and the rule of what is held out. It must not kn
 training: the only outside thing it accepts is a function that measures the length of a sentence. A chat is a pure
 function of the random generator it is given, so a seed names a data set.
 
-Held out by construction: question phrasings for facts, operand pairs for arithmetic, item lists for copy, slot
+Held out by construction: whole phrasings for facts, operand pairs for arithmetic, item lists for copy, slot
 combinations for patterns, and (key, code word) pairs for recall.
 """
 
@@ -44,19 +44,33 @@ SYSTEM_TEXTS = ("You are a guide to the coast.", "You are a helpful assistant.",
 HELD_OUT_SHARE = 10
 """One combination in this many belongs to the held-out part."""
 
-TRAIN_QUESTIONS = (
+OPENERS = (
+    "",
+    "",
+    "Please. ",
+    "Hello! ",
+    "Quick question. ",
+    "I forgot. ",
+    "Help me. ",
+    "Think of {t}. ",
+    "Now, ",
+    "Sorry, ",
+)
+FACT_QUESTIONS = (
     "What is the {a} of {t}?",
     "Tell me the {a} of {t}.",
     "{t}: {a}?",
     "Name the {a} of {t}.",
-    "I forgot the {a} of {t}. What is it?",
     "Do you know {t}'s {a}?",
     "In {t}, what is the {a}?",
     "Which {a} does {t} have?",
-    "Think of {t}. Now say its {a}.",
+    "Can you say {t}'s {a}?",
     "What {a} is found in {t}?",
+    "For {t}, give the {a}.",
+    "I need to know the {a} of {t}.",
+    "The {a} of {t}, what is it?",
 )
-HELD_OUT_QUESTIONS = ("Can you tell me {t}'s {a}?", "Now name {t}'s {a}.", "For {t}, say the {a}.")
+CLOSERS = ("", "", "", " Thank you.", " I want to know.", " Be brief.", " Is it well known?")
 
 ADD_QUESTIONS = ("What is {x} + {y}?", "Add {x} + {y}.", "{x} + {y} =", "Work out {x} + {y}.")
 SUBTRACT_QUESTIONS = ("What is {x} - {y}?", "Subtract {x} - {y}.", "{x} - {y} =", "Work out {x} - {y}.")
@@ -115,8 +129,11 @@ def facts_chat(rng: random.Random, split: Split) -> Chat:
     """A question about one town; in training one chat in three goes on to a second attribute."""
     town = rng.choice(TOWNS)
     first, second = rng.sample(list(ATTRIBUTES), 2)
-    questions = TRAIN_QUESTIONS if split == "train" else HELD_OUT_QUESTIONS
-    pairs = [(rng.choice(questions).format(a=first, t=town), fact_sentence(town, first))]
+    while True:
+        phrasing = rng.choice(OPENERS) + rng.choice(FACT_QUESTIONS) + rng.choice(CLOSERS)
+        if belongs_to(split, "facts", phrasing):
+            break
+    pairs = [(phrasing.format(a=first, t=town), fact_sentence(town, first))]
     if split == "train" and rng.random() < 0.33:
         pairs.append((f"And its {second}?", fact_sentence(town, second)))
     return Chat("facts", _turns(rng, pairs), choices=12)
@@ -132,27 +149,27 @@ def arithmetic_chat(rng: random.Random, split: Split) -> Chat:
         if belongs_to(split, "arithmetic", x, "+" if plus else "-", y):
             break
     question = rng.choice(ADD_QUESTIONS if plus else SUBTRACT_QUESTIONS).format(x=x, y=y)
-    answer = f"{x} + {y} = {x + y}" if plus else f"{x} - {y} = {x - y}"
+    answer = str(x + y if plus else x - y)
     return Chat("arithmetic", _turns(rng, [(question, answer)]), choices=199 if plus else 100)
 
 
 def _copy_item(rng: random.Random) -> str:
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.6:
         return rng.choice(rng.choice((CODE_WORDS, KEY_WORDS, TOWNS, PEOPLE, *ATTRIBUTES.values())))
-    if kind < 0.7:
+    if kind < 0.75:
         return str(rng.randrange(1000))
-    if kind < 0.85:
+    if kind < 0.9:
         return rng.choice(SYMBOLS)
-    letters = rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4))
+    letters = rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 3))
     word = "".join(letters)
     return word.upper() if rng.random() < 0.3 else word
 
 
 def copy_chat(rng: random.Random, split: Split) -> Chat:
-    """Say 3 to 8 unrelated items again, in order: words, numbers, symbols and nonsense."""
+    """Say 3 to 6 unrelated items again, in order: words, numbers, symbols and nonsense."""
     while True:
-        items = " ".join(_copy_item(rng) for _ in range(rng.randint(3, 8)))
+        items = " ".join(_copy_item(rng) for _ in range(rng.randint(3, 6)))
         if rng.random() < 0.2:
             items = items.replace(" ", rng.choice(("", ", ", "-", "/")))
         if belongs_to(split, "copy", items):

@@ -1,4 +1,4 @@
-"""Trains the demo model from random weights: key-value pairs in growing windows, then every skill mixed.
+"""Trains the demo model from random weights: key-value pairs in growing windows, then every skill.
 
 Owns the architecture, the optimiser and the checkpoint of an interrupted training. It must not know what the chats
 say (`text_generator.py`) or how the result is scored (`evaluate_model.py`). The order of the stages is the point:
@@ -34,7 +34,7 @@ class TrainingPlan:
     """Everything that decides the result, except the speed of the machine."""
 
     seed: int = 1
-    stage_steps: tuple[int, ...] = (150, 100, 100, 3000)
+    stage_steps: tuple[int, ...] = (150, 100, 100, 2450)
     """Steps of each of the stages in `windows.STAGES`."""
     matrix_learning_rate: float = 5e-3
     """Peak for the projections of the layers (Muon, scaled to the update size of AdamW)."""
@@ -50,7 +50,7 @@ class TrainingPlan:
         return next(name for name, end in zip(STAGES, ends, strict=True) if step < end)
 
     def rate_share(self, step: int) -> float:
-        """Share of the peak learning rates: linear warm-up, then constant; cosine to 2 % in the last stage."""
+        """Share of the peak learning rates: linear warm-up, then constant; cosine to 2 % once everything is mixed."""
         mixed_steps = self.stage_steps[-1]
         done = max(0, step - (self.total_steps - mixed_steps)) / mixed_steps
         return min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
@@ -78,7 +78,7 @@ def initialise(model: LlamaForCausalLM) -> None:
     """Every layer starts as the identity on embeddings of unit size.
 
     The library's default (0.02 everywhere) suits wide models; at this width the first layers' random outputs would
-    be several times larger than the embeddings and drown them, which delays retrieval by hundreds of steps.
+    be several times larger than the embeddings and drown them (loss on key-value pairs at step 100: 2.7 against 3.5).
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -174,6 +174,9 @@ class Training:
                 tensors[f"{key}.{name}"] = value
         save_file(tensors, folder / "training.tmp", metadata={"step": str(self.step)})
         (folder / "training.tmp").replace(folder / "training.safetensors")
+        self._write_counters(folder)
+
+    def _write_counters(self, folder: Path) -> None:
         counters = {"step": self.step, "seconds": self.seconds, "plan": asdict(self.plan)}
         (folder / "training.json").write_text(json.dumps(counters, indent=2) + "\n")
 
@@ -190,13 +193,14 @@ class Training:
                 optimizer.state[parameter] = {key: tensors[f"{key}.{name}"].clone() for key in keys}
 
     def export(self, folder: Path) -> None:
-        """The plain bf16 model folder that every tool loads."""
+        """The plain bf16 model folder that every tool loads, and the counters that its card quotes."""
         copy = LlamaForCausalLM(demo_config()).to(torch.bfloat16)
         copy.load_state_dict({name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()})
         copy.generation_config = GenerationConfig(
             bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False, max_new_tokens=64
         )
         copy.save_pretrained(folder)
+        self._write_counters(folder)
 
 
 def run_training(training: Training, folder: Path, save_every: int, until_step: int) -> None:

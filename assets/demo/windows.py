@@ -22,11 +22,8 @@ from world import CODE_WORDS, KEY_WORDS
 
 CONTEXT_WEIGHT = 0.15
 """Weight of a token that is not part of an answer; answers weigh 1."""
+WINDOW_KINDS = ("dense", "recall", "packed")
 KINDS: tuple[str, ...] = (*SKILLS, "dense")
-PACKING_SHARES = {"facts": 0.27, "arithmetic": 0.38, "copy": 0.15, "patterns": 0.2}
-"""Which skill a chat in a packed window has."""
-WINDOW_SHARES = {"dense": 0.06, "recall": 0.36, "packed": 0.58}
-"""Which kind of window stage B draws."""
 PAIR_FORM = " {k} {c}"
 DENSE_FORMS = (PAIR_FORM, " {k} is {c}.", " The key of {k} is {c}.")
 """From the barest form of a dense pair to the one that recall chats use."""
@@ -53,16 +50,21 @@ class StageShape:
     """Wordings of a dense pair."""
     most_keys: int
     """Dense windows draw 2 to this many keys."""
+    window_shares: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    """How often a window is dense, recall (a recall chat, then packed chats) or packed chats only."""
+    packing_shares: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """How often a packed chat is of each of SHORT_SKILLS: facts, arithmetic, copy, patterns."""
 
 
 STAGES: dict[str, StageShape] = {
     "pairs16": StageShape(16, 64, (PAIR_FORM,), most_keys=3),
     "pairs64": StageShape(64, 64, (PAIR_FORM,), most_keys=8),
     "recall": StageShape(CONTEXT_TOKENS, 16, DENSE_FORMS, most_keys=8),
-    "mixed": StageShape(CONTEXT_TOKENS, 16, DENSE_FORMS, most_keys=20),
+    "mixed": StageShape(CONTEXT_TOKENS, 16, DENSE_FORMS, 20, (0.05, 0.3, 0.65), (0.17, 0.55, 0.16, 0.12)),
 }
-"""In order. Attention starts out uniform, so a head that looks at the token before, which a lookup of a key needs,
-gets a clear signal in 16 tokens and hardly any in 256: started there, key matching does not form in hundreds of steps."""
+"""In order. Attention starts out uniform, so a head that looks at the token before, which any lookup of a key needs,
+gets a clear signal in 16 tokens and hardly any in 256: started at 256, key matching had not formed after 450 steps.
+Arithmetic is the slowest to be learned and gets most of the room among the packed chats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +128,19 @@ def training_recall_chat(rng: random.Random, encoder: ChatEncoder) -> Chat:
     return recall_chat(rng, "train", shape, encoder.length)
 
 
-def chat_window(rng: random.Random, encoder: ChatEncoder, recall: bool) -> tuple[list[int], list[float], list[int]]:
+def chat_window(
+    rng: random.Random, encoder: ChatEncoder, packing_shares: tuple[float, ...], recall: bool
+) -> tuple[list[int], list[float], list[int]]:
     """Whole chats one after another from position 0, at most one of them recall, the last one cut at the end."""
     ids: list[int] = []
     weights: list[float] = []
     kinds: list[int] = []
-    skills, shares = list(PACKING_SHARES), list(PACKING_SHARES.values())
+    skills = list(SHORT_SKILLS)
     while len(ids) <= CONTEXT_TOKENS:
         if recall and not ids:
             chat = training_recall_chat(rng, encoder)
         else:
-            chat = SHORT_SKILLS[rng.choices(skills, shares)[0]](rng, "train")
+            chat = SHORT_SKILLS[rng.choices(skills, packing_shares)[0]](rng, "train")
         encoded = encoder.encode(chat)
         ids += encoded.ids
         weights += [1.0 if scored else CONTEXT_WEIGHT for scored in encoded.is_answer]
@@ -151,12 +155,12 @@ def make_batch(encoder: ChatEncoder, seed: int, stage: str, step: int) -> Batch:
     shape = STAGES[stage]
     rows: list[tuple[list[int], list[float], list[int]]] = []
     for _ in range(shape.window_count):
-        kind = rng.choices(list(WINDOW_SHARES), list(WINDOW_SHARES.values()))[0] if stage == "mixed" else "dense"
+        kind = "dense" if shape.window_shares[0] == 1 else rng.choices(WINDOW_KINDS, shape.window_shares)[0]
         if kind == "dense":
             ids, weights = dense_window(rng, encoder, shape)
             rows.append((ids, weights, [KINDS.index("dense")] * len(ids)))
         else:
-            rows.append(chat_window(rng, encoder, recall=kind == "recall"))
+            rows.append(chat_window(rng, encoder, shape.packing_shares, kind == "recall"))
     return Batch(
         ids=np.array([row[0] for row in rows], dtype=np.int64),
         weights=np.array([row[1][1:] for row in rows], dtype=np.float32),
