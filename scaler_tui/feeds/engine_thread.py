@@ -68,9 +68,9 @@ class EngineThread:
         """Start the runner of an existing run again; it goes on from the newest good checkpoint."""
 
         def work() -> Path:
-            from engine.jobs.launch import launch
+            from engine.jobs.control import resume
 
-            launch(run_dir)
+            resume(run_dir)
             return run_dir
 
         self._queue.put(("resume", reply_to, work))

@@ -17,7 +17,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer
 
-from engine.jobs.state import RunPhase
+from engine.jobs.state import RunPhase, RunState
 from scaler_tui.feeds.engine_thread import EngineDone, EngineFailed, engine_thread_of
 from scaler_tui.feeds.journal_feed import FeedFailed, JournalFeed, RunSnapshot, RunUpdated
 from scaler_tui.screens.help import HelpScreen
@@ -33,6 +33,8 @@ from scaler_tui.widgets.progress_line import ProgressLine
 from scaler_tui.widgets.status_line import FixedText, StatusLine, toned
 
 PANES = ("overview", "log", "samples", "details")
+STOPPABLE_AT_REST = (RunPhase.PAUSED, RunPhase.LOST)
+"""Nothing works on these, but they can be declared stopped."""
 STYLES = Path(__file__).parent.parent / "styles"
 
 
@@ -66,6 +68,7 @@ class RunScreen(Screen[None]):
         self.snapshot: RunSnapshot | None = None
         self.asked = ""
         """What was asked of the run and has not been taken up yet."""
+        self._saved_when_asked = 0.0
         self.feed: JournalFeed | None = None
 
     # ── layout ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -136,11 +139,15 @@ class RunScreen(Screen[None]):
         message.stop()
         before, self.snapshot = self.snapshot, message.snapshot
         state = message.snapshot.state
-        if not state.state.is_live or state.pending_control == self.asked:
+        if not state.state.is_live or state.pending_control == self.asked or self._checkpoint_was_written(state):
             self.asked = ""
         await self.show_snapshot()
         if before is None or _keys_of(before) != _keys_of(message.snapshot):
             self.refresh_bindings()
+
+    def _checkpoint_was_written(self, state: RunState) -> bool:
+        """Request and checkpoint can arrive in one message; then only the newer checkpoint tells."""
+        return self.asked == "checkpoint" and _newest_save(state) > self._saved_when_asked
 
     def on_feed_failed(self, message: FeedFailed) -> None:
         """The journal cannot be read."""
@@ -246,7 +253,9 @@ class RunScreen(Screen[None]):
             return state is not None and state.state.is_resumable
         if action == "control" and parameters == ("pause",):
             return state is None or not state.state.is_resumable
-        if action == "control" or action == "stop":
+        if action == "stop":
+            return True if state is not None and (state.state.is_live or state.state in STOPPABLE_AT_REST) else None
+        if action == "control":
             return True if state is not None and state.state.is_live else None
         if action == "card":
             return True if state is not None and state.card_path else None
@@ -254,9 +263,10 @@ class RunScreen(Screen[None]):
 
     async def action_control(self, command: str) -> None:
         """Ask the run for something; it answers in its journal."""
-        if self.snapshot is None or not self.snapshot.state.state.is_live:
+        if self.snapshot is None or not (self.snapshot.state.state.is_live or command == "stop"):
             return
         self.asked = command
+        self._saved_when_asked = _newest_save(self.snapshot.state)
         engine_thread_of(self.app).control(self.run_dir, command, self)
         await self.show_snapshot()
 
@@ -310,6 +320,11 @@ class RunScreen(Screen[None]):
     async def action_leave(self) -> None:
         """Leave the program."""
         await self.app.run_action("leave" if hasattr(self.app, "action_leave") else "quit")
+
+
+def _newest_save(state: RunState) -> float:
+    """Wall time of the newest checkpoint; 0 while there is none."""
+    return state.checkpoints[-1].t if state.checkpoints else 0.0
 
 
 def _keys_of(snapshot: RunSnapshot) -> tuple[RunPhase, bool]:

@@ -81,7 +81,7 @@ def _cell(run: RunSummary, title: str, cells: int, now: float, *, unicode: bool)
     if title == "step":
         return f"{run.step:,}/{run.total_steps:,}" if run.total_steps else f"{run.step:,}" if run.step else "-"
     texts = {
-        "run": run.name or run.id,
+        "run": run.name or (run.id if len(run.id) <= cells else run.id.partition("-")[2]),
         "loss": format_loss(run.loss),
         "age": _age(run, now),
         "model": run.model,
@@ -198,7 +198,7 @@ class RunsScreen(Screen[None]):
         live = sum(run.state.is_live for run in self.runs)
         count = f"{len(self.runs)} on this machine" + (f", {live} working" if live else "")
         self.query_one("#runs-title", FixedText).show(Content.assemble(" ", toned("Runs", "strong"), f"  {count}"))
-        width = max((options.size.width or self.size.width) - 3, 20)
+        width = max((options.content_size.width or self.size.width - 2) - 1, 20)
         self.query_one("#runs-heading", FixedText).show(heading(width))
         now = time.time()
         rows = [(run.id, Content.assemble(row(run, width, now, unicode=self.unicode))) for run in self.runs]
@@ -239,7 +239,7 @@ class RunsScreen(Screen[None]):
         if run is None:
             detail.show(Content(""))
             return
-        lines: list[Content] = [Content.assemble(toned(f"{run.id}  ", "strong"), toned(str(run.directory), "quiet"))]
+        lines: list[Content] = []
         trouble = " ".join(text for text in (run.what or run.warning, run.cause) if text)
         if trouble:
             lines.append(toned(trouble, "bad" if run.state in (RunPhase.FAILED, RunPhase.LOST) else "warn"))
@@ -249,6 +249,7 @@ class RunsScreen(Screen[None]):
             lines.append(Content(f"Next: {run.next_step}"))
         elif run.state.is_resumable:
             lines.append(Content("Next: r resumes it."))
+        lines.append(toned(str(run.directory), "quiet"))
         detail.show(Content("\n").join(lines))
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:

@@ -34,12 +34,12 @@ def answer(text: str | None) -> Content:
 
 
 def verdict(pair: Pair, *, unicode: bool, short: bool = False) -> Content:
-    """Whether the newest answer is the expected one, when one is expected."""
+    """Whether the newest answer is the expected one, when one is expected; in short only if it is."""
     if not pair.expected or pair.after is None:
         return Content("")
     if pair.after.strip() == pair.expected.strip():
         return toned(f"  {'✓' if unicode else '+'} {'ok' if short else 'as expected'}", "good")
-    return toned(f"  {'✗' if unicode else 'x'} {'differs' if short else 'not as expected'}", "warn")
+    return Content("") if short else toned(f"  {'✗' if unicode else 'x'} not as expected", "warn")
 
 
 class PairBox(Vertical):

@@ -64,6 +64,8 @@ class LogLines(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.unicode = True
+        self.following = True
+        """Whether the view moves along with new lines."""
         self._lines: list[LogLine] = []
         self._rows: list[tuple[str, str, str]] = []
 
@@ -76,11 +78,11 @@ class LogLines(ScrollView, can_focus=True):
         """Replace the lines; stays where one has scrolled to, else follows the newest."""
         if lines == self._lines and self._rows:
             return
-        following = self.is_vertical_scroll_end
         self._lines = lines
-        self._layout_rows(following)
+        self._layout_rows()
 
-    def _layout_rows(self, following: bool) -> None:
+    def _layout_rows(self) -> None:
+        following = self.following
         width = max(self.scrollable_content_region.width - _PREFIX_CELLS, 8)
         rows: list[tuple[str, str, str]] = []
         for when, level, message in self._lines:
@@ -91,12 +93,22 @@ class LogLines(ScrollView, can_focus=True):
                 prefix = " " * _PREFIX_CELLS
         self._rows = rows
         self.virtual_size = Size(self.scrollable_content_region.width, len(rows))
-        if following:
-            self.scroll_end(animate=False, immediate=True)
         self.refresh()
+        if following:
+            self.following = True
+            self.call_after_refresh(self._to_newest)
+
+    def _to_newest(self) -> None:
+        if self.following:
+            self.scroll_end(animate=False, immediate=True)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Scrolling back stops following; reaching the end follows again."""
+        super().watch_scroll_y(old_value, new_value)
+        self.following = self.is_vertical_scroll_end
 
     def on_resize(self, event: events.Resize) -> None:
-        self._layout_rows(self.is_vertical_scroll_end)
+        self._layout_rows()
 
     def render_line(self, y: int) -> Strip:
         width = self.scrollable_content_region.width

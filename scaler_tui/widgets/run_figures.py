@@ -84,9 +84,9 @@ def range_verdict(measured: float, low: float, high: float, *, higher_is_better:
     if high <= 0:
         return "", ""
     if measured > high:
-        return f"{(measured / high - 1) * 100:.0f} % above the range", "good" if higher_is_better else "warn"
+        return f"{(measured / high - 1) * 100:.0f} % above range", "good" if higher_is_better else "warn"
     if low > 0 and measured < low:
-        return f"{(1 - measured / low) * 100:.0f} % below the range", "warn" if higher_is_better else "good"
+        return f"{(1 - measured / low) * 100:.0f} % below range", "warn" if higher_is_better else "good"
     return "as predicted", "good"
 
 
@@ -138,7 +138,7 @@ def _time_promise(low: float, likely: float, high: float, state: RunState) -> Pr
 
 
 def promise_lines(rows: Sequence[Promise], width: int, *, unicode: bool) -> Content:
-    """The promises as a small table; columns are dropped from the right, lines are split below 50 cells."""
+    """The promises as a small table; each takes two lines where one has not room for all of it."""
     if not rows:
         return Content("")
     if not unicode:
@@ -147,23 +147,19 @@ def promise_lines(rows: Sequence[Promise], width: int, *, unicode: bool) -> Cont
     predicted = max(len(row.predicted) for row in rows)
     measured = max(len(row.measured) for row in rows)
     arrow = "→" if unicode else "->"
-    lines = []
-    for row in rows:
+    verdicts = [toned(_marked(row, unicode=unicode), row.tone) if row.verdict else Content("") for row in rows]
+    one_line = name + 2 + predicted + 4 + len(arrow) + measured + 2 + max(words.cell_length for words in verdicts)
+    lines: list[Content] = []
+    for row, words in zip(rows, verdicts, strict=True):
         label = toned(f"{row.name:<{name}}  ", "quiet")
-        verdict = toned(_marked(row, unicode=unicode), row.tone) if row.verdict else Content("")
-        one_line = name + 2 + predicted + 4 + len(arrow) + measured
         if one_line <= width:
-            line = Content.assemble(label, f"{row.predicted:<{predicted}}  ", toned(arrow, "quiet"), "  ")
-            line = Content.assemble(line, toned(f"{row.measured:<{measured}}", "strong"))
-            if one_line + 2 + verdict.cell_length <= width:
-                line = Content.assemble(line, "  ", verdict)
-            lines.append(line)
-        else:
-            lines.append(Content.assemble(label, row.predicted))
-            second = Content.assemble(" " * name, "  ", toned(f"{arrow} ", "quiet"), toned(row.measured, "strong"))
-            if second.cell_length + 2 + verdict.cell_length <= width:
-                second = Content.assemble(second, "  ", verdict)
-            lines.append(second)
+            figures: list[str | Content] = [f"{row.predicted:<{predicted}}  ", toned(arrow, "quiet"), "  "]
+            lines.append(
+                Content.assemble(label, *figures, toned(f"{row.measured:<{measured}}", "strong"), "  ", words).rstrip()
+            )
+            continue
+        second: list[str | Content] = [" " * (name + 2), toned(f"{arrow} ", "quiet"), toned(row.measured, "strong")]
+        lines += [Content.assemble(label, row.predicted), Content.assemble(*second, "  ", words).rstrip()]
     return Content("\n").join(lines)
 
 
