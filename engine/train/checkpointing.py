@@ -89,8 +89,12 @@ def discard_staging(run_dir: Path) -> None:
     checkpoints.sweep(run_dir)
 
 
-def is_save_failure(error: BaseException) -> bool:
-    """Did a write fail for lack of room? torch's writer reports only that a write failed."""
+def is_full_disk(error: BaseException, *, while_saving: bool) -> bool:
+    """Did a write fail for lack of room? While saving, torch's own writer says only that a write failed."""
+    if isinstance(error, EngineError):
+        return error.code == "disk.full"
+    if not while_saving:
+        return False
     return checkpoints.is_disk_full(error) or "PytorchStreamWriter failed" in str(error)
 
 

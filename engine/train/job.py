@@ -297,10 +297,11 @@ class _Job:
         try:
             trainer.train(resume_from_checkpoint=str(resume.path) if resume is not None else None)
         except Exception as error:
-            if not callback.saving or not checkpointing.is_save_failure(error):
+            if not checkpointing.is_full_disk(error, while_saving=callback.saving):
                 raise
             cause = error.cause if isinstance(error, EngineError) else str(error).splitlines()[0]
             callback.no_room("There is no room left to write a checkpoint.", cause)
+        checkpointing.discard_staging(attempt.run_dir)
         if callback.ending == "paused" and not callback.tally.complete:
             self._say_paused(callback)
         if callback.ending != "paused":

@@ -32,13 +32,13 @@ WORDS = ("amber", "birch", "cobalt", "dune", "ember", "fjord", "grove", "heron",
 
 
 def chat(number: int) -> dict[str, Any]:
-    """A row that can be learned: the answer is the word twice, in capitals; lengths differ."""
+    """A row that can be learned: the answer is the word in capitals, once to three times; lengths differ."""
     word = WORDS[number % len(WORDS)]
     filler = " please" * (number % 4)
     return {
         "messages": [
             {"role": "user", "content": f"Say {word} number {number}{filler}"},
-            {"role": "assistant", "content": f"{word.upper()} {word.upper()}"},
+            {"role": "assistant", "content": " ".join([word.upper()] * (1 + number % 3))},
         ]
     }
 
