@@ -27,6 +27,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from windows import KINDS, STAGES, ChatEncoder, make_batch
 
 WARMUP_STEPS = 30
+MIXED_FROM = list(STAGES).index("mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class TrainingPlan:
     """Everything that decides the result, except the speed of the machine."""
 
     seed: int = 1
-    stage_steps: tuple[int, ...] = (150, 100, 100, 2450)
+    stage_steps: tuple[int, ...] = (150, 100, 100, 650, 1800)
     """Steps of each of the stages in `windows.STAGES`."""
     matrix_learning_rate: float = 5e-3
     """Peak for the projections of the layers (Muon, scaled to the update size of AdamW)."""
@@ -51,7 +52,7 @@ class TrainingPlan:
 
     def rate_share(self, step: int) -> float:
         """Share of the peak learning rates: linear warm-up, then constant; cosine to 2 % once everything is mixed."""
-        mixed_steps = self.stage_steps[-1]
+        mixed_steps = sum(self.stage_steps[MIXED_FROM:])
         done = max(0, step - (self.total_steps - mixed_steps)) / mixed_steps
         return min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
@@ -257,11 +258,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint-folder", type=Path, required=True, help="progress is kept here; reuse to resume")
     parser.add_argument("--model-folder", type=Path, default=MODEL_FOLDER, help="where the bf16 model is written")
-    parser.add_argument("--mixed-steps", type=int, default=default.stage_steps[-1], help="length of the last stage")
+    parser.add_argument("--drill-steps", type=int, default=default.stage_steps[-1], help="length of the last stage")
     parser.add_argument("--until-step", type=int, default=None, help="stop early, export what there is, resume later")
     parser.add_argument("--seed", type=int, default=default.seed)
     arguments = parser.parse_args()
-    plan = TrainingPlan(arguments.seed, (*default.stage_steps[:-1], arguments.mixed_steps))
+    plan = TrainingPlan(arguments.seed, (*default.stage_steps[:-1], arguments.drill_steps))
     training = Training(plan)
     if (arguments.checkpoint_folder / "training.json").exists():
         training.load(arguments.checkpoint_folder)

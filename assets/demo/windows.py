@@ -54,17 +54,21 @@ class StageShape:
     """How often a window is dense, recall (a recall chat, then packed chats) or packed chats only."""
     packing_shares: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """How often a packed chat is of each of SHORT_SKILLS: facts, arithmetic, copy, patterns."""
+    avoid_held_out_pairs: bool = False
+    """Recall chats leave a tenth of all (key, code word) pairs out."""
 
 
 STAGES: dict[str, StageShape] = {
     "pairs16": StageShape(16, 64, (PAIR_FORM,), most_keys=3),
     "pairs64": StageShape(64, 64, (PAIR_FORM,), most_keys=8),
     "recall": StageShape(CONTEXT_TOKENS, 16, DENSE_FORMS, most_keys=8),
-    "mixed": StageShape(CONTEXT_TOKENS, 16, DENSE_FORMS, 20, (0.05, 0.3, 0.65), (0.17, 0.55, 0.16, 0.12)),
+    "mixed": StageShape(CONTEXT_TOKENS, 16, DENSE_FORMS, 20, (0.05, 0.3, 0.65), (0.17, 0.55, 0.16, 0.12), True),
+    "drill": StageShape(CONTEXT_TOKENS, 16, DENSE_FORMS, 20, (0.03, 0.25, 0.72), (0.06, 0.68, 0.2, 0.06)),
 }
 """In order. Attention starts out uniform, so a head that looks at the token before, which any lookup of a key needs,
 gets a clear signal in 16 tokens and hardly any in 256: started at 256, key matching had not formed after 450 steps.
-Arithmetic is the slowest to be learned and gets most of the room among the packed chats."""
+The drill comes when facts, patterns and recall are there: more room for arithmetic and copy, which are slow, and every
+(key, code word) pair, so that no pair looks impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +122,19 @@ def dense_window(rng: random.Random, encoder: ChatEncoder, shape: StageShape) ->
     return ids[: shape.token_count + 1], weights[: shape.token_count + 1]
 
 
-def training_recall_chat(rng: random.Random, encoder: ChatEncoder) -> Chat:
+def training_recall_chat(rng: random.Random, encoder: ChatEncoder, avoid_held_out_pairs: bool) -> Chat:
     """Two in three fill the whole window; the rest are shorter. One to four questions, three to eight keys."""
     turns = rng.randint(1, 4)
     room = CONTEXT_TOKENS - 8 - QUESTION_TOKENS * turns
     body = room if rng.random() < 0.67 else rng.randint(40, room)
     most_keys = min(8, body // 8)
-    shape = RecallShape(body_length=body, key_count=rng.randint(max(3, turns), max(3, turns, most_keys)), turns=turns)
+    key_count = rng.randint(max(3, turns), max(3, turns, most_keys))
+    shape = RecallShape(body, key_count, turns=turns, avoid_held_out_pairs=avoid_held_out_pairs)
     return recall_chat(rng, "train", shape, encoder.length)
 
 
 def chat_window(
-    rng: random.Random, encoder: ChatEncoder, packing_shares: tuple[float, ...], recall: bool
+    rng: random.Random, encoder: ChatEncoder, shape: StageShape, recall: bool
 ) -> tuple[list[int], list[float], list[int]]:
     """Whole chats one after another from position 0, at most one of them recall, the last one cut at the end."""
     ids: list[int] = []
@@ -138,9 +143,9 @@ def chat_window(
     skills = list(SHORT_SKILLS)
     while len(ids) <= CONTEXT_TOKENS:
         if recall and not ids:
-            chat = training_recall_chat(rng, encoder)
+            chat = training_recall_chat(rng, encoder, shape.avoid_held_out_pairs)
         else:
-            chat = SHORT_SKILLS[rng.choices(skills, packing_shares)[0]](rng, "train")
+            chat = SHORT_SKILLS[rng.choices(skills, shape.packing_shares)[0]](rng, "train")
         encoded = encoder.encode(chat)
         ids += encoded.ids
         weights += [1.0 if scored else CONTEXT_WEIGHT for scored in encoded.is_answer]
@@ -160,7 +165,7 @@ def make_batch(encoder: ChatEncoder, seed: int, stage: str, step: int) -> Batch:
             ids, weights = dense_window(rng, encoder, shape)
             rows.append((ids, weights, [KINDS.index("dense")] * len(ids)))
         else:
-            rows.append(chat_window(rng, encoder, shape.packing_shares, kind == "recall"))
+            rows.append(chat_window(rng, encoder, shape, kind == "recall"))
     return Batch(
         ids=np.array([row[0] for row in rows], dtype=np.int64),
         weights=np.array([row[1][1:] for row in rows], dtype=np.float32),
