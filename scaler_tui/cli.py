@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
-from engine.errors import ExitCode
+from engine.errors import EngineError, ExitCode
 from scaler_tui import output
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
-
+_SPEC_FILES = "File names in the spec are relative to the spec's own folder."
+_THEMES = ("scaler-dark", "scaler-light", "scaler-high-contrast", "scaler-color-blind")
 _CONTROLS = {
     "pause": "save a checkpoint and free the machine",
     "resume": "go on from the last good checkpoint",
@@ -25,11 +27,44 @@ _CONTROLS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is an error like any other: with what to do next, and as JSON when asked for."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"epilog": _EXIT_CODES, "allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise EngineError(
+            "usage",
+            f"{message}." if not message.endswith((".", ")")) else message,
+            cause=" ".join(self.format_usage().split()),
+            next_step=_near_command(message) or f"See {self.prog} --help.",
+        )
+
+
+def _near_command(message: str) -> str:
+    """A mistyped subcommand's likely meaning; "" when it is something else."""
+    import difflib
+
+    words = message.split("'")
+    if not message.startswith("argument COMMAND: invalid choice") or len(words) < 2:
+        return ""
+    near = difflib.get_close_matches(words[1], words[3::2], n=2, cutoff=0.5)
+    return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _length(text: str) -> int:
+    number = int(text)
+    if number < 8:
+        raise argparse.ArgumentTypeError(f"{number} is too short; sequences have at least 8 tokens")
+    return number
+
+
 def _answer_flags(parser: argparse.ArgumentParser) -> None:
     """One flag per question of `profiles/questions.toml`."""
     from engine.advise.questions import flag_name, load_graph
 
-    group = parser.add_argument_group("answers (the wizard's questions)")
+    group = parser.add_argument_group("answers (the wizard's questions; each has a default)")
     for question in load_graph().questions:
         if question.id == "model":
             continue
@@ -43,17 +78,18 @@ def _answer_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _machine_flag(parser: argparse.ArgumentParser) -> None:
+def _machine_flag(parser: argparse.ArgumentParser, *, default: str = argparse.SUPPRESS) -> None:
+    """A subcommand leaves the value alone when the flag is not given, so that it may also stand before the command."""
     parser.add_argument(
         "--gpu",
         metavar="CARD",
-        default="",
+        default=default,
         help='what if: "RTX 4090", "2x24G", "2x RTX 3090"; everything then says SIM',
     )
 
 
-def _json_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="typed JSON on standard output")
+def _json_flag(parser: argparse.ArgumentParser, text: str = "typed JSON on standard output") -> None:
+    parser.add_argument("--json", action="store_true", help=text)
 
 
 def _run_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -62,7 +98,8 @@ def _run_argument(parser: argparse.ArgumentParser, *, optional: bool = False) ->
         metavar="ID",
         nargs="?" if optional else None,
         default="latest",
-        help='a run id, its unique beginning, or "latest"',
+        help='a run id, its unique beginning or ending, a run directory, or "latest"'
+        + (" (the default)" if optional else ""),
     )
 
 
@@ -70,26 +107,30 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The whole grammar. Answer flags are read from the questions file only when the command needs them."""
     from engine import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scaler-wizard",
-        epilog=_EXIT_CODES,
         description="Plan, run and prove fine-tuning of open language models; without a command it opens the wizard.",
     )
     parser.add_argument("--version", action="version", version=f"scaler-wizard {__version__}")
     parser.add_argument("--demo", action="store_true", help="open the wizard with the embedded demo model chosen")
-    parser.add_argument("--plain", action="store_true", help="the wizard as numbered questions, line by line")
-    _machine_flag(parser)
-    parser.add_argument(
-        "--theme", default="", help="scaler-dark, scaler-light, scaler-high-contrast, scaler-color-blind"
-    )
+    parser.add_argument("--plain", action="store_true", help="the wizard as numbered questions (also: ACCESSIBLE=1)")
+    _machine_flag(parser, default="")
+    parser.add_argument("--theme", default="", metavar="THEME", choices=["", *_THEMES], help=", ".join(_THEMES))
     parser.add_argument("--ascii", action="store_true", help="no Unicode symbols")
     parser.add_argument("--no-color", action="store_true", help="no colour codes at all (also: NO_COLOR)")
     parser.add_argument("--stock-display", action="store_true", help="Textual's own drawing, without cell diffing")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, epilog=_EXIT_CODES)
+    def add(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text}. {more}".strip())
 
+    _add_looks(add, with_answers=any(word in ("matrix", "plan") for word in argv))
+    _add_runs(add)
+    return parser
+
+
+def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: bool) -> None:
+    """The commands that start nothing."""
     doctor = add("doctor", "what this machine is and what is missing")
     doctor.add_argument("--raw", action="store_true", help="also the raw output of the vendors' tools, ready to paste")
     _machine_flag(doctor)
@@ -97,101 +138,84 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     inspect = add("inspect", "a model's architecture, from its config and safetensors headers")
     inspect.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub id, or a known name')
-    inspect.add_argument("--revision", default="")
+    inspect.add_argument("--revision", default="", help="commit or tag on the hub")
     _json_flag(inspect)
 
     matrix = add("matrix", "every approach compared for a model on this machine")
-    matrix.add_argument("model", metavar="MODEL", nargs="?", default="demo")
     matrix.add_argument("--explain", metavar="APPROACH", default="", help="the parts and formulas behind one row")
-    _machine_flag(matrix)
-    _json_flag(matrix)
-
     plan = add("plan", "write the spec the wizard would write, from answers given as flags")
-    plan.add_argument("model", metavar="MODEL", nargs="?", default="demo")
     plan.add_argument("--approach", default="", help="a row of the matrix; the recommended one when left out")
-    plan.add_argument("--write", "-o", metavar="SPEC", dest="write", default="-", help="where; - is stdout")
-    _machine_flag(plan)
-    _json_flag(plan)
-    if argv and argv[0] in ("matrix", "plan"):
-        _answer_flags(matrix)
-        _answer_flags(plan)
+    plan.add_argument("--name", default="", help="a name for the run")
+    plan.add_argument("--write", "-o", metavar="SPEC", default="-", help="a new file; - is standard output")
+    for command in (matrix, plan):
+        command.add_argument("model", metavar="MODEL", nargs="?", default="demo", help="as for inspect")
+        _machine_flag(command)
+        _json_flag(command)
+        if with_answers:
+            _answer_flags(command)
 
-    data = add("data", "look at training data")
-    check = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True).add_parser(
-        "check", help="what training would see of a file, row by row", epilog=_EXIT_CODES
+    checks = add("data", "look at training data").add_subparsers(
+        dest="data_command", metavar="COMMAND", required=True, parser_class=_Parser
     )
+    check = checks.add_parser("check", help="what training would see of a file, row by row")
     check.add_argument("file", metavar="FILE", help='a .jsonl, .json, .csv, .parquet or .txt file, or "demo"')
     check.add_argument("--model", "-m", metavar="M", default="demo", help="whose tokenizer and chat template")
     check.add_argument(
-        "--max-length", type=int, default=0, help="longest sequence in tokens; the model's window by default"
+        "--max-length", type=_length, default=0, help="longest sequence in tokens; the model's window by default"
     )
     check.add_argument("--train-on", default="completions", choices=["completions", "last", "all"])
     check.add_argument("--heldout", default="", help="a file of held-out rows, to look for overlap")
     _json_flag(check)
 
-    add("demo", "fine-tune the embedded demo model now and show the before/after card")
 
-    run = add("run", "run a spec in the foreground; it survives the terminal all the same")
-    run.add_argument("spec", metavar="SPEC", type=Path)
-    run.add_argument("--force", action="store_true", help="start although the estimate says it does not fit")
-    _json_flag(run)
-    start = add("start", "run a spec in the background and print the run's id")
-    start.add_argument("spec", metavar="SPEC", type=Path)
-    start.add_argument("--force", action="store_true", help="start although the estimate says it does not fit")
-    _json_flag(start)
+def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands about runs."""
+    demo = add("demo", "fine-tune the embedded demo model now and show the before/after card")
+    run = add("run", "run a spec in the foreground; it survives the terminal all the same", _SPEC_FILES)
+    start = add("start", "run a spec in the background and print the run's id", _SPEC_FILES)
+    for command in (run, start):
+        command.add_argument("spec", metavar="SPEC", type=Path, help="a spec.toml; see scaler-wizard plan")
+        command.add_argument("--force", action="store_true", help="start although the estimate says it does not fit")
+    for command in (demo, run, start, add("runs", "all runs, newest first")):
+        _json_flag(command)
 
-    runs = add("runs", "all runs, newest first")
-    _json_flag(runs)
-    attach = add("attach", "watch a run in the wizard")
-    _run_argument(attach, optional=True)
+    attach = add("attach", "watch a run in the wizard; line by line where there is no terminal")
     logs = add("logs", "a run's log")
-    _run_argument(logs, optional=True)
+    card = add("card", "the before/after card of a run")
+    merge = add("merge", "write a merged model of a finished run and measure the difference")
+    for command in (attach, logs, card, merge):
+        _run_argument(command, optional=True)
     logs.add_argument("--follow", "-f", action="store_true", help="go on until the run ends")
     logs.add_argument("--worker", action="store_true", help="the worker's own output instead of the journal")
-    for name, text in (
-        ("pause", "save a checkpoint and free the machine"),
-        ("resume", "go on from the last good checkpoint"),
-        ("checkpoint", "save a checkpoint now and go on"),
-        ("stop", "finish the step, save, and end the run"),
-    ):
+    _json_flag(logs, "one JSON object per line: time, level, message")
+    card.add_argument("--html", action="store_true", help="print the path of the HTML page instead")
+    for command in (card, merge):
+        _json_flag(command)
+    for name, text in _CONTROLS.items():
         control = add(name, text)
         _run_argument(control)
         _json_flag(control)
-    card = add("card", "the before/after card of a run")
-    _run_argument(card, optional=True)
-    card.add_argument("--html", action="store_true", help="print the path of the HTML page instead")
-    _json_flag(card)
-    merge = add("merge", "write a merged model of a finished run and measure the difference")
-    _run_argument(merge, optional=True)
-    _json_flag(merge)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and return the exit code."""
+    output.prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in words
-    arguments: list[argparse.Namespace] = []
+    return output.guarded(lambda: _dispatch(words), as_json="--json" in words)
 
-    def parse() -> int:
-        arguments.append(build_parser(words).parse_args(words))
-        return int(ExitCode.DONE)
 
-    code = output.guarded(parse, as_json=as_json)
-    if not arguments:
-        return code
-    parsed = arguments[0]
+def _dispatch(words: list[str]) -> int:
+    try:
+        parsed = build_parser(words).parse_args(words)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
     if parsed.command is None:
-        return output.guarded(lambda: _wizard(parsed), as_json=False)
+        return _wizard(parsed)
+    if parsed.command == "attach":
+        return _attach(parsed)
+    from scaler_tui import commands
 
-    def command() -> int:
-        from scaler_tui import commands
-
-        if parsed.command == "attach":
-            return _attach(parsed)
-        return commands.COMMANDS[parsed.command](parsed)
-
-    return output.guarded(command, as_json=as_json)
+    return commands.COMMANDS[parsed.command](parsed)
 
 
 def _wizard(arguments: argparse.Namespace) -> int:
@@ -203,9 +227,11 @@ def _wizard(arguments: argparse.Namespace) -> int:
 
         return run_plain(model="demo" if arguments.demo else "", gpu=arguments.gpu)
     if not is_interactive():
-        output.note("scaler-wizard: this is not a terminal, so the wizard cannot be shown.")
-        output.note("  Next:  use --plain, or a command: demo, plan, run, runs. See scaler-wizard --help.")
-        return int(ExitCode.BAD_INPUT)
+        raise EngineError(
+            "terminal.missing",
+            "This is not a terminal, so the wizard cannot be shown.",
+            next_step="Use --plain, or a command: demo, plan, run, runs. See scaler-wizard --help.",
+        )
     return _open_app(arguments, run_dir=None)
 
 
@@ -215,9 +241,9 @@ def _attach(arguments: argparse.Namespace) -> int:
 
     run_dir = find_run(arguments.id)
     if not is_interactive():
-        from scaler_tui.follow import follow
+        from scaler_tui.follow import watch
 
-        return follow(run_dir)
+        return watch(run_dir)
     return _open_app(arguments, run_dir=run_dir)
 
 

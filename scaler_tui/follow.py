@@ -1,15 +1,17 @@
 """Watching a run without the full-screen app: a progress display, or plain lines where there is no terminal.
 
-Owns the text. The run does not depend on it: closing this loses nothing.
+Owns the text and what Ctrl+C means meanwhile. The run does not depend on it: closing this loses nothing.
 """
 
 from __future__ import annotations
 
-import sys
+import signal
 import time
 from pathlib import Path
+from types import FrameType
 
 from engine.errors import EngineError, ExitCode
+from engine.jobs import layout
 from engine.jobs.state import RunPhase, RunState
 from engine.units import format_bytes, format_duration
 from scaler_tui import output
@@ -17,34 +19,73 @@ from scaler_tui import output
 _POLL_SECONDS = 0.25
 
 
-def follow(run_dir: Path, *, quiet: bool = False) -> int:
-    """Follow until the run ends; returns the exit code that says how. Ctrl+C asks the run to save and stop."""
-    view: _Quiet | _Lines | _Bar = _Quiet() if quiet else _Bar() if sys.stderr.isatty() else _Lines()
-    stopping = False
-    with view:
+class Interrupts:
+    """Counts Ctrl+C instead of breaking off: a run must never be half started or half asked to stop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._on_interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _on_interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def follow(run_dir: Path, interrupts: Interrupts, *, quiet: bool = False) -> int:
+    """Follow a run of our own until it ends; returns the exit code that says how. The first Ctrl+C asks the run to
+    save and stop, the second leaves it working in the background."""
+    from engine.jobs.store import Follower
+
+    follower, asked = Follower(run_dir), False
+    with _view(quiet) as view:
         while True:
-            try:
-                state = _watch(run_dir, view)
-                break
-            except KeyboardInterrupt:
-                if stopping:
-                    output.note(f"Left. The run goes on: scaler-wizard attach {run_dir.name}")
-                    return int(ExitCode.INTERRUPTED)
-                stopping = True
+            if interrupts.count and not asked:
+                asked = True
                 _ask_to_stop(run_dir)
-    return _closing(run_dir, state, interrupted=stopping)
+            if interrupts.count > 1:
+                output.note(f"Left. The run goes on: scaler-wizard attach {run_dir.name}")
+                return int(ExitCode.INTERRUPTED)
+            state = follower.poll()
+            view.show(state)
+            if not state.state.is_live:
+                break
+            time.sleep(_POLL_SECONDS)
+    _closing(run_dir, state)
+    return int(ExitCode.INTERRUPTED) if asked and state.state is not RunPhase.FINISHED else exit_code(state)
 
 
-def _watch(run_dir: Path, view: _Quiet | _Lines | _Bar) -> RunState:
+def watch(run_dir: Path) -> int:
+    """Follow somebody else's run; Ctrl+C only leaves."""
     from engine.jobs.store import Follower
 
     follower = Follower(run_dir)
-    while True:
-        state = follower.poll()
-        view.show(state)
-        if not state.state.is_live:
-            return state
-        time.sleep(_POLL_SECONDS)
+    try:
+        with _view(quiet=False) as view:
+            while True:
+                state = follower.poll()
+                view.show(state)
+                if not state.state.is_live:
+                    break
+                time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        output.note(f"Left. The run goes on: scaler-wizard attach {run_dir.name}")
+        return int(ExitCode.INTERRUPTED)
+    _closing(run_dir, state)
+    return exit_code(state)
+
+
+def exit_code(state: RunState) -> int:
+    """How the end of a run is told to a shell."""
+    if state.state is RunPhase.FINISHED:
+        return int(ExitCode.DONE)
+    if state.state in (RunPhase.STOPPED, RunPhase.PAUSED):
+        return int(ExitCode.DECLINED)
+    return int(ExitCode.RUN_FAILED)
 
 
 def _ask_to_stop(run_dir: Path) -> None:
@@ -57,19 +98,24 @@ def _ask_to_stop(run_dir: Path) -> None:
         output.note(error.what)
 
 
-def _closing(run_dir: Path, state: RunState, *, interrupted: bool) -> int:
-    """The last words and the exit code."""
-    if state.state is RunPhase.FINISHED:
-        return int(ExitCode.DONE)
-    output.note(f"Run {run_dir.name} is {state.state} at step {state.step} of {state.total_steps or '?'}.")
-    for label, text in (("", state.what), ("Cause: ", state.cause), ("Next:  ", state.next_step)):
+def _closing(run_dir: Path, state: RunState) -> None:
+    """The last words: how it ended, why, and what can be done."""
+    reached = f" at step {state.step} of {state.total_steps}" if state.total_steps else ""
+    output.note(f"Run {run_dir.name} is {state.state}{reached}.")
+    next_step = state.next_step
+    if state.state.is_resumable and (not next_step or "Press" in next_step):
+        next_step = f"Go on with: scaler-wizard resume {run_dir.name}"
+    for label, text in (("", state.what), ("Cause: ", state.cause), ("Next:  ", next_step)):
         if text:
             output.note(f"  {label}{text}")
-    if interrupted:
-        return int(ExitCode.INTERRUPTED)
-    if state.state in (RunPhase.STOPPED, RunPhase.PAUSED):
-        return int(ExitCode.DECLINED)
-    return int(ExitCode.RUN_FAILED)
+
+
+def _view(quiet: bool) -> _Quiet:
+    import sys
+
+    from scaler_tui.terminal import draws_in_place
+
+    return _Quiet() if quiet else _Bar() if draws_in_place(sys.stderr) else _Lines()
 
 
 class _Quiet:
@@ -86,17 +132,21 @@ class _Quiet:
 
 
 class _Lines(_Quiet):
-    """One line per phase and per tenth of the steps; for logs and pipes."""
+    """One line per phase and per tenth of the steps; for logs, pipes and screen readers."""
 
     def __init__(self) -> None:
         self._phase = ""
         self._tenth = -1
+        self._warning = ""
 
     def show(self, state: RunState) -> None:
         """Print what is new."""
         if state.phase and state.phase != self._phase:
             self._phase = state.phase
             output.note(f"[{state.phase}] {state.phase_detail}".rstrip())
+        if state.warning and state.warning != self._warning:
+            output.note(f"  Warning: {state.warning}")
+        self._warning = state.warning
         if state.total_steps:
             tenth = state.step * 10 // state.total_steps
             if tenth != self._tenth and state.step:
@@ -125,9 +175,9 @@ class _Bar(_Quiet):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._progress = Progress(
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<18}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             console=Console(stderr=True),
             refresh_per_second=4,
@@ -151,7 +201,7 @@ class _Bar(_Quiet):
         )
 
 
-def print_log(run_dir: Path, *, follow: bool) -> None:
+def print_log(run_dir: Path, *, follow: bool, as_json: bool = False) -> None:
     """The run's log lines; with `follow` until it ends."""
     from engine.jobs.store import Follower
 
@@ -159,22 +209,42 @@ def print_log(run_dir: Path, *, follow: bool) -> None:
     last: tuple[float, str, str] | None = None
     while True:
         state = follower.poll()
-        lines = state.log
-        fresh = lines[lines.index(last) + 1 :] if last in lines else lines
-        for when, level, message in fresh:
-            output.say(f"{time.strftime('%H:%M:%S', time.localtime(when))} {level:<7} {message}")
-        last = lines[-1] if lines else None
+        for when, level, message in _after(state.log, last):
+            if as_json:
+                output.emit_json({"time": when, "level": level, "message": message}, indent=0)
+            else:
+                output.say(f"{time.strftime('%H:%M:%S', time.localtime(when))} {level:<7} {message}")
+        last = state.log[-1] if state.log else None
         if not follow or not state.state.is_live:
             return
-        sys.stdout.flush()
+        output.flush()
         time.sleep(_POLL_SECONDS)
 
 
-def print_worker_log(run_dir: Path) -> None:
-    """The worker's own output, as it wrote it."""
-    path = run_dir / "worker.log"
+def _after(lines: list[tuple[float, str, str]], last: tuple[float, str, str] | None) -> list[tuple[float, str, str]]:
+    """The lines behind `last`; all when it is no longer among them."""
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index] == last:
+            return lines[index + 1 :]
+    return list(lines)
+
+
+def print_worker_log(run_dir: Path, *, follow: bool) -> None:
+    """The worker's own output, as it wrote it; with `follow` until the run ends. Raises EngineError."""
+    from engine.jobs.store import Follower
+
+    path = run_dir / layout.WORKER_LOG
     if not path.exists():
         raise EngineError(
             "run.no_log", f"Run {run_dir.name} has no worker log yet.", next_step="Try again in a moment."
         )
-    output.say(path.read_text(encoding="utf-8", errors="replace").rstrip())
+    follower = Follower(run_dir)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            live = follow and follower.poll().state.is_live  # asked first: what is read then is complete
+            while text := file.read(65536):
+                output.say_block(text)
+            if not live:
+                return
+            output.flush()
+            time.sleep(_POLL_SECONDS)

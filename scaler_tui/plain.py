@@ -1,189 +1,289 @@
 """The wizard as numbered questions, one line at a time: for screen readers, dumb terminals and scripts with a pipe.
 
-Owns prompts and the reading of lines. The same question graph, matrix and spec as the full-screen wizard.
+Owns the order of prompts and their words. The same questions, matrix and spec as the full-screen wizard.
 """
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.advise.matrix import Matrix
-from engine.advise.questions import Question, QuestionKind, parse_answer
 from engine.errors import EngineError, ExitCode
-from engine.units import format_bytes, format_duration, format_hours, format_range, format_usd
+from engine.units import format_bytes, format_duration, format_hours, format_usd
+from scaler_tui.prompts import Back, Left, choose, prepare, read, say
 from scaler_tui.wizard import Wizard
+
+if TYPE_CHECKING:
+    from engine.advise.matrix import ApproachRow, Matrix
+    from engine.advise.option_state import OptionState
+    from engine.advise.questions import AnswerValue, Question
+    from engine.jobs.spec import JobSpec
+
+_GREETING = (
+    "Scaler Wizard. Type a number from the list, or a value, and Enter.",
+    "Empty takes the suggestion, b goes back, m shows the comparison, q leaves. =5 means the value 5, not option 5.",
+)
 
 
 def run_plain(*, model: str = "", gpu: str = "") -> int:
-    """Ask every question, show the matrix, start what is chosen. Returns the exit code."""
+    """Ask every question, show the matrix, start or write what is chosen. Returns the exit code."""
+    prepare()
     wizard = Wizard()
-    _say("Scaler Wizard. Type a number or a value and Enter; empty takes the suggestion; b goes back; q leaves.")
-    _look(wizard, gpu)
-    if model:
-        wizard.session.set_answer("model", model)
-        wizard.session.go_to(wizard.session.visible[1].id)
-    if not _ask_all(wizard):
-        _say("Nothing was started. Your answers are kept.")
+    for line in _GREETING:
+        say(line)
+    try:
+        _look(wizard, gpu)
+        _begin(wizard, model)
+        while True:
+            _ask_all(wizard)
+            try:
+                return _decide(wizard)
+            except Back:
+                wizard.session.back()
+                wizard.session.go_to(wizard.session.visible[-1].id)
+    except Left:
+        say("Nothing was started. Your answers are kept.")
         return int(ExitCode.DECLINED)
-    _load_model(wizard)
-    matrix = wizard.matrix
-    assert matrix is not None
-    _show(matrix)
-    approach = _choose_approach(matrix)
-    if not approach:
-        _say("Nothing was started. Your answers are kept.")
-        return int(ExitCode.DECLINED)
-    return _start(wizard, approach)
-
-
-def _say(text: str = "") -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def _read(prompt: str) -> str | None:
-    """One line; None at the end of input."""
-    sys.stdout.write(prompt)
-    sys.stdout.flush()
-    line = sys.stdin.readline()
-    return line.strip() if line else None
 
 
 def _look(wizard: Wizard, gpu: str) -> None:
+    """Find out about this machine, or take the card it is asked to be."""
     from engine.hardware.detect import detect
 
-    machine = detect()
-    wizard.set_detected(machine)
+    say("Looking at this machine.")
+    wizard.set_detected(detect())
     if gpu:
         wizard.plan_for_card(gpu)
-    planned = wizard.machine
-    assert planned is not None
-    _say(f"Machine: {planned.label}" + (" (SIM: simulated)" if planned.simulated else ""))
 
 
-def _load_model(wizard: Wizard) -> None:
-    from engine.models.analyze import analyze
+def _begin(wizard: Wizard, model: str) -> None:
+    """Answers: for a model named on the command line, from the last time, or none."""
+    session = wizard.session
+    if not model and session.load():
+        if session.message:
+            say(session.message)
+        answered = [question for question in session.visible if session.is_answered(question.id)]
+        if answered:
+            say(f"You have {len(answered)} saved answers; the next is {session.position_text().lower()}.")
+            try:
+                chosen = choose("Which", ["Go on with them", "Start afresh"], suggested=1)
+            except Back:
+                chosen = 1
+            if chosen == 2:
+                wizard.restart()
+    wizard.plan_for_answers()
+    if model:
+        wizard.session.set_answer("model", model)
+        wizard.session.go_to(wizard.session.visible[1].id)
+    machine = wizard.machine
+    assert machine is not None
+    say(f"Machine: {machine.label}." + (" This is a simulation, SIM." if machine.simulated else ""))
 
-    source = wizard.model_source
-    wizard.set_architecture(source, analyze(source))
 
-
-def _ask_all(wizard: Wizard) -> bool:
-    """Walk the graph; False when the user leaves."""
+def _ask_all(wizard: Wizard) -> None:
+    """Walk the graph to its end. Raises Left."""
     session = wizard.session
     while not session.finished:
         question = session.current
-        _say()
-        _say(f"{session.position_text()}. {question.text}")
-        _say(f"  Why: {question.why}")
-        if wizard.architecture is None and question.id != "model":
-            _load_model(wizard)
-        states = wizard.option_states(question)
-        for number, state in enumerate(states, start=1):
-            mark = (
-                " (recommended)" if state.recommended else "" if state.enabled else f" (not possible: {state.reason})"
-            )
-            _say(f"  {number}. {state.option.label}{mark}  {state.option.hint}".rstrip())
-        suggestion = _suggestion(wizard, question)
-        line = _read(f"  Answer [{suggestion}]: ")
-        if line is None or line.lower() in ("q", "quit"):
-            return False
-        if line.lower() in ("b", "back"):
-            session.back()
-            continue
         try:
-            chosen = [s for n, s in enumerate(states, start=1) if line == str(n)]
-            if chosen and not chosen[0].enabled:
-                _say(f"  Not possible: {chosen[0].reason}")
-                continue
-            value = (
-                chosen[0].option.value
-                if chosen
-                else (parse_answer(question, line) if line else session.value(question.id))
-            )
-            report = wizard.answer(value)
-            if question.id == "model":
-                wizard.architecture = None
-                _load_model(wizard)
+            if question.id != "model":
+                _read_model(wizard)
         except EngineError as error:
-            _say(f"  {error.what} {error.next_step}".rstrip())
+            _say_error(error)
+            question = session.go_to("model")
+        states = _pose(wizard, question)
+        try:
+            line = read(f"  Answer [{_suggestion(wizard, question)}]: ")
+            if line.lower() == "m":
+                _show(wizard.matrix)
+                continue
+            _take(wizard, question, states, line)
+        except Back:
+            session.back()
+        except EngineError as error:
+            _say_error(error)
             session.go_to(question.id)
-            continue
-        for sentence in report.sentences:
-            _say(f"  {sentence}")
-        matrix = wizard.matrix
-        if matrix is not None:
-            row = matrix.row(matrix.recommended)
-            _say(
-                f"  So far: {row.title}, {row.verdict}, {format_hours(row.hours.likely)}, "
-                f"{format_usd(row.cost_usd.likely)}."
-            )
-    return True
+
+
+def _pose(wizard: Wizard, question: Question) -> tuple[OptionState, ...]:
+    say()
+    say(f"{wizard.session.position_text()}. {question.text}")
+    say(f"  Why: {question.why}")
+    states = wizard.option_states(question)
+    for number, state in enumerate(states, start=1):
+        say(f"  {number}. {_option_words(state)}")
+    return states
+
+
+def _option_words(state: OptionState) -> str:
+    words = [state.option.label]
+    if state.option.hint:
+        words.append(state.option.hint)
+    if not state.enabled:
+        words.append(f"not possible: {state.reason}")
+    elif state.recommended:
+        words.append("recommended")
+    return ". ".join(word.rstrip(".") for word in words) + "."
+
+
+def _take(wizard: Wizard, question: Question, states: tuple[OptionState, ...], line: str) -> None:
+    """Answer with what was typed. Raises EngineError when that is impossible."""
+    before = wizard.data_key
+    report = wizard.answer(_value(wizard, question, states, line))
+    for sentence in report.sentences:
+        say(f"  {sentence}")
+    if question.id == "model":
+        _read_model(wizard)
+    if question.id == "data" or wizard.data_key[:2] != before[:2]:
+        _check_data(wizard)
+    matrix = wizard.matrix
+    if matrix is not None:
+        row = matrix.row(matrix.recommended)
+        say(
+            f"  So far: {row.title} is recommended; it {_verdict_words(row)}, takes about "
+            f"{format_hours(row.hours.likely)} and costs {_money(row.cost_usd.likely)}."
+        )
+
+
+def _value(wizard: Wizard, question: Question, states: tuple[OptionState, ...], line: str) -> AnswerValue:
+    from engine.advise.questions import parse_answer
+
+    if line.startswith("="):
+        return parse_answer(question, line[1:])
+    number = line or _suggestion(wizard, question)
+    if number.isdecimal() and 1 <= int(number) <= len(states):
+        state = states[int(number) - 1]
+        if not state.enabled:
+            raise EngineError("answer.impossible", f"Not possible: {state.reason}.")
+        return state.option.value
+    return parse_answer(question, line) if line else wizard.session.value(question.id)
 
 
 def _suggestion(wizard: Wizard, question: Question) -> str:
+    """The number of the option an empty line takes, or the value when no option has it."""
     value = wizard.session.value(question.id)
     for number, option in enumerate(question.options, start=1):
         if option.value == value:
             return str(number)
-    return str(value) if question.kind is not QuestionKind.CHOICE else "1"
+    return str(value)
 
 
-def _show(matrix: Matrix) -> None:
-    _say()
-    _say(f"Approaches for {matrix.model} on {matrix.machine}" + (" (SIM)" if matrix.simulated else ""))
+def _read_model(wizard: Wizard) -> None:
+    """Analyse the answered model unless it was. Raises EngineError."""
+    from engine.models.analyze import analyze
+
+    if wizard.architecture is None:
+        source = wizard.model_source
+        wizard.set_model(source, analyze(source), None)
+
+
+def _check_data(wizard: Wizard) -> None:
+    """Count the rows of the answered file, where the model's tokenizer is here. Raises EngineError for bad data."""
+    from engine.data.report import check
+    from engine.jobs.spec import DataSection
+    from engine.models.resolve import resolve_model
+
+    key = wizard.data_key
+    file, model, length = key
+    folder = resolve_model(model).path if file else None
+    if folder is None:
+        return
+    report = check(file, folder, DataSection(train=file, heldout="", max_length=max(length, 8)))
+    wizard.set_data_report(key, report.as_json(), None)
+    train = report.train
+    say(
+        f"  Data: {train.rows_kept:,} rows kept, {train.rows_dropped:,} dropped, {train.rows_truncated:,} cut; "
+        f"{train.tokens:,} tokens, {train.trained_tokens:,} of them trained."
+    )
+    for warning in report.warnings:
+        say(f"  Data warning: {warning}")
+
+
+def _say_error(error: EngineError) -> None:
+    say("  " + " ".join(text for text in (error.what, error.cause, error.next_step) if text))
+
+
+def _verdict_words(row: ApproachRow) -> str:
+    return {"fits": "fits", "tight": "fits tightly", "no": "does not fit"}[row.verdict.value]
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def _money(usd: float) -> str:
+    return format_usd(usd).replace("<", "less than ")
+
+
+def _show(matrix: Matrix | None) -> None:
+    say()
+    if matrix is None:
+        say("The comparison comes with the model.")
+        return
+    say(f"Approaches for {matrix.model} on {matrix.machine}" + (", simulated." if matrix.simulated else "."))
     for number, row in enumerate(matrix.rows, start=1):
-        _say(
-            f"  {number}. {row.title}: {row.verdict} ({row.verdict_reason}); "
-            f"memory {format_bytes(row.vram.likely or row.ram.likely)}; "
-            f"time {format_range(format_hours(row.hours.low), format_hours(row.hours.high))}; "
-            f"cost {format_range(format_usd(row.cost_usd.low), format_usd(row.cost_usd.high))}"
+        say(
+            f"  {number}. {row.title} {_verdict_words(row)}: {row.verdict_reason}. "
+            f"Memory {format_bytes(row.vram.likely or row.ram.likely)}. "
+            f"Time {_span(format_hours(row.hours.low), format_hours(row.hours.high))}. "
+            f"Cost {_span(_money(row.cost_usd.low), _money(row.cost_usd.high))}."
         )
-    _say(f"  Recommended: {matrix.recommendation}")
+    say(f"  Recommended: {matrix.row(matrix.recommended).title}. {matrix.recommendation}")
     for warning in matrix.warnings:
-        _say(f"  Note: {warning}")
+        say(f"  Note: {warning}")
 
 
-def _choose_approach(matrix: Matrix) -> str:
-    """The id of the chosen row; "" when the user leaves."""
+def _decide(wizard: Wizard) -> int:
+    """Show the matrix, have an approach chosen, start it or write its spec. Raises Back or Left."""
+    matrix = wizard.matrix
+    assert matrix is not None
+    _show(matrix)
     ids = [row.id for row in matrix.rows]
+    suggested = ids.index(matrix.recommended) + 1
     while True:
-        line = _read(f"Which one? [{ids.index(matrix.recommended) + 1}, q leaves]: ")
-        if line is None or line.lower() in ("q", "quit", "b"):
-            return ""
-        index = ids.index(matrix.recommended) if not line else int(line) - 1 if line.isdigit() else -1
-        if not 0 <= index < len(ids):
-            _say(f"  Type a number from 1 to {len(ids)}.")
+        line = read(f"Which approach [{suggested}]: ") or str(suggested)
+        if not line.isdecimal() or not 1 <= int(line) <= len(ids):
+            say(f"  Type a number from 1 to {len(ids)}, b to go back, or q to leave.")
             continue
-        row = matrix.rows[index]
-        if not row.runnable:
-            _say(f"  {row.not_runnable_reason}")
-            continue
-        return row.id
+        try:
+            spec = wizard.spec_for(ids[int(line) - 1])
+            return _finish(wizard, spec)
+        except Back:
+            _show(matrix)
+        except EngineError as error:
+            _say_error(error)
 
 
-def _start(wizard: Wizard, approach: str) -> int:
+def _finish(wizard: Wizard, spec: JobSpec) -> int:
+    """Start it, or write or show the spec. Raises Back, Left, and EngineError when it is refused."""
     from engine.jobs.spec_toml import dump_spec
+    from scaler_tui.commands.work import start_and_follow
+    from scaler_tui.spec_file import write_spec
 
-    spec = wizard.spec_for(approach)
     p = spec.prediction
-    _say()
-    _say(
-        f"Memory {format_range(format_bytes(p.memory_bytes_low), format_bytes(p.memory_bytes_high))}, "
-        f"time {format_range(format_duration(p.seconds_low), format_duration(p.seconds_high))} [{p.origin}]."
+    say()
+    say(
+        f"Memory {_span(format_bytes(p.memory_bytes_low), format_bytes(p.memory_bytes_high))}, "
+        f"time {_span(format_duration(p.seconds_low), format_duration(p.seconds_high))}, by {p.origin}."
     )
     machine = wizard.machine
+    labels = ["Write the spec to a file", "Show the spec"]
     if machine is not None and machine.simulated:
-        _say("This plan is for another machine. Its spec:")
-        _say()
-        _say(dump_spec(spec))
+        say("This plan is for another machine: write the spec, and run it there.")
+    else:
+        labels.append("Start it now")
+    while True:
+        chosen = choose("What now", labels)
+        if chosen == 3:
+            return start_and_follow(spec, as_json=False)
+        if chosen == 2:
+            say(dump_spec(spec))
+            continue
+        target = Path(read("  File name [spec.toml]: ") or "spec.toml").expanduser()
+        try:
+            write_spec(spec, target)
+        except EngineError as error:
+            _say_error(error)
+            continue
+        say(f"Wrote {target}. Run it: scaler-wizard run {target}")
         return int(ExitCode.DONE)
-    line = _read("Start it now? y/n [n]: ")
-    if line is None or line.lower() not in ("y", "yes"):
-        _say("Nothing was started. The spec:")
-        _say()
-        _say(dump_spec(spec))
-        return int(ExitCode.DECLINED)
-    from scaler_tui.commands.work import start_and_follow
-
-    return start_and_follow(spec, as_json=False)

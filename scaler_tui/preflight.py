@@ -1,51 +1,170 @@
-"""The fit check of a spec before it starts headless: the same verdict the wizard shows.
+"""What is looked at before a spec starts headless: its files, its data, the memory and the disk it will need.
 
-Owns the refusal. The figures are the engine's.
+Owns the refusal and the start itself, so that a job forced past the refusal says so in its own journal. The figures
+and the ways out are the engine's.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from engine.errors import EngineError, ExitCode
-from engine.jobs.spec import JobSpec
 from engine.units import format_bytes
-from scaler_tui import output
+
+if TYPE_CHECKING:
+    from engine.advise.fit import Plan
+    from engine.hardware.machine import Machine
+    from engine.jobs.spec import JobSpec
+    from engine.models.architecture import Architecture
+    from engine.models.source import ModelRef
 
 
-def check_fit(spec: JobSpec, *, force: bool) -> JobSpec:
-    """`spec` with this machine's prediction in it. Raises EngineError DOES_NOT_FIT unless `force`."""
-    from engine.advise.fit import single_device
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A spec that may start."""
+
+    spec: JobSpec
+    """Absolute file names, and the prediction for this machine."""
+    notes: tuple[str, ...]
+    """To be shown before the start: what the data report warns of, a tight fit."""
+    forced: str
+    """Why it would have been refused without `--force`; "" when it fits. It becomes the journal's first line."""
+    disk_bytes: int
+    """What the run directory will hold."""
+
+
+def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
+    """Hold `spec` against this machine. Files named in it are relative to `base`. Raises EngineError; with code 4
+    and the ways out when it does not fit, unless `force`."""
     from engine.advise.plan import predict
     from engine.data.load import survey
+    from engine.estimate.estimate import Verdict
+    from engine.estimate.storage import DiskPlan, estimate_disk
     from engine.hardware.detect import detect
-    from engine.models.analyze import analyze
+    from engine.jobs.spec_toml import with_absolute_paths
+    from engine.models.analyze import analyze_model
+
+    spec = with_absolute_paths(spec, base.absolute())
+    ref = _model_files(spec)
+    assert ref.path is not None
+    report = survey(spec.data, ref.path)
+    architecture, machine = analyze_model(ref), detect()
+    notes = [*ref.notes, *(f"Data: {warning}" for warning in report.warnings)]
+    prediction = predict(spec, architecture, machine, tokens_per_epoch=report.train.tokens)
+    plan = _plan(spec, architecture, machine)
+    refusal = ""
+    if plan.memory_verdict is Verdict.NO:
+        error = _does_not_fit(plan)
+        if not force:
+            raise error
+        refusal = f"Started with --force although it was refused: {error.what}"
+        notes.append(f"Forced: {error.what}")
+    elif plan.memory_verdict is Verdict.TIGHT:
+        notes.append(
+            f"Tight: up to {format_bytes(plan.bounds[2])} may be needed, {format_bytes(plan.devices.free_bytes)} free."
+        )
+    if ref.needs_download:
+        notes.append(_download_note(ref, architecture, machine))
+    disk = estimate_disk(plan.work, DiskPlan(architecture, base_on_disk=True, merged=spec.output.merge))
+    return Checked(
+        msgspec.structs.replace(spec, prediction=prediction), tuple(notes), refusal, max(round(disk.likely), 1)
+    )
+
+
+def create(checked: Checked) -> Path:
+    """The run directory; nothing works in it yet. Raises EngineError when the disk is too full."""
+    from engine.jobs import events as ev
+    from engine.jobs import layout
+    from engine.jobs.journal import JournalWriter
+    from engine.jobs.launch import MINIMUM_FREE_BYTES, require_free_disk
+    from engine.jobs.store import create_run
+    from engine.paths import ensure_writable, runs_dir
+
+    require_free_disk(ensure_writable(runs_dir()), checked.disk_bytes + MINIMUM_FREE_BYTES)
+    run_dir = create_run(checked.spec)
+    if checked.forced:
+        with JournalWriter(run_dir / layout.JOURNAL) as journal:
+            journal.write(ev.Warn(t=time.time(), message=checked.forced), sync=True)
+    return run_dir
+
+
+def _model_files(spec: JobSpec) -> ModelRef:
+    """The model with at least its config and tokenizer here, fetched when its hub id is known but not cached."""
     from engine.models.resolve import resolve_model
 
-    machine = detect()
     ref = resolve_model(spec.model.source, revision=spec.model.revision)
+    if ref.path is None and ref.repo_id:
+        ref = resolve_model(ref.repo_id, revision=spec.model.revision or "main")
     if ref.path is None:
         raise EngineError(
             "model.no_weights",
             f"'{spec.model.source}' names a known shape, not weights that can be trained.",
             next_step="Give a folder or a hub id in [model] source.",
         )
-    report = survey(spec.data, ref.path)
-    for warning in report.warnings:
-        output.note(f"Data: {warning}")
-    architecture = analyze(spec.model.source, revision=spec.model.revision)
-    prediction = predict(spec, architecture, machine, tokens_per_epoch=report.train.tokens)
-    free = single_device(machine).free_bytes
-    if prediction.memory_bytes_low > free and not force:
+    if not ref.has_weights and not ref.repo_id:
         raise EngineError(
-            "fit.no",
-            f"This job does not fit: it needs {format_bytes(prediction.memory_bytes_low)} or more, "
-            f"{format_bytes(free)} are free.",
-            cause=f"Estimated by {prediction.origin} for {machine.label}.",
-            next_step='Use task = "qlora", a smaller batch or max_length, gradient_checkpointing, or a smaller model; '
-            "--force starts it all the same.",
+            "model.no_weights",
+            f"{ref.path} has no safetensors files.",
+            next_step="Put the weights beside config.json.",
+        )
+    return ref
+
+
+def _download_note(ref: ModelRef, architecture: Architecture, machine: Machine) -> str:
+    """Says what will be fetched. Raises EngineError when the model cache has no room for it."""
+    needed = architecture.weight_bytes or 2 * architecture.parameters
+    cache = next((disk for disk in machine.disks if disk.purpose == "models"), None)
+    if cache is not None and cache.free_bytes < needed:
+        raise EngineError(
+            "disk.full",
+            f"{cache.path} has {format_bytes(cache.free_bytes)} free; {ref.repo_id} takes {format_bytes(needed)}.",
+            next_step="Free some space, or set HF_HOME to a folder on a larger disk.",
             exit_code=ExitCode.DOES_NOT_FIT,
         )
-    if prediction.memory_bytes_high > free:
-        output.note(f"Tight: up to {format_bytes(prediction.memory_bytes_high)} needed, {format_bytes(free)} free.")
-    return msgspec.structs.replace(spec, prediction=prediction)
+    return f"{ref.repo_id} is downloaded first: {format_bytes(needed)}."
+
+
+def _plan(spec: JobSpec, architecture: Architecture, machine: Machine) -> Plan:
+    """The spec as the engine's plan, so that its verdict and its ways out are the wizard's."""
+    from engine.advise.answers import answers_of
+    from engine.advise.approaches import find_approach
+    from engine.advise.fit import Plan, single_device
+    from engine.advise.plan import workload_of
+    from engine.advise.recipes import choose_recipe
+    from engine.estimate.memory import memory_bounds
+
+    approach = find_approach("lora" if spec.quantization_kind == "none" else "qlora")
+    work = workload_of(spec, architecture, machine)
+    recipe = choose_recipe(answers_of({"model": spec.model.source}), machine, architecture)
+    devices = single_device(machine)
+    return Plan(approach, architecture, architecture, work, devices, recipe, memory_bounds(work))
+
+
+def _does_not_fit(plan: Plan) -> EngineError:
+    from engine.advise.fit import shrink_to_fit
+    from engine.advise.fixes import fixes_for
+
+    _, likely, high = plan.bounds
+    free = plan.devices.free_bytes
+    work, bounds = shrink_to_fit(plan.work, free, plan.work.batch * plan.work.accumulation)
+    sentences = []
+    if bounds[2] <= free:
+        sentences.append(
+            f"gradient_checkpointing = true, batch_size = {work.batch}, gradient_accumulation = {work.accumulation}: "
+            f"{format_bytes(bounds[1])}, the same result, slower"
+        )
+    sentences += [fix.sentence for fix in fixes_for(replace(plan, work=work, bounds=bounds))]
+    listed = " ".join(f"({number}) {sentence}." for number, sentence in enumerate(sentences, start=1))
+    return EngineError(
+        "fit.no",
+        f"This job does not fit: it needs about {format_bytes(likely)} (up to {format_bytes(high)}), "
+        f"{format_bytes(free)} {'of RAM is' if plan.devices.on_cpu else 'of VRAM is'} free.",
+        cause="Estimated from the model's shape and the settings of the spec; origin: formula.",
+        next_step=(listed or "Choose a smaller model.") + " --force starts it all the same.",
+        exit_code=ExitCode.DOES_NOT_FIT,
+    )

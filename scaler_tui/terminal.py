@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from typing import TextIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +69,14 @@ def is_interactive() -> bool:
     """True when a full-screen program can be shown: both ends of the terminal are there."""
     try:
         return os.isatty(sys.stdin.fileno()) and os.isatty(sys.stdout.fileno()) and os.environ.get("TERM") != "dumb"
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # AttributeError: the shell closed it
+        return False
+
+
+def draws_in_place(stream: TextIO) -> bool:
+    """True when a line on `stream` may be drawn over: a terminal that can, and nobody who has lines read out."""
+    accessible = os.environ.get("ACCESSIBLE", "") not in ("", "0")
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb" and not accessible
+    except ValueError:
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from scaler_tui.commands import look, work
+from scaler_tui.commands import cards, look, work
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": look.doctor,
@@ -22,6 +22,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "checkpoint": work.control,
     "stop": work.control,
     "resume": work.resume,
-    "card": work.card,
-    "merge": work.merge,
+    "card": cards.card,
+    "merge": cards.merge,
 }

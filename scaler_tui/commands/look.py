@@ -6,26 +6,17 @@ Owns their text and JSON. Must not compute: every figure comes from the engine.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_count, format_hours, format_range, format_usd
 from scaler_tui import output
+from scaler_tui.machines import machine_for
 
 if TYPE_CHECKING:
+    from engine.advise.matrix import ApproachRow, Matrix
     from engine.advise.session import Session
-    from engine.hardware.machine import Machine
-
-
-def machine_for(gpu: str) -> Machine:
-    """This machine, or the what-if that `gpu` names."""
-    from engine.hardware.detect import detect
-    from engine.hardware.simulate import simulate
-
-    machine = detect()
-    return simulate(gpu, machine) if gpu else machine
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -114,99 +105,101 @@ def answered_session(arguments: argparse.Namespace) -> Session:
 def matrix(arguments: argparse.Namespace) -> int:
     """Every approach on this machine."""
     from engine.advise.compare import build_matrix, to_json
-    from engine.advise.explain import explain
     from engine.models.analyze import analyze
 
-    machine = machine_for(arguments.gpu)
     session = answered_session(arguments)
+    machine = machine_for(arguments.gpu, session.answers())
     result = build_matrix(analyze(arguments.model), machine, session.answers())
-    if arguments.json:
-        output.emit_json(to_json(result))
-        return int(ExitCode.DONE)
     if arguments.explain:
-        try:
-            row = result.row(arguments.explain)
-        except KeyError:
-            raise EngineError(
-                "matrix.approach",
-                f"There is no approach '{arguments.explain}'.",
-                next_step="Use one of: " + ", ".join(r.id for r in result.rows),
-            ) from None
-        for column in ("vram", "ram", "hours", "cost", "disk"):
-            output.say(f"{row.title}: {column}")
-            for line in explain(row, column):
-                output.say(
-                    f"  {line.label:<22} {line.value:>12}  {line.formula}"
-                    + (f"  [{line.source}]" if line.source else "")
-                )
-        return int(ExitCode.DONE)
-    output.say(f"{result.model} on {result.machine}" + ("  SIM" if result.simulated else ""))
+        _explain(result, arguments.explain, as_json=arguments.json)
+    elif arguments.json:
+        output.emit_json(to_json(result))
+    else:
+        _print_matrix(result)
+    return int(ExitCode.DONE)
+
+
+def _explain(result: Matrix, approach: str, *, as_json: bool) -> None:
+    """The parts behind one row, by column."""
+    from engine.advise.explain import explain
+
+    try:
+        row = result.row(approach)
+    except KeyError:
+        raise EngineError(
+            "matrix.approach",
+            f"There is no approach '{approach}'.",
+            next_step="Use one of: " + ", ".join(r.id for r in result.rows) + ".",
+        ) from None
+    columns = {column: explain(row, column) for column in ("verdict", "vram", "ram", "disk", "hours", "cost")}
+    if as_json:
+        output.emit_json({"model": result.model, "machine": result.machine, "id": row.id, "columns": columns})
+        return
+    for column, lines in columns.items():
+        output.say(f"{row.title}: {column}")
+        for line in lines:
+            source = f"  [{line.source}]" if line.source else ""
+            output.say(f"  {line.label:<22} {line.value:>12}  {line.formula}{source}".rstrip())
+
+
+def _print_matrix(result: Matrix) -> None:
+    output.say(f"{result.model} on {result.machine}" + ("  SIM: not this machine" if result.simulated else ""))
     output.table(
-        ["", "APPROACH", "FITS?", "MEMORY", "TIME", "COST", "PARAMETERS"],
-        [
-            [
-                "*" if row.id == result.recommended else "",
-                row.title,
-                str(row.verdict),
-                format_bytes(row.vram.likely or row.ram.likely),
-                format_range(format_hours(row.hours.low), format_hours(row.hours.high)),
-                format_range(format_usd(row.cost_usd.low), format_usd(row.cost_usd.high)),
-                format_count(row.base_parameters)
-                if row.base_parameters == row.final_parameters
-                else f"{format_count(row.base_parameters)} -> {format_count(row.final_parameters)}",
-            ]
-            for row in result.rows
-        ],
-        right=(3, 4, 5),
+        ["", "APPROACH", "ID", "FITS?", "MEMORY", "TIME", "COST", "PARAMETERS"],
+        [_cells(row, result.recommended) for row in result.rows],
+        right=(4, 5, 6),
     )
     output.say()
     output.say(f"* {result.recommendation}")
     for warning in result.warnings:
         output.say(f"! {warning}")
-    return int(ExitCode.DONE)
+
+
+def _cells(row: ApproachRow, recommended: str) -> list[str]:
+    grown = row.base_parameters != row.final_parameters
+    return [
+        "*" if row.id == recommended else "",
+        row.title,
+        row.id,
+        str(row.verdict),
+        format_bytes(row.vram.likely or row.ram.likely),
+        format_range(format_hours(row.hours.low), format_hours(row.hours.high)),
+        format_range(format_usd(row.cost_usd.low), format_usd(row.cost_usd.high)),
+        (f"{format_count(row.base_parameters)} -> " if grown else "") + format_count(row.final_parameters),
+    ]
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """Write the spec that the answers lead to."""
     from engine.advise.compare import build_matrix
-    from engine.advise.plan import build_spec
+    from engine.advise.plan import JobWish, build_spec
     from engine.jobs.spec_toml import dump_spec
     from engine.models.analyze import analyze
+    from scaler_tui.spec_file import write_spec
 
-    machine = machine_for(arguments.gpu)
     session = answered_session(arguments)
+    machine = machine_for(arguments.gpu, session.answers())
     architecture = analyze(arguments.model)
     approach = arguments.approach or build_matrix(architecture, machine, session.answers()).recommended
-    spec = build_spec(architecture, machine, session.answers(), approach=approach)
+    spec = build_spec(
+        architecture, machine, session.answers(), approach=approach, wish=JobWish(name=arguments.name[:80])
+    )
+    target = None if arguments.write == "-" else Path(arguments.write)
+    _note_missing_data(spec.data.train)
+    if target is not None:
+        write_spec(spec, target)
     if arguments.json:
         output.emit_json(spec)
-    elif arguments.write == "-":
-        sys.stdout.write(dump_spec(spec))
+    elif target is None:
+        output.say_block(dump_spec(spec))
     else:
-        target = Path(arguments.write)
-        write_new(target, dump_spec(spec))
         output.say(f"Wrote {target}. Run it: scaler-wizard run {target}")
     return int(ExitCode.DONE)
 
 
-def write_new(target: Path, text: str) -> None:
-    """Write a file that must not exist yet. Raises EngineError instead of overwriting what the user has."""
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise EngineError(
-            "file.exists",
-            f"{target} exists already and is left as it is.",
-            next_step="Choose another name, or remove that file first.",
-        ) from None
-    except OSError as error:
-        raise EngineError(
-            "file.unwritable",
-            f"Cannot write {target}.",
-            cause=error.strerror or str(error),
-            next_step="Choose a folder you can write to.",
-        ) from error
+def _note_missing_data(train: str) -> None:
+    if train != "demo" and not Path(train).expanduser().is_file():
+        output.note(f"There is no file {train} yet; its size was guessed, and the run will need it.")
 
 
 def data_check(arguments: argparse.Namespace) -> int:
@@ -214,18 +207,18 @@ def data_check(arguments: argparse.Namespace) -> int:
     from engine.data.report import check
     from engine.jobs.spec import DataSection, TrainOn
     from engine.models.analyze import analyze
-    from engine.models.resolve import resolve_model
 
-    model_dir = resolve_model(arguments.model).path
+    model_dir = _with_tokenizer(arguments.model)
     if model_dir is None:
         raise EngineError(
             "data.model",
             f"'{arguments.model}' is a known shape, not a model with a tokenizer here.",
-            next_step="Name a model folder, a hub id, or demo.",
+            next_step="Name a model folder, a hub id that can be reached or is cached, or demo.",
         )
     length = arguments.max_length or min(analyze(arguments.model).context_length, 4096)
+    heldout = arguments.heldout or ("demo" if arguments.file == "demo" else "")
     section = DataSection(
-        train=arguments.file, heldout=arguments.heldout, max_length=length, train_on=TrainOn(arguments.train_on)
+        train=arguments.file, heldout=heldout, max_length=length, train_on=TrainOn(arguments.train_on)
     )
     report = check(arguments.file, model_dir, section)
     document = report.as_json()
@@ -238,4 +231,11 @@ def data_check(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-__all__ = ["answered_session", "data_check", "doctor", "inspect", "machine_for", "matrix", "plan", "write_new"]
+def _with_tokenizer(model: str) -> Path | None:
+    """The folder with a model's tokenizer, fetched when the hub id is known and can be reached."""
+    from engine.models.resolve import resolve_model
+
+    ref = resolve_model(model)
+    if ref.path is None and "/" in model:
+        ref = resolve_model(ref.repo_id, revision="main")
+    return ref.path

@@ -1,4 +1,4 @@
-"""Subcommands about runs: start, follow, list, control, read the card.
+"""Subcommands about runs: start, follow, list, read the log, control.
 
 Owns their text and JSON. Must not know how a run works: it asks `engine.jobs`.
 """
@@ -6,35 +6,34 @@ Owns their text and JSON. Must not know how a run works: it asks `engine.jobs`.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from engine.errors import EngineError, ExitCode
 from engine.jobs.spec import JobSpec
-from engine.units import format_bytes, format_duration, format_usd
 from scaler_tui import output
+from scaler_tui.preflight import Checked
 
 
-def demo(_: argparse.Namespace) -> int:
+def demo(arguments: argparse.Namespace) -> int:
     """Fine-tune the embedded demo model in the foreground and print its card."""
     from scaler_tui.demo import demo_spec
 
-    return start_and_follow(demo_spec(), as_json=False)
+    return start_and_follow(demo_spec(), as_json=arguments.json)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """A spec in the foreground: the run is detached all the same, this only follows it."""
-    spec = _fitting_spec(arguments.spec, force=arguments.force)
-    return start_and_follow(spec, as_json=arguments.json)
+    return _run_checked(_checked_file(arguments), as_json=arguments.json)
 
 
 def start(arguments: argparse.Namespace) -> int:
     """A spec in the background."""
-    from engine.jobs import launch
+    from engine.jobs.launch import launch
+    from scaler_tui.preflight import create
 
-    run_dir = launch.start(_fitting_spec(arguments.spec, force=arguments.force))
+    run_dir = create(_checked_file(arguments))
+    launch(run_dir)
     if arguments.json:
         output.emit_json({"id": run_dir.name, "directory": str(run_dir)})
     else:
@@ -43,27 +42,60 @@ def start(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def _fitting_spec(path: Path, *, force: bool) -> JobSpec:
-    """Load the spec and hold its prediction against this machine's free memory. Raises EngineError."""
+def _checked_file(arguments: argparse.Namespace) -> Checked:
+    """Load the spec and hold it against this machine, saying what is worth saying. Raises EngineError."""
     from engine.jobs.spec_toml import load_spec
-    from scaler_tui.preflight import check_fit
+    from scaler_tui.preflight import check
 
-    spec = load_spec(path)
-    return check_fit(spec, force=force)
+    return _announced(check(load_spec(arguments.spec), base=arguments.spec.parent, force=arguments.force))
+
+
+def _announced(checked: Checked) -> Checked:
+    for text in checked.notes:
+        output.note(text)
+    return checked
 
 
 def start_and_follow(spec: JobSpec, *, as_json: bool) -> int:
-    from engine.jobs import launch
-    from scaler_tui.follow import follow
+    """Check, start and watch a spec whose file names are relative to the current folder. Raises EngineError."""
+    from scaler_tui.preflight import check
 
-    run_dir = launch.start(spec)
-    output.note(f"Run {run_dir.name} works in the background; this only watches. Ctrl+C stops it after saving.")
-    code = follow(run_dir, quiet=as_json)
+    return _run_checked(_announced(check(spec, base=Path.cwd(), force=False)), as_json=as_json)
+
+
+def _run_checked(checked: Checked, *, as_json: bool) -> int:
+    from engine.jobs.launch import launch
+    from scaler_tui.commands.cards import emit_card, has_card, print_card
+    from scaler_tui.follow import Interrupts, follow
+    from scaler_tui.preflight import create
+
+    with Interrupts() as interrupts:
+        run_dir = create(checked)
+        launch(run_dir)
+        output.note(f"Run {run_dir.name} works in the background; this only watches. Ctrl+C stops it after saving.")
+        code = follow(run_dir, interrupts, quiet=as_json)
     if as_json:
-        _emit_card(run_dir)
-    elif code == ExitCode.DONE:
-        _print_card(run_dir)
+        if has_card(run_dir) and code != ExitCode.RUN_FAILED:
+            emit_card(run_dir)
+        else:
+            _emit_end(run_dir)
+    elif has_card(run_dir) and code == ExitCode.DONE:
+        print_card(run_dir)
     return code
+
+
+def _emit_end(run_dir: Path) -> None:
+    """How a run without a card ended, as an error object with the run's id."""
+    from engine.jobs.store import load_state
+
+    state = load_state(run_dir)
+    error = EngineError(
+        f"run.{state.state.value}",
+        state.what or f"Run {run_dir.name} is {state.state.value} at step {state.step}.",
+        cause=state.cause,
+        next_step=f"Go on with: scaler-wizard resume {run_dir.name}" if state.state.is_resumable else state.next_step,
+    )
+    output.emit_json({"error": error.as_dict(), "id": run_dir.name, "directory": str(run_dir)})
 
 
 def runs(arguments: argparse.Namespace) -> int:
@@ -72,7 +104,7 @@ def runs(arguments: argparse.Namespace) -> int:
 
     summaries = list_runs()
     if arguments.json:
-        output.emit_json(summaries)
+        output.emit_json([summary.as_dict() for summary in summaries])
         return int(ExitCode.DONE)
     if not summaries:
         output.say("No runs yet. Start one: scaler-wizard demo")
@@ -86,7 +118,7 @@ def runs(arguments: argparse.Namespace) -> int:
                 s.task,
                 f"{s.step}/{s.total_steps or '?'}",
                 f"{s.loss:.3f}" if s.loss is not None else "",
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(s.started)) if s.started else "",
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(s.started or s.created)),
                 s.name,
             ]
             for s in summaries
@@ -102,10 +134,14 @@ def logs(arguments: argparse.Namespace) -> int:
     from scaler_tui.follow import print_log, print_worker_log
 
     run_dir = find_run(arguments.id)
+    if arguments.worker and arguments.json:
+        raise EngineError(
+            "usage", "--worker shows raw text, which has no JSON form.", next_step="Leave out --worker or --json."
+        )
     if arguments.worker:
-        print_worker_log(run_dir)
+        print_worker_log(run_dir, follow=arguments.follow)
     else:
-        print_log(run_dir, follow=arguments.follow)
+        print_log(run_dir, follow=arguments.follow, as_json=arguments.json)
     return int(ExitCode.DONE)
 
 
@@ -133,108 +169,5 @@ def _controlled(run_dir: Path, arguments: argparse.Namespace, text: str) -> int:
     if arguments.json:
         output.emit_json({"id": run_dir.name, "directory": str(run_dir), "requested": arguments.command})
     else:
-        output.say(text)
-    return int(ExitCode.DONE)
-
-
-def card(arguments: argparse.Namespace) -> int:
-    """The before/after card."""
-    from engine.jobs.store import find_run
-
-    run_dir = find_run(arguments.id)
-    if arguments.html:
-        output.say(str(run_dir / "card.html"))
-    elif arguments.json:
-        _emit_card(run_dir)
-    else:
-        _print_card(run_dir)
-    return int(ExitCode.DONE)
-
-
-def _emit_card(run_dir: Path) -> None:
-    from engine.jobs.card_io import read_card
-
-    output.emit_json(read_card(run_dir))
-
-
-def _print_card(run_dir: Path) -> None:
-    """The card as aligned text."""
-    from engine.jobs.card_io import read_card
-
-    c = read_card(run_dir)
-    output.say()
-    output.say(
-        f"{c.name or c.run_id}: {c.task} of {c.model}, {c.steps} steps, trained {format_duration(c.training_seconds)}"
-    )
-    output.say()
-    rows = [["Task loss (held-out rows)", f"{c.before.task_loss:.3f}", f"{c.after.task_loss:.3f}"]]
-    if c.before.exact_match is not None and c.after.exact_match is not None:
-        rows.append(
-            [
-                f"Exact match ({c.after.exact_match_rows} held-out rows)",
-                f"{c.before.exact_match:.0%}",
-                f"{c.after.exact_match:.0%}",
-            ]
-        )
-    if c.before.base_perplexity is not None and c.after.base_perplexity is not None:
-        rows.append(
-            [
-                "Perplexity of base text (forgetting)",
-                f"{c.before.base_perplexity:.2f}",
-                f"{c.after.base_perplexity:.2f}",
-            ]
-        )
-    output.table(["", "BEFORE", "AFTER"], rows, right=(1, 2))
-    for sample in c.samples[:4]:
-        output.say()
-        output.say(f"  Prompt  {sample.prompt}")
-        output.say(f"  Before  {sample.before}")
-        output.say(f"  After   {sample.after}")
-    output.say()
-    for line in c.predicted:
-        output.say("  " + _promise(line.name, line.unit, line.low, line.high, line.measured))
-    if c.cost_usd:
-        output.say(f"  Cost so far: {format_usd(c.cost_usd)}")
-    output.say(f"  Adapter: {run_dir / c.adapter.path} ({format_bytes(c.adapter.size_bytes)})")
-    if c.merged is not None:
-        output.say(
-            f"  Merged model: {run_dir / c.merged.path} ({format_bytes(c.merged.size_bytes)}), "
-            f"same top token at {c.merged.same_top_token:.1%} of positions"
-        )
-    output.say(f"  Page: {run_dir / 'card.html'}")
-
-
-def _promise(name: str, unit: str, low: float, high: float, measured: float) -> str:
-    def show(value: float) -> str:
-        if unit == "bytes":
-            return format_bytes(value)
-        return format_duration(value) if unit in ("s", "seconds") else f"{value:,.0f} {unit}"
-
-    return f"{name.capitalize()}: predicted {show(low)} to {show(high)}, measured {show(measured)}"
-
-
-def merge(arguments: argparse.Namespace) -> int:
-    """Merge in a process of its own: this one never imports torch."""
-    from engine.jobs.card_io import read_card
-
-    from engine.jobs.store import find_run
-
-    run_dir = find_run(arguments.id)
-    result = subprocess.run(
-        [sys.executable, "-m", "engine.train.merge", str(run_dir)], capture_output=True, text=True, check=False
-    )
-    if result.returncode != 0:
-        raise EngineError(
-            "merge.failed",
-            f"Merging the adapter of {run_dir.name} failed.",
-            cause=(result.stderr.strip() or result.stdout.strip()).splitlines()[-1]
-            if result.stderr or result.stdout
-            else "",
-            next_step="The adapter itself is untouched in output/adapter.",
-            exit_code=ExitCode.RUN_FAILED,
-        )
-    if arguments.json:
-        output.emit_json(read_card(run_dir).merged)
-    else:
-        output.say(result.stdout.strip())
+        output.say(f"Run {run_dir.name}: {text}")
     return int(ExitCode.DONE)

@@ -1,0 +1,61 @@
+"""Writing a spec to a file the user named: never over something, and with file names that hold where it lies.
+
+Owns those two rules. The text of a spec is `engine.jobs.spec_toml`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from engine.jobs.spec import JobSpec
+
+
+def write_spec(spec: JobSpec, target: Path) -> None:
+    """Write `spec`, whose file names are relative to the current folder, as a new file. Raises EngineError."""
+    from engine.jobs.spec_toml import dump_spec
+
+    text = dump_spec(relative_to(spec, target.parent))
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise EngineError(
+            "file.exists",
+            f"{target} exists already and is left as it is.",
+            next_step="Choose another name, or remove that file first.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            "file.unwritable",
+            f"Cannot write {target}.",
+            cause=(error.strerror or "" if isinstance(error, OSError) else "") or str(error),
+            next_step="Choose a folder you can write to.",
+        ) from error
+
+
+def relative_to(spec: JobSpec, folder: Path) -> JobSpec:
+    """A spec that names the same files from `folder`; names given as absolute stay so."""
+
+    def moved(name: str) -> str:
+        if name in ("", "demo") or Path(name).expanduser().is_absolute():
+            return name
+        return os.path.relpath(name, folder)
+
+    data, source = spec.data, spec.model.source
+    if source != "demo" and Path(source).is_dir():
+        source = moved(source)
+        source = source if source.startswith((".", "/", "~")) else f"./{source}"  # not to be taken for a hub id
+    return msgspec.structs.replace(
+        spec,
+        model=msgspec.structs.replace(spec.model, source=source),
+        data=msgspec.structs.replace(
+            data, train=moved(data.train), heldout=moved(data.heldout), base_text=moved(data.base_text)
+        ),
+    )
