@@ -30,6 +30,7 @@ REQUIRED = (
 """Without any one of these a resumed run would silently be another run."""
 NOT_KEPT = ("training_args.bin", "README.md")
 _STAGING = ".staging-trainer"
+_TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,12 +91,12 @@ def discard_staging(run_dir: Path) -> None:
 
 
 def is_full_disk(error: BaseException, *, while_saving: bool) -> bool:
-    """Did a write fail for lack of room? While saving, torch's own writer says only that a write failed."""
+    """Did a write fail for lack of room? torch's writer loses the errno and says only that its stream broke."""
     if isinstance(error, EngineError):
         return error.code == "disk.full"
     if not while_saving:
         return False
-    return checkpoints.is_disk_full(error) or "PytorchStreamWriter failed" in str(error)
+    return checkpoints.is_disk_full(error) or any(words in str(error) for words in _TORCH_WRITER)
 
 
 def find_resume(run_dir: Path, spec_hash: str) -> tuple[Resume | None, tuple[str, ...]]:
