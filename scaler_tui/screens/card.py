@@ -16,7 +16,6 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import Footer
 
 from engine.errors import EngineError
 from engine.jobs.card import Card
@@ -28,6 +27,7 @@ from scaler_tui.screens.run import STYLES
 from scaler_tui.terminal import RenderPolicy
 from scaler_tui.widgets import card_words
 from scaler_tui.widgets.before_after import BeforeAfter, Pair
+from scaler_tui.widgets.frame import KeyLine
 from scaler_tui.widgets.status_line import FixedText, toned
 
 
@@ -71,7 +71,7 @@ class CardScreen(Screen[None]):
             yield FixedText(id="card-files", classes="card-part")
             yield FixedText(id="card-facts", classes="card-part")
         yield FixedText(id="card-status")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine(id="keys")
 
     @property
     def unicode(self) -> bool:

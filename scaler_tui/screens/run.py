@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import ContentSwitcher, Footer
+from textual.widgets import ContentSwitcher
 
 from engine.jobs.state import RunPhase, RunState
 from scaler_tui.feeds.engine_thread import EngineDone, EngineFailed, engine_thread_of
@@ -26,6 +26,7 @@ from scaler_tui.terminal import RenderPolicy
 from scaler_tui.widgets import run_figures, run_words
 from scaler_tui.widgets.before_after import BeforeAfter
 from scaler_tui.widgets.chart_raster import ChartData, ChartMode
+from scaler_tui.widgets.frame import KeyLine
 from scaler_tui.widgets.gpu_meters import GpuMeters
 from scaler_tui.widgets.line_chart import LineChart
 from scaler_tui.widgets.log_pane import LogPane
@@ -48,15 +49,16 @@ class RunScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("p", "control('pause')", "Pause", id="run.pause", tooltip="Finish the step, save, free the memory"),
         Binding("r", "resume", "Resume", id="run.resume", tooltip="Go on from the newest good checkpoint"),
-        Binding("c", "control('checkpoint')", "Checkpoint", id="run.checkpoint", tooltip="Save now and go on"),
+        Binding("c", "control('checkpoint')", "Save", id="run.checkpoint", tooltip="Checkpoint now and go on"),
         Binding("s", "stop", "Stop", id="run.stop", tooltip="Finish the step, save the adapter, end"),
         Binding("o", "card", "Card", id="run.card", tooltip="The before/after card, once it is ready"),
         Binding("1", "pane('overview')", "Overview", show=False, id="run.overview"),
         Binding("2", "pane('log')", "Log", show=False, id="run.log"),
         Binding("3", "pane('samples')", "Samples", show=False, id="run.samples"),
         Binding("4", "pane('details')", "Details", show=False, id="run.details"),
-        Binding("slash", "filter", "Filter", key_display="/", id="run.filter", tooltip="Filter the log"),
         Binding("b,escape,backspace", "back", "Back", key_display="b", id="run.back", tooltip="Back; the run goes on"),
+        Binding("slash", "filter", "Filter", key_display="/", id="run.filter", tooltip="Filter the log"),
+        Binding("l", "log_level", "Level", id="run.level", tooltip="Log: all, warnings and errors, errors only"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="run.help"),
         Binding("q", "leave", "Leave", show=False, tooltip="Leave the program; the run goes on"),
     ]
@@ -95,7 +97,7 @@ class RunScreen(Screen[None]):
             with VerticalScroll(id="details"):
                 yield FixedText(id="details-promises")
                 yield FixedText(id="details-text")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine(id="keys")
 
     @property
     def policy(self) -> RenderPolicy:
@@ -259,7 +261,7 @@ class RunScreen(Screen[None]):
             return True if state is not None and state.state.is_live else None
         if action == "card":
             return True if state is not None and state.card_path else None
-        return True
+        return action != "log_level" or self.pane == "log"
 
     async def action_control(self, command: str) -> None:
         """Ask the run for something; it answers in its journal."""
@@ -297,10 +299,24 @@ class RunScreen(Screen[None]):
     async def action_pane(self, name: str) -> None:
         """Show another pane and give it the arrow keys."""
         self.query_one("#panes", ContentSwitcher).current = name
+        self.refresh_bindings()
         await self.show_snapshot()
         targets = {"log": "#log-lines", "samples": "#samples", "details": "#details"}
         self.set_focus(self.query_one(targets[name]) if name in targets else None)
-        self.call_after_refresh(self.show_snapshot)
+        self.call_after_refresh(self._redraw_if_resized, self._pane_widths())
+
+    def _pane_widths(self) -> tuple[int, ...]:
+        """What the texts of the overview and the details were fitted into; a hidden pane keeps its old size."""
+        names = ("legend", "now", "promises", "tail", "details-text")
+        return tuple(self.query_one(f"#{name}").content_size.width for name in names)
+
+    async def _redraw_if_resized(self, widths: tuple[int, ...]) -> None:
+        if self._pane_widths() != widths:
+            await self.show_snapshot()
+
+    def action_log_level(self) -> None:
+        """All lines, warnings and errors, errors only."""
+        self.query_one(LogPane).next_level()
 
     async def action_filter(self) -> None:
         """Filter the log."""

@@ -15,7 +15,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, OptionList
+from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from engine.jobs.state import RunPhase
@@ -27,6 +27,7 @@ from scaler_tui.screens.help import HelpScreen
 from scaler_tui.screens.problem import ProblemScreen
 from scaler_tui.screens.run import STYLES, RunScreen
 from scaler_tui.terminal import RenderPolicy
+from scaler_tui.widgets.frame import KeyLine
 from scaler_tui.widgets.run_figures import format_loss
 from scaler_tui.widgets.status_line import FixedText, clip, state_words, toned
 
@@ -109,20 +110,13 @@ def heading(width: int) -> Content:
     return toned(text, "quiet")
 
 
-class RunList(OptionList):
-    """The rows; Enter opens the one under the pointer."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "select", "Open", key_display="Enter", tooltip="Watch the run")
-    ]
-
-
 class RunsScreen(Screen[None]):
     """All runs of this machine."""
 
     CSS_PATH: ClassVar[list[str | PurePath]] = [STYLES / "run.tcss", STYLES / "runs.tcss"]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-normal"), (110, "-wide")]
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "Open", key_display="Enter", id="runs.open", tooltip="Watch the run"),
         Binding("r", "resume", "Resume", id="runs.resume", tooltip="Go on with a paused, stopped, failed or lost run"),
         Binding("o", "card", "Card", id="runs.card", tooltip="The before/after card"),
         Binding("b,escape,backspace", "back", "Back", key_display="b", id="runs.back"),
@@ -139,10 +133,10 @@ class RunsScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield FixedText(id="runs-title")
         yield FixedText(id="runs-heading")
-        yield RunList(id="runs-list")
+        yield OptionList(id="runs-list")
         yield FixedText(id="runs-empty")
         yield FixedText(id="runs-detail")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine(id="keys")
 
     @property
     def unicode(self) -> bool:

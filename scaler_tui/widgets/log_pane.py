@@ -138,8 +138,6 @@ class FilterInput(Input):
 class LogPane(Vertical):
     """Heading with counts, an input for the filter when it is wanted, and the lines."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("l", "next_level", "Level", tooltip="Log: all, warnings, errors")]
-
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.level = LEVELS[0]
@@ -167,7 +165,7 @@ class LogPane(Vertical):
         field.display = True
         field.focus()
 
-    def action_next_level(self) -> None:
+    def next_level(self) -> None:
         """All, warnings and errors, errors only."""
         self.level = LEVELS[(LEVELS.index(self.level) + 1) % len(LEVELS)]
         self._apply()

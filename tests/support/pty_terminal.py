@@ -50,7 +50,7 @@ class PtyTerminal:
         os.set_blocking(self.master, False)
         self.received = bytearray()
         self.total_bytes = 0
-        self.last_byte_at = time.monotonic()
+        self.last_byte_at = self.last_data_at = time.monotonic()
 
     def read(self, seconds: float = 0.0) -> bytes:
         """What arrives within `seconds`; returns early once something came."""
@@ -61,7 +61,7 @@ class PtyTerminal:
             data = os.read(self.master, 1 << 16)
         except OSError:
             return b""
-        self.last_byte_at = time.monotonic()
+        self.last_byte_at = self.last_data_at = time.monotonic()
         self.received += data
         self.total_bytes += len(data)
         for question, answer in ANSWERS.items():

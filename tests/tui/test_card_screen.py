@@ -24,8 +24,8 @@ def finished(*, merged: bool = False, forgot: bool = False) -> Path:
 
 
 CARD_TEXTS = (
-    "2.9100", "0.5200", "much better", "3 %", "86 %", "+83 points", "clearly better", "6.31", "6.52", "little forgotten",
-    "1.22 GiB", "as predicted", "I do not know that.", "They trade salt and river glass.", "147K parameters",
+    "2.9100", "0.5200", "much better", "3 %", "86 %", "+83 points", "clearly better", "6.31", "6.52",
+    "little forgotten", "1.22 GiB", "as predicted", "I do not know that.", "They trade salt and river glass.", "147K parameters",
     "not yet; m writes it", "120 steps", "2 attempts",
 )  # fmt: skip
 
