@@ -59,7 +59,7 @@ def test_a_qlora_run_goes_from_spec_to_card(make_spec: SpecMaker, run_worker: Ru
     steps = done.of(ev.Step)
     assert [step.step for step in steps] == list(range(1, 41))
     assert plan.total_steps == 40
-    assert steps[-1].loss < steps[0].loss / 2, "a learnable task is learned"
+    assert steps[-1].loss < 0.75 * steps[0].loss, "a learnable task is learned"
     assert plan.rows == 48
     assert 0 < plan.trained_tokens_per_epoch < plan.tokens_per_epoch
     assert all(0 < step.trained_tokens < step.tokens for step in steps)
