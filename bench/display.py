@@ -128,7 +128,7 @@ def report_reattach() -> None:
         times[steps] = statistics.median(samples)
         used = statistics.median(processor)
         print(
-            f"open a run of {steps:>7,} steps: {times[steps]:.2f} s to the curve ({used:.2f} s of CPU), {memory:.0f} MiB"
+            f"open a run of {steps:>7,} steps: {times[steps]:.2f} s to curve ({used:.2f} s of CPU), {memory:.0f} MiB"
         )
     extra = times[STEPS_OF_A_LONG_RUN] - times[100]
     print(f"re-attach to {STEPS_OF_A_LONG_RUN:,} steps costs {extra:.2f} s more than to 100   (< 1 s; memory < 60 MB)")
