@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+import uuid
 from pathlib import Path
 
 RUNS = 7
@@ -34,7 +34,7 @@ SHELL = textwrap.dedent(
 
 def first_paint_seconds(command: str, marker: str, home: Path) -> float:
     """Seconds from starting `command` in a new 120x40 tmux session until `marker` is on the screen."""
-    socket = f"bench-{os.getpid()}"
+    socket = f"bench-{uuid.uuid4().hex[:8]}"
     tmux = ["tmux", "-L", socket, "-f", "/dev/null"]
     started = time.perf_counter()
     subprocess.run(

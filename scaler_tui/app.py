@@ -5,20 +5,26 @@ Owns navigation. Must not know formulas, files of a run, or torch; it shows what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.events import Resize
+from textual.filter import LineFilter
+from textual.message import Message
 
 from engine.errors import EngineError
 from scaler_tui.crash_boundary import CrashBoundary
+from scaler_tui.feeds.data_check import DataChecked, check_in_thread
 from scaler_tui.feeds.engine_thread import EngineDone, EngineFailed, engine_thread_of
 from scaler_tui.feeds.startup import StartupNews, read_in_thread, read_machine, read_model, read_runs
 from scaler_tui.lean_display import LeanDisplay
+from scaler_tui.line_filters import AsciiFilter, NoColorFilter
 from scaler_tui.preferences import Preferences, load_preferences, save_preferences
-from scaler_tui.screens.problem import SMALLEST, ConfirmScreen, ProblemScreen, TooSmallScreen
+from scaler_tui.screens.problem import ConfirmScreen, ProblemScreen, TooSmallScreen, is_too_small
 from scaler_tui.screens.welcome import WelcomeScreen
 from scaler_tui.terminal import RenderPolicy
 from scaler_tui.themes import NO_COLOR_THEME, THEMES
@@ -54,6 +60,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c", "interrupt", "Leave", show=False, priority=True),
         Binding("ctrl+q", "leave", show=False),
+        Binding("ctrl+t", "next_theme", show=False),
     ]
 
     def __init__(self, policy: RenderPolicy, start: Start, *, stock_display: bool = False) -> None:
@@ -63,27 +70,52 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         self.farewell: list[str] = []
         """Lines the command prints on standard output after the screen is restored."""
         self.wizard = Wizard()
+        self.launching = False
+        """A run is being started; a second one cannot be."""
+        self._leave_when_launched = False
+        self._checking: set[tuple[str, str, int]] = set()
         self._preferences: Preferences = load_preferences()
-        self._too_small: TooSmallScreen | None = None
+        self._own_filters: list[LineFilter] = []
+        if not policy.color:
+            self.no_color = True
+            self._own_filters.append(NoColorFilter())
+        if not policy.unicode:
+            self._own_filters.append(AsciiFilter())
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's filters, then what this terminal cannot show."""
+        return [*super().get_line_filters(), *self._own_filters]
 
     # ── start ────────────────────────────────────────────────────────────────────────────────────────────────────
     def on_mount(self) -> None:
-        """Theme and first screen; everything slow is read afterwards, in threads."""
+        """Theme and first screen; everything slow is read after the first paint, in threads."""
         for theme in THEMES:
             self.register_theme(theme)
         self._set_theme(self.start.theme or self._preferences.theme)
+        self.set_class(not self.policy.color, "-no-color")
+        self.push_screen(WelcomeScreen())
         if self.start.run_dir is not None:
-            self.push_screen(WelcomeScreen())
             self.open_run(self.start.run_dir)
-        else:
-            self.push_screen(WelcomeScreen())
-        self.call_after_refresh(self.look_again)
+        self.call_after_refresh(self._check_size)
+        self.call_after_refresh(self._say_once)
 
     def look_again(self) -> None:
         """Read machine and runs (again)."""
         if self.wizard.detected is None:
             read_in_thread(self, "machine", read_machine)
-        read_in_thread(self, "runs", read_runs)
+        read_in_thread(self, "list of runs", read_runs)
+
+    def _say_once(self) -> None:
+        """People over SSH worry about the connection; once is enough."""
+        if self.policy.slow and not self.policy.multiplexed and not self._preferences.seen_ssh_hint:
+            self.notify("A run needs no tmux or screen: it goes on when this connection drops.", timeout=8)
+            self._remember(seen_ssh_hint=True)
+
+    def _remember(self, **changes: Any) -> None:
+        import msgspec
+
+        self._preferences = msgspec.structs.replace(self._preferences, **changes)
+        save_preferences(self._preferences)
 
     def _set_theme(self, name: str) -> None:
         if not self.policy.color:
@@ -98,8 +130,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
             return
         names = [theme.name for theme in THEMES]
         self.theme = names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else names[0]
-        self._preferences = Preferences(self.theme, self._preferences.last_run, self._preferences.seen_ssh_hint)
-        save_preferences(self._preferences)
+        self._remember(theme=self.theme)
         self.notify(f"Theme: {self.theme}", timeout=2)
 
     # ── news from the threads ────────────────────────────────────────────────────────────────────────────────────
@@ -109,18 +140,41 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
             self.wizard.set_detected(news.machine)
             if self.start.gpu:
                 self.plan_for_card(self.start.gpu)
-        if news.architecture is not None:
-            self.wizard.set_architecture(news.model, news.architecture)
-        for screen in self.screen_stack:
-            handler = getattr(screen, "on_startup_news", None)
-            if handler is not None:
-                handler(news)
-        if news.error is not None:
+        if news.model and not self.wizard.set_model(news.model, news.architecture, news.error):
+            return  # the answer to a question that is no longer asked
+        self._tell_screens("on_startup_news", news)
+        if news.error is not None and not news.model:
             self.show_error(news.error)
+
+    def on_data_checked(self, message: DataChecked) -> None:
+        """Training data was read."""
+        self._checking.discard(message.key)
+        if self.wizard.set_data_report(message.key, message.report, message.error):
+            self._tell_screens("on_data_news", message)
+
+    def _tell_screens(self, handler_name: str, *news: Message) -> None:
+        for screen in self.screen_stack:
+            handler = getattr(screen, handler_name, None)
+            if handler is not None and screen.is_mounted:
+                handler(*news)
 
     def read_model(self, source: str) -> None:
         """Analyse `source` in a thread; the result comes as StartupNews."""
-        read_in_thread(self, "model", lambda: read_model(source))
+        read_in_thread(self, "model", lambda: read_model(source), model=source)
+
+    def check_data(self, *, again: bool = False, only_local: bool = False) -> None:
+        """Read the training data in a process of its own; the result comes as DataChecked.
+
+        `only_local` does nothing where the tokenizer would have to come from the hub.
+        """
+        wizard = self.wizard
+        key = wizard.data_key
+        if not key[0] or key in self._checking or (wizard.data_is_checked and not again):
+            return
+        if only_local and not wizard.model_is_local:
+            return
+        self._checking.add(key)
+        check_in_thread(self, key)
 
     def plan_for_card(self, text: str) -> bool:
         """Plan for another card; False (and a dialog) when nobody knows it."""
@@ -132,18 +186,27 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         return True
 
     def start_run(self, spec: JobSpec) -> None:
-        """Start a run in the engine thread; EngineDone or EngineFailed follows."""
-        engine_thread_of(self).launch(spec, self)
+        """Start a run in the engine thread, once; EngineDone or EngineFailed follows."""
+        if not self.launching:
+            self.launching = True
+            engine_thread_of(cast("App[object]", self)).launch(spec, self)
 
     def on_engine_done(self, message: EngineDone) -> None:
-        """The run is on its way: watch it, with the list of runs underneath."""
-        if message.action == "launch":
-            while len(self.screen_stack) > 2:
-                self.pop_screen()
-            self.open_run(message.run_dir)
+        """The run is on its way: watch it, with the welcome screen underneath."""
+        if message.action != "launch":
+            return
+        self.launching, self.wizard.started = False, True
+        if self._leave_when_launched:
+            self.leave()
+            return
+        while len(self.screen_stack) > 2:
+            self.pop_screen()
+        self.open_run(message.run_dir)
 
     def on_engine_failed(self, message: EngineFailed) -> None:
         """It could not be started."""
+        self.launching = self._leave_when_launched = False
+        self._tell_screens("on_engine_failed")
         self.show_error(message.error)
 
     # ── navigation ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -153,10 +216,20 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
 
         if fresh:
             self.wizard.restart()
-        elif message := self.wizard.load_saved():
-            self.notify(message, timeout=8)
+        else:
+            self.wizard.load_saved()
         self.read_model(self.wizard.model_source)
         self.push_screen(QuestionScreen())
+
+    def open_question(self, question_id: str) -> None:
+        """Back to one question, keeping every answer."""
+        from scaler_tui.screens.question import QuestionScreen
+
+        self.wizard.session.go_to(question_id)
+        while len(self.screen_stack) > 2 and not isinstance(self.screen, QuestionScreen):
+            self.pop_screen()
+        if not isinstance(self.screen, QuestionScreen):
+            self.push_screen(QuestionScreen())
 
     def open_hardware(self) -> None:
         """What was found, and what-if."""
@@ -184,7 +257,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
 
     def open_demo_review(self) -> None:
         """Straight to the review of the demo job."""
-        self.wizard.restart()
+        self.wizard.restart(save=False)
         self.read_model("demo")
         self.open_review("qlora")
 
@@ -198,8 +271,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         """Watch a run."""
         from scaler_tui.screens.run import RunScreen
 
-        self._preferences = Preferences(self._preferences.theme, run_dir.name, self._preferences.seen_ssh_hint)
-        save_preferences(self._preferences)
+        self._remember(last_run=run_dir.name)
         self.push_screen(RunScreen(run_dir))
 
     def attach(self, run_id: str) -> None:
@@ -218,6 +290,10 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
     # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────
     def leave(self) -> None:
         """Restore the terminal; say where a live run can be found again."""
+        if self.launching and not self._leave_when_launched:
+            self._leave_when_launched = True
+            self.notify("Leaving as soon as the run is on its way.", timeout=10)
+            return
         from engine.jobs.store import list_runs
 
         for run in list_runs():
@@ -247,16 +323,9 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
 
     # ── terminal size ───────────────────────────────────────────────────────────────────────────────────────────
     def on_resize(self, event: Resize) -> None:
-        """Below the smallest useful size one line says so; growing again restores the screen."""
-        small = event.size.width < SMALLEST[0] or event.size.height < SMALLEST[1]
-        if small and self._too_small is None:
-            self._too_small = TooSmallScreen()
-            self.push_screen(self._too_small)
-        elif not small and self._too_small is not None:
-            if self.screen is self._too_small:
-                self.pop_screen()
-            self._too_small = None
+        """Below the smallest useful size one line says so; it goes by itself when the terminal grows."""
+        self.call_after_refresh(self._check_size)
 
-    def notify_saved(self, what: str, path: Any) -> None:
-        """One line that says where a file went."""
-        self.notify(f"{what}: {path}", timeout=6)
+    def _check_size(self) -> None:
+        if is_too_small(self.size) and not any(isinstance(screen, TooSmallScreen) for screen in self.screen_stack):
+            self.push_screen(TooSmallScreen())

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
     from engine.advise.answers import Answers
     from engine.advise.matrix import Matrix
     from engine.advise.option_state import OptionState
@@ -26,32 +29,50 @@ class Wizard:
     def __init__(self) -> None:
         self.detected: Machine | None = None
         self.architecture: Architecture | None = None
+        self.model_problem: EngineError | None = None
+        """Why the answered model cannot be planned for; None while it is read or when it was."""
         self.machine: Machine | None = None
         """The machine that is planned for: this one, or the card that was answered."""
+        self.data_report: dict[str, Any] | None = None
+        """The report on the answered data, when it was checked."""
+        self.data_problem: EngineError | None = None
+        """Why the answered data cannot be trained on, when the check said so."""
+        self.started = False
+        """Whether a run was started from these answers."""
+        self._what_if = ""
+        self._checked: tuple[str, str, int] | None = None
         self._session: Session | None = None
+        self._saves = True
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
     @property
     def session(self) -> Session:
         """The questions and answers; loaded when first asked for, saved after every step."""
         if self._session is None:
-            from engine.advise.questions import load_graph
-            from engine.advise.session import Session, default_progress_path
-
-            self._session = Session(load_graph(), save_to=default_progress_path())
+            self._begin(save=True)
+        assert self._session is not None
         return self._session
 
-    def restart(self) -> None:
-        """Begin with no answers; the saved ones go when the first new one is given."""
-        self._session = None
-        self.architecture = None
+    def _begin(self, *, save: bool) -> None:
+        from engine.advise.questions import load_graph
+        from engine.advise.session import Session, default_progress_path
+
+        self._session = Session(load_graph(), save_to=default_progress_path() if save else None)
+        self.architecture = self.model_problem = None
+        self._forget_data()
+        self.started, self._saves = False, save
+
+    def restart(self, *, save: bool = True) -> None:
+        """Begin with no answers. The saved ones go when the first new one is given, or stay with `save=False`."""
+        self._begin(save=save)
+        self._answer_what_if()
         self.plan_for_answers()
 
     def load_saved(self) -> str:
         """Go on from the saved answers; returns what happened on the way, "" when nothing did."""
-        self._session = None
-        self.architecture = None
+        self._begin(save=True)
         self.session.load()
+        self._answer_what_if()
         self.plan_for_answers()
         return self.session.message
 
@@ -59,7 +80,9 @@ class Wizard:
     def has_unfinished_answers(self) -> bool:
         """Whether leaving now leaves a half-done plan (which is saved)."""
         session = self._session
-        return session is not None and any(session.is_answered(question.id) for question in session.visible)
+        if session is None or self.started or not self._saves:
+            return False
+        return any(session.is_answered(question.id) for question in session.visible)
 
     def answer(self, value: AnswerValue) -> ChangeReport:
         """Answer the question in hand. Raises EngineError and changes nothing when the answer is impossible."""
@@ -67,7 +90,15 @@ class Wizard:
         question = session.current
         if question.id == "card" and self.detected is not None:
             _simulate(str(value), self.detected, rented=session.answers().rented)
+        if question.id == "data" and value not in ("", "demo"):
+            value = str(_existing_file(str(value)))
+        model = self.model_source
         report = session.answer(value)
+        if question.id in ("hardware", "card"):
+            self._what_if = ""
+        if self.model_source != model:
+            self.architecture = self.model_problem = None
+        self._forget_stale_data()
         self.plan_for_answers()
         return report
 
@@ -77,36 +108,58 @@ class Wizard:
         self.detected = machine
         self.plan_for_answers()
 
-    def set_architecture(self, source: str, architecture: Architecture) -> None:
-        """A model was analysed; an answer that came too late is dropped."""
-        if source == self.model_source:
-            self.architecture = architecture
+    def set_model(self, source: str, architecture: Architecture | None, problem: EngineError | None) -> bool:
+        """A model was analysed, or could not be; False when it is no longer the one that is planned for."""
+        if self._session is None or source != self.model_source:
+            return False
+        self.architecture, self.model_problem = architecture, problem
+        return True
 
     def plan_for_card(self, text: str) -> None:
-        """Answer the hardware questions with another card. Raises EngineError when nobody knows it."""
+        """Plan for another card from now on. Raises EngineError when nobody knows it."""
         if self.detected is None:
             raise EngineError(
                 "hardware.pending", "This machine is still being looked at.", next_step="Try again in a second."
             )
         _simulate(text, self.detected, rented=False)
-        if self.session.answers().text("hardware") == "this":
-            self.session.set_answer("hardware", "own")
-        self.session.set_answer("card", text)
+        self._what_if = text
+        self._answer_what_if()
         self.plan_for_answers()
 
+    def _answer_what_if(self) -> None:
+        """The answers to the hardware questions follow the card that was chosen elsewhere."""
+        session = self._session
+        if session is None or not self._what_if:
+            return
+        if session.answers().text("hardware") == "this":
+            session.set_answer("hardware", "own")
+        session.set_answer("card", self._what_if)
+
     def plan_for_this(self) -> None:
-        """Answer the hardware question with this machine."""
-        self.session.set_answer("hardware", "this")
+        """Plan for this machine again."""
+        self._what_if = ""
+        session = self._session
+        if session is not None and session.answers().text("hardware") != "this":
+            session.set_answer("hardware", "this")
+            if session.current not in session.visible:
+                session.go_to("hardware")
         self.plan_for_answers()
 
     def plan_for_answers(self) -> None:
         """Work out which machine the answers mean."""
         self.machine = self.detected
-        if self.detected is None or self._session is None:
+        if self.detected is None:
+            return
+        if self._session is None:
+            if self._what_if:
+                self.machine = _simulate(self._what_if, self.detected, rented=False)
             return
         answers = self._session.answers()
         if answers.text("hardware") != "this":
-            self.machine = _simulate(answers.text("card"), self.detected, rented=answers.rented)
+            try:
+                self.machine = _simulate(answers.text("card"), self.detected, rented=answers.rented)
+            except EngineError:  # a card in saved answers that the profiles no longer know
+                self._session.set_answer("hardware", "this")
 
     @property
     def model_source(self) -> str:
@@ -114,9 +167,72 @@ class Wizard:
         return self.session.answers().model
 
     @property
+    def model_is_local(self) -> bool:
+        """Whether the answered model's tokenizer is on this disk."""
+        from engine.advise.amounts import is_on_disk
+
+        return self.architecture is not None and is_on_disk(self.architecture)
+
+    # ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
     def data_file(self) -> str:
         """The data file that was answered; "" when there is none yet."""
         return self.session.answers().text("data")
+
+    @property
+    def data_key(self) -> tuple[str, str, int]:
+        """(file, model, longest row in tokens): what a data check depends on."""
+        window = self.architecture.context_length if self.architecture else 0
+        context = self.session.answers().context
+        return self.data_file, self.model_source, min(context, window) if window else context
+
+    def set_data_report(
+        self, key: tuple[str, str, int], report: dict[str, Any] | None, problem: EngineError | None
+    ) -> bool:
+        """The data was read: its token count replaces the guess. False when the answers have changed meanwhile."""
+        if self._session is None or key != self.data_key:
+            return False
+        self._checked, self.data_report, self.data_problem = key, report, problem
+        self.session.measured_tokens = report["train"]["tokens"] if report else None
+        return True
+
+    @property
+    def waiting_for(self) -> str:
+        """What the matrix waits for."""
+        if self.model_problem is not None:
+            return f"No matrix: {self.model_problem.what}"
+        if self.architecture is None:
+            return f"Reading the model {self.model_source} ... (go on, or go back: nothing waits)"
+        return "Looking at the machine ..." if self.machine is None else ""
+
+    @property
+    def data_words(self) -> str:
+        """ "410 rows kept, 0 dropped, 18,494 tokens counted", or what is wrong; "" before the check."""
+        if not self.data_is_checked:
+            return ""
+        if self.data_problem is not None:
+            return self.data_problem.what
+        assert self.data_report is not None
+        train = self.data_report["train"]
+        dropped, cut = train["rows_dropped"], train["rows_truncated"]
+        return (
+            f"{train['rows_kept']:,} rows kept, {dropped:,} dropped, {cut:,} cut; "
+            f"{train['tokens']:,} tokens counted, {train['trained_tokens']:,} carry loss"
+        )
+
+    @property
+    def data_is_checked(self) -> bool:
+        """Whether the last check was about these very answers."""
+        return self._checked is not None and self._checked == self.data_key
+
+    def _forget_stale_data(self) -> None:
+        if self._checked is not None and self._checked[:2] != self.data_key[:2]:
+            self._forget_data()
+
+    def _forget_data(self) -> None:
+        self._checked = self.data_report = self.data_problem = None
+        if self._session is not None:
+            self._session.measured_tokens = None
 
     # ── what they lead to ────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -138,7 +254,10 @@ class Wizard:
 
         session = self.session
         given = {q.id: session.value(q.id) for q in session.graph.questions if session.is_answered(q.id)}
-        return self.matrix_for(Session(session.graph, {**given, question.id: value}).answers())
+        trial = Session(session.graph, {**given, question.id: value})
+        if question.id not in ("data", "model"):
+            trial.measured_tokens = session.measured_tokens
+        return self.matrix_for(trial.answers())
 
     def option_states(self, question: Question) -> tuple[OptionState, ...]:
         """The options of `question` with what they would change; all enabled until machine and model are known."""
@@ -153,6 +272,27 @@ class Wizard:
         assert self.machine is not None
         assert self.architecture is not None
         return build_spec(self.architecture, self.machine, self.session.answers(), approach=approach)
+
+
+def free_bytes_for(approach: str, machine: Machine) -> int:
+    """Free memory of the device (each of equal ones, where the approach is sharded) that an approach trains on."""
+    from engine.advise.approaches import find_approach
+    from engine.advise.fit import equal_devices, single_device
+
+    return (equal_devices if find_approach(approach).shards else single_device)(machine).free_bytes
+
+
+def _existing_file(text: str) -> Path:
+    from pathlib import Path
+
+    path = Path(text).expanduser().absolute()
+    if path.is_file():
+        return path
+    raise EngineError(
+        "data.not_found",
+        f"{path} is a folder." if path.is_dir() else f"There is no file {path}.",
+        next_step="Type the path of a .jsonl, .json, .csv, .parquet or .txt file.",
+    )
 
 
 def _simulate(card: str, detected: Machine, *, rented: bool) -> Machine:

@@ -1,4 +1,4 @@
-"""What every screen of the wizard shares: a title line, the key footer, and the common keys.
+"""What every screen of the wizard shares: a title line, the key line, and the common keys.
 
 Owns the frame around a screen's body. Must not know any question or run.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.events import DescendantBlur, DescendantFocus
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Static
 
 from scaler_tui.glyphs import Glyphs, glyphs
+from scaler_tui.widgets.frame import KeyLine, TitleBar
 
 if TYPE_CHECKING:
     from scaler_tui.app import ScalerApp
@@ -23,36 +23,20 @@ if TYPE_CHECKING:
 BACK_KEYS = "b,escape,backspace,left"
 
 
-class TitleBar(Static):
-    """One line: program, where we are, and the machine with a loud SIM when it is simulated."""
-
-    def show(self, place: str, machine: str = "", *, simulated: bool = False) -> None:
-        """Replace the line; nothing is sent when it is the same."""
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(" Scaler Wizard ", "bold")
-        text.append(f" {place}")
-        if machine:
-            text.append(f"  on {machine}")
-        if simulated:
-            text.append("  ")
-            text.append(" SIM ", "reverse bold")
-        self.update(text)
-
-
 class FramedScreen(Screen[None]):
-    """A screen with title and footer; subclasses yield their body from `body`."""
+    """A screen with title and key line; subclasses yield their body from `body`."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark,f1", "help", "Help", key_display="?"),
-        Binding("q", "leave", "Leave"),
+        Binding("q", "leave", "Leave", tooltip="Leave the program; runs go on"),
     ]
     place: ClassVar[str] = ""
 
     def compose(self) -> ComposeResult:
-        """Title, body, footer."""
+        """Title, body, keys."""
         yield TitleBar(id="title")
         yield from self.body()
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine(id="keys")
 
     def body(self) -> Iterable[Widget]:
         """The screen's own widgets."""
@@ -71,6 +55,14 @@ class FramedScreen(Screen[None]):
     def on_screen_resume(self) -> None:
         """The title may have changed while another screen was in front."""
         self.refresh_title()
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        """Other keys work inside a field."""
+        self.query_one(KeyLine).refresh()
+
+    def on_descendant_blur(self, event: DescendantBlur) -> None:
+        """The screen's keys work again."""
+        self.query_one(KeyLine).refresh()
 
     def refresh_title(self) -> None:
         """Show place and machine."""

@@ -1,52 +1,22 @@
 """The report on the training rows: what is kept, dropped and cut, and which tokens carry loss.
 
-Owns its drawing. The report is made by `scaler-wizard data check` in a process of its own, because a large file takes
-a while and a terminal must not wait.
+Owns its drawing. The report is made in a process of its own (`feeds.data_check`) and kept by the wizard.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.message import Message
+from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from engine.errors import EngineError
 from scaler_tui.data_text import mask_rows, report_lines
+from scaler_tui.feeds.data_check import DataChecked
 from scaler_tui.screens.base import BACK_KEYS, FramedScreen
-
-
-class DataChecked(Message):
-    """The process has answered: a report, or an error."""
-
-    def __init__(self, report: dict[str, Any] | None, error: EngineError | None) -> None:
-        super().__init__()
-        self.report = report
-        self.error = error
-
-
-def run_check(data_file: str, model: str) -> tuple[dict[str, Any] | None, EngineError | None]:
-    """Run the headless twin and read its JSON."""
-    command = [sys.executable, "-m", "scaler_tui", "data", "check", data_file, "--model", model, "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    try:
-        document = json.loads(result.stdout)
-    except json.JSONDecodeError:
-        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
-        return None, EngineError("data.check", "The data check ended without a report.", cause=last)
-    if "error" in document:
-        error = document["error"]
-        return None, EngineError(error["code"], error["what"], cause=error["cause"], next_step=error["next_step"])
-    return document, None
 
 
 class DataScreen(FramedScreen):
@@ -54,54 +24,64 @@ class DataScreen(FramedScreen):
 
     place = "training data"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "scroll(-1)", "Up", show=False),
-        Binding("down,j", "scroll(1)", "Down", show=False),
-        Binding("pageup", "scroll(-10)", "Page up", show=False),
-        Binding("pagedown,space", "scroll(10)", "Page down"),
-        Binding("f", "check_file", "Check again"),
         Binding(BACK_KEYS, "back", "Back", key_display="b"),
+        Binding("pagedown,space", "scroll(10)", "Page"),
+        Binding("pageup", "scroll(-10)", "Page", show=False),
+        Binding("f", "check_file", "Check again"),
+        Binding("up,k", "scroll(-1)", "Scroll", show=False),
+        Binding("down,j", "scroll(1)", "Scroll", show=False),
+        Binding("home", "scroll(-100000)", "To the start", show=False),
+        Binding("end", "scroll(100000)", "To the end", show=False),
     ]
 
     def body(self) -> Iterable[Widget]:
         """One scrolling text."""
         with VerticalScroll(id="data-scroll", can_focus=False):
-            yield Static("Reading the rows ...", id="data")
+            yield Static(id="data", markup=False)
 
     def on_mount(self) -> None:
-        """Start the check."""
-        self.action_check_file()
+        """The report that is known, or a new check."""
+        if self.scaler.wizard.data_is_checked:
+            self.show_report()
+        else:
+            self.action_check_file()
 
     def action_check_file(self) -> None:
         """Read the file (again)."""
         wizard = self.scaler.wizard
-        data_file, model = wizard.data_file, wizard.model_source
-        self.query_one("#data", Static).update(f"Reading {data_file} ...")
-
-        def work() -> None:
-            self.post_message(DataChecked(*run_check(data_file, model)))
-
-        threading.Thread(target=work, name="data check", daemon=True).start()
+        if not wizard.data_file:
+            text = "No data file was named yet: go back and answer which data it should learn from."
+            self.query_one("#data", Static).update(text)
+            return
+        self.query_one("#data", Static).update(f"Reading {wizard.data_file} for {wizard.model_source} ...")
+        self.scaler.check_data(again=True)
 
     def action_scroll(self, lines: int) -> None:
         """Scroll the report."""
         self.query_one("#data-scroll", VerticalScroll).scroll_relative(y=lines, animate=False)
 
-    def on_data_checked(self, message: DataChecked) -> None:
-        """Show the report, or what is wrong with the file."""
-        text = Text()
-        if message.error is not None:
-            text.append(f"{self.signs.no} {message.error.what}\n", "bold")
-            text.append(f"{message.error.cause}\n\nNext: {message.error.next_step}\n")
-        elif message.report is not None:
-            text = self._report(message.report)
-        self.query_one("#data", Static).update(text)
+    def on_data_news(self, message: DataChecked) -> None:
+        """The check has ended."""
+        self.show_report()
 
-    def _report(self, report: dict[str, Any]) -> Text:
-        text = Text("\n".join(report_lines(report, bar=self.signs.bar_full)))
-        text.append("\n\nSample rows: what carries loss is underlined\n", "bold")
+    def show_report(self) -> None:
+        """The report, or what is wrong with the file."""
+        wizard = self.scaler.wizard
+        error = wizard.data_problem
+        if error is not None:
+            text = Content.assemble(
+                (f"{self.signs.no} {error.what}\n", "bold $text-error"),
+                f"{error.cause}\n\nNext: {error.next_step}\n\nf checks again; b goes back to name another file.",
+            )
+            self.query_one("#data", Static).update(text)
+        elif wizard.data_report is not None:
+            self.query_one("#data", Static).update(self._report(wizard.data_report))
+
+    def _report(self, report: dict[str, Any]) -> Content:
+        parts: list[str | tuple[str, str]] = ["\n".join(report_lines(report, bar=self.signs.bar_full))]
+        parts.append(("\n\nSample rows: what carries loss is bold and underlined\n", "bold"))
         for heading, runs in mask_rows(report):
-            text.append(f"{heading}  ", "bold")
-            for part, trained in runs:
-                text.append(part, "bold underline" if trained else "dim")
-            text.append("\n")
-        return text
+            parts.append((f"{heading}  ", "bold"))
+            parts += [(part, "bold underline" if trained else "$foreground 70%") for part, trained in runs]
+            parts.append("\n")
+        return Content.assemble(*parts)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -20,37 +20,37 @@ from engine.units import format_bytes, format_range, format_usd
 from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.screens.base import FramedScreen
 
+QUIET = "$foreground 75%"
 
-def describe(machine: Machine) -> Text:
-    """The machine as lines, every figure with its source."""
-    text = Text()
+
+def describe(machine: Machine, *, notes: bool = True) -> Content:
+    """The machine as lines, every figure with its source. Without `notes` problems are counted only."""
+    lines: list[list[str | tuple[str, str]]] = []
+
+    def line(label: str, text: str, quiet: str = "") -> None:
+        lines.append([(f"{label:<7}", "bold"), text, (f"  {quiet}" if quiet else "", QUIET)])
+
     for gpu in machine.gpus:
-        text.append(f"GPU {gpu.index}  ", "bold")
-        text.append(f"{gpu.name}: {format_bytes(gpu.free_vram_bytes)} free of {format_bytes(gpu.vram_bytes)}")
-        text.append(f"  [{gpu.source}]", "dim")
-        if gpu.display_active:
-            text.append("  drives a display")
-        if gpu.mig:
-            text.append(f"  MIG {gpu.mig}")
-        text.append("\n")
+        extras = "  drives a display" if gpu.display_active else ""
+        extras += f"  MIG {gpu.mig}" if gpu.mig else ""
+        free = f"{format_bytes(gpu.free_vram_bytes)} free of {format_bytes(gpu.vram_bytes)}"
+        line(f"GPU {gpu.index}", f"{gpu.name}: {free}{extras}", f"[{gpu.source}]")
     if not machine.gpus:
-        text.append("GPU    ", "bold")
-        text.append("none found; that is fine: small models train on the CPU, or plan for a card below\n")
+        line("GPU", "none found; fine: small models train on the CPU, or plan for a card")
     if len(machine.gpus) > 1:
-        text.append("       Each card is counted by itself; memory is not added up.\n", "dim")
-    text.append("CPU    ", "bold")
-    text.append(f"{machine.cpu.name}, {machine.cpu.cores} cores\n")
-    text.append("RAM    ", "bold")
-    text.append(f"{format_bytes(machine.ram.available_bytes)} available of {format_bytes(machine.ram.total_bytes)}")
-    text.append(f"  [{machine.ram.source}]\n", "dim")
+        line("", "Each card is counted by itself; memory is not added up.")
+    line("CPU", f"{machine.cpu.name}, {machine.cpu.cores} cores")
+    ram = machine.ram
+    line("RAM", f"{format_bytes(ram.available_bytes)} available of {format_bytes(ram.total_bytes)}", f"[{ram.source}]")
     for disk in machine.disks:
-        text.append("Disk   ", "bold")
-        text.append(f"{format_bytes(disk.free_bytes)} free for {disk.purpose}  ")
-        text.append(f"{disk.path}\n", "dim")
-    for problem in machine.problems:
-        text.append("Note   ", "bold")
-        text.append(f"{problem.where}: {problem.what} {problem.next_step}\n")
-    return text
+        line("Disk", f"{format_bytes(disk.free_bytes)} free for {disk.purpose}", disk.path)
+    if notes:
+        for problem in machine.problems:
+            line("Note", f"{problem.where}: {problem.what} {problem.next_step}")
+    elif machine.problems:
+        count = len(machine.problems)
+        line("Notes", f"{count} {'thing' if count == 1 else 'things'} to know: see This machine")
+    return Content("\n").join(Content.assemble(*parts) for parts in lines)
 
 
 class HardwareScreen(FramedScreen):
@@ -58,16 +58,17 @@ class HardwareScreen(FramedScreen):
 
     place = "this machine"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("w", "what_if", "Type a card"),
-        Binding("x", "real", "Back to the real machine"),
-        Binding("b,escape,left", "back", "Back", key_display="b"),
+        Binding("enter", "plan", "Plan for this card"),
+        Binding("b,escape,left,backspace", "back", "Back", key_display="b"),
+        Binding("w,t", "what_if", "Type a card"),
+        Binding("x", "real", "The real machine", tooltip="Give up the what-if: plan for the real machine"),
     ]
 
     def body(self) -> Iterable[Widget]:
         """Description, input, list of cards."""
         with VerticalScroll(id="machine-scroll", can_focus=False):
-            yield Static("Looking at the machine ...", id="machine")
-        yield Static("Plan for another card (SIM): type it, or choose from the list.", id="what-if-label")
+            yield Static("Looking at the machine ...", id="machine", markup=False)
+        yield Static("Plan for another card (SIM): choose one, or type it (w).", id="what-if-label")
         yield Input(placeholder="RTX 4090, 2x24G, 2x RTX 3090 ...", id="what-if", compact=True)
         yield OptionList(id="cards", compact=True)
 
@@ -76,14 +77,17 @@ class HardwareScreen(FramedScreen):
         from engine.hardware.gpu_profiles import load_gpu_profiles
 
         cards = self.query_one("#cards", OptionList)
+        options = []
         for profile in load_gpu_profiles():
-            line = Text(no_wrap=True, overflow="ellipsis")
-            line.append(profile.name.ljust(24))
-            line.append(f"{format_bytes(profile.vram_bytes):>9}")
             low, high = profile.rent_low_usd_per_hour, profile.rent_high_usd_per_hour
+            rent = ""
             if low is not None and high is not None:
-                line.append(f"  rent {format_range(format_usd(low), format_usd(high))} an hour", "dim")
-            cards.add_option(Option(line, id=profile.name))
+                rent = f"  rent {format_range(format_usd(low), format_usd(high))} an hour"
+            memory = f"{format_bytes(profile.vram_bytes):>9}"
+            line = Content.assemble(f"{profile.name:<24}{memory}", (rent, QUIET))
+            options.append(Option(line, id=profile.name))
+        cards.add_options(options)
+        cards.highlighted = 0
         cards.focus()
         self.show_machine()
 
@@ -98,6 +102,16 @@ class HardwareScreen(FramedScreen):
         if machine is not None:
             self.query_one("#machine", Static).update(describe(machine))
         self.refresh_title()
+        self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The real machine is offered while another one is planned for."""
+        machine = self.scaler.wizard.machine
+        return machine is not None and machine.simulated if action == "real" else True
+
+    def action_plan(self) -> None:
+        """Enter on the list."""
+        self.query_one("#cards", OptionList).action_select()
 
     def action_what_if(self) -> None:
         """Into the input."""

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from rich.text import Text
+from textual import actions
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
-_NAMES = {
-    "question_mark": "?",
-    "slash": "/",
-    "escape": "Esc",
-    "enter": "Enter",
-    "space": "Space",
-    "backspace": "Backspace",
-    "left": "Left",
-    "right": "Right",
-    "up": "Up",
-    "down": "Down",
-    "pageup": "PgUp",
-    "pagedown": "PgDn",
-    "f1": "F1",
-    "tab": "Tab",
-    "shift+tab": "Shift+Tab",
-}
+from scaler_tui.widgets.frame import key_name, own_bindings
+
+_ALWAYS = (
+    ("Up, Down", "Move, where there is a list"),
+    ("Ctrl+T", "Next colour theme"),
+    ("Ctrl+C", "Leave: asks once"),
+)
 
 
-def _key_name(key: str) -> str:
-    return _NAMES.get(key, key.replace("ctrl+", "Ctrl+"))
+def keys_of(screen: Screen[Any]) -> list[tuple[str, str]]:
+    """(keys, what they do) of the screen's own bindings that work now; several keys of one action share a line."""
+    by_text: dict[str, list[str]] = {}
+    for binding in own_bindings(screen):
+        _, name, parameters = actions.parse(binding.action)
+        if not binding.description or screen.check_action(name, parameters) is False:
+            continue
+        by_text.setdefault(binding.tooltip or binding.description, []).append(key_name(binding.key))
+    return [(_joined(list(dict.fromkeys(keys))), text) for text, keys in by_text.items()]
+
+
+def _joined(keys: list[str]) -> str:
+    digits = [key for key in keys if key.isdigit()]
+    return f"{digits[0]}-{digits[-1]}" if len(digits) > 2 and digits == keys else ", ".join(keys)
 
 
 class HelpScreen(ModalScreen[None]):
@@ -48,32 +51,25 @@ class HelpScreen(ModalScreen[None]):
 
     @classmethod
     def of(cls, screen: Screen[Any]) -> HelpScreen:
-        """Help for `screen`: its own keys first, then those of the app."""
-        by_action: dict[str, tuple[str, list[str]]] = {}
-        for active in screen.active_bindings.values():
-            binding = active.binding
-            if not binding.description:
-                continue
-            text, keys = by_action.setdefault(binding.action, (binding.tooltip or binding.description, []))
-            keys.append(_key_name(binding.key))
-            by_action[binding.action] = (text, keys)
-        return cls(
-            getattr(screen, "place", "") or type(screen).__name__.removesuffix("Screen"),
-            [(", ".join(dict.fromkeys(keys)), text) for text, keys in by_action.values()],
-        )
+        """Help for `screen`: its own keys first, then those that work everywhere."""
+        title = getattr(screen, "place", "") or type(screen).__name__.removesuffix("Screen")
+        return cls(title, [*keys_of(screen), *_ALWAYS])
 
     def compose(self) -> ComposeResult:
         """Keys, one a line, then what never changes."""
-        text = Text()
-        text.append(f"Keys: {self._title}\n\n", "bold")
-        width = min(24, max((len(keys) for keys, _ in self._keys), default=4))
+        width = min(26, max(len(keys) for keys, _ in self._keys))
+        parts: list[str | tuple[str, str]] = [(f"Keys: {self._title}\n\n", "bold")]
         for keys, description in self._keys:
-            text.append(f"  {keys.ljust(width)}  ", "bold")
-            text.append(f"{description}\n")
-        text.append("\nLeaving never stops a run: it works in the background.\n")
-        text.append("Every figure is an estimate with a range; e on the matrix shows its parts.\n")
+            parts += [(f"{keys:<{width}}  ", "bold"), f"{description}\n"]
+        parts.append("\nLeaving never stops a run: it works in the background.\n")
+        parts.append("Every figure is an estimate with a range; e on the matrix shows its parts.\n")
+        parts.append("Esc closes this.")
         with VerticalScroll(id="help"):
-            yield Static(text)
+            yield Static(Content.assemble(*parts))
+
+    def on_mount(self) -> None:
+        """The sheet scrolls with the arrow keys."""
+        self.query_one("#help").focus()
 
     def action_dismiss_help(self) -> None:
         """Close."""

@@ -5,33 +5,50 @@ Owns nothing but the pointer. Figures and explanations come from the engine.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
 from engine.advise.matrix import ApproachRow
+from scaler_tui.feeds.data_check import DataChecked
+from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.screens.base import BACK_KEYS, FramedScreen
+from scaler_tui.widgets.fit_bar import FitBar
 from scaler_tui.widgets.matrix_table import MatrixTable
 
-_EXPLAINED = ("vram", "ram", "hours", "cost", "disk")
+_EXPLAINED = {
+    "vram": "VRAM of the device that trains",
+    "ram": "RAM",
+    "hours": "Time",
+    "cost": "Money",
+    "disk": "Disk",
+    "capacity": "Effective capacity",
+    "verdict": "Verdict",
+}
+QUIET = "$foreground 75%"
 
 
 class MatrixScreen(FramedScreen):
-    """Rows above, the chosen row's words or parts below."""
+    """Rows above, the chosen row's memory bar and words, or all its figures, below."""
 
     place = "compare approaches"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Up", show=False),
-        Binding("down,j", "move(1)", "Down", show=False),
-        Binding("e,space", "explain", "Explain figures", key_display="e"),
-        Binding("r", "recommended", "Recommended"),
-        Binding("enter", "choose", "Choose this"),
+        Binding("enter", "choose", "Choose"),
         Binding(BACK_KEYS, "back", "Back", key_display="b"),
+        Binding("e", "explain", "Explain figures"),
+        Binding("r", "recommended", "Recommended"),
+        Binding("w", "hardware", "Other card"),
+        Binding("up,k", "move(-1)", "Row", show=False),
+        Binding("down,j", "move(1)", "Row", show=False),
+        Binding("pagedown,space", "scroll(5)", "Scroll the words below", show=False),
+        Binding("pageup", "scroll(-5)", "Scroll the words below", show=False),
     ]
 
     def __init__(self) -> None:
@@ -39,9 +56,10 @@ class MatrixScreen(FramedScreen):
         self._explaining = False
 
     def body(self) -> Iterable[Widget]:
-        """Table and detail."""
+        """Table, bar and detail."""
         yield MatrixTable(id="matrix")
         with VerticalScroll(id="detail-scroll", can_focus=False):
+            yield FitBar(id="fit")
             yield Static(id="detail")
 
     def on_mount(self) -> None:
@@ -53,17 +71,36 @@ class MatrixScreen(FramedScreen):
         super().on_screen_resume()
         self.show_matrix()
 
+    def on_startup_news(self, news: StartupNews) -> None:
+        """Machine or model arrived."""
+        if news.machine is not None or news.model:
+            self.refresh_title()
+            self.show_matrix()
+
+    def on_data_news(self, message: DataChecked) -> None:
+        """The rows were counted."""
+        self.show_matrix()
+
+    def on_resize(self, event: Resize) -> None:
+        """The words wrap anew."""
+        self.call_after_refresh(self.show_matrix)
+
     def show_matrix(self) -> None:
         """Take the matrix from the wizard."""
+        wizard = self.scaler.wizard
         table = self.query_one(MatrixTable)
-        matrix = self.scaler.wizard.matrix
+        matrix = wizard.matrix
+        table.waiting = wizard.waiting_for
         table.matrix = matrix
         if matrix is not None and table.cursor is None:
             table.cursor = [row.id for row in matrix.rows].index(matrix.recommended)
+        room = self.size.height - 2 - 4
+        table.limit = room if matrix and room < len(matrix.rows) + 1 and room >= 3 else 99
         self._show_detail()
 
     @property
-    def _row(self) -> ApproachRow | None:
+    def row(self) -> ApproachRow | None:
+        """The row under the pointer."""
         table = self.query_one(MatrixTable)
         if table.matrix is None or table.cursor is None:
             return None
@@ -72,9 +109,16 @@ class MatrixScreen(FramedScreen):
     def action_move(self, by: int) -> None:
         """Move the pointer; it stops at both ends."""
         table = self.query_one(MatrixTable)
-        if table.matrix is not None:
-            table.cursor = min(max((table.cursor or 0) + by, 0), len(table.matrix.rows) - 1)
+        rows = table.shown_rows()
+        if rows and table.cursor is not None:
+            at = rows.index(table.cursor) if table.cursor in rows else 0
+            table.cursor = rows[min(max(at + by, 0), len(rows) - 1)]
             self._show_detail()
+            self.query_one("#detail-scroll", VerticalScroll).scroll_home(animate=False)
+
+    def action_scroll(self, lines: int) -> None:
+        """Scroll what is below the table."""
+        self.query_one("#detail-scroll", VerticalScroll).scroll_relative(y=lines, animate=False)
 
     def action_recommended(self) -> None:
         """Pointer to the recommended row."""
@@ -84,13 +128,17 @@ class MatrixScreen(FramedScreen):
             self._show_detail()
 
     def action_explain(self) -> None:
-        """Words or parts."""
+        """Words or figures."""
         self._explaining = not self._explaining
         self._show_detail()
 
+    def action_hardware(self) -> None:
+        """Plan for another card."""
+        self.scaler.open_hardware()
+
     def action_choose(self) -> None:
         """Review the chosen approach; one that cannot run from here says why instead."""
-        row = self._row
+        row = self.row
         if row is None:
             return
         if not row.runnable:
@@ -99,42 +147,61 @@ class MatrixScreen(FramedScreen):
         self.scaler.open_review(row.id)
 
     def _show_detail(self) -> None:
-        row, matrix = self._row, self.scaler.wizard.matrix
-        if row is None or matrix is None:
+        row, machine = self.row, self.scaler.wizard.machine
+        bar = self.query_one(FitBar)
+        if row is None or machine is None:
+            bar.display = False
+            self.query_one("#detail", Static).update("")
             return
-        text = self._parts(row) if self._explaining else self._words(row)
-        self.query_one("#detail", Static).update(text)
+        from scaler_tui.wizard import free_bytes_for
 
-    def _words(self, row: ApproachRow) -> Text:
-        matrix = self.scaler.wizard.matrix
+        on_gpu = row.vram.likely > 0
+        bar.display = not self._explaining
+        bar.legend = self.size.height >= 23
+        bar.show(row.vram if on_gpu else row.ram, free_bytes_for(row.id, machine), "VRAM" if on_gpu else "RAM")
+        self.query_one("#detail", Static).update(self._figures(row) if self._explaining else self._words(row))
+
+    def _words(self, row: ApproachRow) -> Content:
+        matrix, wizard = self.scaler.wizard.matrix, self.scaler.wizard
         assert matrix is not None
-        text = Text()
-        text.append(f"{row.title}", "bold")
-        text.append(f": {row.reason}\n")
-        text.append(f"Fits? {row.verdict}: {row.verdict_reason}\n")
-        if row.settings:
-            text.append(f"Assumes: {row.settings}\n")
-        text.append(f"Capacity: {row.effective_capacity}\nExpected: {row.performance}\n")
-        if not row.runnable:
-            text.append(f"Runs from here: no. {row.not_runnable_reason}\n")
+        bold = "bold"
+        parts: list[Content | str | tuple[str, str]] = [(row.title, bold), f": {row.reason}\n"]
+        parts += [("Fits? ", bold), f"{row.verdict}: {row.verdict_reason}\n"]
         if row.id == matrix.recommended:
-            text.append(f"Recommended: {matrix.recommendation}\n", "bold")
+            parts += [(f"{self.signs.star} Recommended: ", bold), f"{matrix.recommendation}\n"]
         elif row.id in matrix.otherwise:
-            text.append(f"Instead of the recommended one: {matrix.otherwise[row.id]}\n")
-        for warning in matrix.warnings:
-            text.append(f"{self.signs.warn} {warning}\n")
-        return text
+            parts += [("Instead of the recommended one: ", bold), f"{matrix.otherwise[row.id]}\n"]
+        if not row.runnable:
+            parts += [("Runs from here: no. ", bold), f"{row.not_runnable_reason}\n"]
+        parts += [("Capacity: ", bold), f"{row.effective_capacity}\n", ("Expected: ", bold), f"{row.performance}\n"]
+        if row.settings:
+            parts += [("Assumes: ", bold), f"{row.settings}\n"]
+        if wizard.data_words:
+            parts += [("Data: ", bold), f"{wizard.data_words}\n"]
+        parts += [f"{self.signs.warn} {warning}\n" for warning in matrix.warnings]
+        return Content.assemble(*parts)
 
-    def _parts(self, row: ApproachRow) -> Text:
+    def _figures(self, row: ApproachRow) -> Content:
         from engine.advise.explain import explain
 
-        text = Text(no_wrap=True)
-        for column in _EXPLAINED:
-            lines = explain(row, column)
-            if not lines:
+        width = max(self.size.width - 5, 30)
+        parts: list[Content | str | tuple[str, str]] = []
+        for column, heading in _EXPLAINED.items():
+            if column == "vram" and not row.vram.likely:
                 continue
-            text.append(f"{row.title}: {column}\n", "bold")
-            for line in lines:
-                text.append(f"  {line.label:<20} {line.value:>11}  ")
-                text.append(f"{line.formula}{f'  [{line.source}]' if line.source else ''}\n", "dim")
-        return text
+            parts.append((f"{heading} of {row.title}\n", "bold"))
+            for line in explain(row, column):
+                about = f"{line.formula}{f'  [{line.source}]' if line.source else ''}"
+                if len(line.value) > 14:
+                    about, value = f"{line.value}  {about}".strip(), ""
+                else:
+                    value = line.value
+                start = f"  {line.label:<20} {value:>11}  "
+                indent = len(start) if width - len(start) >= 24 else 6
+                wrapped = textwrap.wrap(about, width - indent) or [""]
+                if indent == 6 and about:
+                    parts += [f"{start.rstrip()}\n", *((f"{' ' * 6}{text}\n", QUIET) for text in wrapped)]
+                    continue
+                parts += [start, (f"{wrapped[0]}\n", QUIET)]
+                parts += [(f"{' ' * indent}{text}\n", QUIET) for text in wrapped[1:]]
+        return Content.assemble(*parts)

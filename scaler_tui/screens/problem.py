@@ -8,6 +8,8 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.events import Resize
+from textual.geometry import Size
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -55,9 +57,9 @@ class ProblemScreen(ModalScreen[None]):
             lines = [self.error.code, self.error.what, self.error.cause, self.error.next_step]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
-            self.notify(f"Could not write {path}: {error.strerror}", severity="error")
+            self.notify(f"Could not write {path}: {error.strerror}", severity="error", markup=False)
             return
-        self.notify(f"Saved: {path}")
+        self.notify(f"Saved: {path}", markup=False)
 
 
 class ConfirmScreen(ModalScreen[bool]):
@@ -92,11 +94,28 @@ class ConfirmScreen(ModalScreen[bool]):
         self.dismiss(False)
 
 
+def is_too_small(size: Size) -> bool:
+    """Whether nothing useful can be drawn in `size`."""
+    return size.width < SMALLEST[0] or size.height < SMALLEST[1]
+
+
 class TooSmallScreen(ModalScreen[None]):
-    """Shown while the terminal is smaller than anything could be drawn in."""
+    """Shown while the terminal is smaller than anything could be drawn in; goes by itself when it grows."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q", "app.leave", "Leave")]
 
     def compose(self) -> ComposeResult:
         """One line that fits in 20 columns."""
         yield Static(f"Need {SMALLEST[0]}x{SMALLEST[1]}. q leaves", id="too-small")
+
+    def on_resize(self, event: Resize) -> None:
+        """Large enough again?"""
+        self._go_if_large()
+
+    def on_screen_resume(self) -> None:
+        """A dialog above this one was closed."""
+        self._go_if_large()
+
+    def _go_if_large(self) -> None:
+        if self.is_current and not is_too_small(self.app.size):
+            self.dismiss()

@@ -1,4 +1,4 @@
-"""One question at a time, with why it is asked, and the comparison matrix moving beside it.
+"""One question at a time, with why it is asked, and the comparison matrix moving under it.
 
 Owns drawing and keys of any question of the graph. Must not know a particular question.
 """
@@ -8,84 +8,108 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.containers import Container, Vertical
+from textual.containers import Vertical
+from textual.events import Resize
 from textual.widget import Widget
-from textual.widgets import Input, OptionList, Static
-from textual.widgets.option_list import Option
+from textual.widgets import Input, OptionList
 
 from engine.advise.questions import QuestionKind
 from engine.errors import EngineError
+from scaler_tui.feeds.data_check import DataChecked
 from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.screens.base import FramedScreen
+from scaler_tui.widgets.choice_list import ChoiceList, option_line
+from scaler_tui.widgets.fitted_text import FittedText, LineBudget
 from scaler_tui.widgets.matrix_table import MatrixTable
 
 if TYPE_CHECKING:
-    from engine.advise.option_state import OptionState
     from engine.advise.questions import AnswerValue, Question
 
 _PLACEHOLDERS = {
-    QuestionKind.NUMBER: "or type a number (t), for example 32k or 1.5M",
+    QuestionKind.NUMBER: "or type a number (t): 32k, 1.5M",
     QuestionKind.TEXT: "or type it (t)",
     QuestionKind.PATH: "or type the path of a file (t)",
-    QuestionKind.MODEL: "or type a folder, a hub id or a known name (t)",
+    QuestionKind.MODEL: "or type a folder, hub id or known name (t)",
 }
+QUIET, BAD, NEWS = "$foreground 80%", "$text-error", "$text-accent"
+SHORTEST_MATRIX = 4
+"""Lines below which the matrix says too little to be worth any."""
 
 
 class QuestionScreen(FramedScreen):
     """The same screen for every step: the next question replaces the text, so a step costs few bytes."""
 
     place = "questions"
+    AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
-        *[Binding(str(n), f"pick({n})", show=False) for n in range(1, 10)],
-        Binding("j", "cursor(1)", show=False),
-        Binding("k", "cursor(-1)", show=False),
         Binding("enter", "accept", "Next"),
-        Binding("b,backspace,left", "back", "Back", key_display="b"),
-        Binding("escape", "back", show=False),
-        Binding("r", "recommended", "Recommended"),
-        Binding("m", "matrix", "Matrix"),
-        Binding("w", "hardware", "Other card"),
+        Binding("b,backspace,left,escape", "back", "Back", key_display="b"),
         Binding("t", "type", "Type it"),
+        Binding("r", "recommended", "Recommended", tooltip="Pointer to the recommended option"),
+        Binding("m", "matrix", "Matrix", tooltip="The whole comparison, with every figure explained"),
+        Binding("w", "hardware", "Other card", tooltip="What if: plan for another card"),
+        Binding("d", "data", "Data", tooltip="The report on the training rows"),
+        *[Binding(str(n), f"pick({n})", "Answer directly", show=False) for n in range(1, 10)],
+        Binding("j", "cursor(1)", "Move", show=False),
+        Binding("k", "cursor(-1)", "Move", show=False),
     ]
 
     def body(self) -> Iterable[Widget]:
-        """Question on one side (or above), matrix on the other (or below)."""
-        with Container(id="question"):
-            with Vertical(id="ask"):
-                yield Static(id="text")
-                yield Static(id="why")
-                yield Static(id="changed")
-                yield OptionList(id="options", compact=True)
-                yield Static(id="hint")
-                yield Input(id="field", compact=True)
-            with Vertical(id="compare"):
-                yield MatrixTable(id="matrix")
-                yield Static(id="recommendation")
+        """Question above, matrix below."""
+        with Vertical(id="ask"):
+            yield FittedText(id="text", tone="bold")
+            yield FittedText(id="why", tone=QUIET)
+            yield FittedText(id="notice")
+            yield ChoiceList(id="options", compact=True)
+            yield FittedText(id="hint", tone=QUIET)
+            yield Input(id="field", compact=True)
+        with Vertical(id="compare"):
+            yield MatrixTable(id="matrix")
+            yield FittedText(id="recommendation")
 
     def on_mount(self) -> None:
         """Show the current question."""
-        self._states: tuple[OptionState, ...] = ()
-        self.show_question()
+        self._drawn: object = None
+        self.show_question(news=self.scaler.wizard.session.message)
 
     def on_screen_resume(self) -> None:
-        """Machine or matrix may have changed while another screen was in front."""
+        """Machine, answers or matrix may have changed while another screen was in front."""
         super().on_screen_resume()
-        self._fill_options(keep=True)
-        self.show_matrix()
+        if self._asked != self.question.id:
+            self.show_question()
+        else:
+            self.show_news()
 
     def on_startup_news(self, news: StartupNews) -> None:
-        """Machine or model arrived: figures can be shown now."""
-        if news.machine is not None or news.architecture is not None:
-            self._fill_options(keep=True)
-            self.refresh_title()
-            self.show_matrix()
+        """Machine or model arrived (or the model could not be read): figures can be shown now."""
+        if news.machine is not None or news.model:
+            self.show_news()
+
+    def on_data_news(self, message: DataChecked) -> None:
+        """The rows were counted."""
+        if message.error is not None:
+            self._say(f"Data: {message.error.what} {message.error.next_step}", BAD)
+        self.show_news()
+
+    def on_resize(self, event: Resize) -> None:
+        """Share the lines anew."""
+        self.call_after_refresh(self.fit)
 
     @property
     def question(self) -> Question:
-        """The question on screen."""
+        """The question in hand."""
         return self.scaler.wizard.session.current
+
+    @property
+    def options(self) -> ChoiceList:
+        """The list."""
+        return self.query_one("#options", ChoiceList)
+
+    @property
+    def field(self) -> Input:
+        """The field for typed answers."""
+        return self.query_one("#field", Input)
 
     def title_text(self) -> str:
         """ "step 3 of 9"."""
@@ -93,89 +117,115 @@ class QuestionScreen(FramedScreen):
         return f"step {step} of {of}"
 
     # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def show_question(self, changed: str = "") -> None:
+    def show_question(self, news: str = "") -> None:
         """Put the current question on the screen."""
-        question = self.question
-        self.query_one("#text", Static).update(question.text)
-        self.query_one("#why", Static).update(f"Why: {question.why}")
-        line = self.query_one("#changed", Static)
-        line.update(f"Changed: {changed}")
-        line.display = bool(changed)
-        self.query_one("#why").display = not changed
-        options, field = self.query_one("#options", OptionList), self.query_one("#field", Input)
-        typing = question.kind is not QuestionKind.CHOICE
-        options.display = bool(question.options)
-        field.display = typing
-        if typing:
-            value = self.scaler.wizard.session.value(question.id)
-            field.value = "" if self._is_option(value) else str(value)
-            field.placeholder = _PLACEHOLDERS[question.kind]
-        self._fill_options(keep=False)
-        (options if question.options else field).focus()
+        question, wizard = self.question, self.scaler.wizard
+        self._asked = question.id
+        self._text("text").say(question.text)
+        self._text("why").say(f"Why: {question.why}")
+        self._say(news, NEWS)
+        self.field.display = question.kind is not QuestionKind.CHOICE
+        value = wizard.session.value(question.id)
+        values = [option.value for option in question.options]
+        typed = value not in values
+        if self.field.display:
+            self.field.value = str(value) if typed else ""
+            self.field.placeholder = _PLACEHOLDERS[question.kind]
+        pointer = values.index(value) if value in values else 0
+        self.options.show(wizard.option_states(question), self.signs, pointer=pointer)
+        (self.field if typed and self.field.display else self.options).focus(scroll_visible=False)
         self.refresh_bindings()
         self.refresh_title()
         self.show_matrix()
 
-    def _is_option(self, value: AnswerValue) -> bool:
-        return any(option.value == value for option in self.question.options)
+    def show_news(self) -> None:
+        """Something outside the question changed: options, title and matrix follow."""
+        self.options.show(self.scaler.wizard.option_states(self.question), self.signs, pointer=self.options.highlighted)
+        self.refresh_title()
+        self.refresh_bindings()
+        self.show_matrix()
 
-    def _fill_options(self, *, keep: bool) -> None:
-        question, wizard = self.question, self.scaler.wizard
-        options = self.query_one("#options", OptionList)
-        highlighted = options.highlighted if keep else None
-        self._states = wizard.option_states(question)
-        options.clear_options()
-        for number, state in enumerate(self._states, start=1):
-            options.add_option(Option(self._option_text(number, state), disabled=not state.enabled))
-        if not self._states:
-            return
-        if highlighted is None:
-            values = [state.option.value for state in self._states]
-            answer = wizard.session.value(question.id)
-            highlighted = values.index(answer) if answer in values else 0
-        options.highlighted = highlighted
+    def _text(self, name: str) -> FittedText:
+        return self.query_one(f"#{name}", FittedText)
 
-    def _option_text(self, number: int, state: OptionState) -> Text:
-        line = Text()
-        line.append(f"{number} ", "bold")
-        line.append(state.option.label)
-        if state.recommended:
-            line.append(f"  {self.signs.star} recommended", "bold")
-        if not state.enabled:
-            line.append(f"  {self.signs.no} not possible: {state.reason}", "dim")
-        elif state.option.hint:
-            line.append(f"  {state.option.hint}", "dim")
-        return line
+    def _say(self, text: str, tone: str) -> None:
+        """The line for what happened: it stays until the next step."""
+        self._text("notice").say(text, tone=tone)
 
-    def _show_hint(self) -> None:
-        """The option under the pointer in full: hint, what it would change, or why it is not possible."""
-        options = self.query_one("#options", OptionList)
-        text = self.question.affects and f"Changes {self.question.affects}."
-        if options.highlighted is not None and options.highlighted < len(self._states):
-            state = self._states[options.highlighted]
-            parts = [state.reason] if not state.enabled else [state.option.hint, state.effect]
-            told = "; ".join(part for part in parts if part)
-            text = f"{state.option.label}: {told}. {text}" if told else text
-        self.query_one("#hint", Static).update(text)
+    def _preview(self) -> AnswerValue | None:
+        state = self.options.state
+        if state is None or not state.enabled or self.field.has_focus:
+            return None
+        return state.option.value
 
     def show_matrix(self) -> None:
         """The matrix under the answers so far, with the option under the pointer taken as given."""
         wizard = self.scaler.wizard
-        table = self.query_one(MatrixTable)
-        options = self.query_one("#options", OptionList)
-        preview = None
-        if options.display and options.highlighted is not None and options.highlighted < len(self._states):
-            state = self._states[options.highlighted]
-            preview = state.option.value if state.enabled else None
-        self._show_hint()
-        matrix = wizard.preview(self.question, preview) if preview is not None else wizard.matrix
-        table.matrix = matrix
-        line = self.query_one("#recommendation", Static)
+        preview = self._preview()
+        answers = wizard.session.answers()
+        drawn = (self.question.id, preview, wizard.machine, wizard.architecture, answers)
+        if drawn != self._drawn:
+            self._drawn = drawn
+            table = self.query_one(MatrixTable)
+            table.waiting = wizard.waiting_for
+            table.matrix = wizard.matrix if preview is None else wizard.preview(self.question, preview)
+        self._show_words()
+        self.fit()
+
+    def _show_words(self) -> None:
+        wizard, matrix = self.scaler.wizard, self.query_one(MatrixTable).matrix
+        problem, notice = wizard.model_problem, self._text("notice")
+        if problem is not None and not notice.plain:
+            text = f"{self.signs.no} {problem.what} {problem.cause} {problem.next_step}".replace("  ", " ")
+            self._say(text + ("" if self.question.id == "model" else " Go back (b) to choose another."), BAD)
+        self._text("hint").say(self._hint())
         if matrix is None:
-            line.update("The matrix appears when machine and model are known.")
-        else:
-            row = matrix.row(matrix.recommended)
-            line.update(Text.assemble((f"{self.signs.star} {row.title}: ", "bold"), matrix.recommendation))
+            self._text("recommendation").say("")
+            return
+        row = matrix.row(matrix.recommended)
+        data = f" Data: {wizard.data_words}." if wizard.data_is_checked and wizard.data_words else ""
+        title = f"{self.signs.star} {row.title}:"
+        self._text("recommendation").say(f"{title} {matrix.recommendation}{data}", lead=len(title))
+
+    def _hint(self) -> str:
+        """What the option under the pointer would change, or why it is not possible."""
+        affects = f"Changes {self.question.affects}." if self.question.affects else ""
+        state = self.options.state
+        if state is None or self.field.has_focus:
+            return affects
+        if not state.enabled:
+            return f"{self.signs.no} Not possible: {state.reason}."
+        line = option_line(1, state, self.signs).cell_length
+        parts = [state.option.hint if line > self.size.width - 2 else "", state.effect]
+        told = "; ".join(part for part in parts if part)
+        return f"This: {told}. {affects}" if told else affects
+
+    def fit(self) -> None:
+        """Give every part its lines: options first, then one line of each, then the matrix, then the rest."""
+        width, rows = self.size.width - 2, self.size.height - 2
+        tall = rows >= 32
+        needs = {name: self._text(name).need(width) for name in ("text", "why", "notice", "hint", "recommendation")}
+        lines = dict.fromkeys(needs, 0)
+        budget = LineBudget(rows - needs["text"] - (7 if tall else 1) - int(self.field.display))
+        lines["text"] = needs["text"]
+        lines["notice"] = budget.take(min(needs["notice"], 3 if tall else 2))
+        options = budget.take(self.options.option_count)
+        for name in ("recommendation", "hint", "why"):
+            lines[name] = budget.take(min(needs[name], 1))
+        table = self.query_one(MatrixTable)
+        height = 1 + len(table.matrix.rows) if table.matrix else 1
+        given = budget.take(height)
+        if given < min(height, SHORTEST_MATRIX):
+            budget.spare, given = budget.spare + given, 0
+        for name in ("notice", "recommendation", "hint", "why"):
+            lines[name] += budget.take(min(needs[name], 4) - lines[name])
+        for name, count in lines.items():
+            self._text(name).fit(width, count)
+        table.display = bool(given)
+        table.limit = given - 1
+        self.query_one("#compare").display = bool(given or lines["recommendation"])
+        self.options.styles.max_height = max(options, 2)
+        self.set_class(tall, "-roomy")
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -186,7 +236,7 @@ class QuestionScreen(FramedScreen):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Enter on an option."""
         event.stop()
-        self._answer(self._states[event.option_index].option.value)
+        self.action_pick(event.option_index + 1)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Enter in the field."""
@@ -196,41 +246,39 @@ class QuestionScreen(FramedScreen):
         try:
             self._answer(parse_answer(self.question, event.value))
         except EngineError as error:
-            self._refuse(error)
+            self._refuse(f"{error.what} {error.next_step}")
 
     def action_accept(self) -> None:
         """Enter when neither list nor field took it."""
-        if self.query_one("#options").display:
-            self.query_one("#options", OptionList).action_select()
+        self.options.action_select()
 
     def action_cursor(self, by: int) -> None:
         """vi keys."""
-        options = self.query_one("#options", OptionList)
-        if by > 0:
-            options.action_cursor_down()
-        else:
-            options.action_cursor_up()
+        (self.options.action_cursor_down if by > 0 else self.options.action_cursor_up)()
 
     def action_pick(self, number: int) -> None:
-        """A digit answers directly."""
-        if 1 <= number <= len(self._states):
-            state = self._states[number - 1]
-            if state.enabled:
-                self._answer(state.option.value)
-            else:
-                self.notify(state.reason, title=state.option.label, severity="warning")
+        """A digit answers directly; an impossible option says why not."""
+        states = self.options.states
+        if not 1 <= number <= len(states):
+            return
+        state = states[number - 1]
+        if state.enabled:
+            self._answer(state.option.value)
+        else:
+            self._refuse(f"{state.option.label} is not possible: {state.reason}.")
 
     def action_recommended(self) -> None:
         """Pointer to the recommended option."""
-        for index, state in enumerate(self._states):
+        for index, state in enumerate(self.options.states):
             if state.recommended:
-                self.query_one("#options", OptionList).highlighted = index
+                self.options.focus()
+                self.options.highlighted = index
 
     def action_back(self) -> None:
         """One question back, keeping every answer; from the first one out of the questions."""
-        field = self.query_one("#field", Input)
-        if field.has_focus and self._states:
-            self.query_one("#options").focus()
+        if self.field.has_focus and self.options.option_count:
+            self.options.focus()
+            self.show_matrix()
             return
         session = self.scaler.wizard.session
         if session.position()[0] == 1:
@@ -241,13 +289,16 @@ class QuestionScreen(FramedScreen):
 
     def action_type(self) -> None:
         """Into the field, where the question has one."""
-        if self.query_one("#field").display:
-            self.query_one("#field", Input).focus()
+        if self.field.display:
+            self.field.focus()
+            self.show_matrix()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The footer offers only what this question can do."""
+        """The key line offers only what this question can do."""
         if action == "type":
             return self.is_mounted and self.question.kind is not QuestionKind.CHOICE
+        if action == "data":
+            return self.is_mounted and bool(self.scaler.wizard.data_file)
         return True
 
     def action_matrix(self) -> None:
@@ -258,21 +309,29 @@ class QuestionScreen(FramedScreen):
         """Plan for another card."""
         self.scaler.open_hardware()
 
-    def _refuse(self, error: EngineError) -> None:
-        self.notify(f"{error.what} {error.next_step}".strip(), title="Not accepted", severity="warning", timeout=8)
+    def action_data(self) -> None:
+        """The report on the rows."""
+        self.scaler.open_data()
+
+    def _refuse(self, sentence: str) -> None:
+        """Say what is wrong beside the question; it stays to be answered."""
+        self._say(f"{self.signs.no} {sentence}".strip(), BAD)
+        self.fit()
 
     def _answer(self, value: AnswerValue) -> None:
         """Take the answer, say what it changed, go on."""
         wizard = self.scaler.wizard
-        asked = self.question.id
+        asked, model = self.question.id, wizard.model_source
         try:
             report = wizard.answer(value)
         except EngineError as error:
-            self._refuse(error)
+            self._refuse(f"{error.what} {error.next_step}")
             return
-        if asked == "model":
+        if asked == "model" and (wizard.model_source != model or wizard.architecture is None):
             self.scaler.read_model(wizard.model_source)
+        if asked == "data":
+            self.scaler.check_data(only_local=True)
         if wizard.session.finished:
             self.scaler.open_matrix()
         else:
-            self.show_question(" ".join(report.sentences))
+            self.show_question(f"Changed: {' '.join(report.sentences)}" if report.sentences else "")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
+from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
@@ -30,12 +30,13 @@ class WelcomeScreen(FramedScreen):
     """Menu of starting points; filled in as the machine and the runs are read."""
 
     place = "welcome"
+    AUTO_FOCUS = "#menu"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "choose", "Choose", show=True, priority=False),
-        *[Binding(str(n), f"pick({n})", show=False) for n in range(1, 8)],
-        Binding("j", "cursor_down", show=False),
-        Binding("k", "cursor_up", show=False),
-        Binding("ctrl+t", "app.next_theme", "Theme"),
+        Binding("enter", "choose", "Choose"),
+        *[Binding(str(n), f"pick({n})", "Choose directly", show=False) for n in range(1, 8)],
+        Binding("j", "cursor_down", "Move", show=False),
+        Binding("k", "cursor_up", "Move", show=False),
+        Binding("ctrl+t", "next_theme", "Theme", tooltip="Next colour theme"),
     ]
 
     def __init__(self) -> None:
@@ -46,19 +47,18 @@ class WelcomeScreen(FramedScreen):
     def body(self) -> Iterable[Widget]:
         """Intro, menu, what the machine is."""
         yield Static(_INTRO, id="intro")
-        yield OptionList(id="menu")
-        yield Static("Looking at the machine ...", id="machine-line")
+        yield OptionList(id="menu", compact=True)
+        yield Static("Looking at the machine ...", id="machine-facts", markup=False)
 
     def on_mount(self) -> None:
         """The menu is there at once; runs and machine arrive when they are read."""
         self._fill()
-        self.query_one("#menu").focus()
 
     def on_screen_resume(self) -> None:
         """Coming back: answers and runs may have changed."""
         super().on_screen_resume()
-        self._fill()
-        self.scaler.look_again()
+        self._show_machine()
+        self.call_after_refresh(self.scaler.look_again)
 
     def on_startup_news(self, news: StartupNews) -> None:
         """Machine or runs were read."""
@@ -66,12 +66,19 @@ class WelcomeScreen(FramedScreen):
             self._runs = news.runs
             self._saved_step = news.saved_step
             self._fill()
+            if news.saved_message:
+                self.notify(news.saved_message, title="Saved answers", severity="warning", timeout=10, markup=False)
         self.refresh_title()
+        if news.machine is not None:
+            self._show_machine()
+
+    def _show_machine(self) -> None:
         machine = self.scaler.wizard.machine
-        if machine is not None:
-            problems = len(machine.problems)
-            hint = f"  {problems} note(s): press 5 or choose This machine." if problems else ""
-            self.query_one("#machine-line", Static).update(Text(f"This machine: {machine.label}.{hint}"))
+        if machine is None:
+            return
+        from scaler_tui.screens.hardware import describe
+
+        self.query_one("#machine-facts", Static).update(describe(machine, notes=False))
 
     def _entries(self) -> list[tuple[str, str, str]]:
         entries = []
@@ -95,18 +102,22 @@ class WelcomeScreen(FramedScreen):
     def _fill(self) -> None:
         menu = self.query_one("#menu", OptionList)
         entries = self._entries()
-        if [option.id for option in menu.options] == [entry[0] for entry in entries]:
-            highlighted = menu.highlighted
-        else:
-            highlighted = 0
-        menu.clear_options()
+        before = [option.id for option in menu.options]
+        at = menu.highlighted if before == [entry[0] for entry in entries] else None
+        if before and at is None and menu.highlighted is not None:  # stay on the line the user is on
+            ids = [entry[0] for entry in entries]
+            held = before[menu.highlighted]
+            at = ids.index(held) if held in ids and menu.highlighted > 0 else 0
+        options = []
         for number, (identity, title, hint) in enumerate(entries, start=1):
-            line = Text(no_wrap=True, overflow="ellipsis")
-            line.append(f"{number} ", "bold")
-            line.append(title, "bold")
-            line.append(f"  {hint}", "dim")
-            menu.add_option(Option(line, id=identity))
-        menu.highlighted = highlighted
+            line = Content.assemble((f"{number} {title}", "bold"), (f"  {hint}", "$foreground 75%"))
+            options.append(Option(line, id=identity))
+        menu.set_options(options)
+        menu.highlighted = at or 0
+
+    def action_next_theme(self) -> None:
+        """The next palette."""
+        self.scaler.action_next_theme()
 
     def action_cursor_down(self) -> None:
         """vi keys work too."""

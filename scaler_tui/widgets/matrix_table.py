@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rich.style import Style
 from rich.text import Text
 from textual.app import RenderResult
 from textual.reactive import reactive
@@ -88,7 +89,7 @@ class MatrixTable(Widget):
     DEFAULT_CSS = """
     MatrixTable { height: auto; width: 1fr; }
     """
-    COMPONENT_CLASSES = {  # noqa: RUF012
+    COMPONENT_CLASSES = {
         "matrix--heading",
         "matrix--fits",
         "matrix--tight",
@@ -100,11 +101,25 @@ class MatrixTable(Widget):
 
     matrix: reactive[Matrix | None] = reactive(None, layout=True)
     cursor: reactive[int | None] = reactive(None)
+    limit: reactive[int] = reactive(99, layout=True)
+    """How many rows there is room for: the recommended one comes first, the rest in the engine's order."""
+    waiting: reactive[str] = reactive("Looking at the machine and the model ...", layout=True)
+    """What it says as long as there is no matrix."""
+
+    def shown_rows(self) -> list[int]:
+        """Indices of the rows that are drawn."""
+        if self.matrix is None:
+            return []
+        ids = [row.id for row in self.matrix.rows]
+        if self.limit >= len(ids):
+            return list(range(len(ids)))
+        first = ids.index(self.matrix.recommended)
+        return sorted([first, *[index for index in range(len(ids)) if index != first][: max(self.limit - 1, 0)]])
 
     def render(self) -> RenderResult:
         """Heading and rows."""
         if self.matrix is None:
-            return Text("Looking at the machine and the model ...")
+            return Text(self.waiting)
         policy = getattr(self.app, "policy", None)
         signs = glyphs(policy.unicode if policy else True)
         width = self.content_size.width or 80
@@ -115,9 +130,13 @@ class MatrixTable(Widget):
         for column, cells in columns:
             heading += "  " + (column.heading.rjust(cells) if column.right else column.heading.ljust(cells))
         text.append(heading.rstrip(), self.get_component_rich_style("matrix--heading", partial=True))
-        for index, row in enumerate(self.matrix.rows):
+        for index in self.shown_rows():
+            line = self._line(self.matrix.rows[index], index, columns, title_cells, signs)
+            if index == self.cursor:
+                line.pad_right(max(width - line.cell_len, 0))
+                line.stylize(self.get_component_rich_style("matrix--cursor", partial=True))
             text.append("\n")
-            text.append_text(self._line(row, index, columns, title_cells, signs))
+            text.append_text(line)
         return text
 
     def _line(
@@ -126,18 +145,10 @@ class MatrixTable(Widget):
         recommended = self.matrix is not None and row.id == self.matrix.recommended
         pointer = signs.pointer if index == self.cursor else signs.star if recommended else " "
         line = Text()
-        title_style = (
-            self.get_component_rich_style(
-                "matrix--recommended"
-                if recommended
-                else "matrix--dim"
-                if row.verdict is Verdict.NO
-                else "matrix--plain",
-                partial=True,
-            )
-            if recommended or row.verdict is Verdict.NO
-            else ""
-        )
+        title_style: Style | str = ""
+        if recommended or row.verdict is Verdict.NO:
+            name = "matrix--recommended" if recommended else "matrix--dim"
+            title_style = self.get_component_rich_style(name, partial=True)
         line.append(f"{pointer} ", title_style)
         line.append(row.title.ljust(title_cells), title_style)
         for column, cells in columns:
@@ -151,6 +162,4 @@ class MatrixTable(Widget):
             )
             line.append("  ")
             line.append(cell.rjust(cells) if column.right else cell.ljust(cells), style)
-        if index == self.cursor:
-            line.stylize(self.get_component_rich_style("matrix--cursor", partial=True))
         return line

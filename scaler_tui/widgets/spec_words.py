@@ -1,0 +1,57 @@
+"""A frozen spec as labelled lines, for the page on which a run is agreed to.
+
+Owns the wording of settings. Must not choose or compute any: they are the spec's.
+"""
+
+from __future__ import annotations
+
+from engine.advise.matrix import ApproachRow
+from engine.jobs.spec import JobSpec
+from engine.units import format_bytes, format_duration, format_range, format_usd
+
+
+def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
+    """(label, words) of what will be done."""
+    data, adapter, training = spec.data, spec.adapter, spec.training
+    extras = (", rsLoRA" if adapter.rslora else "") + (", DoRA" if adapter.dora else "")
+    base = "unquantised"
+    if spec.quantization_kind != "none":
+        double = ", double quantisation" if spec.quantization.double else ""
+        base = f"4-bit {spec.quantization_kind.upper()}{double}"
+    passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    checkpointing = ", gradient checkpointing" if training.gradient_checkpointing else ""
+    packing = "packed" if data.packing else "padded"
+    merged = "; merged model at the end" if spec.output.merge else "; an adapter at the end"
+    return [
+        ("Sequence", f"{data.max_length} tokens, {packing}, loss on {data.train_on}"),
+        ("Adapter", f"rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}{extras}"),
+        ("Base", f"{base}, compute {training.dtype}"),
+        (
+            "Training",
+            f"{passes}, batch {training.batch_size} x {training.gradient_accumulation}, "
+            f"rate {training.learning_rate:g} {training.schedule}{checkpointing}",
+        ),
+        ("Saved", f"every {spec.checkpoint.every_steps} steps, {spec.checkpoint.keep} kept{merged}"),
+    ]
+
+
+def price_lines(spec: JobSpec, row: ApproachRow | None) -> list[tuple[str, str]]:
+    """(label, words) of what it will cost."""
+    promise = spec.prediction
+    lines = []
+    if promise.seconds_high:
+        span = format_range(format_duration(promise.seconds_low), format_duration(promise.seconds_high))
+        lines.append(("Time", f"{span}, likely {format_duration(promise.seconds_likely)} [{promise.origin}]"))
+    if row is not None:
+        budget = f"; stops at {format_usd(spec.cost.budget_usd)}" if spec.cost.budget_usd else ""
+        rate = f" at {format_usd(spec.cost.usd_per_hour)} an hour" if spec.cost.usd_per_hour else " (electricity)"
+        span = format_range(format_usd(row.cost_usd.low), format_usd(row.cost_usd.high))
+        lines.append(("Cost", f"{span}{rate}{budget}"))
+        lines.append(("Disk", f"{format_bytes(row.disk.likely)} (up to {format_bytes(row.disk.high)})"))
+    return lines
+
+
+def data_line(spec: JobSpec, checked: str) -> tuple[str, str]:
+    """(label, words): the file, what is held out, and what the check counted."""
+    heldout = spec.data.heldout or f"{spec.data.heldout_fraction:.0%} set aside"
+    return "Data", f"{spec.data.train}; held-out: {heldout}" + (f"; {checked}" if checked else "")
