@@ -56,7 +56,12 @@ class Answers:
     @property
     def rented(self) -> bool:
         """Whether the hardware is paid by the hour."""
-        return self.text("hardware") == "rented"
+        return self.text("hardware") in ("rented", "this-rented")
+
+    @property
+    def plans_for_this(self) -> bool:
+        """Whether the job is for this very machine, owned or rented."""
+        return self.text("hardware") in ("this", "this-rented")
 
 
 def answers_of(given: Mapping[str, AnswerValue] | None = None, *, measured_tokens: int | None = None) -> Answers:

@@ -10,7 +10,7 @@ from typing import Any
 from engine.advise.amounts import cost_of, device_of, disk_of, hours_of
 from engine.advise.answers import Answers
 from engine.advise.approaches import Approach, TargetModel, load_approaches
-from engine.advise.fit import NO_HOURS, TIGHT_HOURS, Plan, plan_of
+from engine.advise.fit import NO_HOURS, TIGHT_HOURS, Plan, missing_library, plan_of
 from engine.advise.matrix import ApproachRow, Matrix
 from engine.advise.recommend import recommend
 from engine.estimate.estimate import Estimate, Origin, Verdict
@@ -145,6 +145,8 @@ def settings_words(plan: Plan) -> str:
 
 def _verdict(plan: Plan, machine: Machine, ram: Estimate, disk: Estimate, hours: Estimate) -> tuple[Verdict, str]:
     """Memory first (upper bound against free), then time (90 days, a year), then host RAM and disk (at best tight)."""
+    if missing := missing_library(plan, machine):
+        return Verdict.NO, missing
     verdict, free = plan.memory_verdict, plan.devices.free_bytes
     where = (
         "this machine has"

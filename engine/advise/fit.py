@@ -175,3 +175,13 @@ def workspace_bytes(devices: Devices) -> int:
     """cuBLAS workspaces of two threads: 8.1 MiB each, 32 MiB each from Hopper on."""
     capability = devices.gpus[0].compute_capability if devices.gpus else None
     return _HOPPER_WORKSPACE_BYTES if capability is not None and capability[0] >= 9 else _SMALLER_WORKSPACE_BYTES
+
+
+INSTALL_BITSANDBYTES = "Install it: pip install bitsandbytes. Or choose an approach without 4-bit weights."
+
+
+def missing_library(plan: Plan, machine: Machine) -> str:
+    """Why a plan cannot run for want of a library; "" when nothing is missing, or the machine is a what-if."""
+    if plan.work.packed and not machine.simulated and machine.libraries.get("bitsandbytes", "unknown") is None:
+        return "4-bit weights need bitsandbytes, which is not installed."
+    return ""

@@ -67,7 +67,12 @@ def _effect(question_id: str, option: Option, context: OptionContext) -> str:
     matrix, machine = context.matrix, context.machine
     if question_id == "goal":
         return f"leads to {find_approach(rule_for(str(option.value)).prefer[0]).title}"
-    if question_id == "hardware" and option.value == "this" and machine is not None and not machine.simulated:
+    if (
+        question_id == "hardware"
+        and option.value in ("this", "this-rented")
+        and machine is not None
+        and not machine.simulated
+    ):
         return machine.label
     if question_id == "card":
         return _card_effect(str(option.value))

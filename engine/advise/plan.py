@@ -13,7 +13,15 @@ import msgspec
 from engine.advise.amounts import data_tokens, device_of
 from engine.advise.answers import Answers
 from engine.advise.approaches import TargetModel, find_approach
-from engine.advise.fit import Plan, compute_bytes, plan_of, single_device, workspace_bytes
+from engine.advise.fit import (
+    INSTALL_BITSANDBYTES,
+    Plan,
+    compute_bytes,
+    missing_library,
+    plan_of,
+    single_device,
+    workspace_bytes,
+)
 from engine.advise.fixes import fixes_for
 from engine.advise.recipes import Recipe
 from engine.errors import EngineError, ExitCode
@@ -73,6 +81,10 @@ def build_spec(
             next_step="Choose QLoRA, LoRA, LoRA with a large rank, or a larger model with QLoRA.",
         )
     plan = plan_of(chosen, architecture, machine, answers)
+    if missing := missing_library(plan, machine):
+        raise EngineError(
+            "plan.library", f"{chosen.title} cannot run here.", cause=missing, next_step=INSTALL_BITSANDBYTES
+        )
     if plan.memory_verdict is Verdict.NO and not wish.force:
         raise _does_not_fit(plan)
     source = answers.model if chosen.model is not TargetModel.LARGER else plan.final.name
@@ -115,8 +127,10 @@ def predict(
         seconds_likely=round(hours.likely * 3600, 1),
         seconds_high=round(hours.high * 3600, 1),
         tokens_per_second=round(rate.likely, 1),
+        tokens_per_second_low=round(rate.low, 1),
+        tokens_per_second_high=round(rate.high, 1),
         origin=memory.origin.value,
-        machine=machine.label,
+        machine=f"{machine.label} (SIM)" if machine.simulated else machine.label,
     )
 
 
@@ -156,7 +170,7 @@ def _draft(plan: Plan, source: str, train: str, name: str, answers: Answers, mac
         data=DataSection(
             train=train,
             heldout="demo" if demo else "",
-            base_text="demo" if source == "demo" else "",
+            base_text="demo" if source == "demo" else "general",
             max_length=work.sequence,
             packing=recipe.flag("packing"),
         ),
@@ -168,7 +182,9 @@ def _draft(plan: Plan, source: str, train: str, name: str, answers: Answers, mac
         ),
         training=_training(work, recipe),
         evaluation=EvaluationSection(
-            every_steps=max(steps // 10, 5), sample_prompts=("demo",) if demo and source == "demo" else ()
+            every_steps=max(steps // 10, 5),
+            early_stop_patience=recipe.whole("early_stop_patience"),
+            sample_prompts=("demo",) if demo and source == "demo" else (),
         ),
         checkpoint=CheckpointSection(every_steps=min(max(steps // 6, 10), 500)),
         output=OutputSection(merge=answers.text("output") == "merged"),

@@ -167,6 +167,8 @@ def format_answer(question: Question, value: AnswerValue) -> str:
         return str(value) or "none"
     if question.unit == "usd":
         return format_usd(value)
+    if question.unit == "usd_per_hour":
+        return f"{format_usd(value)} an hour"
     if question.unit == "length":
         return f"{int(value):,} tokens"
     return f"{format_count(value)} {question.unit}"

@@ -33,9 +33,14 @@ def recommend(rows: tuple[ApproachRow, ...], answers: Answers) -> Advice:
     by_id = {row.id: row for row in rows}
     preferred = tuple(by_id[name] for name in rule.prefer if name in by_id)
     wish = preferred[0]
-    chosen = _choose(preferred, rows)
+    limits = _Limits.of(answers)
+    chosen = _choose(preferred, rows, limits)
+    objection = limits.objection(wish)
     if chosen.verdict is Verdict.NO:
         why = f"Nothing fits this machine; {chosen.title} comes nearest: {chosen.verdict_reason}."
+    elif objection and chosen is not wish and wish.verdict is not Verdict.NO:
+        way = rule.why.format(title=wish.title, adjective="way")
+        why = f"{way} But {objection}; {chosen.title} is the nearest that fits and meets that."
     elif chosen in preferred and (
         chosen is wish or wish.verdict is Verdict.FITS or {wish.id, chosen.id} <= {"lora", "qlora"}
     ):
@@ -51,14 +56,39 @@ def recommend(rows: tuple[ApproachRow, ...], answers: Answers) -> Advice:
     return Advice(chosen.id, why, others, _warnings(chosen, answers, rule.warnings))
 
 
-def _choose(preferred: tuple[ApproachRow, ...], rows: tuple[ApproachRow, ...]) -> ApproachRow:
-    for verdict in (Verdict.FITS, Verdict.TIGHT):
-        for row in preferred:
-            if row.verdict is verdict:
-                return row
-        fallback = [row for row in rows if row.verdict is verdict]
-        if fallback:
-            return min(fallback, key=lambda row: (not row.runnable, _need(row)))
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What the answers allow: hours, money, and whether only proven methods will do."""
+
+    hours: float
+    usd: float
+    proven_only: bool
+
+    @classmethod
+    def of(cls, answers: Answers) -> _Limits:
+        limit = TIMELINE_HOURS.get(answers.text("timeline"), NO_LIMIT)
+        return cls(limit, answers.number("budget_usd") or NO_LIMIT, answers.text("use_case") == "production")
+
+    def objection(self, row: ApproachRow) -> str:
+        """Why the row does not meet them; "" when it does."""
+        if row.hours.likely > self.hours:
+            return f"it takes about {format_hours(row.hours.likely)} here and you have {format_hours(self.hours)}"
+        if row.cost_usd.likely > self.usd:
+            return f"it costs about {format_usd(row.cost_usd.likely)} and the limit is {format_usd(self.usd)}"
+        if self.proven_only and "expansion" in row.id:
+            return "a product asks for proven methods and growing is research"
+        return ""
+
+
+def _choose(preferred: tuple[ApproachRow, ...], rows: tuple[ApproachRow, ...], limits: _Limits) -> ApproachRow:
+    """First what fits and meets the limits, then what fits; preferred rows before the others that run from here."""
+    candidates = preferred + tuple(sorted((row for row in rows if row.runnable), key=_need))
+    within = tuple(row for row in candidates if not limits.objection(row))
+    for among in (within, candidates):
+        for verdict in (Verdict.FITS, Verdict.TIGHT):
+            for row in among:
+                if row.verdict is verdict:
+                    return row
     return min(rows, key=lambda row: (_need(row), row.hours.likely))
 
 

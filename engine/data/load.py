@@ -31,9 +31,10 @@ from engine.data.summary import (
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
 from engine.jobs.spec import DataSection, TrainOn
-from engine.resources import demo_dir
+from engine.resources import demo_dir, profiles_dir
 
 DEMO = "demo"
+GENERAL = "general"
 ROUND_TRIP_LIMIT = 0.1
 """Above this share of rows that do not round-trip the template is at fault, not the rows."""
 
@@ -58,7 +59,10 @@ class _Part:
 
 
 def resolve_file(source: str, part: str) -> Path:
-    """The file that a section names; "demo" is the embedded one for `part` (train, heldout or base_text)."""
+    """The file that a section names; "demo" is the embedded one for `part` (train, heldout or base_text), "general" the
+    plain English that ships with the program."""
+    if source == GENERAL and part == "base_text":
+        return profiles_dir() / "base_text.txt"
     if source == DEMO:
         return demo_dir() / "finetune" / f"{part}.jsonl"
     return Path(source).expanduser()

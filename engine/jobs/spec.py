@@ -62,7 +62,10 @@ class DataSection(_Section, frozen=True, kw_only=True):
     ] = "demo"
     heldout_fraction: Annotated[float, Meta(ge=0.0, lt=1.0, description="Used only when `heldout` is empty.")] = 0.1
     base_text: Annotated[
-        str, Meta(description='"demo" or a text file to measure forgetting on; "" skips that measurement.')
+        str,
+        Meta(
+            description='Text to measure forgetting on: "general" (plain English that ships with the program), "demo", a file; "" skips.'
+        ),
     ] = "demo"
     max_length: Annotated[
         int, Meta(ge=8, description="Longest sequence in tokens; longer rows are cut and counted.")
@@ -168,6 +171,8 @@ class PredictionSection(_Section, frozen=True, kw_only=True):
     seconds_likely: float = 0.0
     seconds_high: float = 0.0
     tokens_per_second: float = 0.0
+    tokens_per_second_low: float = 0.0
+    tokens_per_second_high: float = 0.0
     origin: str = ""
     machine: str = ""
 

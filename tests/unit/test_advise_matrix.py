@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from engine.advise.explain import Column, explain
 from engine.advise.fit import plan_of
 from engine.advise.fixes import fixes_for
 from engine.advise.plan import JobWish, build_spec, predict
+from engine.advise.planned_machine import planned_machine
 from engine.advise.recipes import CardClass, card_class_of, choose_recipe, load_recipes
 from engine.advise.targets import deeper, larger, wider
 from engine.errors import EngineError, ExitCode
@@ -117,7 +119,7 @@ def test_a_job_of_years_is_not_called_fitting() -> None:
     ],
 )
 def test_the_goal_decides_where_everything_fits(goal: str, expected: str) -> None:
-    answers = answers_of({"model": "llama-3.2-3b", "goal": goal, "context": 2048})
+    answers = answers_of({"model": "llama-3.2-3b", "goal": goal, "context": 2048, "timeline": "months"})
     matrix = build_matrix(replace(LLAMA_3B, context_length=8192), CLUSTER, answers)
     assert matrix.recommended == expected
     assert matrix.recommendation.endswith(".")
@@ -145,10 +147,47 @@ def test_choosing_otherwise_has_a_price() -> None:
 
 
 def test_expansion_is_recommended_only_with_warnings() -> None:
-    answers = answers_of({"model": "llama-3.2-3b", "goal": "research", "use_case": "production", "timeline": "hours"})
-    warnings = " ".join(build_matrix(LLAMA_3B, CLUSTER, answers).warnings)
-    for word in ("research project", "proven methods", "longer than", "does not carry it out"):
+    answers = answers_of({"model": "llama-3.2-3b", "goal": "research", "use_case": "publication", "timeline": "months"})
+    matrix = build_matrix(LLAMA_3B, CLUSTER, answers)
+    assert "expansion" in matrix.recommended
+    warnings = " ".join(matrix.warnings)
+    for word in ("research project", "does not carry it out"):
         assert word in warnings
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ({"timeline": "hours"}, "you have 12 h"),
+        ({"use_case": "production"}, "proven methods"),
+        ({"budget_usd": 5}, "limit is $5"),
+    ],
+)
+def test_time_money_and_use_decide_between_what_fits(limit: dict[str, Any], told: str) -> None:
+    free = answers_of({"model": "llama-3.2-3b", "goal": "research", "use_case": "publication", "timeline": "months"})
+    bound = answers_of({**free.values, **limit})
+    matrix = build_matrix(LLAMA_3B, CLUSTER, bound)
+    chosen = matrix.row(matrix.recommended)
+    assert "expansion" not in chosen.id
+    assert chosen.runnable
+    assert told in matrix.recommendation
+
+
+def test_without_bitsandbytes_no_packed_row_is_offered() -> None:
+    bare = replace(CLUSTER, simulated=False, libraries={"bitsandbytes": None})
+    matrix = build_matrix(LLAMA_3B, bare, answers_of({"model": "llama-3.2-3b"}))
+    assert matrix.row("qlora").verdict is Verdict.NO
+    assert "bitsandbytes" in matrix.row("qlora").verdict_reason
+    assert matrix.row("lora").verdict is Verdict.FITS
+
+
+def test_a_rented_machine_of_ones_own_session_is_paid_by_the_hour() -> None:
+    here = replace(CLUSTER, simulated=False)
+    answers = answers_of({"model": "demo", "hardware": "this-rented", "price_usd_per_hour": 2.0, "budget_usd": 7})
+    rented = planned_machine(answers, here)
+    assert not rented.simulated
+    spec = build_spec(DEMO, rented, answers, approach="qlora")
+    assert (spec.cost.usd_per_hour, spec.cost.budget_usd) == (2.0, 7.0)
 
 
 def test_the_whole_matrix_is_recomputed_within_ten_milliseconds_of_work() -> None:

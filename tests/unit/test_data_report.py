@@ -283,3 +283,10 @@ def test_any_text_is_trained_exactly_or_left_out(
         spelled = tokenizer.decode([t for t, m in zip(row.input_ids, row.trained, strict=True) if m])
         everything = f"user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
         assert spelled == (everything if train_on is TrainOn.ALL else f"{answer}<|im_end|>")
+
+
+def test_the_plain_english_that_ships_measures_forgetting() -> None:
+    from engine.data.load import resolve_file
+
+    text = resolve_file("general", "base_text").read_text(encoding="utf-8")
+    assert len(text.split()) > 500
