@@ -126,7 +126,7 @@ class RunScreen(Screen[None]):
         run_id = toned(self.run_dir.name, "strong")
         self.query_one(StatusLine).show(Content.assemble(" ", run_id, "  reading the journal"))
         self.feed = JournalFeed(self.run_dir, self, post_seconds=1 / self.policy.refresh_hz)
-        self.feed.start()
+        self.call_after_refresh(self.feed.start)  # by then the layout for this size is known
 
     def on_unmount(self) -> None:
         if self.feed is not None:
@@ -143,7 +143,12 @@ class RunScreen(Screen[None]):
         state = message.snapshot.state
         if not state.state.is_live or state.pending_control == self.asked or self._checkpoint_was_written(state):
             self.asked = ""
-        await self.show_snapshot()
+        if before is None:
+            self._show_frame(message.snapshot)  # banner and figures take their room, the curve gets what is left
+            self._show_figures(message.snapshot)
+            self.call_after_refresh(self.show_snapshot)
+        else:
+            await self.show_snapshot()
         if before is None or _keys_of(before) != _keys_of(message.snapshot):
             self.refresh_bindings()
 
@@ -176,6 +181,19 @@ class RunScreen(Screen[None]):
         if snapshot is None or not self.is_mounted:
             return
         state, unicode = snapshot.state, self.unicode
+        self._show_frame(snapshot)
+        if self.pane == "overview":
+            self._show_figures(snapshot)
+            self.query_one(LineChart).show(ChartData(snapshot.loss, snapshot.evaluation, state.total_steps))
+        elif self.pane == "log":
+            self.query_one(LogPane).show(state.log, unicode=unicode)
+        elif self.pane == "samples":
+            await self.query_one(BeforeAfter).show(run_words.pairs(state), unicode=unicode)
+        else:
+            self._show_details(snapshot)
+
+    def _show_frame(self, snapshot: RunSnapshot) -> None:
+        state, unicode = snapshot.state, self.unicode
         self.query_one(StatusLine).show_run(
             name=snapshot.spec.name if snapshot.spec else "",
             run_id=self.run_dir.name,
@@ -187,14 +205,6 @@ class RunScreen(Screen[None]):
         self.query_one(ProgressLine).show_state(state, unicode=unicode)
         self._show_banner(snapshot)
         self._show_tabs()
-        if self.pane == "overview":
-            self._show_overview(snapshot)
-        elif self.pane == "log":
-            self.query_one(LogPane).show(state.log, unicode=unicode)
-        elif self.pane == "samples":
-            await self.query_one(BeforeAfter).show(run_words.pairs(state), unicode=unicode)
-        else:
-            self._show_details(snapshot)
 
     def _show_banner(self, snapshot: RunSnapshot) -> None:
         banner = self.query_one("#banner", FixedText)
@@ -215,10 +225,9 @@ class RunScreen(Screen[None]):
             tabs.append(Content(" "))
         self.query_one("#tabs", FixedText).show(Content.assemble(*tabs))
 
-    def _show_overview(self, snapshot: RunSnapshot) -> None:
+    def _show_figures(self, snapshot: RunSnapshot) -> None:
         state, spec, unicode = snapshot.state, snapshot.spec, self.unicode
         short, tall = self.size.height < 23, self.size.height >= 32
-        self.query_one(LineChart).show(ChartData(snapshot.loss, snapshot.evaluation, state.total_steps))
         self._fill("legend", run_words.legend(state, self._width("legend"), unicode=unicode))
         width = self._width("now")
         one_line = short or self.size.width < 76

@@ -50,7 +50,8 @@ class LineChart(Widget):
     def __init__(self, *, mode: ChartMode = ChartMode.BRAILLE, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.mode = mode
-        self.data = ChartData()
+        self.data: ChartData | None = None
+        """None until the first `show`: the area stays blank."""
         self.picture = EMPTY_PICTURE
 
     def show(self, data: ChartData) -> None:
@@ -63,7 +64,7 @@ class LineChart(Widget):
 
     def _redraw(self) -> None:
         width, height = self.content_size
-        if width <= 0 or height <= 0:
+        if width <= 0 or height <= 0 or self.data is None:
             return
         old, self.picture = self.picture, draw(self.data, width, height, self.mode)
         same_shape = len(old.rows) == height and bool(old.rows) and len(old.rows[0]) == width
