@@ -9,7 +9,6 @@ Prints one JSON object: tokens per second of either side, by the wall clock, and
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -36,7 +35,7 @@ from engine.train.trainer import TokenTrainer, training_arguments  # noqa: E402
 
 STEPS = 12
 WARM_STEPS = 2
-ROUNDS = 3
+ROUNDS = 4
 BATCH = 4
 ROWS = 240
 
@@ -131,9 +130,9 @@ class Bench:
         return clock.spent
 
 
-def median_of(runs: Sequence[Spent]) -> Spent:
-    """The median round."""
-    return Spent(statistics.median(run.wall for run in runs), statistics.median(run.cpu for run in runs))
+def quietest(runs: Sequence[Spent]) -> Spent:
+    """The least of the rounds: other programs only ever add to what a step takes."""
+    return Spent(min(run.wall for run in runs), min(run.cpu for run in runs))
 
 
 def make_folder(target: Path, source: Path) -> Path:
@@ -200,10 +199,11 @@ def measure(bench: Bench) -> dict[str, Any]:
         "plain": lambda: bench.plain(packed, packed=True),
         "padded": lambda: bench.plain(unpacked(rows), packed=False, batch=rows_per_batch),
     }
+    bench.ours(packed)  # not counted: the first of a process pays for everybody
     for turn in range(ROUNDS):
         for name in sorted(ways, reverse=turn % 2 == 1):  # nobody is always first
             runs[name].append(ways[name]())
-    spent = {name: median_of(found) for name, found in runs.items()}
+    spent = {name: quietest(found) for name, found in runs.items()}
     cost = {name: found.cost(bench.device) for name, found in spent.items()}
     share = (STEPS - WARM_STEPS) * BATCH / len(packed)  # of an epoch that is timed; the same for all three
     tokens = share * sum(len(row.input_ids) for row in rows)
