@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.hardware import nvidia
 from engine.hardware.cpu import read_cpu
 from engine.jobs.spec import Dtype
 
@@ -34,11 +35,10 @@ VARIABLES = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    # One run, one card: with more in sight transformers would wrap the model in DataParallel.
-    "CUDA_VISIBLE_DEVICES": "0",
 }
 """Defaults; whatever the user has set stays."""
 
+PROBE_SECONDS = 2.0
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers")
 
 
@@ -61,6 +61,7 @@ def prepare_process(log_path: Path | None) -> None:
     """Set the variables above and send everything that libraries print to `log_path`."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
+    os.environ["CUDA_VISIBLE_DEVICES"] = one_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
     # bitsandbytes fetches compiled code from the hub when this package happens to be installed: remote code, refused.
     sys.modules["kernels"] = None  # type: ignore[assignment]
     if log_path is not None:
@@ -68,6 +69,17 @@ def prepare_process(log_path: Path | None) -> None:
         for stream in (1, 2):
             os.dup2(handle, stream)
         os.close(handle)
+
+
+def one_card(visible: str | None) -> str:
+    """The card of this run: the first the user allows, else the one with most free memory, as the plan assumed.
+
+    One run, one card: with more in sight transformers would wrap the model in DataParallel.
+    """
+    if visible is not None:
+        return visible.split(",")[0]
+    cards = [gpu for gpu in nvidia.probe(PROBE_SECONDS).gpus if not gpu.mig]
+    return str(max(cards, key=lambda gpu: gpu.free_vram_bytes).index) if cards else "0"
 
 
 def choose_threads(threads: int) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.errors import EngineError, ExitCode
+from engine.errors import EngineError
 from engine.jobs import card, checkpoints, control, layout
 from engine.jobs import events as ev
 from engine.jobs.journal import JournalWriter
@@ -26,21 +26,18 @@ from engine.models.source import ModelRef
 from engine.train import checkpointing, report
 from engine.train.data_hash import rows_sha256
 from engine.train.environment import Device
+from engine.train.questions import card_questions, total_steps
 from engine.train.signals import PauseRequested, PauseSignals
 from engine.train.tally import Tally
 
 if TYPE_CHECKING:
     from engine.data.load import PreparedData
-    from engine.evaluation.answers import Question
     from engine.evaluation.measure import Measurement, Yardstick
     from engine.evaluation.model import LoadedModel
     from engine.train.batches import SequenceDataset
     from engine.train.loop import RunCallback
 
 BEFORE = "before.json"
-ROW_QUESTIONS = 4
-"""Held-out rows answered in full on the card when the spec names no prompts."""
-DEMO_PROMPTS = "demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +151,20 @@ class _Job:
         callback = self._train(loaded, dataset, yardstick, tally)
         if callback.ending == "paused":
             return Outcome("paused", tally.step, callback.ending_reason, "Resume it when you like.")
+        try:
+            return self._results(loaded, yardstick, before, callback)
+        except Exception as error:
+            if not checkpointing.is_full_disk(error, while_saving=True):
+                raise
+            what = "There is no room left to write the results; the last checkpoint is kept."
+            attempt.warn(what, "Free some space, then resume the run: nothing is trained again.")
+            return Outcome("paused", tally.step, what, "Free some space, then resume the run.")
+
+    def _results(
+        self, loaded: LoadedModel, yardstick: Yardstick, before: Measurement, callback: RunCallback
+    ) -> Outcome:
+        """Adapter, measurements and card; a stopped run gets the adapter only."""
+        tally = callback.tally
         adapter = self._save_adapter(loaded)
         if callback.ending == "stopped" and not tally.complete:
             what = callback.ending_reason or "Stopped as asked; the adapter is saved."
@@ -219,23 +230,10 @@ class _Job:
         return Yardstick(
             heldout=self.data.heldout,
             base_text=self.data.base_text,
-            questions=self._questions(),
+            questions=card_questions(self.spec, self.data),
             exact_match_rows=section.exact_match_rows,
             max_new_tokens=section.max_new_tokens,
         )
-
-    def _questions(self) -> tuple[Question, ...]:
-        from engine.data.rows import Message
-        from engine.evaluation.answers import chat_question, row_question
-
-        tokenizer = self.data.tokenizer
-        prompts = self.spec.evaluation.sample_prompts
-        if prompts == (DEMO_PROMPTS,):
-            return demo_questions(tokenizer)
-        if prompts:
-            return tuple(chat_question(tokenizer, [Message("user", prompt)]) for prompt in prompts)
-        found = (row_question(tokenizer, row) for row in self.data.heldout)
-        return tuple(question for question in found if question is not None)[:ROW_QUESTIONS]
 
     def _before(self, loaded: LoadedModel, yardstick: Yardstick) -> Measurement:
         """Measured once per run, with the adapter switched off, and kept for later attempts."""
@@ -278,6 +276,7 @@ class _Job:
             journal=attempt.journal,
             signals=attempt.signals,
             device=loaded.device,
+            model=loaded.model,
             evaluate=(lambda: score_rows(loaded, self.data.heldout).loss) if self.data.heldout else None,
             sample=sample,
             progress=self.progress,
@@ -342,7 +341,8 @@ class _Job:
             )
         merged = self._merge(loaded) if self.spec.output.merge else None
         if tally.early_stopped:
-            self.notes.append(f"Stopped early at step {tally.step}: the held-out loss no longer fell.")
+            why = "the held-out loss no longer fell; the adapter is that of the last step"
+            self.notes.append(f"Stopped early at step {tally.step}: {why}.")
         attempt.phase("writing card")
         facts = report.Facts(
             run_dir=attempt.run_dir,
@@ -373,41 +373,3 @@ class _Job:
         rows = compared_rows(self.data, loaded.vocab_size)
         job = MergeJob(self.attempt.run_dir, self.spec, self.ref, rows, self.attempt.device)
         return merge(job, take_reference(loaded, rows), self.data.tokenizer)
-
-
-def total_steps(spec: JobSpec, sequences: int) -> int:
-    """Optimizer steps of the whole job, by the Trainer's own rule: an epoch's last step may be smaller."""
-    training = spec.training
-    if training.max_steps:
-        return training.max_steps
-    batches = -(-sequences // training.batch_size)
-    steps_per_epoch = max(1, -(-batches // training.gradient_accumulation))
-    steps = training.epochs * steps_per_epoch
-    return int(steps) + (steps > int(steps))
-
-
-def demo_questions(tokenizer: Any) -> tuple[Question, ...]:
-    """The demo's own prompts with their expected answers."""
-    from engine.data.rows import Message
-    from engine.evaluation.answers import chat_question
-    from engine.resources import demo_dir
-
-    path = demo_dir() / "prompts.json"
-    try:
-        entries = msgspec.json.decode(path.read_bytes())["prompts"]
-        return tuple(
-            chat_question(
-                tokenizer,
-                [Message(turn["role"], turn["content"]) for turn in entry["messages"]],
-                entry.get("expected", ""),
-            )
-            for entry in entries
-        )
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as error:
-        raise EngineError(
-            "demo.prompts",
-            "The demo's prompts cannot be read.",
-            cause=f"{path}: {error}",
-            next_step="Install scaler-wizard again.",
-            exit_code=ExitCode.RUN_FAILED,
-        ) from error

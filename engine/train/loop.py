@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback
 
 from engine.errors import EngineError, ExitCode
@@ -26,12 +27,15 @@ from engine.jobs.spec import JobSpec
 from engine.jobs.summary import cost_usd
 from engine.train import checkpointing
 from engine.train.meters import peak_memory
+from engine.train.model import trainable_parameters
 from engine.train.signals import PauseSignals
 from engine.train.tally import Tally
 from engine.train.trainer import TokenTrainer
 from engine.units import format_usd
 
 MEMORY_CHECK_STEPS = 20
+STATE_BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: the adapter and two AdamW moments in fp32."""
 LEAST_GAIN = 1e-6
 """An evaluation counts as better only when it is lower by more than this, nats."""
 
@@ -45,6 +49,7 @@ class LoopContext:
     journal: JournalWriter
     signals: PauseSignals
     device: str
+    model: nn.Module
     evaluate: Callable[[], float] | None
     """Held-out loss of the model as it is now; None without held-out rows."""
     sample: Callable[[int], None]
@@ -64,6 +69,7 @@ class RunCallback(TrainerCallback):
         self.ending = ""
         """ "paused" or "stopped" when the run was asked to end; empty while it goes on or has no step left."""
         self.ending_reason = ""
+        self._checkpoint_bytes = STATE_BYTES_PER_PARAMETER * trainable_parameters(context.model)
         self.saving = False
         """A checkpoint is being written: a failure now is a failure of writing."""
         self._mark = time.perf_counter()
@@ -194,7 +200,7 @@ class RunCallback(TrainerCallback):
     def _room_for_checkpoint(self) -> bool:
         """Look before writing; without room the run pauses and its last good checkpoint stays."""
         try:
-            checkpoints.require_room(self.context.run_dir)
+            checkpoints.require_room(self.context.run_dir, expected_bytes=self._checkpoint_bytes)
         except EngineError as error:
             self.no_room(error.what, error.cause)
             return False

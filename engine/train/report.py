@@ -75,7 +75,7 @@ def build_card(facts: Facts) -> card.Card:
         cost_usd=cost_usd(state.working_seconds, facts.spec.cost.usd_per_hour),
         adapter=facts.adapter,
         merged=facts.merged,
-        predicted=tuple(predicted_and_measured(facts, state.peak_bytes)),
+        predicted=tuple(predicted_and_measured(facts, state.peak_bytes, state.working_seconds)),
         loss_curve=_curve(fold.series("loss")),
         eval_curve=_curve(fold.series("eval_loss")),
         spec_hash=facts.spec_hash,
@@ -87,8 +87,10 @@ def build_card(facts: Facts) -> card.Card:
     )
 
 
-def predicted_and_measured(facts: Facts, peak_bytes: int | None) -> list[card.PredictedMeasured]:
-    """Memory, training time and speed; a promise that was not made is left out."""
+def predicted_and_measured(
+    facts: Facts, peak_bytes: int | None, working_seconds: float
+) -> list[card.PredictedMeasured]:
+    """Memory, time of the whole run and speed; a promise that was not made is left out."""
     promise = facts.spec.prediction
     pairs: list[card.PredictedMeasured] = []
     if promise.memory_bytes_likely and peak_bytes:
@@ -111,7 +113,7 @@ def predicted_and_measured(facts: Facts, peak_bytes: int | None) -> list[card.Pr
                 low=promise.seconds_low,
                 likely=promise.seconds_likely,
                 high=promise.seconds_high,
-                measured=facts.training_seconds,
+                measured=working_seconds,
                 origin=promise.origin,
             )
         )
@@ -121,9 +123,9 @@ def predicted_and_measured(facts: Facts, peak_bytes: int | None) -> list[card.Pr
             card.PredictedMeasured(
                 name="speed",
                 unit="tokens/s",
-                low=speed,
+                low=promise.tokens_per_second_low or speed,
                 likely=speed,
-                high=speed,
+                high=promise.tokens_per_second_high or speed,
                 measured=facts.tokens / facts.training_seconds,
                 origin=promise.origin,
             )
