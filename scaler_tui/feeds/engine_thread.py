@@ -6,10 +6,8 @@ back as messages to whoever asked.
 
 from __future__ import annotations
 
-import contextlib
 import queue
-import subprocess
-import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +17,12 @@ from textual.message import Message
 
 from engine.errors import EngineError
 from scaler_tui.feeds.journal_feed import Inbox
+from scaler_tui.feeds.twin import ask_twin
 
 if TYPE_CHECKING:
     from textual.app import App
 
     from engine.jobs.spec import JobSpec
-
-MERGE_LOG = "merge.log"
 
 
 class EngineDone(Message):
@@ -55,12 +52,16 @@ class EngineThread:
         self._thread.start()
 
     def launch(self, spec: JobSpec, reply_to: Inbox) -> None:
-        """Make a run directory for `spec` and start its detached runner."""
+        """Check `spec` as `scaler-wizard start` does (model, rows, memory, disk) and start its detached runner."""
+        folder = Path.cwd()
 
         def work() -> Path:
-            from engine.jobs.launch import start
+            from engine.jobs.spec_toml import dump_spec, with_absolute_paths
 
-            return start(spec)
+            with tempfile.TemporaryDirectory(prefix="scaler-wizard-") as scratch:
+                path = Path(scratch) / "spec.toml"
+                path.write_text(dump_spec(with_absolute_paths(spec, folder)), encoding="utf-8")
+                return Path(ask_twin("start", str(path))["directory"])
 
         self._queue.put(("launch", reply_to, work))
 
@@ -117,34 +118,8 @@ class EngineThread:
 
 
 def _merge(run_dir: Path) -> Path:
-    log_path = run_dir / MERGE_LOG
-    try:
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "engine.train.merge", str(run_dir)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        exit_code = process.wait()
-    except OSError as error:
-        raise EngineError("merge.start", "The merge could not be started.", cause=str(error)) from error
-    if exit_code:
-        raise EngineError(
-            "merge.failed",
-            "The merged model was not written.",
-            cause=_last_line(log_path) or f"The process ended with code {exit_code}.",
-            next_step=f"The whole output is in {log_path}. The adapter is not affected.",
-        )
+    ask_twin("merge", run_dir.name)
     return run_dir
-
-
-def _last_line(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
-    return ""
 
 
 def engine_thread_of(app: App[object]) -> EngineThread:

@@ -102,7 +102,7 @@ async def test_m_merges_in_a_process_of_its_own_and_shows_the_result(
     merged = msgspec.json.encode(golden_card(run_dir, merged=True))
     (tmp_path / "merged.json").write_bytes(merged)
     program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncp {tmp_path}/merged.json {run_dir / CARD}\n')
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncp {tmp_path}/merged.json {run_dir / CARD}\necho {{}}\n')
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
     screen = CardScreen(run_dir)
@@ -113,12 +113,12 @@ async def test_m_merges_in_a_process_of_its_own_and_shows_the_result(
         await until(pilot, lambda: "same next token at 99.7 % of positions" in visible(app))
         assert "Merged." in visible(app)
         assert not screen.merging
-    assert (tmp_path / "called").read_text().split() == ["-m", "engine.train.merge", str(run_dir)]
+    assert (tmp_path / "called").read_text().split() == ["-m", "scaler_tui", "merge", "--json", run_dir.name]
 
 
 async def test_a_merge_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "python"
-    program.write_text("#!/bin/sh\necho 'there is no room left'\nexit 5\n")
+    program.write_text("#!/bin/sh\necho 'libraries failed: there is no room left' >&2\nexit 5\n")
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
     screen = CardScreen(finished())

