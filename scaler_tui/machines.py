@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,20 +12,14 @@ if TYPE_CHECKING:
 def machine_for(gpu: str, answers: Answers | None = None) -> Machine:
     """This machine; or the card `gpu` names; or the one the answers about hardware name, with its rent when rented."""
     from engine.hardware.detect import detect
-    from engine.hardware.simulate import simulate
 
     machine = detect()
-    elsewhere = answers is not None and answers.text("hardware") != "this"
-    card = gpu or (answers.text("card") if answers is not None and elsewhere else "")
-    if not card:
+    if gpu:
+        from engine.advise.planned_machine import simulated_machine
+
+        return simulated_machine(gpu, machine, rented=answers is not None and answers.rented)
+    if answers is None:
         return machine
-    planned = simulate(card, machine)
-    return with_price(planned) if answers is not None and answers.rented else planned
+    from engine.advise.planned_machine import planned_machine
 
-
-def with_price(machine: Machine) -> Machine:
-    """`machine` at the typical rental price of its cards; unchanged when no price is known."""
-    from engine.hardware.simulate import price_range
-
-    prices = price_range(machine)
-    return machine if prices is None else replace(machine, price_usd_per_hour=prices.typical_usd_per_hour)
+    return planned_machine(answers, machine)

@@ -42,7 +42,7 @@ def run_plain(*, model: str = "", gpu: str = "") -> int:
                 wizard.session.back()
                 wizard.session.go_to(wizard.session.visible[-1].id)
     except Left:
-        say("Nothing was started. Your answers are kept.")
+        say("Nothing was started." + ("" if model else " Your answers are kept."))
         return int(ExitCode.DECLINED)
 
 
@@ -58,26 +58,36 @@ def _look(wizard: Wizard, gpu: str) -> None:
 
 def _begin(wizard: Wizard, model: str) -> None:
     """Answers: for a model named on the command line, from the last time, or none."""
-    session = wizard.session
-    if not model and session.load():
-        if session.message:
-            say(session.message)
-        answered = [question for question in session.visible if session.is_answered(question.id)]
-        if answered:
-            say(f"You have {len(answered)} saved answers; the next is {session.position_text().lower()}.")
-            try:
-                chosen = choose("Which", ["Go on with them", "Start afresh"], suggested=1)
-            except Back:
-                chosen = 1
-            if chosen == 2:
-                wizard.restart()
-    wizard.plan_for_answers()
     if model:
+        wizard.restart(save=False)
         wizard.session.set_answer("model", model)
         wizard.session.go_to(wizard.session.visible[1].id)
+    else:
+        _offer_saved(wizard)
     machine = wizard.machine
     assert machine is not None
     say(f"Machine: {machine.label}." + (" This is a simulation, SIM." if machine.simulated else ""))
+
+
+def _offer_saved(wizard: Wizard) -> None:
+    from engine.advise.session import default_progress_path
+
+    found = default_progress_path().exists()
+    if message := wizard.load_saved():
+        say(message)
+    session = wizard.session
+    if session.current not in session.visible:  # another card was asked for than the saved answers lead to
+        session.go_to("hardware")
+    answered = [question for question in session.visible if session.is_answered(question.id)]
+    if not found or not answered:
+        return
+    say(f"You have {len(answered)} saved answers; the next is {session.position_text().lower()}.")
+    try:
+        chosen = choose("Which", ["Go on with them", "Start afresh"], suggested=1)
+    except Back:
+        chosen = 1
+    if chosen == 2:
+        wizard.restart()
 
 
 def _ask_all(wizard: Wizard) -> None:
@@ -128,12 +138,15 @@ def _option_words(state: OptionState) -> str:
 
 def _take(wizard: Wizard, question: Question, states: tuple[OptionState, ...], line: str) -> None:
     """Answer with what was typed. Raises EngineError when that is impossible."""
-    before = wizard.data_key
-    report = wizard.answer(_value(wizard, question, states, line))
+    from engine.models.analyze import analyze
+
+    before, value = wizard.data_key, _value(wizard, question, states, line)
+    architecture = analyze(str(value)) if question.id == "model" else None  # refused before it is an answer
+    report = wizard.answer(value)
     for sentence in report.sentences:
         say(f"  {sentence}")
-    if question.id == "model":
-        _read_model(wizard)
+    if architecture is not None:
+        wizard.set_model(wizard.model_source, architecture, None)
     if question.id == "data" or wizard.data_key[:2] != before[:2]:
         _check_data(wizard)
     matrix = wizard.matrix
@@ -192,7 +205,8 @@ def _check_data(wizard: Wizard) -> None:
     wizard.set_data_report(key, report.as_json(), None)
     train = report.train
     say(
-        f"  Data: {train.rows_kept:,} rows kept, {train.rows_dropped:,} dropped, {train.rows_truncated:,} cut; "
+        f"  Data: {train.rows_kept:,} rows to learn from, {report.heldout_rows:,} held out, "
+        f"{train.rows_dropped:,} dropped, {train.rows_truncated:,} cut; "
         f"{train.tokens:,} tokens, {train.trained_tokens:,} of them trained."
     )
     for warning in report.warnings:

@@ -152,19 +152,19 @@ def _does_not_fit(plan: Plan) -> EngineError:
     _, likely, high = plan.bounds
     free = plan.devices.free_bytes
     work, bounds = shrink_to_fit(plan.work, free, plan.work.batch * plan.work.accumulation)
-    sentences = []
+    settings = f"gradient_checkpointing = true, batch_size = {work.batch}, gradient_accumulation = {work.accumulation}"
     if bounds[2] <= free:
-        sentences.append(
-            f"gradient_checkpointing = true, batch_size = {work.batch}, gradient_accumulation = {work.accumulation}: "
-            f"{format_bytes(bounds[1])}, the same result, slower"
-        )
-    sentences += [fix.sentence for fix in fixes_for(replace(plan, work=work, bounds=bounds))]
-    listed = " ".join(f"({number}) {sentence}." for number, sentence in enumerate(sentences, start=1))
+        advice = f"Set {settings}: {format_bytes(bounds[1])}, the same result, slower."
+    elif fixes := fixes_for(replace(plan, work=work, bounds=bounds)):
+        listed = " ".join(f"({number}) {fix.sentence}." for number, fix in enumerate(fixes, start=1))
+        advice = f"Set {settings}, and one of: {listed}"
+    else:
+        advice = "Choose a much smaller model."
     return EngineError(
         "fit.no",
         f"This job does not fit: it needs about {format_bytes(likely)} (up to {format_bytes(high)}), "
         f"{format_bytes(free)} {'of RAM is' if plan.devices.on_cpu else 'of VRAM is'} free.",
         cause="Estimated from the model's shape and the settings of the spec; origin: formula.",
-        next_step=(listed or "Choose a smaller model.") + " --force starts it all the same.",
+        next_step=f"{advice} --force starts it all the same.",
         exit_code=ExitCode.DOES_NOT_FIT,
     )
