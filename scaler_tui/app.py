@@ -19,7 +19,6 @@ from textual.message import Message
 from engine.errors import EngineError
 from scaler_tui.crash_boundary import CrashBoundary
 from scaler_tui.feeds.data_check import DataChecked, check_in_thread
-from scaler_tui.feeds.engine_thread import EngineDone, EngineFailed, engine_thread_of
 from scaler_tui.feeds.startup import StartupNews, read_in_thread, read_machine, read_model, read_runs
 from scaler_tui.lean_display import LeanDisplay
 from scaler_tui.line_filters import AsciiFilter, NoColorFilter
@@ -32,6 +31,7 @@ from scaler_tui.wizard import Wizard
 
 if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
+    from scaler_tui.feeds.engine_thread import EngineDone, EngineFailed
 
 _STYLES = Path(__file__).parent / "styles"
 
@@ -155,7 +155,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
     def _tell_screens(self, handler_name: str, *news: Message) -> None:
         for screen in self.screen_stack:
             handler = getattr(screen, handler_name, None)
-            if handler is not None and screen.is_mounted:
+            if handler is not None and screen.query("#keys"):  # one that is being built reads the wizard when it is
                 handler(*news)
 
     def read_model(self, source: str) -> None:
@@ -187,6 +187,8 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
 
     def start_run(self, spec: JobSpec) -> None:
         """Start a run in the engine thread, once; EngineDone or EngineFailed follows."""
+        from scaler_tui.feeds.engine_thread import engine_thread_of
+
         if not self.launching:
             self.launching = True
             engine_thread_of(cast("App[object]", self)).launch(spec, self)

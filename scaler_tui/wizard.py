@@ -131,7 +131,7 @@ class Wizard:
         session = self._session
         if session is None or not self._what_if:
             return
-        if session.answers().text("hardware") == "this":
+        if session.answers().plans_for_this:
             session.set_answer("hardware", "own")
         session.set_answer("card", self._what_if)
 
@@ -139,7 +139,7 @@ class Wizard:
         """Plan for this machine again."""
         self._what_if = ""
         session = self._session
-        if session is not None and session.answers().text("hardware") != "this":
+        if session is not None and not session.answers().plans_for_this:
             session.set_answer("hardware", "this")
             if session.current not in session.visible:
                 session.go_to("hardware")
@@ -154,12 +154,10 @@ class Wizard:
             if self._what_if:
                 self.machine = _simulate(self._what_if, self.detected, rented=False)
             return
-        answers = self._session.answers()
-        if answers.text("hardware") != "this":
-            try:
-                self.machine = _simulate(answers.text("card"), self.detected, rented=answers.rented)
-            except EngineError:  # a card in saved answers that the profiles no longer know
-                self._session.set_answer("hardware", "this")
+        try:
+            self.machine = _planned(self._session.answers(), self.detected)
+        except EngineError:  # a card in saved answers that the profiles no longer know
+            self._session.set_answer("hardware", "this")
 
     @property
     def model_source(self) -> str:
@@ -241,12 +239,16 @@ class Wizard:
         return self.matrix_for(self.session.answers())
 
     def matrix_for(self, answers: Answers) -> Matrix | None:
-        """The matrix under other answers, for a preview."""
+        """The matrix under other answers, for a preview; on the machine those answers mean."""
         from engine.advise.compare import build_matrix
 
-        if self.machine is None or self.architecture is None:
+        if self.machine is None or self.detected is None or self.architecture is None:
             return None
-        return build_matrix(self.architecture, self.machine, answers)
+        try:
+            machine = _planned(answers, self.detected)
+        except EngineError:
+            machine = self.machine
+        return build_matrix(self.architecture, machine, answers)
 
     def preview(self, question: Question, value: AnswerValue) -> Matrix | None:
         """The matrix as if `question` were answered with `value`, its dependants recomputed."""
@@ -295,9 +297,13 @@ def _existing_file(text: str) -> Path:
     )
 
 
-def _simulate(card: str, detected: Machine, *, rented: bool) -> Machine:
-    from engine.hardware.simulate import simulate
-    from scaler_tui.machines import with_price
+def _planned(answers: Answers, detected: Machine) -> Machine:
+    from engine.advise.planned_machine import planned_machine
 
-    machine = simulate(card, detected)
-    return with_price(machine) if rented else machine
+    return planned_machine(answers, detected)
+
+
+def _simulate(card: str, detected: Machine, *, rented: bool) -> Machine:
+    from engine.advise.planned_machine import simulated_machine
+
+    return simulated_machine(card, detected, rented=rented)

@@ -164,10 +164,10 @@ class QuestionScreen(FramedScreen):
         preview = self._preview()
         answers = wizard.session.answers()
         drawn = (self.question.id, preview, wizard.machine, wizard.architecture, answers)
+        self.query_one(MatrixTable).waiting = wizard.waiting_for
         if drawn != self._drawn:
             self._drawn = drawn
             table = self.query_one(MatrixTable)
-            table.waiting = wizard.waiting_for
             table.matrix = wizard.matrix if preview is None else wizard.preview(self.question, preview)
         self._show_words()
         self.fit()
@@ -175,7 +175,7 @@ class QuestionScreen(FramedScreen):
     def _show_words(self) -> None:
         wizard, matrix = self.scaler.wizard, self.query_one(MatrixTable).matrix
         problem, notice = wizard.model_problem, self._text("notice")
-        if problem is not None and not notice.plain:
+        if problem is not None and not notice.plain.startswith(self.signs.no):
             text = f"{self.signs.no} {problem.what} {problem.cause} {problem.next_step}".replace("  ", " ")
             self._say(text + ("" if self.question.id == "model" else " Go back (b) to choose another."), BAD)
         self._text("hint").say(self._hint())

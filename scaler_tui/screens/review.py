@@ -169,7 +169,7 @@ class ReviewScreen(FramedScreen):
         return lines
 
     def _end(self) -> Content:
-        name = str(self.written) if self.written else "spec.toml"
+        name = self.written.name if self.written else "spec.toml"
         before = "" if self.written else "w writes the spec; then "
         return Content.assemble(
             ("Command   ", "bold"), f"{before}scaler-wizard run {name}\n",

@@ -47,6 +47,9 @@ class WelcomeScreen(FramedScreen):
     def body(self) -> Iterable[Widget]:
         """Intro, menu, what the machine is."""
         yield Static(_INTRO, id="intro")
+        notice = Static(id="notice", markup=False)
+        notice.display = False
+        yield notice
         yield OptionList(id="menu", compact=True)
         yield Static("Looking at the machine ...", id="machine-facts", markup=False)
 
@@ -67,7 +70,9 @@ class WelcomeScreen(FramedScreen):
             self._saved_step = news.saved_step
             self._fill()
             if news.saved_message:
-                self.notify(news.saved_message, title="Saved answers", severity="warning", timeout=10, markup=False)
+                notice = self.query_one("#notice", Static)
+                notice.update(f"{self.signs.warn} {news.saved_message}")
+                notice.display = True
         self.refresh_title()
         if news.machine is not None:
             self._show_machine()

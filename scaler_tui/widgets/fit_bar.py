@@ -76,10 +76,9 @@ def bar_content(estimate: Estimate, free_bytes: float, width: int, *, unicode: b
     high = min(round(estimate.high / scale * width), width)
     cells += [("─" if unicode else "-", "$foreground 70%")] * max(high - len(cells), 0)
     cells += [(" ", "")] * max(width - len(cells), 0)
-    free = round(free_bytes / scale * width)
-    if free < width:
+    if free_bytes <= scale:
         mark = "$error bold" if estimate.high > free_bytes else "$foreground bold"
-        cells[max(free, 0)] = ("┃" if unicode else "|", mark)
+        cells[min(max(round(free_bytes / scale * width), 0), width - 1)] = ("┃" if unicode else "|", mark)
     return Content.assemble(*((text, tone) if tone else text for text, tone in cells[:width]))
 
 
