@@ -35,10 +35,13 @@ def test_nothing_heavy_is_imported_before_first_paint() -> None:
     assert not loaded & (HEAVY | {"pydantic", "pynvml", "psutil", "huggingface_hub", "pyarrow"})
 
 
-@pytest.mark.parametrize("command", [["doctor", "--json"], ["runs", "--json"], ["matrix", "demo", "--json"]])
+@pytest.mark.parametrize(
+    "command",
+    [["doctor", "--json"], ["runs", "--json"], ["matrix", "demo", "--json"], ["inspect", "demo"], ["plan", "demo"]],
+)
 def test_headless_looks_need_neither_torch_nor_textual(command: list[str]) -> None:
     loaded = modules_after(f"from scaler_tui.cli import main\nassert main({command!r}) == 0\n")
-    assert not loaded & (HEAVY | {"textual", "pydantic"})
+    assert not loaded & (HEAVY | {"textual", "rich", "pydantic"})
 
 
 def sources() -> list[Path]:
