@@ -171,7 +171,7 @@ def short_rows(path: Path) -> Path:
     return path
 
 
-def main() -> dict[str, Any]:
+def all_figures() -> dict[str, Any]:
     """All figures."""
     from engine.resources import demo_model_dir
 
@@ -220,5 +220,10 @@ def measure(bench: Bench) -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    """Measure and print."""
+    sys.stdout.write(json.dumps(all_figures(), indent=2) + "\n")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(), indent=2) + "\n")
+    main()

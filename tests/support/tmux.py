@@ -11,17 +11,26 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Terminal:
     """A program in a tmux pane of a given size."""
 
-    def __init__(self, arguments: list[str], *, size: tuple[int, int] = (80, 24), env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], *, size: tuple[int, int] = (80, 24), env: dict[str, str] | None = None
+    ) -> None:
         """Start `python -m scaler_tui ARGUMENTS`."""
         self.socket = f"sw-{uuid.uuid4().hex[:8]}"
-        variables = {"SCALER_WIZARD_HOME": os.environ["SCALER_WIZARD_HOME"], "HF_HUB_OFFLINE": "1", "LC_ALL": "C.UTF-8",
-                     "PYTHONPATH": str(ROOT), **(env or {})}
+        variables = {
+            "SCALER_WIZARD_HOME": os.environ["SCALER_WIZARD_HOME"],
+            "HF_HUB_OFFLINE": "1",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONPATH": str(ROOT),
+            **(env or {}),
+        }
         words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
         words += [shlex.quote(word) for word in (sys.executable, "-m", "scaler_tui", *arguments)]
         command = "env " + " ".join(words) + "; echo EXIT=$?; exec cat"
@@ -61,6 +70,12 @@ class Terminal:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not seen within {seconds} s: {condition}\n--- screen\n{screen}")
             time.sleep(0.05)
+
+    def app_pid(self) -> int:
+        """Process id of the program itself (the pane's first process is the shell around it)."""
+        shell = int(self._tmux("display-message", "-p", "#{pane_pid}"))
+        (child,) = psutil.Process(shell).children()
+        return child.pid
 
     def drop(self) -> None:
         """The terminal goes away, as when SSH drops: the server is killed, programs get SIGHUP."""
