@@ -132,17 +132,17 @@ class _Quiet:
 
 
 class _Lines(_Quiet):
-    """One line per phase and per tenth of the steps; for logs, pipes and screen readers."""
+    """One line per phase, the first time, and per tenth of the steps; for logs, pipes and screen readers."""
 
     def __init__(self) -> None:
-        self._phase = ""
+        self._phases: set[str] = set()
         self._tenth = -1
         self._warning = ""
 
     def show(self, state: RunState) -> None:
         """Print what is new."""
-        if state.phase and state.phase != self._phase:
-            self._phase = state.phase
+        if state.phase and state.phase not in self._phases:
+            self._phases.add(state.phase)
             output.note(f"[{state.phase}] {state.phase_detail}".rstrip())
         if state.warning and state.warning != self._warning:
             output.note(f"  Warning: {state.warning}")
@@ -154,32 +154,40 @@ class _Lines(_Quiet):
                 output.note("  " + _figures(state))
 
 
-def _figures(state: RunState) -> str:
+def _figures(state: RunState, *, most_cells: int = 200) -> str:
+    """What matters most first; what does not fit in `most_cells` is left out."""
     parts = [f"step {state.step}/{state.total_steps}"]
     if state.loss is not None:
         parts.append(f"loss {state.loss:.3f}")
+    if state.eta_seconds is not None and state.step < state.total_steps:
+        parts.append(f"{format_duration(state.eta_seconds)} left")
     if state.tokens_per_second:
         parts.append(f"{state.tokens_per_second:,.0f} tokens/s")
-    if state.eta_seconds is not None:
-        parts.append(f"{format_duration(state.eta_seconds)} left")
     if state.peak_bytes:
         parts.append(f"peak {format_bytes(state.peak_bytes)}")
-    return " · ".join(parts) if output.stderr_is_utf8() else " | ".join(parts)
+    between = " · " if output.stderr_is_utf8() else " | "
+    while len(parts) > 1 and len(between.join(parts)) > most_cells:
+        parts.pop()
+    return between.join(parts)
 
 
 class _Bar(_Quiet):
-    """Rich's progress bar."""
+    """Rich's progress bar, on one line of 80 cells."""
+
+    _PHASE_CELLS = 17
+    _BAR_CELLS = 14
 
     def __enter__(self) -> _Bar:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
+        console = Console(stderr=True)
+        self._most_cells = console.width - self._PHASE_CELLS - self._BAR_CELLS - 3
         self._progress = Progress(
-            TextColumn("{task.description:<18}", markup=False),
-            BarColumn(bar_width=24),
+            TextColumn(f"{{task.description:<{self._PHASE_CELLS}}}", markup=False),
+            BarColumn(bar_width=self._BAR_CELLS),
             TextColumn("{task.fields[figures]}", markup=False),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
             refresh_per_second=4,
         )
         self._task = self._progress.add_task("starting", total=None, figures="")
@@ -192,12 +200,13 @@ class _Bar(_Quiet):
     def show(self, state: RunState) -> None:
         """Move the bar."""
         training = state.total_steps > 0
+        figures = _figures(state, most_cells=self._most_cells) if training else state.phase_detail
         self._progress.update(
             self._task,
             description=state.phase or str(state.state),
             total=state.total_steps if training else None,
             completed=state.step if training else 0,
-            figures=_figures(state) if training else state.phase_detail,
+            figures=figures[: max(self._most_cells, 1)],
         )
 
 

@@ -64,7 +64,7 @@ def test_run_follows_to_the_end_and_says_so(spec: Path) -> None:
     (run,) = listed()
     assert (run["state"], run["step"], run["total_steps"], run["name"]) == ("finished", 40, 40, "a try")
     assert f"Run {run['id']} is finished at step 40 of 40." in result.err
-    assert "[training]" in result.err
+    assert result.err.count("[training]") == 1, "evaluations and checkpoints in between are not announced each time"
     assert "\x1b" not in result.text
 
 
@@ -352,3 +352,41 @@ def test_a_model_folder_without_weights_is_refused(tmp_path: Path) -> None:
     assert result.code == 2
     assert "safetensors" in result.err
     assert listed() == []
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_on_a_terminal_progress_is_one_line_that_fits(
+    spec: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import pty
+    import re
+
+    monkeypatch.setenv("FAKE_DELAY", "0.03")
+    far, near = pty.openpty()
+    process = subprocess.Popen(
+        command("run", str(spec)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=near,
+        cwd=ROOT,
+        env=environment(COLUMNS=str(columns), TERM="xterm-256color", LC_ALL="C.UTF-8"),
+    )
+    os.close(near)
+    drawn = b""
+    with os.fdopen(far, "rb", buffering=0) as screen:
+        while True:
+            try:
+                chunk = screen.read(65536)
+            except OSError:  # the other end is closed: Linux's way to say end of file
+                break
+            if not chunk:
+                break
+            drawn += chunk
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
+    lines = [line.strip("\n") for line in re.split(r"[\r\n]+", text) if "step " in line and "/40" in line]
+    assert lines
+    assert all("…" not in line for line in lines)
+    assert max(len(line.rstrip()) for line in lines) <= columns
+    assert any("left" in line for line in lines) or columns < 80
