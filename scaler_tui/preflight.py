@@ -54,6 +54,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     assert ref.path is not None
     report = survey(spec.data, ref.path)
     architecture, machine = analyze_model(ref), detect()
+    _require_libraries(spec, machine)
     notes = [*ref.notes, *(f"Data: {warning}" for warning in report.warnings)]
     prediction = predict(spec, architecture, machine, tokens_per_epoch=report.train.tokens)
     plan = _plan(spec, architecture, machine)
@@ -127,6 +128,27 @@ def _download_note(ref: ModelRef, architecture: Architecture, machine: Machine) 
             exit_code=ExitCode.DOES_NOT_FIT,
         )
     return f"{ref.repo_id} is downloaded first: {format_bytes(needed)}."
+
+
+def _require_libraries(spec: JobSpec, machine: Machine) -> None:
+    """What the worker would refuse after its start is refused before it. Raises EngineError."""
+    from engine.advise.fit import INSTALL_BITSANDBYTES
+    from engine.jobs.spec import Optimizer
+
+    optimizer = spec.training.optimizer
+    if optimizer is not Optimizer.ADAMW and not any(gpu.vendor == "nvidia" for gpu in machine.gpus):
+        raise EngineError(
+            "spec.optimizer_needs_cuda",
+            f'optimizer = "{optimizer.value}" needs an NVIDIA card.',
+            cause=f"This machine: {machine.label}.",
+            next_step='Set training.optimizer = "adamw"; for an adapter it costs little memory.',
+        )
+    if spec.quantization_kind != "none" and machine.libraries.get("bitsandbytes", "unknown") is None:
+        raise EngineError(
+            "spec.no_bitsandbytes",
+            "4-bit weights need bitsandbytes, which is not installed.",
+            next_step=INSTALL_BITSANDBYTES,
+        )
 
 
 def _plan(spec: JobSpec, architecture: Architecture, machine: Machine) -> Plan:

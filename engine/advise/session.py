@@ -115,8 +115,17 @@ class Session:
         dependants = self.graph.dependants(question_id) if checked != before[question_id] else ()
         after = self.graph.with_defaults(self._given)
         report = self._report(dependants, before, after, visible_before)
+        self._stay_visible()
         self._autosave()
         return report
+
+    def _stay_visible(self) -> None:
+        """A change elsewhere may hide the question in hand: go on with the next one that this branch asks."""
+        order = [question.id for question in self.graph.questions]
+        shown = {question.id for question in self.visible}
+        if self._current not in shown:
+            later = [name for name in order[order.index(self._current) :] if name in shown]
+            self._current = later[0] if later else next(name for name in reversed(order) if name in shown)
 
     def back(self) -> Question:
         """The question before; later answers are kept. Stays on the first one."""

@@ -22,6 +22,7 @@ from engine.profiles import load_toml
 _HEADER = """\
 # A Scaler Wizard job. Run it again anywhere with:  scaler-wizard run spec.toml
 # Every key may be left out; its default is then used. Unknown keys are errors.
+# Relative file names are relative to this file's folder.
 """
 _COMMENT_WIDTH = 118
 _LITERAL = "demo"

@@ -188,3 +188,11 @@ def test_every_choice_offers_its_default() -> None:
     for question in load_graph().questions:
         if question.kind is QuestionKind.CHOICE:
             assert question.default in [option.value for option in question.options]
+
+
+def test_a_question_that_a_change_hides_is_not_left_in_hand() -> None:
+    session = Session(load_graph(), {"hardware": "rented"})
+    session.go_to("card")
+    session.set_answer("hardware", "this")
+    assert session.current.id == "timeline"
+    assert session.position()[0] <= session.position()[1]
