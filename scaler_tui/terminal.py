@@ -59,10 +59,12 @@ def prepare_environment(environment: MutableMapping[str, str], policy: RenderPol
 
     ESCDELAY: the wait that tells Esc from an escape sequence. Animations and smooth scrolling only cost bytes.
     """
+    for name in ("COLUMNS", "LINES"):  # exported by some shells; with them the size would never change again
+        environment.pop(name, None)
     environment.setdefault("ESCDELAY", "25")
     environment.setdefault("TEXTUAL_ANIMATIONS", "none")
     environment.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
-    environment.setdefault("TEXTUAL_FPS", "10" if policy.slow else "20")
+    environment.setdefault("TEXTUAL_FPS", "15" if policy.slow else "60")
 
 
 def is_interactive() -> bool:
