@@ -14,6 +14,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.events import Resize
 from textual.filter import LineFilter
+from textual.geometry import Size
 from textual.message import Message
 
 from engine.errors import EngineError
@@ -326,8 +327,10 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
     # ── terminal size ───────────────────────────────────────────────────────────────────────────────────────────
     def on_resize(self, event: Resize) -> None:
         """Below the smallest useful size one line says so; it goes by itself when the terminal grows."""
-        self.call_after_refresh(self._check_size)
+        self._check_size(event.size)
 
-    def _check_size(self) -> None:
-        if is_too_small(self.size) and not any(isinstance(screen, TooSmallScreen) for screen in self.screen_stack):
+    def _check_size(self, size: Size | None = None) -> None:
+        begun = len(self.screen_stack) > 1  # before, the line would end up under the first screen
+        shown = any(isinstance(screen, TooSmallScreen) for screen in self.screen_stack)
+        if begun and not shown and is_too_small(size or self.size):
             self.push_screen(TooSmallScreen())

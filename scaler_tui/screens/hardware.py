@@ -60,7 +60,7 @@ class HardwareScreen(FramedScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "plan", "Plan for this card"),
         Binding("b,escape,left,backspace", "back", "Back", key_display="b"),
-        Binding("w,t", "what_if", "Type a card"),
+        Binding("w,t", "what_if", "Type a card", priority=True),
         Binding("x", "real", "The real machine", tooltip="Give up the what-if: plan for the real machine"),
     ]
 
@@ -88,7 +88,7 @@ class HardwareScreen(FramedScreen):
             options.append(Option(line, id=profile.name))
         cards.add_options(options)
         cards.highlighted = 0
-        cards.focus()
+        self.set_focus(cards)
         self.show_machine()
 
     def on_startup_news(self, news: StartupNews) -> None:
@@ -107,6 +107,8 @@ class HardwareScreen(FramedScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The real machine is offered while another one is planned for."""
         machine = self.scaler.wizard.machine
+        if action == "what_if":
+            return self.is_mounted and not self.query_one("#what-if", Input).has_focus
         return machine is not None and machine.simulated if action == "real" else True
 
     def action_plan(self) -> None:
@@ -115,7 +117,7 @@ class HardwareScreen(FramedScreen):
 
     def action_what_if(self) -> None:
         """Into the input."""
-        self.query_one("#what-if", Input).focus()
+        self.set_focus(self.query_one("#what-if", Input))  # at once: the next letter belongs into it
 
     def action_real(self) -> None:
         """Forget the what-if."""
@@ -125,7 +127,7 @@ class HardwareScreen(FramedScreen):
     def action_back(self) -> None:
         """Out of the input first, then out of the screen."""
         if self.query_one("#what-if", Input).has_focus:
-            self.query_one("#cards").focus()
+            self.set_focus(self.query_one("#cards"))
         else:
             self.app.pop_screen()
 
@@ -133,7 +135,7 @@ class HardwareScreen(FramedScreen):
         """Simulate what was typed."""
         event.stop()
         if event.value.strip() and self.scaler.plan_for_card(event.value.strip()):
-            self.query_one("#cards").focus()
+            self.set_focus(self.query_one("#cards"))
             self.show_machine()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

@@ -103,6 +103,7 @@ class TooSmallScreen(ModalScreen[None]):
     """Shown while the terminal is smaller than anything could be drawn in; goes by itself when it grows."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q", "app.leave", "Leave")]
+    _going = False
 
     def compose(self) -> ComposeResult:
         """One line that fits in 20 columns."""
@@ -114,8 +115,9 @@ class TooSmallScreen(ModalScreen[None]):
 
     def on_screen_resume(self) -> None:
         """A dialog above this one was closed."""
-        self._go_if_large()
+        self.call_after_refresh(self._go_if_large)
 
     def _go_if_large(self) -> None:
-        if self.is_current and not is_too_small(self.app.size):
+        if self.app.screen is self and not self._going and not is_too_small(self.app.size):
+            self._going = True
             self.dismiss()

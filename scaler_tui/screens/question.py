@@ -45,7 +45,7 @@ class QuestionScreen(FramedScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "accept", "Next"),
         Binding("b,backspace,left,escape", "back", "Back", key_display="b"),
-        Binding("t", "type", "Type it"),
+        Binding("t", "type", "Type it", priority=True),  # taken at once, so that the next letter finds the field
         Binding("r", "recommended", "Recommended", tooltip="Pointer to the recommended option"),
         Binding("m", "matrix", "Matrix", tooltip="The whole comparison, with every figure explained"),
         Binding("w", "hardware", "Other card", tooltip="What if: plan for another card"),
@@ -133,7 +133,7 @@ class QuestionScreen(FramedScreen):
             self.field.placeholder = _PLACEHOLDERS[question.kind]
         pointer = values.index(value) if value in values else 0
         self.options.show(wizard.option_states(question), self.signs, pointer=pointer)
-        (self.field if typed and self.field.display else self.options).focus(scroll_visible=False)
+        self.set_focus(self.field if typed and self.field.display else self.options, scroll_visible=False)
         self.refresh_bindings()
         self.refresh_title()
         self.show_matrix()
@@ -271,13 +271,13 @@ class QuestionScreen(FramedScreen):
         """Pointer to the recommended option."""
         for index, state in enumerate(self.options.states):
             if state.recommended:
-                self.options.focus()
+                self.set_focus(self.options)
                 self.options.highlighted = index
 
     def action_back(self) -> None:
         """One question back, keeping every answer; from the first one out of the questions."""
         if self.field.has_focus and self.options.option_count:
-            self.options.focus()
+            self.set_focus(self.options)
             self.show_matrix()
             return
         session = self.scaler.wizard.session
@@ -290,13 +290,14 @@ class QuestionScreen(FramedScreen):
     def action_type(self) -> None:
         """Into the field, where the question has one."""
         if self.field.display:
-            self.field.focus()
+            self.set_focus(self.field)  # at once: the next letter belongs into the field
             self.show_matrix()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The key line offers only what this question can do."""
         if action == "type":
-            return self.is_mounted and self.question.kind is not QuestionKind.CHOICE
+            typed = self.is_mounted and self.question.kind is not QuestionKind.CHOICE
+            return typed and not self.field.has_focus
         if action == "data":
             return self.is_mounted and bool(self.scaler.wizard.data_file)
         return True
