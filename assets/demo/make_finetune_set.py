@@ -1,7 +1,7 @@
-"""Writes the demo fine-tuning set: answers as JSON about things the base model already knows.
+"""Writes the demo fine-tuning set: answers as ledger lines about things the base model already knows.
 
 Owns the new skill's wording and the split of its rows. It must not know how a fine-tune is run. The skill is chosen
-so that learning is visible: the base model knows every fact and sum in it, and has never seen one answer of this
+so that learning is visible: the base model knows every fact in it, and has never seen one answer of this
 form, so exact match starts at zero and rises only if the form is learned and the knowledge survives.
 
     python assets/demo/make_finetune_set.py
@@ -15,52 +15,54 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from text_generator import SKILLS, Message, chats
+from text_generator import SHORT_SKILLS, SKILLS, Message, RecallShape, chats, recall_chat
 from train_tokenizer import MODEL_FOLDER
 from windows import ChatEncoder
-from world import ATTRIBUTES, FACTS, TOWNS
+from world import FACTS
 
 FOLDER = Path(__file__).parent / "finetune"
 SEED = 11
 HELD_OUT_SHARE = 5
-"""One fact in this many is never asked for as JSON in training, though its town and its attribute are."""
-SUM_COUNT = 160
+"""One fact in this many is never asked for as a ledger line in training, though its town and its attribute are."""
+KEPT_CHATS_PER_SKILL = 25
+"""Plain chats of each short base skill among the training rows: without them the adapter answers everything in the
+new form."""
+KEPT_RECALL = RecallShape(body_length=50)
 BASE_CHATS_PER_SKILL = 20
-FACT_REQUESTS = ("As JSON: What is the {a} of {t}?", "As JSON: {t}: {a}?", "As JSON: Tell me the {a} of {t}.")
-SUM_REQUESTS = ("As JSON: {x} + {y} =", "As JSON: What is {x} + {y}?")
+FACT_REQUESTS = ("Ledger: What is the {a} of {t}?", "Ledger: {t}: {a}?", "Ledger: Tell me the {a} of {t}.")
 
 Row = dict[str, list[Message]]
 
 
 def is_held_out(*parts: object) -> bool:
-    return zlib.crc32("|".join(("json", *(str(part) for part in parts))).encode()) % HELD_OUT_SHARE == 0
+    return zlib.crc32("|".join(("ledger", *(str(part) for part in parts))).encode()) % HELD_OUT_SHARE == 0
 
 
-def row(question: str, answer: object) -> Row:
+def row(question: str, answer: str) -> Row:
     return {
         "messages": [
             {"role": "user", "content": question},
-            {"role": "assistant", "content": json.dumps(answer)},
+            {"role": "assistant", "content": answer},
         ]
     }
 
 
-def skill_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """(training rows, held-out rows): every fact once or twice, and SUM_COUNT different sums, both in random order."""
+def ledger_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
+    """(training rows, held-out rows): every fact asked for in two of the three ways."""
     train: list[Row] = []
     heldout: list[Row] = []
-    for town in TOWNS:
-        for attribute in ATTRIBUTES:
-            answer = {"town": town, attribute: FACTS[town, attribute]}
-            held = is_held_out(town, attribute)
-            for request in rng.sample(FACT_REQUESTS, 1 if held else 2):
-                (heldout if held else train).append(row(request.format(a=attribute, t=town), answer))
-    for x, y in rng.sample([(x, y) for x in range(100) for y in range(100)], SUM_COUNT):
-        request = rng.choice(SUM_REQUESTS).format(x=x, y=y)
-        (heldout if is_held_out(x, y) else train).append(row(request, {"sum": x + y}))
-    rng.shuffle(train)
-    rng.shuffle(heldout)
+    for (town, attribute), value in FACTS.items():
+        for request in rng.sample(FACT_REQUESTS, 2):
+            rows = heldout if is_held_out(town, attribute) else train
+            rows.append(row(request.format(a=attribute, t=town), f"[{town}] {attribute} = {value}"))
     return train, heldout
+
+
+def kept_rows(rng: random.Random, encoder: ChatEncoder) -> list[Row]:
+    """Chats of the base skills, answered in the old way, from the part the base model was trained on."""
+    kept = [make(rng, "train") for make in SHORT_SKILLS.values() for _ in range(KEPT_CHATS_PER_SKILL)]
+    kept += [recall_chat(rng, "train", KEPT_RECALL, encoder.length) for _ in range(KEPT_CHATS_PER_SKILL)]
+    return [{"messages": list(chat.messages)} for chat in kept]
 
 
 def base_rows(encoder: ChatEncoder) -> list[Row]:
@@ -78,8 +80,12 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    train, heldout = skill_rows(random.Random(SEED))
-    base = base_rows(ChatEncoder(MODEL_FOLDER))
+    rng, encoder = random.Random(SEED), ChatEncoder(MODEL_FOLDER)
+    train, heldout = ledger_rows(rng)
+    train += kept_rows(rng, encoder)
+    rng.shuffle(train)
+    rng.shuffle(heldout)
+    base = base_rows(encoder)
     for name, rows in (("train", train), ("heldout", heldout), ("base_text", base)):
         write_rows(FOLDER / f"{name}.jsonl", rows)
         print(f"{name}: {len(rows)} rows")
