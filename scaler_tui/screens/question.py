@@ -20,8 +20,9 @@ from scaler_tui.feeds.data_check import DataChecked
 from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.screens.base import FramedScreen
 from scaler_tui.widgets.choice_list import ChoiceList, option_line
-from scaler_tui.widgets.fitted_text import FittedText, LineBudget
+from scaler_tui.widgets.fitted_text import FittedText
 from scaler_tui.widgets.matrix_table import MatrixTable
+from scaler_tui.widgets.question_lines import TEXTS, share_lines
 
 if TYPE_CHECKING:
     from engine.advise.questions import AnswerValue, Question
@@ -33,8 +34,6 @@ _PLACEHOLDERS = {
     QuestionKind.MODEL: "or type a folder, hub id or known name (t)",
 }
 QUIET, BAD, NEWS = "$foreground 80%", "$text-error", "$text-accent"
-SHORTEST_MATRIX = 4
-"""Lines below which the matrix says too little to be worth any."""
 
 
 class QuestionScreen(FramedScreen):
@@ -201,31 +200,23 @@ class QuestionScreen(FramedScreen):
         return f"This: {told}. {affects}" if told else affects
 
     def fit(self) -> None:
-        """Give every part its lines: options first, then one line of each, then the matrix, then the rest."""
+        """Give every part its lines."""
         width, rows = self.size.width - 2, self.size.height - 2
-        tall = rows >= 32
-        needs = {name: self._text(name).need(width) for name in ("text", "why", "notice", "hint", "recommendation")}
-        lines = dict.fromkeys(needs, 0)
-        budget = LineBudget(rows - needs["text"] - (7 if tall else 1) - int(self.field.display))
-        lines["text"] = needs["text"]
-        lines["notice"] = budget.take(min(needs["notice"], 3 if tall else 2))
-        options = budget.take(self.options.option_count)
-        for name in ("recommendation", "hint", "why"):
-            lines[name] = budget.take(min(needs[name], 1))
         table = self.query_one(MatrixTable)
-        height = 1 + len(table.matrix.rows) if table.matrix else 1
-        given = budget.take(height)
-        if given < min(height, SHORTEST_MATRIX):
-            budget.spare, given = budget.spare + given, 0
-        for name in ("notice", "recommendation", "hint", "why"):
-            lines[name] += budget.take(min(needs[name], 4) - lines[name])
-        for name, count in lines.items():
+        shares = share_lines(
+            rows,
+            {name: self._text(name).need(width) for name in TEXTS},
+            options=self.options.option_count,
+            field=self.field.display,
+            matrix=1 + len(table.matrix.rows) if table.matrix else 1,
+        )
+        for name, count in shares.texts.items():
             self._text(name).fit(width, count)
-        table.display = bool(given)
-        table.limit = given - 1
-        self.query_one("#compare").display = bool(given or lines["recommendation"])
-        self.options.styles.max_height = max(options, 2)
-        self.set_class(tall, "-roomy")
+        table.display = bool(shares.matrix)
+        table.limit = shares.matrix - 1
+        self.query_one("#compare").display = bool(shares.matrix or shares.texts["recommendation"])
+        self.options.styles.max_height = max(shares.options, 2)
+        self.set_class(shares.roomy, "-roomy")
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:

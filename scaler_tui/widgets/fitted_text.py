@@ -1,12 +1,11 @@
-"""Sharing a few lines of screen among texts that all want more: whole words, an ellipsis where something is left out.
+"""A text in as many lines as it is given: whole words, an ellipsis where something is left out.
 
-Owns wrapping and the order in which texts get lines. Must not know what they say.
+Owns wrapping. Must not know what the texts say.
 """
 
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 
 from textual.content import Content
 from textual.widgets import Static
@@ -17,19 +16,6 @@ def wrapped(text: str, width: int, most: int = 99) -> list[str]:
     if most <= 0 or not text:
         return []
     return textwrap.wrap(text, max(width, 10), max_lines=most, placeholder=" …", break_on_hyphens=False)
-
-
-@dataclass(slots=True)
-class LineBudget:
-    """Lines that are left to give away."""
-
-    spare: int
-
-    def take(self, wanted: int) -> int:
-        """As many of `wanted` as there are."""
-        given = max(min(wanted, self.spare), 0)
-        self.spare -= given
-        return given
 
 
 class FittedText(Static):

@@ -16,6 +16,7 @@ from scaler_tui.screens.matrix import MatrixScreen
 from scaler_tui.screens.question import QuestionScreen
 from scaler_tui.widgets.choice_list import ChoiceList
 from scaler_tui.widgets.matrix_table import MatrixTable
+from scaler_tui.widgets.question_lines import share_lines
 from tests.support.screen_host import until, visible
 from tests.support.wizard_app import (
     SIZES,
@@ -230,8 +231,9 @@ async def test_giving_up_the_what_if_on_the_question_about_the_card_does_not_los
         await pilot.pause()
         await press(pilot, "x", "b")
         assert app.screen is screen
-        assert screen.question.id == "hardware"
-        assert "Which hardware is realistic?" in visible(app)
+        assert screen.question in app.wizard.session.visible
+        assert screen.question.text in visible(app)
+        assert app.wizard.session.value("hardware") == "this"
 
 
 async def test_a_card_nobody_knows_is_refused_beside_the_question() -> None:
@@ -292,6 +294,17 @@ async def test_a_slow_model_blocks_nothing_and_its_late_answer_is_dropped(monkey
         await pilot.pause()
         assert app.wizard.model_problem is None
         assert "too late" not in flat(app)
+
+
+@pytest.mark.parametrize("rows", range(3, 60))
+def test_no_more_lines_are_given_than_there_are_and_options_come_first(rows: int) -> None:
+    needs = {"text": 1, "why": 2, "notice": 3, "hint": 2, "recommendation": 3}
+    for options, field, matrix in ((7, False, 10), (5, True, 10), (2, True, 1)):
+        shares = share_lines(rows, needs, options=options, field=field, matrix=matrix)
+        used = sum(shares.texts.values()) + shares.options + shares.matrix + int(field)
+        assert used <= rows
+        assert all(shares.texts[name] <= needs[name] for name in needs)
+        assert shares.matrix == 0 or shares.options == options
 
 
 async def test_enter_in_an_empty_field_that_needs_an_answer_says_so() -> None:

@@ -1,0 +1,224 @@
+"""Screenshots of every screen from recorded journals: no live run, no clock, no network; a rerun gives the same files.
+
+`python assets/make_screenshots.py [NAME ...]` writes assets/screenshots/NAME-SIZE-THEME.svg, and PNGs of the dark ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = Path("/tmp/scaler-wizard-screenshots")
+OUT = ROOT / "assets" / "screenshots"
+NOW = 1_795_000_000.0
+"""Every clock in the pictures shows this moment."""
+sys.path.insert(0, str(ROOT))
+os.environ.update(SCALER_WIZARD_HOME=str(HOME), HF_HUB_OFFLINE="1", TZ="UTC", TEXTUAL_ANIMATIONS="none")
+for name in ("COLUMNS", "LINES", "NO_COLOR", "SSH_CONNECTION"):
+    os.environ.pop(name, None)
+
+import resvg_py  # noqa: E402
+from textual.pilot import Pilot  # noqa: E402
+
+import scaler_tui.app as app_module  # noqa: E402
+import scaler_tui.feeds.data_check as data_check  # noqa: E402
+from engine.errors import EngineError  # noqa: E402
+from engine.hardware.simulate import simulate  # noqa: E402
+from engine.jobs.card_io import write_card  # noqa: E402
+from scaler_tui.app import ScalerApp, Start  # noqa: E402
+from scaler_tui.feeds.startup import StartupNews  # noqa: E402
+from scaler_tui.terminal import RenderPolicy  # noqa: E402
+from tests.support.golden_runs import Golden, golden_card, write_golden  # noqa: E402
+from tests.support.screen_host import until, visible  # noqa: E402
+from tests.support.wizard_app import WORKSTATION  # noqa: E402
+
+SIZES = ((80, 24), (120, 40))
+THEMES = ("dark", "light")
+LARGE_PNG = ("question", "matrix", "run-running", "card")
+"""Screens whose large picture is kept as PNG too; all of them would be megabytes."""
+Scene = Callable[[ScalerApp, Pilot[Any]], Awaitable[None]]
+_FONTS = re.compile(r"@font-face\s*{[^}]*}", re.DOTALL)
+
+
+async def shows(app: ScalerApp, pilot: Pilot[Any], text: str) -> None:
+    """Wait until `text` is on the screen."""
+    await until(pilot, lambda: text in visible(app), seconds=60)
+
+
+async def questions(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """The first question with its matrix."""
+    app.open_wizard(fresh=True)
+    await until(pilot, lambda: app.wizard.matrix is not None)
+    await shows(app, pilot, "Approach")
+
+
+async def welcome(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    await shows(app, pilot, "none yet")
+
+
+async def hardware(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    app.open_hardware()
+    await shows(app, pilot, "RTX 3060 12GB")
+
+
+async def question(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    await questions(app, pilot)
+    await pilot.press("1", "down", "down", "down")
+    await shows(app, pilot, "What is the true goal?")
+
+
+async def matrix(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """A plan for another card: SIM, an 8B model."""
+    app.wizard.plan_for_card("RTX 4090")
+    await questions(app, pilot)
+    await pilot.press("5")
+    await until(pilot, lambda: app.wizard.architecture is not None and app.wizard.architecture.parameters > 7e9)
+    await pilot.press("m")
+    await shows(app, pilot, "Memory")
+
+
+async def explain(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    await matrix(app, pilot)
+    await pilot.press("e")
+    await shows(app, pilot, "weights")
+
+
+async def data(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    await questions(app, pilot)
+    app.open_data()
+    await shows(app, pilot, "SHA-256")
+
+
+async def review(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    app.open_demo_review()
+    await until(pilot, lambda: app.wizard.data_is_checked, seconds=60)
+    await shows(app, pilot, "rows kept")
+
+
+def run_scene(golden: Golden, text: str) -> Scene:
+    """The run screen of a recorded journal."""
+
+    async def scene(app: ScalerApp, pilot: Pilot[Any]) -> None:
+        app.open_run(write_golden(golden))
+        await shows(app, pilot, text)
+        await shows(app, pilot, "Predicted")
+
+    return scene
+
+
+async def runs(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    for number, golden in enumerate(
+        (
+            Golden(outcome="finished", steps=120, name="ledger-demo"),
+            Golden(outcome="paused", steps=70, name="support-tone", gpus=1, usd_per_hour=0.44),
+            Golden(outcome="failed", name="too-hot"),
+            Golden(name="invoice-fields", gpus=1, usd_per_hour=0.44),
+        )
+    ):
+        secrets.token_hex = lambda _=None, n=number: f"7f3{n}"  # type: ignore[assignment,misc]
+        write_golden(golden)
+    app.open_runs()
+    await shows(app, pilot, "too-hot")
+
+
+async def card(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    from scaler_tui.screens.card import CardScreen
+
+    run_dir = write_golden(Golden(outcome="finished", steps=120))
+    write_card(run_dir, golden_card(run_dir))
+    app.push_screen(CardScreen(run_dir))
+    await shows(app, pilot, "2.9100")
+
+
+async def helping(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    await question(app, pilot)
+    await pilot.press("question_mark")
+    await shows(app, pilot, "Keys: ")
+
+
+async def problem(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    await shows(app, pilot, "none yet")
+    try:
+        simulate("RTX 5099", WORKSTATION)
+    except EngineError as error:
+        app.show_error(error)
+    await shows(app, pilot, "Next:")
+
+
+SCENES: dict[str, Scene] = {
+    "welcome": welcome,
+    "hardware": hardware,
+    "question": question,
+    "matrix": matrix,
+    "explain": explain,
+    "data": data,
+    "review": review,
+    "run-running": run_scene(Golden(gpus=1, usd_per_hour=0.44), "running"),
+    "run-paused": run_scene(Golden(outcome="paused", steps=70), "paused"),
+    "run-failed": run_scene(Golden(outcome="failed"), "failed"),
+    "run-finished": run_scene(Golden(outcome="finished", steps=120), "finished"),
+    "runs": runs,
+    "card": card,
+    "help": helping,
+    "problem": problem,
+}
+
+
+def fix_the_world() -> None:
+    """One clock, one machine, one run id, no path of the machine this runs on."""
+    really_check = data_check.run_check
+
+    def check(key: data_check.DataKey) -> tuple[dict[str, Any] | None, EngineError | None]:
+        report, error = really_check(key)
+        if report is not None:
+            report["train"]["path"] = report["train"]["path"].replace(str(ROOT), "~/scaler-wizard")
+        return report, error
+
+    data_check.run_check = check
+    app_module.read_machine = lambda: StartupNews(machine=WORKSTATION)  # type: ignore[assignment]
+    time.time = lambda: NOW
+
+
+async def take(name: str, size: tuple[int, int], theme: str) -> None:
+    """One picture."""
+    shutil.rmtree(HOME, ignore_errors=True)
+    secrets.token_hex = lambda _=None: "7f3a"  # type: ignore[assignment,misc]
+    app = ScalerApp(RenderPolicy(), Start(demo=True, theme=f"scaler-{theme}"))
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: app.wizard.detected is not None)
+        await shows(app, pilot, "none yet")
+        await SCENES[name](app, pilot)
+        await pilot.pause(0.3)
+        svg = _FONTS.sub("", app.export_screenshot(title="scaler-wizard")).replace("Fira Code", "DejaVu Sans Mono")
+    target = OUT / f"{name}-{size[0]}x{size[1]}-{theme}"
+    target.with_suffix(".svg").write_text("\n".join(line.strip() for line in svg.splitlines() if line.strip()) + "\n")
+    if theme == "dark" and (size == SIZES[0] or name in LARGE_PNG):
+        target.with_suffix(".png").write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=1)))
+
+
+def main() -> int:
+    """Take the named pictures, or all."""
+    wanted = sys.argv[1:] or list(SCENES)
+    OUT.mkdir(parents=True, exist_ok=True)
+    fix_the_world()
+    for name in wanted:
+        for size in SIZES:
+            for theme in THEMES:
+                asyncio.run(take(name, size, theme))
+        sys.stdout.write(f"{name}\n")
+        sys.stdout.flush()
+    shutil.rmtree(HOME, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
