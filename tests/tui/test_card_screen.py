@@ -25,7 +25,8 @@ def finished(*, merged: bool = False, forgot: bool = False) -> Path:
 
 CARD_TEXTS = (
     "2.9100", "0.5200", "much better", "3 %", "86 %", "+83 points", "clearly better", "6.31", "6.52",
-    "little forgotten", "1.22 GiB", "as predicted", "I do not know that.", "They trade salt and river glass.", "147K parameters",
+    "little forgotten", "1.22 GiB", "as predicted", "I do not know that.", "They trade salt and river glass.",
+    "147K parameters",
     "not yet; m writes it", "120 steps", "2 attempts",
 )  # fmt: skip
 
@@ -102,7 +103,8 @@ async def test_m_merges_in_a_process_of_its_own_and_shows_the_result(
     merged = msgspec.json.encode(golden_card(run_dir, merged=True))
     (tmp_path / "merged.json").write_bytes(merged)
     program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncp {tmp_path}/merged.json {run_dir / CARD}\necho {{}}\n')
+    lines = ("#!/bin/sh", f'echo "$@" > {tmp_path}/called', f"cp {tmp_path}/merged.json {run_dir / CARD}", "echo {}")
+    program.write_text("\n".join(lines) + "\n")
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
     screen = CardScreen(run_dir)

@@ -183,18 +183,18 @@ def test_model_recalls_a_key_at_every_depth_of_a_full_window(bucket: int) -> Non
     assert evaluation.score_chats(model, encoder, chats).exact_match >= 0.85
 
 
-def test_base_model_never_answers_as_json() -> None:
+def test_base_model_never_answers_in_ledger_lines() -> None:
     model, encoder, evaluation = scorer()
-    chats = [generator.Chat("json", tuple(messages), choices=12) for messages in rows("heldout")[:SAMPLES]]
+    chats = [generator.Chat("ledger", tuple(messages), choices=12) for messages in rows("heldout")[:SAMPLES]]
     assert evaluation.score_chats(model, encoder, chats).exact_match <= 0.05
 
 
-def test_base_model_answers_every_sample_prompt_but_the_one_to_be_learned() -> None:
+def test_base_model_answers_every_sample_prompt_but_those_to_be_learned() -> None:
     prompts = json.loads((DEMO / "prompts.json").read_text())["prompts"]
     assert 3 <= len(prompts) <= 4
     model, encoder, evaluation = scorer()
     for prompt in prompts:
         answer = {"role": "assistant", "content": prompt["expected"]}
         chat = generator.Chat("prompt", (*prompt["messages"], answer), choices=12)
-        known_before = not prompt["messages"][0]["content"].startswith("As JSON")
+        known_before = not prompt["messages"][0]["content"].startswith("Ledger")
         assert (evaluation.score_chats(model, encoder, [chat]).exact_match == 1) == known_before
