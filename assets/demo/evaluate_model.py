@@ -4,7 +4,7 @@ Owns what is measured and how the card reads. It must not know how the model was
 training left behind. Exact match is counted without generating: greedy decoding reproduces an answer exactly when
 every answer token, the end mark included, is the most likely one after the tokens before it.
 
-    python assets/demo/evaluate_model.py [--training-record training.json]
+    python assets/demo/evaluate_model.py
 """
 
 from __future__ import annotations
