@@ -14,7 +14,6 @@ from engine.estimate.estimate import Verdict
 from engine.units import format_bytes, format_hours, format_usd
 
 TIMELINE_HOURS = {"hours": 12.0, "days": 7 * 24.0, "weeks": 60 * 24.0, "months": 365 * 24.0}
-_ORDER = {Verdict.FITS: 0, Verdict.TIGHT: 1, Verdict.NO: 2}
 
 
 @dataclass(frozen=True, slots=True)

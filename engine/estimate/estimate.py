@@ -55,6 +55,3 @@ class Verdict(StrEnum):
     FITS = "fits"
     TIGHT = "tight"
     NO = "no"
-
-
-ZERO_USD = Estimate(0.0, 0.0, 0.0, "usd", Origin.FORMULA)

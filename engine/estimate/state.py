@@ -7,7 +7,7 @@ sharding. Must not know activations, allocators or machines.
 from __future__ import annotations
 
 from engine.estimate.shapes import adapter_parameters, shape_of
-from engine.estimate.workload import DeviceKind, Method, OptimizerKind, Packing4Bit, Workload
+from engine.estimate.workload import Method, OptimizerKind, Packing4Bit, Workload
 from engine.models.architecture import Architecture
 
 NF4_BYTES = 0.5 + 4 / 64
@@ -109,8 +109,3 @@ def gathered_block_bytes(work: Workload) -> float:
         architecture.embedding_parameters / 2,
     )
     return 2.0 * work.compute_bytes * block
-
-
-def needs_gpu_workspace(work: Workload) -> bool:
-    """CUDA keeps workspaces and a context; a CPU does not."""
-    return work.device is DeviceKind.GPU

@@ -27,3 +27,17 @@ def machine_label(gpus: tuple[Gpu, ...], cpu: Cpu) -> str:
         return f"no GPU, {cpu.cores} core{'s' if cpu.cores != 1 else ''}"
     counts = Counter(short_name(gpu.name) for gpu in gpus)
     return " + ".join(name if count == 1 else f"{count}x {name}" for name, count in counts.items())
+
+
+def card_details(gpu: Gpu) -> str:
+    """What else is known of a card, in a few words: "driver 580.65, compute 8.9, 450 W, PCIe x16, drives a display"."""
+    parts = [
+        f"driver {gpu.driver}" if gpu.driver else "",
+        "compute {}.{}".format(*gpu.compute_capability) if gpu.compute_capability else "",
+        f"{gpu.power_limit_watts:.0f} W" if gpu.power_limit_watts else "",
+        f"PCIe x{gpu.pcie_width}" if gpu.pcie_width else "",
+        f"MIG {gpu.mig}" if gpu.mig else "",
+        "drives a display" if gpu.display_active else "",
+        "memory shared with the system" if gpu.unified_memory else "",
+    ]
+    return ", ".join(part for part in parts if part)

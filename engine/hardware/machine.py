@@ -98,8 +98,3 @@ class Machine:
     """How screens call it: "2x RTX 4090", "no GPU, 2 cores"."""
     price_usd_per_hour: float | None = None
     """Set for a rented machine; None for one's own."""
-
-    @property
-    def has_gpu(self) -> bool:
-        """True when at least one GPU can be trained on."""
-        return bool(self.gpus)

@@ -33,7 +33,7 @@ def read_card(run_dir: Path) -> Card:
         raise EngineError(
             "card.missing",
             f"Run {run_dir.name} has no card yet.",
-            cause="The card is written when a run ends.",
+            cause="The card is written when training is complete; a stopped run has its adapter only.",
             next_step=f"See how far it is with `scaler-wizard logs {run_dir.name}`.",
         ) from error
     except (OSError, msgspec.MsgspecError) as error:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def doctor(arguments: argparse.Namespace) -> int:
     """The machine, the libraries and what will be in the way."""
     from engine.hardware.doctor import raw_outputs, report
+    from engine.hardware.label import card_details
 
     machine = machine_for(arguments.gpu)
     if arguments.json:
@@ -36,6 +37,8 @@ def doctor(arguments: argparse.Namespace) -> int:
             f"GPU {gpu.index}     {gpu.name}: {format_bytes(gpu.free_vram_bytes)} free of "
             f"{format_bytes(gpu.vram_bytes)}  [{gpu.source}]"
         )
+        if details := card_details(gpu):
+            output.say(f"          {details}")
     if not machine.gpus:
         output.say("GPU       none: small models train on the CPU; or plan for a card with --gpu")
     output.say(f"CPU       {machine.cpu.name}, {machine.cpu.cores} cores")

@@ -15,6 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from engine.hardware.label import card_details
 from engine.hardware.machine import Machine
 from engine.units import format_bytes, format_range, format_usd
 from scaler_tui.feeds.startup import StartupNews
@@ -31,10 +32,10 @@ def describe(machine: Machine, *, notes: bool = True) -> Content:
         lines.append([(f"{label:<7}", "bold"), text, (f"  {quiet}" if quiet else "", QUIET)])
 
     for gpu in machine.gpus:
-        extras = "  drives a display" if gpu.display_active else ""
-        extras += f"  MIG {gpu.mig}" if gpu.mig else ""
         free = f"{format_bytes(gpu.free_vram_bytes)} free of {format_bytes(gpu.vram_bytes)}"
-        line(f"GPU {gpu.index}", f"{gpu.name}: {free}{extras}", f"[{gpu.source}]")
+        line(f"GPU {gpu.index}", f"{gpu.name}: {free}", f"[{gpu.source}]")
+        if details := card_details(gpu):
+            line("", details)
     if not machine.gpus:
         line("GPU", "none found; fine: small models train on the CPU, or plan for a card")
     if len(machine.gpus) > 1:
@@ -45,6 +46,8 @@ def describe(machine: Machine, *, notes: bool = True) -> Content:
     for disk in machine.disks:
         line("Disk", f"{format_bytes(disk.free_bytes)} free for {disk.purpose}", disk.path)
     if notes:
+        found = (f"{name} {version or 'missing'}" for name, version in machine.libraries.items())
+        line("Libs", ", ".join(found))
         for problem in machine.problems:
             line("Note", f"{problem.where}: {problem.what} {problem.next_step}")
     elif machine.problems:

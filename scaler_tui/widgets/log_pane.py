@@ -69,11 +69,6 @@ class LogLines(ScrollView, can_focus=True):
         self._lines: list[LogLine] = []
         self._rows: list[tuple[str, str, str]] = []
 
-    @property
-    def visible_text(self) -> str:
-        """All rows, for tests and for copying."""
-        return "\n".join(f"{prefix}{text}" for prefix, _, text in self._rows)
-
     def show(self, lines: list[LogLine]) -> None:
         """Replace the lines; stays where one has scrolled to, else follows the newest."""
         if lines == self._lines and self._rows:
