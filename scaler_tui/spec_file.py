@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.errors import EngineError
+from engine.jobs.spec_toml import NOT_FILES
 
 if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
@@ -44,7 +45,7 @@ def relative_to(spec: JobSpec, folder: Path) -> JobSpec:
     """A spec that names the same files from `folder`; names given as absolute stay so."""
 
     def moved(name: str) -> str:
-        if name in ("", "demo") or Path(name).expanduser().is_absolute():
+        if name in NOT_FILES or Path(name).expanduser().is_absolute():
             return name
         return os.path.relpath(name, folder)
 

@@ -9,6 +9,9 @@ import pytest
 
 # Under nohup SIGHUP is ignored, and children inherit that: terminals that close would then go unnoticed.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# The same for Ctrl+C in a job that a shell put into the background.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

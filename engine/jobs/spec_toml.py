@@ -26,6 +26,8 @@ _HEADER = """\
 """
 _COMMENT_WIDTH = 118
 _LITERAL = "demo"
+NOT_FILES = ("", _LITERAL, "general")
+"""Values of the data section that name something the program ships."""
 
 
 def load_spec(path: Path) -> JobSpec:
@@ -54,7 +56,7 @@ def with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
     """Files named relative to `base` become absolute, because a run works in its own directory."""
 
     def resolve(name: str) -> str:
-        return name if name in ("", _LITERAL) else str(base / Path(name).expanduser())
+        return name if name in NOT_FILES else str(base / Path(name).expanduser())
 
     data = msgspec.structs.replace(
         spec.data,

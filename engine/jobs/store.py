@@ -20,9 +20,9 @@ from engine.jobs.fold import Fold
 from engine.jobs.journal import JournalTail
 from engine.jobs.liveness import host_name
 from engine.jobs.spec import JobSpec
-from engine.jobs.spec_toml import canonical, dump_spec, load_spec, spec_hash, with_absolute_paths
+from engine.jobs.spec_toml import canonical, dump_spec, spec_hash, with_absolute_paths
 from engine.jobs.state import RunPhase, RunState
-from engine.jobs.summary import RunRecord, RunSummary, judge, read_record, summarize
+from engine.jobs.summary import RunRecord, RunSummary, frozen_spec, judge, read_record, summarize
 from engine.paths import ensure_writable, runs_dir
 
 __all__ = ["RunSummary", "create_run", "find_run", "list_runs", "load_run_spec", "load_state"]
@@ -107,16 +107,7 @@ def find_run(wanted: str) -> Path:
 
 def load_run_spec(run_dir: Path) -> JobSpec:
     """The frozen spec of a run. Raises EngineError when it was damaged or edited since."""
-    spec = load_spec(run_dir / layout.SPEC)
-    record = read_record(run_dir)
-    if spec_hash(spec) != record.spec_hash:
-        raise EngineError(
-            "run.spec_changed",
-            f"{run_dir / layout.SPEC} is not the spec this run was started with.",
-            cause="Its hash differs from the one in run.json.",
-            next_step="Undo the edit, or start a new run: scaler-wizard start " + str(run_dir / layout.SPEC),
-        )
-    return spec
+    return frozen_spec(run_dir, read_record(run_dir))
 
 
 def load_state(run_dir: Path) -> RunState:

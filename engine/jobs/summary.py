@@ -19,7 +19,8 @@ from engine.jobs import layout, lock
 from engine.jobs.fold import Fold
 from engine.jobs.journal import merge, read_head_events, read_tail_events
 from engine.jobs.liveness import current_boot_id, is_alive
-from engine.jobs.spec_toml import load_spec
+from engine.jobs.spec import JobSpec
+from engine.jobs.spec_toml import load_spec, spec_hash
 from engine.jobs.state import RunPhase, RunState
 
 STALLED_SECONDS = 60.0
@@ -145,12 +146,25 @@ def _lost(state: RunState, cause: str) -> RunState:
     return state
 
 
+def frozen_spec(run_dir: Path, record: RunRecord) -> JobSpec:
+    """The spec the run was started with. Raises EngineError when the file was damaged or edited since."""
+    spec = load_spec(run_dir / layout.SPEC)
+    if spec_hash(spec) != record.spec_hash:
+        raise EngineError(
+            "run.spec_changed",
+            f"{run_dir / layout.SPEC} is not the spec this run was started with.",
+            cause="Its hash differs from the one in run.json.",
+            next_step="Undo the edit, or start a new run: scaler-wizard start " + str(run_dir / layout.SPEC),
+        )
+    return spec
+
+
 # ── the cheap summary ─────────────────────────────────────────────────────────────────────────────────────────────
 def summarize(run_dir: Path) -> RunSummary:
     """Never raises: what cannot be read becomes a failed run with the reason."""
     try:
         record = read_record(run_dir)
-        spec = load_spec(run_dir / layout.SPEC)
+        spec = frozen_spec(run_dir, record)
     except EngineError as error:
         return RunSummary(
             id=run_dir.name, directory=run_dir, state=RunPhase.FAILED, created=_age_of(run_dir),

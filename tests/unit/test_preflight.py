@@ -24,3 +24,12 @@ def test_an_optimizer_this_machine_cannot_run_is_refused_before_the_start(optimi
     assert refused.value.exit_code is ExitCode.BAD_INPUT
     assert "NVIDIA" in refused.value.what
     assert list_runs() == []
+
+
+def test_what_ships_with_the_program_is_not_taken_for_a_file(tmp_path: Path) -> None:
+    from engine.jobs.spec import DataSection
+    from engine.jobs.spec_toml import with_absolute_paths
+
+    spec = with_absolute_paths(JobSpec(data=DataSection(train="rows.jsonl", heldout="", base_text="general")), tmp_path)
+    assert spec.data.base_text == "general"
+    assert spec.data.train == str(tmp_path / "rows.jsonl")
