@@ -15,7 +15,7 @@ from engine.errors import EngineError
 from engine.jobs import events as ev
 from engine.jobs import layout, liveness, store, summary
 from engine.jobs.journal import JournalWriter
-from engine.jobs.spec import CostSection, JobSpec
+from engine.jobs.spec import CostSection, JobSpec, TrainingSection
 from engine.jobs.state import RunPhase
 from engine.paths import runs_dir
 from tests.support.fake_worker import recorded_run, step_event, write_events, write_recorded_journal
@@ -113,7 +113,7 @@ def test_a_damaged_run_is_listed_as_failed_with_the_reason(victim: str, damage: 
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(b"\0" * len(content) if damage == "zeroed" else content[: len(content) // 2] + b"= [")
+        path.write_bytes(b"\0" * len(content) if damage == "zeroed" else content[: len(content) // 2] + b"\n= [")
     found = {run.id: run for run in store.list_runs()}[broken.name]
     assert found.state is RunPhase.FAILED
     assert found.what
@@ -259,3 +259,12 @@ def test_a_follower_notices_a_journal_written_anew() -> None:
     write_recorded_journal(run_dir, 10)
     assert follower.poll().step == 10
     assert len(follower.fold.series("loss")) == 10
+
+
+def test_a_spec_that_lost_a_setting_is_noticed_although_it_is_valid() -> None:
+    run_dir = store.create_run(JobSpec(name="mine", training=TrainingSection(learning_rate=1e-3)))
+    path = run_dir / layout.SPEC
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("learning_rate")))
+    (found,) = store.list_runs()
+    assert found.state is RunPhase.FAILED
+    assert "not the spec" in found.what
