@@ -46,8 +46,8 @@ def describe(machine: Machine, *, notes: bool = True) -> Content:
     for disk in machine.disks:
         line("Disk", f"{format_bytes(disk.free_bytes)} free for {disk.purpose}", disk.path)
     if notes:
-        found = (f"{name} {version or 'missing'}" for name, version in machine.libraries.items())
-        line("Libs", ", ".join(found))
+        if machine.libraries:
+            line("Libs", ", ".join(f"{name} {version or 'missing'}" for name, version in machine.libraries.items()))
         for problem in machine.problems:
             line("Note", f"{problem.where}: {problem.what} {problem.next_step}")
     elif machine.problems:
