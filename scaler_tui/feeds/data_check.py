@@ -5,9 +5,6 @@ Owns the process and the message that brings its report: a large file takes a wh
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -15,6 +12,7 @@ from textual.message import Message
 from textual.message_pump import MessagePump
 
 from engine.errors import EngineError
+from scaler_tui.feeds.twin import ask_twin
 
 DataKey = tuple[str, str, int]
 """File, model, longest row in tokens."""
@@ -31,32 +29,19 @@ class DataChecked(Message):
 
 
 def run_check(key: DataKey) -> tuple[dict[str, Any] | None, EngineError | None]:
-    """Run the twin and read its JSON."""
+    """The twin's report, or its error."""
     data_file, model, max_length = key
-    command = [sys.executable, "-m", "scaler_tui", "data", "check", "--model", model, "--json"]
-    command += ["--max-length", str(max_length)] if max_length else []
-    result = subprocess.run(
-        [*command, "--", data_file], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
+    length = ("--max-length", str(max_length)) if max_length else ()
     try:
-        document = json.loads(result.stdout)
-    except json.JSONDecodeError:
-        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
-        return None, EngineError("data.check", "The data check ended without a report.", cause=last)
-    if "error" in document:
-        error = document["error"]
-        return None, EngineError(error["code"], error["what"], cause=error["cause"], next_step=error["next_step"])
-    return document, None
+        return ask_twin("data", "check", "--json", "--model", model, *length, "--", data_file), None
+    except EngineError as error:
+        return None, error
 
 
 def check_in_thread(target: MessagePump, key: DataKey) -> None:
     """Check off the interface thread and post DataChecked to `target`."""
 
     def work() -> None:
-        try:
-            report, error = run_check(key)
-        except OSError as failure:
-            report, error = None, EngineError("data.check", "The data check could not be started.", cause=str(failure))
-        target.post_message(DataChecked(key, report, error))
+        target.post_message(DataChecked(key, *run_check(key)))
 
     threading.Thread(target=work, name="data check", daemon=True).start()

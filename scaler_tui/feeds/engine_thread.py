@@ -61,7 +61,7 @@ class EngineThread:
             with tempfile.TemporaryDirectory(prefix="scaler-wizard-") as scratch:
                 path = Path(scratch) / "spec.toml"
                 path.write_text(dump_spec(with_absolute_paths(spec, folder)), encoding="utf-8")
-                return Path(ask_twin("start", str(path))["directory"])
+                return Path(ask_twin("start", "--json", str(path))["directory"])
 
         self._queue.put(("launch", reply_to, work))
 
@@ -118,7 +118,7 @@ class EngineThread:
 
 
 def _merge(run_dir: Path) -> Path:
-    ask_twin("merge", run_dir.name)
+    ask_twin("merge", "--json", run_dir.name)
     return run_dir
 
 

@@ -15,9 +15,10 @@ from engine.errors import EngineError, ExitCode
 
 
 def ask_twin(*words: str) -> dict[str, Any]:
-    """The JSON of `scaler-wizard WORDS --json`. Raises EngineError: the command's own, or `twin.failed`."""
-    first, *rest = words
-    command = [sys.executable, "-m", "scaler_tui", first, "--json", *rest]
+    """The JSON of `scaler-wizard WORDS` (which ask for `--json`). Raises EngineError: the command's own, or
+    `twin.failed`."""
+    first = words[0]
+    command = [sys.executable, "-m", "scaler_tui", *words]
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, start_new_session=True

@@ -279,3 +279,49 @@ def test_a_full_disk_pauses_and_keeps_the_last_good_checkpoint(
 
     resumed = run_worker(first.run_dir)
     assert resumed.end.outcome == "finished", resumed.log
+
+
+NO_ROOM_FOR_RESULTS = """
+import resource
+import engine.train.job as job
+original = job._Job._save_adapter
+def save(self, loaded):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    try:
+        return original(self, loaded)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+job._Job._save_adapter = save
+"""
+
+
+@pytest.mark.slow
+def test_no_room_for_the_results_pauses_and_nothing_is_trained_again(
+    make_spec: SpecMaker, run_worker: RunWorker
+) -> None:
+    run_dir = create_run(make_spec(adapter={"rank": 16}, training={"max_steps": 4}))
+    full = run_worker(run_dir, preamble=NO_ROOM_FOR_RESULTS)
+    assert (full.exit_code, full.end.outcome, full.end.step) == (0, "paused", 4), full.log
+    assert "room" in full.end.what
+    assert not (run_dir / "output" / "adapter").exists()
+    steps = len(full.of(ev.Step))
+
+    resumed = run_worker(run_dir)
+    assert resumed.end.outcome == "finished", resumed.log
+    assert len(resumed.of(ev.Step)) == steps, "no step was done twice"
+    assert (run_dir / "output" / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [("3", "3"), ("2,0", "2"), ("GPU-aa,GPU-bb", "GPU-aa"), ("", ""), (None, "1")]
+)
+def test_a_run_gets_one_card_the_freest_unless_the_user_chose(
+    visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.hardware.findings import GpuFindings
+    from engine.hardware.machine import Gpu, Source
+    from engine.train import environment
+
+    cards = tuple(Gpu(i, "card", "nvidia", 24, free, Source.NVML) for i, free in enumerate((5, 20, 10)))
+    monkeypatch.setattr(environment.nvidia, "probe", lambda limit: GpuFindings(gpus=cards))
+    assert environment.one_card(visible) == expected
