@@ -274,7 +274,6 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         """Watch a run."""
         from scaler_tui.screens.run import RunScreen
 
-        self._remember(last_run=run_dir.name)
         self.push_screen(RunScreen(run_dir))
 
     def attach(self, run_id: str) -> None:

@@ -1,4 +1,4 @@
-"""What the interface remembers between starts: theme and the last run looked at. No secrets, no answers.
+"""What the interface remembers between starts: the theme and hints already given. No secrets, no answers.
 
 Owns `preferences.json` in the state folder. A damaged file is ignored: preferences are never worth an error.
 """
@@ -16,7 +16,6 @@ from engine.paths import state_home
 
 class Preferences(msgspec.Struct, frozen=True):
     theme: str = "scaler-dark"
-    last_run: str = ""
     seen_ssh_hint: bool = False
 
 
