@@ -16,6 +16,7 @@ from engine.advise.recommend import recommend
 from engine.estimate.estimate import Estimate, Origin, Verdict
 from engine.estimate.memory import estimate_memory, limiting_words
 from engine.estimate.storage import estimate_host_ram
+from engine.estimate.workload import Loss
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
 from engine.units import format_bytes, format_hours
@@ -132,7 +133,7 @@ def settings_words(plan: Plan) -> str:
     words.append("bf16" if work.compute_bytes == 2 else "fp32")
     if work.packed and work.architecture.moe is not None:
         words.append("experts stay unpacked in fp32")
-    if work.fused_loss:
+    if work.loss is not Loss.FULL:
         words.append("chunked loss")
     if work.teacher is not None:
         words.append(f"teacher {work.teacher.name} in 4 bits")

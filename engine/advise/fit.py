@@ -13,7 +13,7 @@ from engine.advise.recipes import Recipe, choose_recipe
 from engine.advise.targets import deeper, larger, wider
 from engine.estimate.estimate import Verdict
 from engine.estimate.memory import memory_bounds
-from engine.estimate.workload import ALL_LINEAR, DeviceKind, Method, Packing4Bit, Workload
+from engine.estimate.workload import ALL_LINEAR, DeviceKind, Loss, Method, Packing4Bit, Workload
 from engine.hardware.machine import Gpu, Machine
 from engine.models.architecture import Architecture
 
@@ -153,7 +153,7 @@ def _first_choice(
         masked=recipe.flag("packing") and not long_rows,
         accumulation=max(effective // batch, 1),
         optimizer=approach.optimizer,
-        fused_loss=approach.longer,
+        loss=Loss.CHUNKED if approach.longer else Loss.FULL,
         trained_layers=final.layers - base.layers,
         compute_bytes=compute_bytes(devices),
         shards=max(len(devices.gpus), 1) if approach.shards else 1,

@@ -8,7 +8,7 @@ Must not know state, allocators or machines.
 from __future__ import annotations
 
 from engine.estimate.shapes import Shape, adapted_modules, shape_of
-from engine.estimate.workload import Method, Workload
+from engine.estimate.workload import Attention, Loss, Method, Workload
 
 _INPUT_IS_HIDDEN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _HUMP_HIDDEN = {"k_proj": 6, "gate_proj": 8, "up_proj": 8}
@@ -62,7 +62,7 @@ def logit_hump_bytes(work: Workload) -> float:
     """
     s = shape_of(work.architecture)
     per_logit = 16 if work.packed or work.compute_bytes == 4 else 14
-    tokens = min(work.tokens, 1024) if work.fused_loss else work.tokens
+    tokens = min(work.tokens, 1024) if work.loss is not Loss.FULL else work.tokens
     hump = float(per_logit * s.vocabulary * tokens + 6 * s.hidden * work.tokens)
     if work.teacher is not None:
         hump += 8.0 * work.teacher.vocab_size * tokens
@@ -94,4 +94,4 @@ def _routing(s: Shape) -> float:
 def _scores(work: Workload, s: Shape) -> float:
     """A mask is turned to bf16 in every layer: 2·s per token; eager attention keeps scores: 5.9·a·s per token."""
     masked = 2.0 * work.sequence if work.masked else 0.0
-    return masked + (5.9 * s.heads * work.sequence if work.eager_attention else 0.0)
+    return masked + (5.9 * s.heads * work.sequence if work.attention is Attention.EAGER else 0.0)

@@ -1,4 +1,4 @@
-"""What is to be estimated: one architecture trained one way on one kind of device.
+"""What is to be estimated: one architecture trained (or asked) one way on one kind of device.
 
 Owns the description of a job as the formulas need it. Must not know machines, prices or where settings come from.
 Symbols used in every formula of this package: h hidden, f feed-forward, L layers, q = heads x head_dim,
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from engine.errors import EngineError
+from engine.estimate.stacks import OURS, Stack
 from engine.models.architecture import Architecture
 
 ALL_LINEAR = ("all-linear",)
@@ -26,7 +27,17 @@ class Method(StrEnum):
     FULL = "full"
     """Every parameter."""
     NEW_BLOCKS = "new blocks"
-    """Only the last `trained_layers` inserted blocks; the old ones are frozen (LLaMA-Pro)."""
+    """Only `trained_layers` inserted blocks; the old ones are frozen (LLaMA-Pro)."""
+
+
+class Purpose(StrEnum):
+    """What the device is asked to do."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    """Forward passes without gradients, logits of every position."""
+    GENERATE = "generate"
+    """Token by token with a KV cache of `sequence` positions for `batch` sequences."""
 
 
 class Packing4Bit(StrEnum):
@@ -35,13 +46,51 @@ class Packing4Bit(StrEnum):
     NONE = "none"
     NF4 = "nf4"
     NF4_DOUBLE = "nf4 double"
+    """The scales are quantised as well."""
+    GPTQ = "gptq"
+    """Packed int4 with scales per group of 128 and an index per input row."""
 
 
 class OptimizerKind(StrEnum):
     ADAMW = "adamw"
     ADAMW_8BIT = "adamw 8-bit"
+    PAGED_ADAMW_8BIT = "paged adamw 8-bit"
+    """8-bit states in unified memory: they leave the card when it is full."""
     ADAMW_MIXED = "adamw mixed"
     """bf16 weights with fp32 master copy and fp32 states."""
+    SGD = "sgd"
+    """No state."""
+
+
+class Attention(StrEnum):
+    """Which kernel computes attention."""
+
+    SDPA = "sdpa"
+    FLASH = "flash"
+    EAGER = "eager"
+    """Scores of all pairs are kept: quadratic in the sequence."""
+
+
+class Loss(StrEnum):
+    """How logits meet the loss."""
+
+    FULL = "full logits"
+    CHUNKED = "chunked"
+    """Head and cross-entropy in chunks of the stack's size; the logits of one chunk are alive."""
+    FUSED = "fused"
+    """One kernel for head and cross-entropy (Liger, cut cross-entropy): no logits are kept."""
+
+
+class TeacherHeld(StrEnum):
+    """Where a distillation teacher's knowledge is while the student learns."""
+
+    RESIDENT = "resident"
+    """Its 16-bit weights on the same device."""
+    PACKED = "4-bit"
+    OFFLOADED = "offloaded"
+    """Weights in host RAM, streamed to the device layer by layer."""
+    CACHED = "cached logits"
+    """Its top logits were written to disk before; no weights at all."""
 
 
 class DeviceKind(StrEnum):
@@ -49,9 +98,18 @@ class DeviceKind(StrEnum):
     CPU = "cpu"
 
 
+_LIMITS = {
+    "batch": (1, 4096),
+    "sequence": (1, 1 << 24),
+    "rank": (1, 65_536),
+    "shards": (1, 65_536),
+    "accumulation": (1, 1 << 20),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One job as the formulas see it. Raises EngineError `estimate.value` on impossible values."""
+    """One job as the formulas see it. Raises EngineError `estimate.value` or `estimate.conflict`."""
 
     architecture: Architecture
     method: Method = Method.ADAPTER
@@ -63,42 +121,54 @@ class Workload:
     checkpointing: bool = True
     masked: bool = False
     """A mask reaches attention: packed or padded rows."""
-    eager_attention: bool = False
+    attention: Attention = Attention.SDPA
+    loss: Loss = Loss.FULL
+    trained_share: float = 1.0
+    """Share of the positions that carry loss; our worker computes logits for no others."""
     accumulation: int = 1
     optimizer: OptimizerKind = OptimizerKind.ADAMW
     foreach: bool = False
     """Whether the optimizer step makes one more copy (torch's `foreach`; `fused` does not)."""
+    step_in_backward: bool = False
+    """Each parameter is updated as soon as its gradient is known: gradients never coexist."""
+    optimizer_on_host: bool = False
+    """Optimizer states and gradients live in host RAM."""
     trained_layers: int = 0
     compute_bytes: int = 2
     """2 for bf16/fp16, 4 for fp32."""
     adapter_bytes: int = 4
     """PEFT keeps adapters in fp32 unless told otherwise."""
-    fused_loss: bool = False
-    """The loss never holds all logits (chunked or fused cross-entropy)."""
+    dora: bool = False
+    dropout: bool = False
+    """Adapters drop inputs: one more copy and a mask per adapter."""
+    train_embeddings: bool = False
+    """Embeddings and output head learn beside the adapter (PEFT's `modules_to_save`)."""
+    offload_activations: bool = False
+    """What layers keep for the backward pass waits in host RAM."""
     shards: int = 1
     """Cards over which ZeRO-3/FSDP divides the state."""
     teacher: Architecture | None = None
-    """A frozen teacher held in memory as NF4 (distillation)."""
+    """A frozen teacher (distillation)."""
+    teacher_held: TeacherHeld = TeacherHeld.PACKED
+    purpose: Purpose = Purpose.TRAIN
     device: DeviceKind = DeviceKind.GPU
     workspace_bytes: int = 2 * 8_519_680
     """cuBLAS workspaces of the forward and the autograd thread."""
-    expandable_segments: bool = False
+    expandable_segments: bool = True
+    """The worker starts with `expandable_segments:True`; foreign scripts mostly do not."""
+    stack: Stack = OURS
+    """Whose code trains, and of which year."""
 
     def __post_init__(self) -> None:
-        limits = (
-            ("batch", self.batch, 1, 4096),
-            ("sequence", self.sequence, 1, 1 << 24),
-            ("rank", self.rank, 1, 65_536),
-            ("shards", self.shards, 1, 65_536),
-            ("tokens per micro-batch", self.batch * self.sequence, 1, MAX_TOKENS_PER_MICRO_BATCH),
-        )
-        for name, value, low, high in limits:
-            if not low <= value <= high:
-                raise EngineError(
-                    "estimate.value",
-                    f"{name} is {value:,}; it must be from {low:,} to {high:,}.",
-                    next_step=f"Choose a {name} in that range.",
-                )
+        for name, (low, high) in _LIMITS.items():
+            _require(name, getattr(self, name), low, high)
+        _require("tokens per micro-batch", self.batch * self.sequence, 1, MAX_TOKENS_PER_MICRO_BATCH)
+        if not 0.0 < self.trained_share <= 1.0:
+            raise EngineError(
+                "estimate.value",
+                f"trained_share is {self.trained_share}; it must be above 0 and at most 1.",
+                next_step="Give the share of the tokens that carry loss.",
+            )
         if self.method is not Method.ADAPTER and self.packing is not Packing4Bit.NONE:
             raise EngineError(
                 "estimate.conflict",
@@ -116,3 +186,12 @@ class Workload:
     def packed(self) -> bool:
         """True when the frozen base is stored in 4 bits."""
         return self.packing is not Packing4Bit.NONE
+
+
+def _require(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise EngineError(
+            "estimate.value",
+            f"{name} is {value:,}; it must be from {low:,} to {high:,}.",
+            next_step=f"Choose a {name} in that range.",
+        )

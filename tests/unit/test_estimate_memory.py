@@ -20,7 +20,8 @@ from engine.estimate.state import (
     trainable_parameters,
     weight_bytes,
 )
-from engine.estimate.workload import DeviceKind, Method, OptimizerKind, Packing4Bit, Workload
+from engine.estimate.stacks import HF
+from engine.estimate.workload import DeviceKind, Loss, Method, OptimizerKind, Packing4Bit, Workload
 from engine.units import GIB, MIB
 
 ROWS = Path(__file__).parents[1] / "data" / "estimate_rows.csv"
@@ -53,7 +54,8 @@ def workload_of(row: dict[str, str]) -> Workload:
         rank=int(row["rank"]),
         targets=tuple(row["targets"].split()),
         checkpointing=row["checkpointing"] == "yes",
-        fused_loss=row["fused_loss"] == "yes",
+        loss=Loss.CHUNKED if row["fused_loss"] == "yes" else Loss.FULL,
+        stack=HF,
     )
 
 
