@@ -8,17 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from engine.estimate.estimate import Range
 from engine.hardware.gpu_profiles import GpuProfile, find_gpu_profile, load_gpu_profiles
 from engine.hardware.machine import Gpu, Machine
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """low <= likely <= high of one quantity."""
-
-    low: float
-    likely: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)

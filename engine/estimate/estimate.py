@@ -49,6 +49,15 @@ class Estimate:
         return Estimate(self.low * factor, self.likely * factor, self.high * factor, self.unit, self.origin, parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """low <= likely <= high of one quantity."""
+
+    low: float
+    likely: float
+    high: float
+
+
 class Verdict(StrEnum):
     """Does it fit? Judged by the high end against free memory."""
 
