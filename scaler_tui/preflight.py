@@ -155,7 +155,8 @@ def _plan(spec: JobSpec, architecture: Architecture, machine: Machine) -> Plan:
     """The spec as the engine's plan, so that its verdict and its ways out are the wizard's."""
     from engine.advise.answers import answers_of
     from engine.advise.approaches import find_approach
-    from engine.advise.fit import Plan, single_device
+    from engine.advise.devices import single_device
+    from engine.advise.fit import Plan
     from engine.advise.plan import workload_of
     from engine.advise.recipes import choose_recipe
     from engine.estimate.memory import memory_bounds

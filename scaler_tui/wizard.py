@@ -279,7 +279,7 @@ class Wizard:
 def free_bytes_for(approach: str, machine: Machine) -> int:
     """Free memory of the device (each of equal ones, where the approach is sharded) that an approach trains on."""
     from engine.advise.approaches import find_approach
-    from engine.advise.fit import equal_devices, single_device
+    from engine.advise.devices import equal_devices, single_device
 
     return (equal_devices if find_approach(approach).shards else single_device)(machine).free_bytes
 

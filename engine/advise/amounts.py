@@ -1,10 +1,11 @@
 """How much there is to learn from, how long that takes and what it costs, for one planned approach.
 
-Owns token counts and the joining of plan, speed and price. Must not know verdicts or words of the matrix.
+Owns token counts and the joining of settings, speed and price. Must not know verdicts or words of the matrix.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.advise.answers import Answers
@@ -14,6 +15,7 @@ from engine.estimate.cost import Tariff, estimate_cost
 from engine.estimate.estimate import Estimate
 from engine.estimate.speed import RunPlan, estimate_hours
 from engine.estimate.storage import DiskPlan, estimate_disk
+from engine.estimate.workload import Workload
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
 from engine.resources import demo_dir
@@ -56,28 +58,54 @@ def is_on_disk(architecture: Architecture) -> bool:
     return source == "demo" or (source.startswith(("/", ".", "~")) and Path(source).expanduser().is_dir())
 
 
-def hours_of(plan: Plan, answers: Answers, device: DeviceSpeed) -> Estimate:
-    """Hours of the run, download included."""
-    low, likely, high = run_tokens(plan, answers)
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a job has to get through and what its hours cost, whichever settings it then runs with."""
+
+    tokens: tuple[float, float, float]
+    """All tokens of the run: low, likely, high."""
+    disk: DiskPlan
+    tariff: Tariff
+    steps: int = 0
+    """Above 0, so many optimizer steps are the run, however many tokens they hold."""
+    download_bytes: float = 0.0
+
+
+def load_of(plan: Plan, answers: Answers, machine: Machine) -> Load:
+    """The load of a planned approach under the answers."""
     source = plan.work.teacher or (plan.base if plan.approach.model != "larger" else plan.final)
-    download = 0.0 if is_on_disk(source) else float(source.weight_bytes or 2 * source.parameters)
-    run = RunPlan(likely, low, high, download, plan.work.shards)
-    return estimate_hours(plan.work, device, run)
-
-
-def cost_of(hours: Estimate, plan: Plan, machine: Machine, answers: Answers, device: DeviceSpeed) -> Estimate:
-    """Money of those hours: the machine's price, else rent of the card, else electricity."""
+    base = plan.final if plan.approach.model == "larger" else plan.base
     rented = answers.rented or machine.price_usd_per_hour is not None
     cards = max(plan.work.shards, len(machine.gpus) if rented else 1)
-    return estimate_cost(hours, device, Tariff(rented, machine.price_usd_per_hour, None, cards))
+    return Load(
+        tokens=run_tokens(plan, answers),
+        disk=DiskPlan(
+            base,
+            is_on_disk(base),
+            plan.approach.model in ("deeper", "wider"),
+            answers.text("output") == "merged",
+        ),
+        tariff=Tariff(rented, machine.price_usd_per_hour, None, cards),
+        download_bytes=0.0 if is_on_disk(source) else float(source.weight_bytes or 2 * source.parameters),
+    )
 
 
-def disk_of(plan: Plan, answers: Answers) -> Estimate:
+def hours_with(load: Load, work: Workload, device: DeviceSpeed) -> Estimate:
+    """Hours of the run with these settings, download included."""
+    low, likely, high = load.tokens
+    if load.steps:
+        low = likely = high = float(work.tokens * work.accumulation * load.steps)
+    return estimate_hours(work, device, RunPlan(likely, low, high, load.download_bytes, work.shards))
+
+
+def cost_with(load: Load, hours: Estimate, device: DeviceSpeed) -> Estimate:
+    """Money of those hours: the machine's price, else rent of the card, else electricity."""
+    return estimate_cost(hours, device, load.tariff)
+
+
+def disk_with(load: Load, work: Workload) -> Estimate:
     """Disk for download, checkpoints and results."""
-    base = plan.final if plan.approach.model == "larger" else plan.base
-    grows = plan.approach.model in ("deeper", "wider")
-    merged = answers.text("output") == "merged"
-    return estimate_disk(plan.work, DiskPlan(base, is_on_disk(base), grows, merged))
+    return estimate_disk(work, load.disk)
 
 
 def _file_bytes(source: str) -> int:

@@ -1,25 +1,24 @@
 """The comparison matrix: every approach for one model on one machine under the given answers, in milliseconds.
 
-Owns rows, verdicts and their words, and the JSON form. Must not know how it is drawn; never leaves an approach out.
+Owns rows, their words, and the JSON form. Must not know how it is drawn; never leaves an approach out.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from engine.advise.amounts import cost_of, device_of, disk_of, hours_of
+from engine.advise.amounts import load_of
 from engine.advise.answers import Answers
+from engine.advise.appraisal import appraise
 from engine.advise.approaches import Approach, TargetModel, load_approaches
-from engine.advise.fit import NO_HOURS, TIGHT_HOURS, Plan, missing_library, plan_of
+from engine.advise.fit import Plan, calibration_for, plan_of
 from engine.advise.matrix import ApproachRow, Matrix
 from engine.advise.recommend import recommend
-from engine.estimate.estimate import Estimate, Origin, Verdict
-from engine.estimate.memory import estimate_memory, limiting_words
-from engine.estimate.storage import estimate_host_ram
+from engine.estimate.calibration import Calibration
+from engine.estimate.estimate import Estimate, Origin
 from engine.estimate.workload import Loss
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
-from engine.units import format_bytes, format_hours
 
 NO_GPU_BYTES = Estimate(0.0, 0.0, 0.0, "bytes", Origin.FORMULA)
 """VRAM on a machine without a GPU: the need is in RAM."""
@@ -27,7 +26,8 @@ NO_GPU_BYTES = Estimate(0.0, 0.0, 0.0, "bytes", Origin.FORMULA)
 
 def build_matrix(architecture: Architecture, machine: Machine, answers: Answers) -> Matrix:
     """One row per approach, and the recommendation. Raises EngineError only for impossible answers."""
-    rows = tuple(_row(approach, architecture, machine, answers) for approach in load_approaches())
+    calibration = calibration_for(machine)
+    rows = tuple(_row(approach, architecture, machine, answers, calibration) for approach in load_approaches())
     advice = recommend(rows, answers)
     return Matrix(
         model=architecture.name,
@@ -86,15 +86,15 @@ def _range(estimate: Estimate) -> dict[str, float]:
     return {"low": estimate.low, "likely": estimate.likely, "high": estimate.high}
 
 
-def _row(approach: Approach, architecture: Architecture, machine: Machine, answers: Answers) -> ApproachRow:
-    plan = plan_of(approach, architecture, machine, answers)
-    device = device_of(plan, machine)
-    memory = estimate_memory(plan.work)
-    on_cpu = plan.devices.on_cpu
-    ram = memory if on_cpu else estimate_host_ram(plan.work, processes=plan.work.shards)
-    disk = disk_of(plan, answers)
-    hours = hours_of(plan, answers, device)
-    verdict, why = _verdict(plan, machine, ram, disk, hours)
+def _row(
+    approach: Approach,
+    architecture: Architecture,
+    machine: Machine,
+    answers: Answers,
+    calibration: Calibration | None,
+) -> ApproachRow:
+    plan = plan_of(approach, architecture, machine, answers, calibration)
+    found = appraise(plan, machine, load_of(plan, answers, machine))
     larger_model = approach.model is TargetModel.LARGER
     return ApproachRow(
         id=approach.id,
@@ -102,19 +102,20 @@ def _row(approach: Approach, architecture: Architecture, machine: Machine, answe
         base_parameters=plan.final.parameters if larger_model else architecture.parameters,
         final_parameters=plan.final.parameters,
         effective_capacity=approach.capacity,
-        verdict=verdict,
-        verdict_reason=why,
-        vram=NO_GPU_BYTES if on_cpu else memory,
-        ram=ram,
-        disk=disk,
-        hours=hours,
-        cost_usd=cost_of(hours, plan, machine, answers, device),
+        verdict=found.verdict,
+        verdict_reason=found.judgement.reason,
+        vram=NO_GPU_BYTES if plan.devices.on_cpu else found.memory,
+        ram=found.ram,
+        disk=found.disk,
+        hours=found.hours,
+        cost_usd=found.cost_usd,
         performance=approach.performance,
         reason=approach.reason,
         runnable=approach.runs,
         not_runnable_reason=approach.not_runnable_reason,
         settings=settings_words(plan),
-        limiting=limiting_words(plan.work),
+        limiting=found.limiting,
+        appraisal=found,
     )
 
 
@@ -142,42 +143,3 @@ def settings_words(plan: Plan) -> str:
     elif not plan.devices.on_cpu:
         words.append("one card; data parallel would need all of it on each")
     return ", ".join(words + list(plan.final.notes[:1] if plan.approach.model is TargetModel.LARGER else ()))
-
-
-def _verdict(plan: Plan, machine: Machine, ram: Estimate, disk: Estimate, hours: Estimate) -> tuple[Verdict, str]:
-    """Memory first (upper bound against free), then time (90 days, a year), then host RAM and disk (at best tight)."""
-    if missing := missing_library(plan, machine):
-        return Verdict.NO, missing
-    verdict, free = plan.memory_verdict, plan.devices.free_bytes
-    where = (
-        "this machine has"
-        if plan.devices.on_cpu
-        else "each of these cards has"
-        if plan.work.shards > 1
-        else "this GPU has"
-    )
-    kind = "RAM free" if plan.devices.on_cpu else "free"
-    low, likely, high = plan.bounds
-    del low
-    if verdict is Verdict.NO:
-        need = f"needs about {format_bytes(likely)} (up to {format_bytes(high)})"
-        return verdict, f"{need}, {where} {format_bytes(free)} {kind}"
-    span = f"at most {format_bytes(high)}, {where} {format_bytes(free)} {kind}"
-    if hours.likely > TIGHT_HOURS:
-        on = "this CPU" if plan.devices.on_cpu else "these cards" if plan.work.shards > 1 else "this card"
-        sentence = f"fits in memory, but takes about {format_hours(hours.likely)} on {on}"
-        return (Verdict.NO if hours.likely > NO_HOURS else Verdict.TIGHT), sentence
-    if verdict is Verdict.TIGHT:
-        return (
-            verdict,
-            f"likely {format_bytes(likely)}, but could need {format_bytes(high)}; {where} {format_bytes(free)} {kind}",
-        )
-    if not plan.devices.on_cpu and ram.likely > machine.ram.available_bytes:
-        return (
-            Verdict.TIGHT,
-            f"needs {format_bytes(ram.likely)} RAM, {format_bytes(machine.ram.available_bytes)} is available",
-        )
-    free_disk = min((disk.free_bytes for disk in machine.disks), default=None)
-    if free_disk is not None and disk.likely > free_disk:
-        return Verdict.TIGHT, f"needs {format_bytes(disk.likely)} disk, {format_bytes(free_disk)} is free"
-    return verdict, span

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from engine.advise.matrix import ApproachRow
+from engine.advise.verdict import RULE
 from engine.estimate.estimate import Estimate
 from engine.units import format_bytes, format_count, format_hours, format_range, format_usd
 
@@ -83,6 +84,6 @@ def _parameters(row: ApproachRow) -> tuple[Line, ...]:
 def _verdict(row: ApproachRow) -> tuple[Line, ...]:
     return (
         Line("Verdict", row.verdict.value, row.verdict_reason),
-        Line("Rule", "fits: the upper bound is free; tight: the likely figure is; over 90 days tight, over a year no"),
+        Line("Rule", RULE),
         Line("Runs from here", "yes" if row.runnable else "no", row.not_runnable_reason),
     )

@@ -1,6 +1,6 @@
 """From an approach to a job that fits: settings by recipe, then checkpointing and smaller micro-batches.
 
-Owns that search and the verdict. Must not know titles, reasons, hours or money.
+Owns that search. Must not know titles, reasons, hours or money.
 """
 
 from __future__ import annotations
@@ -9,52 +9,15 @@ from dataclasses import dataclass, replace
 
 from engine.advise.answers import Answers
 from engine.advise.approaches import Approach, TargetModel
+from engine.advise.devices import Devices, compute_bytes, equal_devices, single_device, workspace_bytes
 from engine.advise.recipes import Recipe, choose_recipe
 from engine.advise.targets import deeper, larger, wider
-from engine.estimate.estimate import Verdict
-from engine.estimate.memory import memory_bounds
+from engine.estimate.calibration import Calibration
+from engine.estimate.estimate import Estimate, Verdict
+from engine.estimate.memory import estimate_memory, memory_bounds
 from engine.estimate.workload import ALL_LINEAR, DeviceKind, Loss, Method, Packing4Bit, Workload
-from engine.hardware.machine import Gpu, Machine
+from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
-
-TIGHT_HOURS = 90 * 24.0
-"""A job that likely takes over 90 days is at best tight, however well it fits in memory."""
-NO_HOURS = 365 * 24.0
-"""A job that likely takes over a year is no."""
-_HOPPER_WORKSPACE_BYTES = 2 * 32 * 1024**2
-_SMALLER_WORKSPACE_BYTES = 2 * 8_519_680
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """What a job may use."""
-
-    gpus: tuple[Gpu, ...]
-    """Equal cards; empty on a machine without a GPU."""
-    free_bytes: int
-    """Free memory of the fullest of them, or available RAM."""
-
-    @property
-    def on_cpu(self) -> bool:
-        """True when there is no GPU."""
-        return not self.gpus
-
-
-def single_device(machine: Machine) -> Devices:
-    """The GPU with the most free memory, else the processor."""
-    if not machine.gpus:
-        return Devices((), machine.ram.available_bytes)
-    best = max(machine.gpus, key=lambda gpu: gpu.free_vram_bytes)
-    return Devices((best,), best.free_vram_bytes)
-
-
-def equal_devices(machine: Machine) -> Devices:
-    """All cards of the same name as the best one: a sharded job needs equal cards."""
-    best = single_device(machine)
-    if best.on_cpu:
-        return best
-    group = tuple(gpu for gpu in machine.gpus if gpu.name == best.gpus[0].name)
-    return Devices(group, min(gpu.free_vram_bytes for gpu in group))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +32,30 @@ class Plan:
     recipe: Recipe
     bounds: tuple[float, float, float]
     """Memory low, likely, high on the device that trains."""
+    calibration: Calibration | None = None
+    """What this machine showed in probes and runs; None where nothing did, and on what-if machines."""
 
     @property
     def memory_verdict(self) -> Verdict:
         """fits: the upper bound is free; tight: the likely figure is; no: neither."""
-        _, likely, high = self.bounds
-        if high <= self.devices.free_bytes:
-            return Verdict.FITS
-        return Verdict.TIGHT if likely <= self.devices.free_bytes else Verdict.NO
+        return self.devices.verdict(self.bounds[1], self.bounds[2])
 
 
-def plan_of(approach: Approach, architecture: Architecture, machine: Machine, answers: Answers) -> Plan:
+def plan_of(
+    approach: Approach,
+    architecture: Architecture,
+    machine: Machine,
+    answers: Answers,
+    calibration: Calibration | None = None,
+) -> Plan:
     """The gentlest settings of `approach` that fit; when nothing fits, the smallest job and its size."""
     recipe = choose_recipe(answers, machine, architecture)
     devices = equal_devices(machine) if approach.shards else single_device(machine)
     final = final_architecture(approach, architecture, answers)
     first = _first_choice(approach, architecture, final, devices, recipe, answers)
-    work, bounds = shrink_to_fit(first, devices.free_bytes, recipe.whole("effective_batch"))
-    return Plan(approach, architecture, final, work, devices, recipe, bounds)
+    effective = recipe.whole("effective_batch")
+    work, bounds = shrink_to_fit(first, devices.free_bytes, effective, calibration)
+    return Plan(approach, architecture, final, work, devices, recipe, bounds, calibration)
 
 
 def final_architecture(approach: Approach, architecture: Architecture, answers: Answers) -> Architecture:
@@ -103,15 +72,36 @@ def final_architecture(approach: Approach, architecture: Architecture, answers: 
     return architecture
 
 
+def memory_bounds_on(work: Workload, calibration: Calibration | None) -> tuple[float, float, float]:
+    """Bytes low, likely, high, corrected by what the machine showed."""
+    return memory_bounds(work) if calibration is None else memory_bounds(work, calibration)
+
+
+def estimate_memory_on(work: Workload, calibration: Calibration | None) -> Estimate:
+    """The same with its breakdown."""
+    return estimate_memory(work) if calibration is None else estimate_memory(work, calibration)
+
+
+def calibration_for(machine: Machine) -> Calibration | None:
+    """What probes and runs on this machine showed; None on a what-if machine."""
+    if machine.simulated:
+        return None
+    try:
+        from engine.advise.calibrated import calibration_of
+    except ImportError:
+        return None
+    return calibration_of(machine)
+
+
 def shrink_to_fit(
-    first: Workload, free_bytes: float, effective_batch: int
+    first: Workload, free_bytes: float, effective_batch: int, calibration: Calibration | None = None
 ) -> tuple[Workload, tuple[float, float, float]]:
     """The first of: as given, with checkpointing, then half the micro-batch again and again, whose upper bound is free.
 
     The effective batch is kept by accumulating. When none fits, the smallest.
     """
     batch, tried = first.batch, first
-    bounds = memory_bounds(first)
+    bounds = memory_bounds_on(first, calibration)
     while bounds[2] > free_bytes:
         if not tried.checkpointing:
             tried = replace(tried, checkpointing=True)
@@ -120,7 +110,7 @@ def shrink_to_fit(
             tried = replace(tried, batch=batch, accumulation=max(effective_batch // batch, 1))
         else:
             break
-        bounds = memory_bounds(tried)
+        bounds = memory_bounds_on(tried, calibration)
     return tried, bounds
 
 
@@ -161,20 +151,6 @@ def _first_choice(
         device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
         workspace_bytes=workspace_bytes(devices),
     )
-
-
-def compute_bytes(devices: Devices) -> int:
-    """2 where the card computes in bfloat16; 4 on CPUs and on NVIDIA cards before Ampere, which have none."""
-    if devices.on_cpu:
-        return 4
-    capability = devices.gpus[0].compute_capability
-    return 4 if capability is not None and capability[0] < 8 else 2
-
-
-def workspace_bytes(devices: Devices) -> int:
-    """cuBLAS workspaces of two threads: 8.1 MiB each, 32 MiB each from Hopper on."""
-    capability = devices.gpus[0].compute_capability if devices.gpus else None
-    return _HOPPER_WORKSPACE_BYTES if capability is not None and capability[0] >= 9 else _SMALLER_WORKSPACE_BYTES
 
 
 INSTALL_BITSANDBYTES = "Install it: pip install bitsandbytes. Or choose an approach without 4-bit weights."

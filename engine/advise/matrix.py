@@ -6,8 +6,12 @@ Owns the shape of the matrix; `engine.advise.compare` fills it. Must not know ho
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.estimate.estimate import Estimate, Verdict
+
+if TYPE_CHECKING:
+    from engine.advise.appraisal import Appraisal
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class ApproachRow:
     """A phrase with its range and source, "+5–15 % behaviour (brief)"."""
     verdict: Verdict
     verdict_reason: str
-    """ "needs 31.0 GiB, this GPU has 22.1 GiB free"."""
+    """ "needs about 31.0 GiB (up to 34.2 GiB); 22.1 GiB of 24.0 GiB are free on this card"."""
     vram: Estimate
     """Bytes on the busiest device; on a machine without a GPU all zero and `ram` holds the need."""
     ram: Estimate
@@ -42,6 +46,8 @@ class ApproachRow:
     """What the figures assume: "micro-batch 4 x 2,048 tokens, rank 16, checkpointing"."""
     limiting: str = ""
     """The largest term of the memory in words."""
+    appraisal: Appraisal | None = None
+    """What the figures were read from: for fixes and for questions the other way round."""
 
 
 @dataclass(frozen=True, slots=True)

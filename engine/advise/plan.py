@@ -13,15 +13,8 @@ import msgspec
 from engine.advise.amounts import data_tokens, device_of
 from engine.advise.answers import Answers
 from engine.advise.approaches import TargetModel, find_approach
-from engine.advise.fit import (
-    INSTALL_BITSANDBYTES,
-    Plan,
-    compute_bytes,
-    missing_library,
-    plan_of,
-    single_device,
-    workspace_bytes,
-)
+from engine.advise.devices import compute_bytes, single_device, workspace_bytes
+from engine.advise.fit import INSTALL_BITSANDBYTES, Plan, missing_library, plan_of
 from engine.advise.fixes import fixes_for
 from engine.advise.recipes import Recipe
 from engine.errors import EngineError, ExitCode
