@@ -5,7 +5,9 @@ Owns those facts, each with its source. Must not know models, machines or publis
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from engine.units import GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Stack:
     hidden state between layers."""
     selective_head: bool = False
     """Logits only for positions that carry loss."""
+    holds_output: bool = False
+    """The script keeps the model's output while it goes backward, so the logits live on."""
     shifted_copy: bool = False
     """The loss copies logits to drop the last position (transformers before late 2024)."""
     fp32_logits: bool = True
@@ -30,6 +34,29 @@ class Stack:
     """Keys and values are repeated to all heads in every layer (before native grouped attention)."""
     loss_chunk_tokens: int = 1024
     """Tokens per chunk of a chunked loss."""
+    bytes_per_logit: float = 0.0
+    """Bytes alive per logit at the loss peak, counted tensor by tensor from the framework's code; 0: from the flags."""
+    foreach_copies: float = 1.0
+    """Copies of the trained parameters that torch's `foreach` step makes: two in torch 2.0 (root and denominator)."""
+    packed_input_bytes: int = 0
+    """Bytes kept per value of every 4-bit linear's input until its backward (bitsandbytes before 0.43 saved it for a
+    gradient that is never computed)."""
+    packs_head: bool = False
+    """The output head is packed to 4 bits as well."""
+    score_bytes: float = 5.9
+    """Eager attention: bytes per score of the layer in work."""
+    stored_factor: float = 1.0
+    """What a layer keeps relative to transformers' layer (compiled or hand-written kernels keep less)."""
+    hump_factor: float = 1.0
+    """The layer in work relative to transformers' layer."""
+    state_bytes_per_parameter: float = 0.0
+    """Bytes per trained parameter beside weights, gradients and optimizer (fp32 gradient copies of DeepSpeed)."""
+    shard_buffer_bytes: float = 0.0
+    """Sharded runs: communication buckets and gathered parameters beyond two blocks."""
+    context_bytes: tuple[float, float, float] | None = None
+    """Process memory beside the allocator where this stack's differs: low, likely, high."""
+    slack: tuple[float, float, float] | None = None
+    """Reserved / allocated - 1 where this stack's differs: low, likely, high."""
 
 
 OURS = Stack(
@@ -44,4 +71,124 @@ HF = Stack(
     title="transformers 4.45 or later with peft",
     source="traced on transformers 5.23 / torch 2.13, checked on published T4 runs",
     kbit_prepared=True,
+    holds_output=True,
 )
+HF_2023 = Stack(
+    id="hf-2023",
+    title="transformers 4.30 to 4.44 with peft",
+    source="LlamaForCausalLM of transformers 4.36: logits.float(), shifted contiguous copy, repeat_kv",
+    autocast=True,
+    kbit_prepared=True,
+    shifted_copy=True,
+    repeats_keys=True,
+    bytes_per_logit=18.0,
+    score_bytes=16.0,
+    foreach_copies=2.0,
+    context_bytes=(0.4 * GIB, 0.6 * GIB, 1.2 * GIB),
+    slack=(0.02, 0.08, 0.25),
+)
+QWEN_2023 = replace(
+    HF_2023,
+    id="qwen-2023",
+    title="Qwen-1 remote code with the Trainer in bf16, torch 2.0",
+    source="modeling_qwen.py: bf16 logits, shifted bf16 copy, fp32 only inside the loss (autocast)",
+    fp32_logits=False,
+    repeats_keys=False,
+    bytes_per_logit=14.0,
+)
+QWEN_2023_DEEPSPEED = replace(
+    QWEN_2023,
+    id="qwen-2023-deepspeed",
+    title="Qwen-1 remote code on GPTQ weights under DeepSpeed ZeRO-2 in fp16",
+    source="ds_config_zero2.json: whole model in fp16, no autocast: logits, copy and softmax have 2 bytes each",
+    autocast=False,
+    kbit_prepared=False,
+    bytes_per_logit=8.0,
+    state_bytes_per_parameter=4.0,
+    shard_buffer_bytes=1.0 * GIB,
+    context_bytes=(0.8 * GIB, 1.3 * GIB, 2.2 * GIB),
+)
+QWEN_2023_ZERO3 = replace(
+    QWEN_2023_DEEPSPEED,
+    id="qwen-2023-zero3",
+    title="Qwen-1 remote code under DeepSpeed ZeRO-3 in bf16",
+    source="ds_config_zero3.json: fp32 master and states, fp32 gradients per sub-group, 1e9 live parameters",
+    bytes_per_logit=12.0,
+    state_bytes_per_parameter=4.0,
+    shard_buffer_bytes=6.0 * GIB,
+)
+MS_SWIFT = replace(
+    HF_2023,
+    id="ms-swift-2023",
+    title="ms-swift 1.x and 2.x",
+    source="swift's trainer logs torch.cuda.max_memory_reserved; models as transformers 4.36 or their remote code",
+)
+LLAMA_FACTORY = replace(
+    HF_2023,
+    id="llama-factory-2024",
+    title="LLaMA-Factory of early 2024 (transformers 4.38, FlashAttention-2)",
+    source="same modelling code as transformers 4.38; adapters in fp32, compute under autocast",
+)
+PEFT_BENCH = replace(
+    HF,
+    id="peft-benchmark",
+    title="peft method_comparison (transformers 4.5x, no Trainer, bf16 autocast)",
+    source="method_comparison/MetaMathQA/run.py: own loop, padded batches, torch.autocast",
+    autocast=True,
+)
+LITGPT = Stack(
+    id="litgpt",
+    title="litgpt (Lightning Fabric, bf16-true)",
+    source="litgpt/model.py, lora.py, utils.chunked_cross_entropy; bitsandbytes replaces every Linear, the head too",
+    fp32_logits=False,
+    repeats_keys=True,
+    bytes_per_logit=8.0,
+    loss_chunk_tokens=128,
+    packed_input_bytes=4,
+    packs_head=True,
+    foreach_copies=1.0,
+    context_bytes=(0.4 * GIB, 0.5 * GIB, 0.9 * GIB),
+    slack=(0.02, 0.06, 0.2),
+)
+LITGPT_2023 = replace(
+    LITGPT,
+    id="lit-gpt-2023",
+    title="lit-gpt of October 2023 (torch 2.1, bitsandbytes 0.41)",
+    packed_input_bytes=2,
+)
+TORCHTUNE = Stack(
+    id="torchtune",
+    title="torchtune 0.4 to 0.6",
+    source="torchtune recipes: bf16 everywhere, bf16 adapters, chunked output loss with 8 chunks, fp32 inside a chunk",
+    bytes_per_logit=12.0,
+    packs_head=False,
+    context_bytes=(0.4 * GIB, 0.5 * GIB, 0.9 * GIB),
+    slack=(0.01, 0.05, 0.15),
+)
+TORCHTUNE_COMPILED = replace(
+    TORCHTUNE,
+    id="torchtune-compiled",
+    title="torchtune 0.4 to 0.6, layers and loss compiled",
+    stored_factor=0.8,
+    hump_factor=0.7,
+)
+UNSLOTH = Stack(
+    id="unsloth",
+    title="Unsloth (own kernels, offloaded checkpoints, cut cross-entropy)",
+    source="unsloth README and kernels: in-place SwiGLU and RMSNorm backward, no logits kept",
+    hump_factor=0.55,
+    slack=(0.01, 0.04, 0.1),
+)
+FSDP_QLORA = replace(
+    HF_2023,
+    id="fsdp-qlora",
+    title="answer.ai fsdp_qlora train.py (transformers 4.38, torch 2.2)",
+    source="train.py: bf16 parameters and adapters, FSDP FULL_SHARD with reentrant checkpointing",
+    kbit_prepared=False,
+    autocast=False,
+    foreach_copies=1.0,
+)
+STACKS = (
+    OURS, HF, HF_2023, QWEN_2023, QWEN_2023_DEEPSPEED, QWEN_2023_ZERO3, MS_SWIFT, LLAMA_FACTORY, PEFT_BENCH,
+    LITGPT, LITGPT_2023, TORCHTUNE, TORCHTUNE_COMPILED, UNSLOTH, FSDP_QLORA,
+)  # fmt: skip
