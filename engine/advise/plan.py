@@ -1,6 +1,6 @@
 """From answers to a frozen spec: the approach with settings that fit, and the promise the run is held to.
 
-Owns the translation into `JobSpec` and the prediction in it. Must not know how a spec is stored or run.
+Owns the translation into `JobSpec`. Must not know how a spec is stored or run.
 """
 
 from __future__ import annotations
@@ -10,40 +10,37 @@ from dataclasses import dataclass
 
 import msgspec
 
-from engine.advise.amounts import data_tokens, device_of
+from engine.advise.amounts import data_tokens, device_of, load_of
 from engine.advise.answers import Answers
+from engine.advise.appraisal import appraise
 from engine.advise.approaches import TargetModel, find_approach
-from engine.advise.devices import compute_bytes, single_device, workspace_bytes
-from engine.advise.fit import INSTALL_BITSANDBYTES, Plan, missing_library, plan_of
-from engine.advise.fixes import fixes_for
+from engine.advise.fit import INSTALL_BITSANDBYTES, Plan, calibration_for, missing_library, plan_of
 from engine.advise.recipes import Recipe
-from engine.errors import EngineError, ExitCode
-from engine.estimate.cards import cpu_speed, gpu_speed
+from engine.advise.refusal import refusal_of
+from engine.advise.spec_plan import predict, workload_of
+from engine.errors import EngineError
 from engine.estimate.cost import Tariff, hourly_rent
 from engine.estimate.estimate import Verdict
-from engine.estimate.memory import estimate_memory
-from engine.estimate.speed import RunPlan, estimate_hours, estimate_tokens_per_second
-from engine.estimate.workload import DeviceKind, Method, OptimizerKind, Packing4Bit, Workload
+from engine.estimate.workload import Workload
 from engine.hardware.machine import Machine
 from engine.jobs.spec import (
     AdapterSection,
     CheckpointSection,
     CostSection,
     DataSection,
-    Dtype,
     EvaluationSection,
     JobSpec,
     ModelSection,
     Optimizer,
     OutputSection,
-    PredictionSection,
     Schedule,
     Task,
     TrainingSection,
 )
 from engine.models.architecture import Architecture
 from engine.models.model_profiles import find_model_profile
-from engine.units import format_bytes
+
+__all__ = ["JobWish", "build_spec", "predict", "workload_of"]
 
 PACKED_FILL = 0.92
 """How full packed sequences are on short rows."""
@@ -73,13 +70,14 @@ def build_spec(
             chosen.not_runnable_reason,
             next_step="Choose QLoRA, LoRA, LoRA with a large rank, or a larger model with QLoRA.",
         )
-    plan = plan_of(chosen, architecture, machine, answers)
+    plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine))
     if missing := missing_library(plan, machine):
         raise EngineError(
             "plan.library", f"{chosen.title} cannot run here.", cause=missing, next_step=INSTALL_BITSANDBYTES
         )
-    if plan.memory_verdict is Verdict.NO and not wish.force:
-        raise _does_not_fit(plan)
+    found = appraise(plan, machine, load_of(plan, answers, machine))
+    if found.verdict is Verdict.NO and not wish.force:
+        raise refusal_of(found, "plan.does_not_fit")
     source = answers.model if chosen.model is not TargetModel.LARGER else plan.final.name
     train = wish.train or answers.text("data")
     if not train:
@@ -91,66 +89,6 @@ def build_spec(
     spec = _draft(plan, _hub_name(source), train, wish.name, answers, machine)
     tokens = data_tokens(answers if train == answers.text("data") else answers.with_values(data=train))
     return msgspec.structs.replace(spec, prediction=predict(spec, plan.final, machine, tokens_per_epoch=tokens))
-
-
-def predict(
-    spec: JobSpec,
-    architecture: Architecture,
-    machine: Machine,
-    *,
-    tokens_per_epoch: float | tuple[float, float, float],
-) -> PredictionSection:
-    """Memory of the device that trains (the worker's RAM on a CPU), seconds of the whole run, and tokens per second."""
-    devices = single_device(machine)
-    work = workload_of(spec, architecture, machine)
-    device = cpu_speed(machine) if devices.on_cpu else gpu_speed(devices.gpus[0])
-    counts = tokens_per_epoch if isinstance(tokens_per_epoch, tuple) else (float(tokens_per_epoch),) * 3
-    if spec.training.max_steps:
-        low = likely = high = float(work.tokens * work.accumulation * spec.training.max_steps)
-    else:
-        low, likely, high = (count * spec.training.epochs for count in counts)
-    memory = estimate_memory(work)
-    hours = estimate_hours(work, device, RunPlan(likely, low, high))
-    rate = estimate_tokens_per_second(work, device)
-    return PredictionSection(
-        memory_bytes_low=round(memory.low),
-        memory_bytes_likely=round(memory.likely),
-        memory_bytes_high=round(memory.high),
-        seconds_low=round(hours.low * 3600, 1),
-        seconds_likely=round(hours.likely * 3600, 1),
-        seconds_high=round(hours.high * 3600, 1),
-        tokens_per_second=round(rate.likely, 1),
-        tokens_per_second_low=round(rate.low, 1),
-        tokens_per_second_high=round(rate.high, 1),
-        origin=memory.origin.value,
-        machine=f"{machine.label} (SIM)" if machine.simulated else machine.label,
-    )
-
-
-def workload_of(spec: JobSpec, architecture: Architecture, machine: Machine) -> Workload:
-    """The spec as the formulas see it on this machine."""
-    devices = single_device(machine)
-    packed = spec.quantization_kind != "none"
-    packing = Packing4Bit.NF4_DOUBLE if spec.quantization.double else Packing4Bit.NF4
-    dtype = spec.training.dtype
-    width = {Dtype.AUTO: compute_bytes(devices), Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4}[dtype]
-    eight_bit = spec.training.optimizer is not Optimizer.ADAMW
-    return Workload(
-        architecture=architecture,
-        method=Method.ADAPTER,
-        packing=packing if packed else Packing4Bit.NONE,
-        batch=spec.training.batch_size,
-        sequence=spec.data.max_length,
-        rank=spec.adapter.rank,
-        targets=spec.adapter.targets,
-        checkpointing=spec.training.gradient_checkpointing,
-        masked=spec.data.packing or spec.training.batch_size > 1,
-        accumulation=spec.training.gradient_accumulation,
-        optimizer=OptimizerKind.ADAMW_8BIT if eight_bit else OptimizerKind.ADAMW,
-        compute_bytes=width,
-        device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
-        workspace_bytes=workspace_bytes(devices),
-    )
 
 
 def _draft(plan: Plan, source: str, train: str, name: str, answers: Answers, machine: Machine) -> JobSpec:
@@ -230,19 +168,3 @@ def _budget(answers: Answers, machine: Machine) -> float:
 def _hub_name(source: str) -> str:
     profile = find_model_profile(source)
     return profile.hub_id if profile is not None else source
-
-
-def _does_not_fit(plan: Plan) -> EngineError:
-    low, likely, high = plan.bounds
-    del low
-    where = "RAM is available" if plan.devices.on_cpu else "VRAM is free on this card"
-    fixes = fixes_for(plan)
-    listed = " ".join(f"({number}) {fix.sentence}." for number, fix in enumerate(fixes, start=1))
-    return EngineError(
-        "plan.does_not_fit",
-        f"{plan.approach.title} on {plan.final.name} does not fit: it needs about {format_bytes(likely)} "
-        f"(up to {format_bytes(high)}), {format_bytes(plan.devices.free_bytes)} {where}.",
-        cause="This already assumes the smallest micro-batch and gradient checkpointing.",
-        next_step=listed or "Nothing on this machine makes it fit; choose a much smaller model.",
-        exit_code=ExitCode.DOES_NOT_FIT,
-    )

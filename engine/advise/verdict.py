@@ -98,7 +98,7 @@ def _needs(estimate: Estimate, free_bytes: float) -> str:
 
 
 def _beside(estimate: Estimate, free_bytes: float, machine: Machine) -> Verdict:
-    """A what-if machine has this one's RAM and disk only for want of a better guess: there they make it at most tight."""
+    """RAM and disk of a what-if machine are guessed from this one: there they make a job at most tight."""
     if estimate.likely > free_bytes:
         return Verdict.TIGHT if machine.simulated else Verdict.NO
     return Verdict.TIGHT if estimate.high > free_bytes and not machine.simulated else Verdict.FITS

@@ -10,7 +10,9 @@ import msgspec
 import pytest
 from planning import DEMO, LAPTOP, LLAMA_3B, card, machine
 
+from engine.advise.amounts import load_of
 from engine.advise.answers import answers_of
+from engine.advise.appraisal import appraise
 from engine.advise.approaches import load_approaches
 from engine.advise.compare import build_matrix, to_json
 from engine.advise.explain import Column, explain
@@ -278,9 +280,10 @@ def test_a_job_that_does_not_fit_is_refused_with_ranked_fixes() -> None:
 
 
 def test_every_proposed_fix_really_fits() -> None:
-    plan = plan_of(load_approaches()[1], LLAMA_3B, machine(card("RTX 4060", 8)), ANSWERS)
-    fixes = fixes_for(plan)
-    assert {fix.id for fix in fixes} >= {"qlora", "rented", "model"}
+    here = machine(card("RTX 4060", 8))
+    plan = plan_of(load_approaches()[1], LLAMA_3B, here, ANSWERS)
+    fixes = fixes_for(appraise(plan, here, load_of(plan, ANSWERS, here)))
+    assert {name for fix in fixes for name in fix.id.split("+")} >= {"qlora", "rented", "model"}
     for fix in fixes:
         assert fix.verdict is not Verdict.NO
         if fix.id not in ("rented",):

@@ -1,0 +1,179 @@
+"""Settings that trade memory for time or quality, each as a ladder of steps from gentle to harsh.
+
+Owns the ladders, their price in words, and the keys of a spec they mean. Only steps that the program carries out for
+the approach at hand are on them. Must not know what is free, nor whether a step is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from engine.advise.fit import Plan
+from engine.estimate.workload import Loss, Method, OptimizerKind, Packing4Bit, Workload
+
+MINIMUM_RANK = 4
+MINIMUM_LENGTH = 256
+LENGTH_GRAIN = 128
+Edit = tuple[str, str | int | float | bool]
+"""A key of the spec and its new value: ("training.batch_size", 1)."""
+
+
+class Price(IntEnum):
+    """What is given up, cheapest first."""
+
+    TIME = 0
+    """The same result, later."""
+    LITTLE = 1
+    """Hardly any quality."""
+    CAPACITY = 2
+    """The adapter learns less."""
+    DATA = 3
+    """Long rows are cut."""
+    MONEY = 4
+    MODEL = 5
+    """Another, less able model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One setting of a knob."""
+
+    change: str
+    apply: Callable[[Workload], Workload]
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One setting that can be turned down."""
+
+    id: str
+    price: Price
+    words: str
+    """The price in words."""
+    steps: tuple[Step, ...]
+    """Gentlest first; each needs less memory than the one before."""
+
+
+def knobs_of(plan: Plan) -> tuple[Knob, ...]:
+    """Every knob with room left, cheapest first."""
+    makers = [_checkpointing, _micro_batch, _optimizer, _rank, _four_bits, _length]
+    if not plan.approach.runs:  # our worker has neither; where it only plans, they are part of the plan
+        makers[2:2] = [_chunked_loss, _offload_activations, _offload_optimizer, _bf16_adapters]
+    found = [knob for make in makers if (knob := make(plan)) is not None and knob.steps]
+    return tuple(sorted(found, key=lambda knob: knob.price))
+
+
+def _checkpointing(plan: Plan) -> Knob | None:
+    if plan.work.checkpointing:
+        return None
+    step = Step(
+        "gradient checkpointing",
+        lambda work: replace(work, checkpointing=True),
+        (("training.gradient_checkpointing", True),),
+    )
+    return Knob("checkpointing", Price.TIME, "the same result; each layer is computed twice", (step,))
+
+
+def _micro_batch(plan: Plan) -> Knob | None:
+    effective = plan.work.batch * plan.work.accumulation
+    steps, batch = [], plan.work.batch
+    while batch > 1:
+        batch //= 2
+        steps.append(_batch_step(batch, max(effective // batch, 1)))
+    return Knob("micro-batch", Price.TIME, "the same result; the card is less busy", tuple(steps))
+
+
+def _batch_step(batch: int, accumulation: int) -> Step:
+    return Step(
+        f"micro-batch {batch} with {accumulation} accumulated",
+        lambda work: replace(work, batch=batch, accumulation=accumulation),
+        (("training.batch_size", batch), ("training.gradient_accumulation", accumulation)),
+    )
+
+
+def _optimizer(plan: Plan) -> Knob | None:
+    on_nvidia = bool(plan.devices.gpus) and plan.devices.gpus[0].vendor == "nvidia"
+    small = (OptimizerKind.ADAMW_8BIT, OptimizerKind.PAGED_ADAMW_8BIT, OptimizerKind.SGD)
+    if not on_nvidia or plan.work.optimizer in small[1:]:
+        return None
+    keys = {OptimizerKind.ADAMW_8BIT: "adamw_8bit", OptimizerKind.PAGED_ADAMW_8BIT: "paged_adamw_8bit"}
+    kinds = [kind for kind in small[:2] if kind is not plan.work.optimizer]
+    steps = tuple(_optimizer_step(kind, keys[kind]) for kind in kinds)
+    return Knob("optimizer", Price.LITTLE, "states rounded to 8 bits; hardly measurable", steps)
+
+
+def _optimizer_step(kind: OptimizerKind, name: str) -> Step:
+    return Step(kind.value, lambda work: replace(work, optimizer=kind), (("training.optimizer", name),))
+
+
+def _chunked_loss(plan: Plan) -> Knob | None:
+    if plan.work.loss is not Loss.FULL:
+        return None
+    step = Step("chunked loss", lambda work: replace(work, loss=Loss.CHUNKED))
+    return Knob("chunked-loss", Price.TIME, "the same result; logits come a piece at a time", (step,))
+
+
+def _offload_activations(plan: Plan) -> Knob | None:
+    if plan.work.offload_activations or plan.devices.on_cpu:
+        return None
+    step = Step("activations kept in host RAM", lambda work: replace(work, offload_activations=True))
+    return Knob("offload-activations", Price.TIME, "the same result; waits for the bus", (step,))
+
+
+def _offload_optimizer(plan: Plan) -> Knob | None:
+    if plan.work.optimizer_on_host or plan.devices.on_cpu or plan.work.method is Method.ADAPTER:
+        return None
+    step = Step("optimizer in host RAM", lambda work: replace(work, optimizer_on_host=True))
+    return Knob("offload-optimizer", Price.TIME, "the same result; every step waits for the processor", (step,))
+
+
+def _bf16_adapters(plan: Plan) -> Knob | None:
+    work = plan.work
+    if work.method is not Method.ADAPTER or work.adapter_bytes == 2 or work.compute_bytes != 2:
+        return None
+    step = Step("adapters in bf16", lambda item: replace(item, adapter_bytes=2))
+    return Knob("bf16-adapters", Price.LITTLE, "small updates round away", (step,))
+
+
+def _rank(plan: Plan) -> Knob | None:
+    if plan.work.method is not Method.ADAPTER:
+        return None
+    steps, rank = [], plan.work.rank
+    while rank > MINIMUM_RANK:
+        rank = max(rank // 2, MINIMUM_RANK)
+        steps.append(_rank_step(rank))
+    return Knob("rank", Price.CAPACITY, "a less capable adapter", tuple(steps))
+
+
+def _rank_step(rank: int) -> Step:
+    return Step(f"rank {rank}", lambda work: replace(work, rank=rank), (("adapter.rank", rank),))
+
+
+def _four_bits(plan: Plan) -> Knob | None:
+    if plan.work.method is not Method.ADAPTER or plan.work.packed:
+        return None
+    step = Step(
+        "QLoRA: the base in 4 bits",
+        lambda work: replace(work, packing=Packing4Bit.NF4_DOUBLE),
+        (("task", "qlora"), ("quantization.kind", "auto")),
+    )
+    return Knob("qlora", Price.LITTLE, "within about a point of LoRA in the QLoRA paper", (step,))
+
+
+def _length(plan: Plan) -> Knob | None:
+    steps, length = [], plan.work.sequence
+    while length > MINIMUM_LENGTH:
+        length = max(int(length * 0.75) // LENGTH_GRAIN * LENGTH_GRAIN, MINIMUM_LENGTH)
+        steps.append(_length_step(length))
+    return Knob("length", Price.DATA, "longer rows are cut", tuple(steps))
+
+
+def _length_step(length: int) -> Step:
+    return Step(
+        f"at most {length:,} tokens per row",
+        lambda work: replace(work, sequence=length),
+        (("data.max_length", length),),
+    )

@@ -1,0 +1,163 @@
+"""A spec as the formulas see it: its workload on a machine, its plan, its load and the promise it is held to.
+
+Owns that translation; what the worker does (`engine.train`) is described here and nowhere else above the line. Must not
+know how a spec was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine.advise.amounts import Load, is_on_disk
+from engine.advise.answers import answers_of
+from engine.advise.appraisal import Appraisal, appraise
+from engine.advise.approaches import find_approach
+from engine.advise.devices import compute_bytes, single_device, workspace_bytes
+from engine.advise.fit import Plan, calibration_for, estimate_memory_on, memory_bounds_on
+from engine.advise.recipes import choose_recipe
+from engine.estimate.calibration import Calibration
+from engine.estimate.cost import Tariff
+from engine.estimate.estimate import Estimate
+from engine.estimate.speed import estimate_tokens_per_second
+from engine.estimate.storage import DiskPlan
+from engine.estimate.workload import Attention, DeviceKind, Method, OptimizerKind, Packing4Bit, Workload
+from engine.hardware.machine import Machine
+from engine.jobs.spec import Dtype, JobSpec, Optimizer, PredictionSection
+from engine.models.architecture import Architecture
+
+_OPTIMIZERS = {
+    Optimizer.ADAMW: OptimizerKind.ADAMW,
+    Optimizer.ADAMW_8BIT: OptimizerKind.ADAMW_8BIT,
+    Optimizer.PAGED_ADAMW_8BIT: OptimizerKind.PAGED_ADAMW_8BIT,
+}
+_CAPPED_SCORES = ("gemma2",)
+"""Families that cap attention scores: SDPA cannot, so the worker computes them eagerly."""
+
+
+def workload_of(spec: JobSpec, architecture: Architecture, machine: Machine, *, trained_share: float = 1.0) -> Workload:
+    """The spec as the worker carries it out on this machine. Raises EngineError `estimate.value`.
+
+    Frozen weights stay in the compute type (no kbit preparation), adapters are fp32 under autocast, the head computes
+    `trained_share` of the positions, and packed or padded rows bring a block-diagonal mask.
+    """
+    devices = single_device(machine)
+    packed = spec.quantization_kind != "none"
+    packing = Packing4Bit.NF4_DOUBLE if spec.quantization.double else Packing4Bit.NF4
+    width = {Dtype.AUTO: compute_bytes(devices), Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4}[spec.training.dtype]
+    return Workload(
+        architecture=architecture,
+        method=Method.ADAPTER,
+        packing=packing if packed else Packing4Bit.NONE,
+        batch=spec.training.batch_size,
+        sequence=spec.data.max_length,
+        rank=spec.adapter.rank,
+        targets=spec.adapter.targets,
+        checkpointing=spec.training.gradient_checkpointing,
+        masked=spec.data.packing or spec.training.batch_size > 1,
+        attention=attention_of(architecture),
+        trained_share=trained_share,
+        accumulation=spec.training.gradient_accumulation,
+        optimizer=_OPTIMIZERS[spec.training.optimizer],
+        compute_bytes=width,
+        dora=spec.adapter.dora,
+        dropout=spec.adapter.dropout > 0,
+        device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
+        workspace_bytes=workspace_bytes(devices),
+    )
+
+
+def attention_of(architecture: Architecture) -> Attention:
+    """SDPA, except for families that it cannot serve."""
+    return Attention.EAGER if architecture.family in _CAPPED_SCORES else Attention.SDPA
+
+
+def plan_of_spec(
+    spec: JobSpec, architecture: Architecture, machine: Machine, calibration: Calibration | None = None
+) -> Plan:
+    """The spec as a plan, so that its verdict and its ways out are the wizard's."""
+    approach = find_approach("lora" if spec.quantization_kind == "none" else "qlora")
+    work = workload_of(spec, architecture, machine)
+    recipe = choose_recipe(answers_of({"model": spec.model.source}), machine, architecture)
+    bounds = memory_bounds_on(work, calibration)
+    return Plan(approach, architecture, architecture, work, single_device(machine), recipe, bounds, calibration)
+
+
+def load_of_spec(
+    spec: JobSpec,
+    architecture: Architecture,
+    machine: Machine,
+    tokens_per_epoch: float | tuple[float, float, float],
+    *,
+    base_on_disk: bool | None = None,
+) -> Load:
+    """What the spec has to get through; `base_on_disk` None asks the architecture's source."""
+    counts = tokens_per_epoch if isinstance(tokens_per_epoch, tuple) else (float(tokens_per_epoch),) * 3
+    low, likely, high = (count * spec.training.epochs for count in counts)
+    here = is_on_disk(architecture) if base_on_disk is None else base_on_disk
+    price = spec.cost.usd_per_hour or machine.price_usd_per_hour or None
+    return Load(
+        tokens=(low, likely, high),
+        disk=DiskPlan(architecture, here, merged=spec.output.merge),
+        tariff=Tariff(price is not None, price, None, 1),
+        steps=spec.training.max_steps,
+        download_bytes=0.0 if here else float(architecture.weight_bytes or 2 * architecture.parameters),
+    )
+
+
+def appraise_spec(
+    spec: JobSpec,
+    architecture: Architecture,
+    machine: Machine,
+    load: Load,
+    *,
+    trained_share: float = 1.0,
+    memory: Estimate | None = None,
+) -> Appraisal:
+    """The appraisal of a spec; `memory` replaces the formula's figure (dry run, probe)."""
+    plan = plan_of_spec(spec, architecture, machine, calibration_for(machine))
+    return appraise(plan, machine, load, memory=memory or memory_with_share(plan, trained_share))
+
+
+def memory_with_share(plan: Plan, trained_share: float) -> Estimate:
+    """Likely with the measured share of tokens that carry loss; the upper bound for a batch in which all of them do."""
+    if not 0.0 < trained_share < 1.0:
+        return estimate_memory_on(plan.work, plan.calibration)
+    shared = estimate_memory_on(replace(plan.work, trained_share=trained_share), plan.calibration)
+    return replace(shared, high=max(shared.high, plan.bounds[2]))
+
+
+def predict(
+    spec: JobSpec,
+    architecture: Architecture,
+    machine: Machine,
+    *,
+    tokens_per_epoch: float | tuple[float, float, float],
+    trained_share: float = 1.0,
+) -> PredictionSection:
+    """Memory of the device that trains (the worker's RAM on a CPU), seconds of the whole run, and tokens per second.
+
+    The weights are taken to be here: what a download takes is not the run's.
+    """
+    load = load_of_spec(spec, architecture, machine, tokens_per_epoch, base_on_disk=True)
+    return prediction_of(appraise_spec(spec, architecture, machine, load, trained_share=trained_share))
+
+
+def prediction_of(found: Appraisal) -> PredictionSection:
+    """An appraisal as the promise that is frozen into a spec."""
+    from engine.advise.amounts import device_of
+
+    memory, hours, machine = found.memory, found.hours, found.machine
+    rate = estimate_tokens_per_second(found.plan.work, device_of(found.plan, machine))
+    return PredictionSection(
+        memory_bytes_low=round(memory.low),
+        memory_bytes_likely=round(memory.likely),
+        memory_bytes_high=round(memory.high),
+        seconds_low=round(hours.low * 3600, 1),
+        seconds_likely=round(hours.likely * 3600, 1),
+        seconds_high=round(hours.high * 3600, 1),
+        tokens_per_second=round(rate.likely, 1),
+        tokens_per_second_low=round(rate.low, 1),
+        tokens_per_second_high=round(rate.high, 1),
+        origin=memory.origin.value,
+        machine=f"{machine.label} (SIM)" if machine.simulated else machine.label,
+    )
