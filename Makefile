@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run test test-fast check lint types contracts bench screenshots gpu-check lock clean help
+.PHONY: run test test-fast check lint types contracts bench score screenshots gpu-check lock clean help
 
 help:
 	@echo "make run          set up .venv and open the wizard with the demo model (headless demo without a terminal)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-fast    the tests that need no training and no terminal, in seconds"
 	@echo "make check        ruff, mypy --strict, import contracts"
 	@echo "make bench        the benchmarks behind the README's figures"
+	@echo "make score CSV=F  the formula against published measurements in F"
 	@echo "make screenshots  assets/screenshots from recorded journals"
 	@echo "make gpu-check    the checks that need an accelerator"
 
@@ -56,6 +57,10 @@ contracts: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+score: $(VENV)/.dev
+	@test -n "$(CSV)" || { echo "Say which measurements: make score CSV=measured_memory.csv"; exit 2; }
+	$(BIN)/python -m tests.score_estimates "$(CSV)" $(ARGS)
 
 screenshots: $(VENV)/.dev
 	$(BIN)/python assets/make_screenshots.py

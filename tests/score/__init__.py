@@ -1,0 +1,1 @@
+"""Holds the formula against published measurements: rows in, errors and reasons out."""
