@@ -5,15 +5,17 @@ Owns the shape of that file and the matching of names. Must not know any estimat
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
 
 import msgspec
 
 from engine.errors import EngineError
+from engine.hardware.prices import CardPrice, PriceList, PriceStamp, price_stamp, read_prices
 from engine.profiles import load_profile
 from engine.units import GIB, MIB
 
@@ -77,18 +79,60 @@ class GpuProfile:
     """The day the figures were read."""
     sources: dict[str, str]
     """Figure ("vram", "bandwidth", "tflops", "tdp", "rent") -> where it is from."""
+    refreshed: CardPrice | None = None
+    """The price in the refreshed list; `rent_low...` and `rent_high...` are then its."""
+    rent_read_on: str = ""
+    """The day the price was read."""
+
+    @property
+    def rent_source(self) -> str:
+        """Where the price is from; "" when there is none."""
+        return self.sources.get("rent", "")
 
     @property
     def rent_typical_usd_per_hour(self) -> float | None:
-        """The geometric mean of low and high: prices of one card differ by factors, not by cents."""
+        """The refreshed list's median; else the geometric mean of low and high, as prices of one card differ by
+        factors, not by cents."""
+        if self.refreshed is not None:
+            return self.refreshed.typical
         if self.rent_low_usd_per_hour is None or self.rent_high_usd_per_hour is None:
             return None
         return sqrt(self.rent_low_usd_per_hour * self.rent_high_usd_per_hour)
 
 
-@lru_cache(maxsize=1)
 def load_gpu_profiles() -> tuple[GpuProfile, ...]:
-    """Every card of `profiles/gpus.toml`, in its order. Raises EngineError `toml.*`."""
+    """Every card of `profiles/gpus.toml`, in its order, with refreshed prices where there are some.
+
+    Raises EngineError `toml.*`. A damaged price list counts as none here; `scaler-wizard prices` says so.
+    """
+    return _priced(price_stamp())
+
+
+@lru_cache(maxsize=4)
+def _priced(stamp: PriceStamp) -> tuple[GpuProfile, ...]:
+    prices = None
+    with contextlib.suppress(EngineError):
+        prices = read_prices(stamp)
+    shipped = _shipped()
+    return shipped if prices is None else tuple(_with_price(profile, prices) for profile in shipped)
+
+
+def _with_price(profile: GpuProfile, prices: PriceList) -> GpuProfile:
+    price = prices.cards.get(profile.id)
+    if price is None:
+        return profile
+    return replace(
+        profile,
+        rent_low_usd_per_hour=price.low,
+        rent_high_usd_per_hour=price.high,
+        refreshed=price,
+        rent_read_on=prices.read_on,
+        sources=profile.sources | {"rent": f"{prices.source}: {', '.join(price.providers)}"},
+    )
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> tuple[GpuProfile, ...]:
     file = load_profile("gpus.toml", _File)
     return tuple(_profile(key, card, file) for key, card in file.card.items())
 
@@ -115,6 +159,7 @@ def _profile(key: str, card: _Card, file: _File) -> GpuProfile:
         note=card.note,
         read_on=file.read_on,
         sources={figure: _source(text, file.sources) for figure, text in card.source.items()},
+        rent_read_on=file.read_on if card.rent_usd_per_hour else "",
     )
 
 
