@@ -5,10 +5,12 @@ Owns the mapping from TOML mistakes to clear errors. Must not know what any prof
 
 from __future__ import annotations
 
+import enum
 import re
 import tomllib
+import typing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -53,9 +55,10 @@ def parse_toml(text: str, kind: type[T], *, name: str, what: str = "file") -> T:
         message, key = _split_validation(str(error))
         line = _line_of(text, key)
         where = f"line {line}, " if line else ""
+        allowed = allowed_words(kind, key)
         raise EngineError(
             "toml.value",
-            f"{name}: {where}key '{key}': {message}.",
+            f"{name}: {where}key '{key}': {message}{f'; allowed: {allowed}' if allowed else ''}.",
             cause=f"This {what} does not have the expected shape.",
             next_step="Correct the value; `scaler-wizard` writes commented files that show every key.",
         ) from error
@@ -64,6 +67,35 @@ def parse_toml(text: str, kind: type[T], *, name: str, what: str = "file") -> T:
 def load_profile(relative: str, kind: type[T]) -> T:
     """Read one file of `profiles/`."""
     return load_toml(profiles_dir() / relative, kind, what="profile")
+
+
+def allowed_words(kind: type[Any], key: str) -> str:
+    """What the field at dotted `key` of a struct takes: "from 1 to 1,024", "one of qlora, lora"; "" when anything."""
+    *tables, leaf = key.split(".")
+    for table in tables:
+        kind = _hint(kind, table)[0]
+    hint, metas = _hint(kind, leaf)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return f"one of {', '.join(str(member.value) for member in hint)}"
+    for meta in metas:
+        low = f"{meta.ge:,}" if meta.ge is not None else f"above {meta.gt:,}" if meta.gt is not None else ""
+        high = f"{meta.le:,}" if meta.le is not None else f"below {meta.lt:,}" if meta.lt is not None else ""
+        if low and high:
+            return f"from {low} to {high}" if meta.gt is None else f"{low}, at most {high}"
+        if low or high:
+            return (low if meta.gt is not None else f"at least {low}") if low else f"at most {high}"
+    return ""
+
+
+def _hint(kind: Any, field: str) -> tuple[Any, list[msgspec.Meta]]:
+    """A field's bare type and its limits; (object, []) when there is no such field."""
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return object, []
+    hint = typing.get_type_hints(kind, include_extras=True).get(field, object)
+    if typing.get_origin(hint) is not typing.Annotated:
+        return hint, []
+    bare, *extras = typing.get_args(hint)
+    return bare, [extra for extra in extras if isinstance(extra, msgspec.Meta)]
 
 
 def _split_validation(message: str) -> tuple[str, str]:

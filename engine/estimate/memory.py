@@ -1,22 +1,25 @@
-"""Peak memory of a job in closed form: phases, their maximum, and the breakdown users read.
+"""Peak memory of a job in closed form: the moments of a step, their maximum, and the breakdown users read.
 
-Owns how components add up: a step passes through phases (loss, layers, optimizer step) that do not overlap, so the
-peak is the largest phase, and a component that is not alive in it counts 0. Then the process: allocator slack and
-context. Must not know machines; `engine.advise` compares with what is free.
+Owns how components add up: a step passes through moments (loss, top layer, bottom layer, optimizer step) that do not
+overlap, so the peak is the largest, and a component that is not alive in it counts 0. Then the process: allocator slack
+and context. Must not know machines; `engine.advise` compares with what is free.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
-from engine.estimate.activations import boundary_bytes, layer_hump_bytes, logit_hump_bytes, stored_layer_bytes
+from engine.estimate.process import base_parts, process_bounds
+from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Origin, Part
 from engine.estimate.shapes import shape_of
 from engine.estimate.state import (
     adapter_weight_bytes,
-    dequant_buffer_bytes,
     gathered_block_bytes,
     gradient_bytes,
+    key_value_cache_bytes,
     optimizer_bytes,
     optimizer_transient_bytes,
     teacher_bytes,
@@ -24,30 +27,20 @@ from engine.estimate.state import (
     weight_bytes,
     weight_formula,
 )
-from engine.estimate.workload import DeviceKind, Method, OptimizerKind, Workload
-from engine.units import GIB, MIB
+from engine.estimate.tape import ACTIVATIONS, GRADIENTS, LOGITS, NOTHING, TEMPORARY, Moment
+from engine.estimate.walks import HeadWalk, LayerWalk, head_walk, layer_walk, logit_share
+from engine.estimate.workload import DeviceKind, Loss, Method, OptimizerKind, Purpose, TeacherHeld, Workload
 
-TRACED = "traced on transformers 5.23 / torch 2.13, checked on published T4 runs"
-
-CONTEXT_BYTES = (0.14 * GIB, 0.45 * GIB, 0.90 * GIB)
-"""CUDA context: T4 with lazy loading 141 MiB; V100 with all kernels in 2022 1,343 MB; 0.45 GiB until measured."""
-LIBRARY_BYTES = (0.40 * GIB, 0.60 * GIB, 1.00 * GIB)
-"""Python with torch, transformers, peft, bitsandbytes on a CPU: 387 MiB after import, 0.6 to 0.9 GiB in training."""
-
-_SLACK_PACKED = (0.05, 0.13, 0.25)
-"""Reserved over allocated, NF4 on a T4: 1.06 to 1.25, mean 1.13."""
-_SLACK_PLAIN = (0.03, 0.06, 0.15)
-"""Reserved over allocated, unquantised on a T4: 1.04 to 1.09."""
-_SLACK_EXPANDABLE = (0.01, 0.04, 0.15)
-"""With `expandable_segments:True`."""
-_SLACK_CPU = (0.02, 0.12, 0.45)
-"""glibc arenas and oneDNN scratch; wide, because no CPU run has been published."""
+TRACED = "operators of transformers 5 and peft walked tensor by tensor, checked against fake-tensor traces"
+CACHED_LOGITS = 64
+"""Top logits per token that a cached teacher left on disk."""
 
 PHASE_WORDS = {
     "loss": "logits and loss",
     "layers": "the layer in work during backward",
     "gradients": "all gradients at the end of backward",
     "step": "the optimizer step",
+    "forward": "the layer in work going forward",
 }
 
 
@@ -80,42 +73,173 @@ class Peak:
         )
 
 
-def peak_of(work: Workload) -> Peak:
-    """Peak = state + max over phases.
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One moment that could be the peak, beside the state."""
 
-    loss: kept activations + logit hump; layers: kept activations + layer hump + dequantised matrices;
-    gradients: every gradient + the last layer; step: every gradient + the optimizer's transient.
-    Source: own derivation from traces; on 30 published T4 rows mean error 0.2 to 0.4 %.
-    """
+    phase: str
+    gradients: float
+    activations: float
+    logits: float
+    temporary: float
+
+    @property
+    def total(self) -> float:
+        return self.gradients + self.activations + self.logits + self.temporary
+
+
+def peak_of(work: Workload) -> Peak:
+    """Peak = state + max over moments; see `_training_moments`. Source: own derivation from traces."""
+    return _peak_of(work)
+
+
+@lru_cache(maxsize=8192)
+def _peak_of(work: Workload) -> Peak:
     share = 1.0 / work.shards
-    gradients = gradient_bytes(work) * share
-    fixed = (work.workspace_bytes if work.device is DeviceKind.GPU else 0) + gathered_block_bytes(work)
-    hump = layer_hump_bytes(work)
-    if work.checkpointing:
-        kept, per_layer = boundary_bytes(work), hump
+    workspaces = float(work.workspace_bytes) if work.device is DeviceKind.GPU else 0.0
+    fixed = workspaces + gathered_block_bytes(work)
+    if work.purpose is Purpose.TRAIN:
+        top = max(_training_moments(work), key=lambda moment: moment.total)
     else:
-        stored = stored_layer_bytes(work)
-        kept, per_layer = stored * work.architecture.layers, max(hump - stored, 0.0)
-    early = gradients if work.accumulation > 1 else 0.0
-    during = gradients if work.method is Method.ADAPTER else min(gradients, _head_gradient_bytes(work) * share)
-    phases = (
-        ("loss", early, kept, logit_hump_bytes(work), fixed),
-        ("layers", max(during, early), kept + per_layer, 0.0, fixed + dequant_buffer_bytes(work)),
-        ("gradients", gradients, kept / max(work.architecture.layers, 1) + per_layer, 0.0, fixed),
-        ("step", gradients, 0.0, 0.0, fixed + optimizer_transient_bytes(work) * share),
-    )
-    phase, gradients, activations, logits, temporary = max(phases, key=lambda parts: sum(parts[1:]))
+        top = max(_asking_moments(work), key=lambda moment: moment.total)
+    training = work.purpose is Purpose.TRAIN
     return Peak(
-        phase=phase,
+        phase=top.phase,
         weights=weight_bytes(work) * share,
         teacher=teacher_bytes(work),
         adapter=adapter_weight_bytes(work) * share,
-        gradients=gradients,
-        optimizer=optimizer_bytes(work) * share,
-        activations=activations,
-        logits=logits,
-        temporary=temporary,
+        gradients=top.gradients,
+        optimizer=optimizer_bytes(work) * share if training else 0.0,
+        activations=top.activations,
+        logits=top.logits,
+        temporary=top.temporary + fixed,
     )
+
+
+def _training_moments(work: Workload) -> Iterable[_Candidate]:
+    """The moments of a training step.
+
+    loss: what all layers keep + the head's walk; layers: the top layer's backward with every other layer's tensors still
+    kept, or the bottom layer's with every gradient already made; gradients: the end of backward, with the gradient of the
+    embeddings where they learn; step: every gradient + the optimizer's transient.
+    """
+    share, tokens = 1.0 / work.shards, float(work.tokens)
+    head = head_walk(work)
+    stack = _Stack.of(work)
+    gradients = gradient_bytes(work) * share
+    early = gradients if work.accumulation > 1 else 0.0
+    around = _around(work)
+    kept = 0.0 if work.offload_activations else stack.kept(tokens)
+    for moment in head.moments:
+        yield _with(moment, tokens, "loss", early, kept + around, share)
+    held = head.held.at(tokens)
+    head_gradient = head.held.fixed[GRADIENTS]
+    for walk in stack.walks:
+        one = (walk.boundary_bytes * tokens) if work.checkpointing else walk.kept.total(tokens)
+        others = 0.0 if work.offload_activations else max(kept - (0.0 if work.checkpointing else one), 0.0)
+        waiting = one if work.offload_activations and work.checkpointing else 0.0
+        for moment in walk.backward:
+            top = _with(moment, tokens, "layers", 0.0, others + waiting + around, share)
+            made = max(top.gradients + head_gradient * share, early) if not work.step_in_backward else top.gradients
+            yield _Candidate("layers", made, top.activations, top.logits + held[LOGITS], top.temporary)
+            last = one if work.checkpointing else 0.0
+            bottom = _with(moment, tokens, "layers", 0.0, last + around, share)
+            made = bottom.gradients if work.step_in_backward else max(gradients - stack.embedding * share, early)
+            yield _Candidate("gradients", made, bottom.activations, held[LOGITS], bottom.temporary)
+    if stack.embedding:
+        yield _Candidate(
+            "gradients",
+            stack.embedding * share if work.step_in_backward else gradients,
+            around,
+            held[LOGITS],
+            tokens * stack.walks[0].boundary_bytes + (stack.embedding * share if stack.tied else 0.0),
+        )
+    if not work.step_in_backward:
+        yield _Candidate("step", gradients, 0.0, 0.0, optimizer_transient_bytes(work) * share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """The layers of a job as the backward pass meets them."""
+
+    walks: tuple[LayerWalk, ...]
+    """Distinct kinds of layer, those that learn first."""
+    counts: tuple[int, ...]
+    """How many of each keep something for the backward pass."""
+    checkpointing: bool
+    embedding: float
+    """Bytes of the embedding's gradient where it learns."""
+    tied: bool
+
+    @classmethod
+    def of(cls, work: Workload) -> _Stack:
+        a = work.architecture
+        embeddings = work.method is Method.FULL or work.train_embeddings
+        embedding = float(a.vocab_size * a.hidden_size * _gradient_width(work)) if embeddings else 0.0
+        if work.method is Method.NEW_BLOCKS:
+            new = max(min(work.trained_layers, a.layers), 1)
+            lowest = a.layers // new - 1  # blocks spread evenly, the last one last
+            frozen = max(a.layers - lowest - new, 0)
+            walks = (layer_walk(work, learns=True), layer_walk(work, learns=False))
+            return cls(walks, (new, frozen), work.checkpointing, 0.0, False)
+        walk = layer_walk(work, learns=work.method is Method.FULL)
+        return cls((walk,), (a.layers,), work.checkpointing, embedding, a.tied_embeddings)
+
+    def kept(self, tokens: float) -> float:
+        """What all layers keep once the forward pass is through."""
+        return sum(
+            count * (walk.boundary_bytes * tokens if self.checkpointing else walk.kept.total(tokens))
+            for walk, count in zip(self.walks, self.counts, strict=True)
+        )
+
+
+def _gradient_width(work: Workload) -> int:
+    return 4 if work.optimizer is OptimizerKind.ADAMW_MIXED else work.compute_bytes
+
+
+def _with(moment: Moment, tokens: float, phase: str, gradients: float, kept: float, share: float) -> _Candidate:
+    """A walk's moment on top of what is kept."""
+    kinds = moment.at(tokens)
+    return _Candidate(
+        phase,
+        max(kinds[GRADIENTS] * share, gradients) if gradients else kinds[GRADIENTS] * share,
+        kept + kinds[ACTIVATIONS],
+        kinds[LOGITS] + 0.0,
+        kinds[TEMPORARY],
+    )
+
+
+def _around(work: Workload) -> float:
+    """Alive through a whole step: token numbers, cosines and sines, the mask; and the teacher's answer.
+
+    24 B of token numbers; 2·hd values of rotary tables; s bytes per token of a boolean mask.
+    """
+    a = work.architecture
+    tables = 2.0 * a.head_dim * a.rope.partial_factor * work.compute_bytes if a.rope.kind != "none" else 0.0
+    per_token = 24.0 + tables + (float(work.sequence) if work.masked else 0.0)
+    if work.teacher is not None:
+        if work.teacher_held is TeacherHeld.CACHED:
+            per_token += 8.0 * CACHED_LOGITS
+        else:
+            per_token += 8.0 * work.teacher.vocab_size * logit_share(work)
+    return per_token * work.tokens
+
+
+def _asking_moments(work: Workload) -> Iterable[_Candidate]:
+    """Forward passes only: one layer at a time, then logits; generation adds the KV cache.
+
+    Evaluation turns the logits of every position to fp32 and takes their log_softmax; generation keeps one position's.
+    """
+    tokens, a = float(work.tokens), work.architecture
+    walk = layer_walk(work, learns=False)
+    cache = key_value_cache_bytes(work) if work.purpose is Purpose.GENERATE else 0.0
+    for moment in walk.forward:
+        kinds = moment.at(tokens)
+        yield _Candidate("forward", 0.0, sum(kinds) + cache + _around(work), 0.0, 0.0)
+    positions = float(work.batch) if work.purpose is Purpose.GENERATE else tokens * logit_share(work)
+    width = work.compute_bytes + 4.0 + (4.0 if work.purpose is Purpose.EVALUATE else 0.0)
+    hidden = walk.boundary_bytes * tokens
+    yield _Candidate("loss", 0.0, hidden + cache + _around(work), width * a.vocab_size * positions, 0.0)
 
 
 def allocated_bytes(work: Workload) -> float:
@@ -123,51 +247,34 @@ def allocated_bytes(work: Workload) -> float:
     return peak_of(work).allocated
 
 
-def bounds_of(peak: Peak, work: Workload) -> tuple[float, float, float]:
-    """Process memory low, likely, high: allocated · (1 + slack) + context (or libraries on a CPU)."""
-    base = CONTEXT_BYTES if work.device is DeviceKind.GPU else LIBRARY_BYTES
-    low, likely, high = (
-        peak.allocated * (1 + slack) + constant for slack, constant in zip(_slack(work), base, strict=True)
-    )
-    return low, likely, high
-
-
-def memory_bounds(work: Workload) -> tuple[float, float, float]:
+def memory_bounds(work: Workload, calibration: Calibration | None = None) -> tuple[float, float, float]:
     """Process memory low, likely, high in bytes, without a breakdown; for searches."""
-    return bounds_of(peak_of(work), work)
+    return process_bounds(peak_of(work).allocated, work, calibration)
 
 
-def estimate_memory(work: Workload) -> Estimate:
+def estimate_memory(work: Workload, calibration: Calibration | None = None) -> Estimate:
     """Process memory on the device that trains, with its breakdown; the parts sum to `likely`."""
     peak = peak_of(work)
-    low, likely, high = bounds_of(peak, work)
-    parts = (*_state_parts(peak, work), *_token_parts(peak, work), *_process_parts(peak, work))
-    return Estimate(low, likely, high, "bytes", Origin.FORMULA, parts)
+    low, likely, high = process_bounds(peak.allocated, work, calibration)
+    parts = (*_state_parts(peak, work), *_token_parts(peak, work), *base_parts(peak.allocated, work, calibration))
+    origin = Origin.FORMULA if calibration is None else calibration.origin
+    return Estimate(low, likely, high, "bytes", origin, parts)
 
 
 def limiting_words(work: Workload) -> str:
     """The largest term in words: "logits and loss: 128,256-word vocabulary x 2,048 tokens"."""
     peak = peak_of(work)
     shape = shape_of(work.architecture)
+    positions = round(work.tokens * logit_share(work))
     terms = {
         f"weights: {shape.parameters:,} parameters": peak.weights,
-        f"logits and loss: {shape.vocabulary:,}-word vocabulary x {work.tokens:,} tokens": peak.logits,
-        f"activations: {shape.layers} layers x {work.tokens:,} tokens": peak.activations,
+        f"logits and loss: {shape.vocabulary:,}-word vocabulary x {positions:,} tokens": peak.logits,
+        f"activations: {shape.layers} layers x {work.tokens:,} tokens": peak.activations + peak.temporary,
         f"optimizer: {trainable_parameters(work):,} trained parameters": peak.optimizer + peak.gradients,
     }
+    if work.teacher is not None:
+        terms[f"teacher: {work.teacher.parameters:,} parameters"] = peak.teacher
     return max(terms, key=lambda words: terms[words])
-
-
-def _slack(work: Workload) -> tuple[float, float, float]:
-    if work.device is DeviceKind.CPU:
-        return _SLACK_CPU
-    if work.expandable_segments:
-        return _SLACK_EXPANDABLE
-    return _SLACK_PACKED if work.packed else _SLACK_PLAIN
-
-
-def _head_gradient_bytes(work: Workload) -> float:
-    return float(work.compute_bytes * shape_of(work.architecture).head) if work.method is Method.FULL else 0.0
 
 
 def _state_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
@@ -175,52 +282,61 @@ def _state_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
     over = f" / {work.shards} cards" if work.shards > 1 else ""
     parts = [Part("weights", peak.weights, weight_formula(work) + over, "bitsandbytes, peft, torch")]
     if work.teacher is not None:
-        parts.append(Part("teacher", peak.teacher, f"{work.teacher.parameters:,} parameters as NF4", "bitsandbytes"))
+        text = f"{work.teacher.parameters:,} parameters, {work.teacher_held.value}"
+        parts.append(Part("teacher", peak.teacher, text, "bitsandbytes, torch"))
     if work.method is Method.ADAPTER:
         text = f"{work.adapter_bytes} B x {count:,} (rank {work.rank})"
         parts.append(Part("adapter", peak.adapter, text + over, "peft: adapters stay in fp32"))
+    if work.purpose is not Purpose.TRAIN:
+        return tuple(parts)
     gradients = f"one copy of {count:,} trained parameters{over}" if peak.gradients else "not alive at the peak"
     parts.append(Part("gradients", peak.gradients, gradients, "torch autograd"))
-    kind = {
-        OptimizerKind.ADAMW: "AdamW: two copies",
-        OptimizerKind.ADAMW_8BIT: "8-bit AdamW: 2.03 B",
-        OptimizerKind.ADAMW_MIXED: "mixed precision: master copy and two states in fp32, 12 B",
-    }[work.optimizer]
-    parts.append(
-        Part("optimizer", peak.optimizer, f"{kind} x {count:,} trained parameters{over}", "torch, bitsandbytes")
-    )
+    text = f"{_OPTIMIZER_WORDS[work.optimizer]} x {count:,} trained parameters{over}"
+    if work.optimizer_on_host:
+        text = "in host RAM"
+    parts.append(Part("optimizer", peak.optimizer, text, "torch, bitsandbytes"))
     return tuple(parts)
+
+
+_OPTIMIZER_WORDS = {
+    OptimizerKind.ADAMW: "AdamW: two copies",
+    OptimizerKind.ADAMW_8BIT: "8-bit AdamW: 2.03 B",
+    OptimizerKind.PAGED_ADAMW_8BIT: "paged 8-bit AdamW: 2.03 B",
+    OptimizerKind.ADAMW_MIXED: "mixed precision: master copy and two states in fp32, 12 B",
+    OptimizerKind.SGD: "SGD: no state, 0 B",
+}
 
 
 def _token_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
     shape = shape_of(work.architecture)
     tokens = f"{work.batch} x {work.sequence:,} tokens"
+    where = PHASE_WORDS[peak.phase]
     if not peak.activations:
         activations = "not alive at the peak"
-    elif work.checkpointing:
-        hump = " + the recomputed layer" if peak.logits == 0 else ""
-        activations = f"checkpoints of {shape.layers} layers x {tokens}{hump}"
+    elif work.purpose is Purpose.GENERATE:
+        activations = f"KV cache of {shape.layers} layers x {tokens}"
+    elif work.checkpointing or work.purpose is Purpose.EVALUATE:
+        activations = f"checkpoints of {shape.layers} layers x {tokens}; peak: {where}"
     else:
-        activations = f"everything {shape.layers} layers keep x {tokens}"
-    per_logit = 16 if work.packed or work.compute_bytes == 4 else 14
-    logits = f"{per_logit} B x {shape.vocabulary:,} words x {tokens}" if peak.logits else "not alive at the peak"
+        activations = f"everything {shape.layers} layers keep x {tokens}; peak: {where}"
+    positions = f"{work.tokens * logit_share(work):,.0f} positions"
+    chunk = "" if work.loss is Loss.FULL else f", {work.loss.value} loss"
+    each = peak.logits / max(work.architecture.vocab_size * work.tokens * logit_share(work), 1.0)
+    logits = f"{each:.0f} B x {shape.vocabulary:,} words x {positions}{chunk}" if peak.logits else "not alive at the peak"
     return (
         Part("activations", peak.activations, activations, TRACED),
         Part("logits and loss", peak.logits, logits, TRACED),
-        Part("temporary buffers", peak.temporary, "cuBLAS workspaces, unpacked matrices", "torch, bitsandbytes"),
+        Part("temporary buffers", peak.temporary, "gradients of activations in work, cuBLAS workspaces", TRACED),
     )
 
 
-def _process_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
-    low, likely, high = _slack(work)
-    slack = Part(
-        "allocator slack",
-        peak.allocated * likely,
-        f"{likely:.0%} of what is allocated ({low:.0%} to {high:.0%})",
-        "published T4 runs" if work.device is DeviceKind.GPU else "own estimate, not measured elsewhere",
-    )
-    if work.device is DeviceKind.CPU:
-        text = f"{LIBRARY_BYTES[0] / MIB:,.0f} to {LIBRARY_BYTES[2] / MIB:,.0f} MiB"
-        return Part("Python and libraries", LIBRARY_BYTES[1], text, "measured on a 2-core Linux machine"), slack
-    text = f"{CONTEXT_BYTES[0] / MIB:,.0f} to {CONTEXT_BYTES[2] / MIB:,.0f} MiB until measured on this card"
-    return Part("CUDA context", CONTEXT_BYTES[1], text, "T4 and V100, published"), slack
+__all__ = [
+    "NOTHING",
+    "HeadWalk",
+    "Peak",
+    "allocated_bytes",
+    "estimate_memory",
+    "limiting_words",
+    "memory_bounds",
+    "peak_of",
+]

@@ -103,17 +103,51 @@ def _experts_everywhere(architecture: Architecture) -> bool:
     return moe is not None and moe.moe_layers >= architecture.layers and not moe.shared_intermediate_size
 
 
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One adapted linear layer of a block."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@lru_cache(maxsize=512)
+def adapted_linears(architecture: Architecture, targets: tuple[str, ...]) -> tuple[Linear, ...]:
+    """The linear layers of one block that get an adapter; fused layers (Phi-3, GPT-NeoX, Falcon) are one each."""
+    s, f = shape_of(architecture), architecture.intermediate_size
+    modules = set(adapted_modules(architecture, targets))
+    if architecture.family in FUSED_ATTENTION:
+        linears = [(_ATTENTION[:3], "qkv", s.hidden, s.query + 2 * s.key_value)]
+    else:
+        linears = [
+            (("q_proj",), "q_proj", s.hidden, s.query),
+            (("k_proj",), "k_proj", s.hidden, s.key_value),
+            (("v_proj",), "v_proj", s.hidden, s.key_value),
+        ]
+    linears.append((("o_proj",), "o_proj", s.query, s.hidden))
+    if architecture.family == "phi3":
+        linears.append((("gate_proj", "up_proj"), "gate_up", s.hidden, 2 * f))
+    else:
+        linears += [(("gate_proj",), "gate_proj", s.hidden, f), (("up_proj",), "up_proj", s.hidden, f)]
+    linears.append((("down_proj",), "down_proj", f, s.hidden))
+    return tuple(
+        Linear(name, inputs, outputs) for parts, name, inputs, outputs in linears if modules.intersection(parts)
+    )
+
+
+FUSED_ATTENTION = ("phi3", "gpt_neox", "falcon")
+"""Families with one matrix for query, key and value."""
+
+
 @lru_cache(maxsize=512)
 def adapter_parameters(architecture: Architecture, targets: tuple[str, ...], rank: int) -> int:
     """A = L · Σ r·(in + out) over the adapted linears."""
-    s = shape_of(architecture)
-    sizes = {
-        "q_proj": s.hidden + s.query,
-        "k_proj": s.hidden + s.key_value,
-        "v_proj": s.hidden + s.key_value,
-        "o_proj": s.query + s.hidden,
-        "gate_proj": s.hidden + architecture.intermediate_size,
-        "up_proj": s.hidden + architecture.intermediate_size,
-        "down_proj": architecture.intermediate_size + s.hidden,
-    }
-    return s.layers * rank * sum(sizes[name] for name in adapted_modules(architecture, targets))
+    linears = adapted_linears(architecture, targets)
+    return architecture.layers * rank * sum(linear.inputs + linear.outputs for linear in linears)
+
+
+@lru_cache(maxsize=512)
+def magnitude_parameters(architecture: Architecture, targets: tuple[str, ...]) -> int:
+    """L · Σ out: DoRA learns one magnitude per output."""
+    return architecture.layers * sum(linear.outputs for linear in adapted_linears(architecture, targets))

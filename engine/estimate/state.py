@@ -6,8 +6,8 @@ sharding. Must not know activations, allocators or machines.
 
 from __future__ import annotations
 
-from engine.estimate.shapes import adapter_parameters, shape_of
-from engine.estimate.workload import Method, OptimizerKind, Packing4Bit, Workload
+from engine.estimate.shapes import adapter_parameters, magnitude_parameters, shape_of
+from engine.estimate.workload import Method, OptimizerKind, Packing4Bit, TeacherHeld, Workload
 from engine.models.architecture import Architecture
 
 NF4_BYTES = 0.5 + 4 / 64
@@ -16,22 +16,41 @@ NF4_DOUBLE_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """The scales as 8-bit values with one fp32 scale per 256 of them. Source: bitsandbytes, QLoRA paper."""
 
 
-def packed_model_bytes(architecture: Architecture, packing: Packing4Bit) -> float:
-    """P·(0.5 + 4/64) or P·(0.5 + 1/64 + 4/16384), and 4·(N − P) for what stays unpacked.
+GPTQ_BYTES = 0.5 + 2.5 / 128
+"""Half a byte per value, and per group of 128 a 16-bit scale and a 4-bit zero. Source: auto-gptq's file format."""
+
+
+def packed_model_bytes(architecture: Architecture, packing: Packing4Bit, rest_bytes: float = 4.0) -> float:
+    """P·(0.5 + 4/64) or P·(0.5 + 1/64 + 4/16384), and `rest_bytes`·(N − P) for what stays unpacked.
 
     Source: bitsandbytes block sizes; peft's `prepare_model_for_kbit_training` turns embeddings, head and norms to fp32
-    (Qwen2.5-7B on a T4: 7,702 MiB resident). The fused experts of mixtures are no `nn.Linear` in transformers 5:
-    they stay unpacked and become fp32 as well.
+    (Qwen2.5-7B on a T4: 7,702 MiB resident), this program's worker leaves them in the compute type. The fused experts of
+    mixtures are no `nn.Linear` in transformers 5: they stay unpacked as well.
     """
     shape = shape_of(architecture)
-    per_value = NF4_DOUBLE_BYTES if packing is Packing4Bit.NF4_DOUBLE else NF4_BYTES
-    return shape.quantizable * per_value + 4.0 * (shape.parameters - shape.quantizable)
+    return shape.quantizable * packed_value_bytes(packing) + rest_bytes * (shape.parameters - shape.quantizable)
+
+
+def packed_value_bytes(packing: Packing4Bit) -> float:
+    """Bytes per packed value, scales included."""
+    return {Packing4Bit.NF4: NF4_BYTES, Packing4Bit.NF4_DOUBLE: NF4_DOUBLE_BYTES, Packing4Bit.GPTQ: GPTQ_BYTES}[packing]
+
+
+def rest_width(work: Workload) -> float:
+    """Bytes per value of what 4-bit packing leaves alone."""
+    return 4.0 if work.stack.kbit_prepared else float(work.compute_bytes)
+
+
+def key_value_cache_bytes(work: Workload) -> float:
+    """2·L·kv·c·T: keys and values of every layer and position. Source: transformers' dynamic cache."""
+    shape = shape_of(work.architecture)
+    return 2.0 * shape.layers * shape.key_value * work.compute_bytes * work.tokens
 
 
 def weight_bytes(work: Workload) -> float:
     """Packed: see `packed_model_bytes`. Else c·N with c the bytes of the compute type (2 bf16, 4 fp32)."""
     if work.packed:
-        return packed_model_bytes(work.architecture, work.packing)
+        return packed_model_bytes(work.architecture, work.packing, rest_width(work))
     return float(work.compute_bytes * work.architecture.parameters)
 
 
@@ -40,50 +59,89 @@ def weight_formula(work: Workload) -> str:
     shape = shape_of(work.architecture)
     if not work.packed:
         return f"{work.compute_bytes} B x N, N = {shape.parameters:,}"
-    per_value = NF4_DOUBLE_BYTES if work.packing is Packing4Bit.NF4_DOUBLE else NF4_BYTES
-    rest = shape.parameters - shape.quantizable
-    return f"{per_value:.4f} B x {shape.quantizable:,} packed + 4 B x {rest:,} kept in fp32"
+    rest, width = shape.parameters - shape.quantizable, rest_width(work)
+    kept = "fp32" if width == 4 else "16 bits"
+    return (
+        f"{packed_value_bytes(work.packing):.4f} B x {shape.quantizable:,} packed + {width:.0f} B x {rest:,} in {kept}"
+    )
 
 
 def teacher_bytes(work: Workload) -> float:
-    """A frozen NF4 teacher beside the student (distillation): `packed_model_bytes` with double quantisation."""
-    return 0.0 if work.teacher is None else packed_model_bytes(work.teacher, Packing4Bit.NF4_DOUBLE)
+    """A frozen teacher beside the student (distillation): NF4 with double quantisation, 16-bit, two streamed layers, or 0."""
+    teacher = work.teacher
+    if teacher is None or work.teacher_held is TeacherHeld.CACHED:
+        return 0.0
+    if work.teacher_held is TeacherHeld.PACKED:
+        return packed_model_bytes(teacher, Packing4Bit.NF4_DOUBLE, float(work.compute_bytes))
+    if work.teacher_held is TeacherHeld.OFFLOADED:
+        block = (teacher.parameters - teacher.embedding_parameters) / max(teacher.layers, 1)
+        return 2.0 * max(2.0 * block, teacher.embedding_parameters)
+    return 2.0 * teacher.parameters
 
 
 def trainable_parameters(work: Workload) -> int:
-    """A for adapters, N for full training, N·new/L (blocks only) when old blocks are frozen."""
-    if work.method is Method.ADAPTER:
-        return adapter_parameters(work.architecture, work.targets, work.rank)
-    if work.method is Method.FULL:
-        return work.architecture.parameters
+    """A for adapters (with DoRA's magnitudes and embeddings where they learn), N for full training, N·new/L (blocks only)
+    when old blocks are frozen."""
     architecture = work.architecture
+    if work.method is Method.ADAPTER:
+        return adapter_count(work) + (architecture.embedding_parameters if work.train_embeddings else 0)
+    if work.method is Method.FULL:
+        return architecture.parameters
     blocks = architecture.parameters - architecture.embedding_parameters
     return blocks * min(work.trained_layers, architecture.layers) // max(architecture.layers, 1)
 
 
+def adapter_count(work: Workload) -> int:
+    """A: the adapter's own parameters."""
+    count = adapter_parameters(work.architecture, work.targets, work.rank)
+    if work.dora:
+        count += magnitude_parameters(work.architecture, work.targets)
+    return count
+
+
 def adapter_weight_bytes(work: Workload) -> float:
-    """4·A: PEFT keeps adapters in fp32 (`autocast_adapter_dtype`). Source: peft."""
-    return float(work.adapter_bytes * trainable_parameters(work)) if work.method is Method.ADAPTER else 0.0
+    """4·A: PEFT keeps adapters in fp32 (`autocast_adapter_dtype`). A copy of the embeddings where they learn
+    (`modules_to_save`). Source: peft."""
+    if work.method is not Method.ADAPTER:
+        return 0.0
+    copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0
+    return float(work.adapter_bytes * adapter_count(work)) + copies
 
 
 def gradient_bytes(work: Workload) -> float:
     """One copy in the parameter's own type: 4·A for adapters, c·N for full training. Source: torch autograd."""
-    per_value = work.adapter_bytes if work.method is Method.ADAPTER else work.compute_bytes
-    return float(per_value * trainable_parameters(work))
+    if work.optimizer_on_host:
+        return largest_gradient_bytes(work)
+    if work.method is Method.ADAPTER:
+        copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0
+        return float(work.adapter_bytes * adapter_count(work)) + copies
+    return float(work.compute_bytes * trainable_parameters(work))
+
+
+def largest_gradient_bytes(work: Workload) -> float:
+    """The largest single gradient: what is alive when every gradient leaves at once for the host."""
+    a = work.architecture
+    largest = max(a.vocab_size * a.hidden_size if work.method is Method.FULL else 0, shape_of(a).largest_linear)
+    return float(work.compute_bytes * largest)
 
 
 def optimizer_bytes(work: Workload) -> float:
     """AdamW keeps two copies: 8·A for fp32 adapters, 4·N pure bf16, 12·N mixed (fp32 master and states), 2.03·N 8-bit.
 
     Source: torch AdamW; bitsandbytes 8-bit blocks of 256; DeepSpeed's 16 bytes per parameter for mixed precision.
+    Paged states count as on the card, where they are until it is full.
     """
+    if work.optimizer is OptimizerKind.SGD or work.optimizer_on_host:
+        return 0.0
     count = trainable_parameters(work)
-    if work.optimizer is OptimizerKind.ADAMW_8BIT:
+    if work.optimizer in (OptimizerKind.ADAMW_8BIT, OptimizerKind.PAGED_ADAMW_8BIT):
         return 2 * (1 + 4 / 256) * count
     if work.optimizer is OptimizerKind.ADAMW_MIXED:
         return 12.0 * count
-    per_value = work.adapter_bytes if work.method is Method.ADAPTER else work.compute_bytes
-    return 2.0 * per_value * count
+    if work.method is not Method.ADAPTER:
+        return 2.0 * work.compute_bytes * count
+    copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0
+    return 2.0 * (work.adapter_bytes * adapter_count(work) + copies)
 
 
 def optimizer_transient_bytes(work: Workload) -> float:
@@ -92,11 +150,6 @@ def optimizer_transient_bytes(work: Workload) -> float:
     Source: traced, 10.00 against 8.00 bytes per parameter in pure bf16.
     """
     return gradient_bytes(work) if work.foreach else 0.0
-
-
-def dequant_buffer_bytes(work: Workload) -> float:
-    """Two copies of the largest packed matrix in the compute type: forward and backward. Source: bitsandbytes."""
-    return 2.0 * work.compute_bytes * shape_of(work.architecture).largest_linear if work.packed else 0.0
 
 
 def gathered_block_bytes(work: Workload) -> float:

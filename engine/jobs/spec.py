@@ -68,7 +68,7 @@ class DataSection(_Section, frozen=True, kw_only=True):
         ),
     ] = "demo"
     max_length: Annotated[
-        int, Meta(ge=8, description="Longest sequence in tokens; longer rows are cut and counted.")
+        int, Meta(ge=8, le=1 << 24, description="Longest sequence in tokens; longer rows are cut and counted.")
     ] = 256
     packing: Annotated[bool, Meta(description="Join short rows into full sequences; they cannot see each other.")] = (
         True
@@ -105,13 +105,17 @@ class QuantizationSection(_Section, frozen=True, kw_only=True):
 
 
 class TrainingSection(_Section, frozen=True, kw_only=True):
-    epochs: Annotated[float, Meta(gt=0, description="Passes over the data; ignored when max_steps is above 0.")] = 3.0
-    max_steps: Annotated[int, Meta(ge=0, description="Stop after this many optimizer steps; 0 means by epochs.")] = 0
+    epochs: Annotated[
+        float, Meta(gt=0, le=10_000, description="Passes over the data; ignored when max_steps is above 0.")
+    ] = 3.0
+    max_steps: Annotated[
+        int, Meta(ge=0, le=100_000_000, description="Stop after this many optimizer steps; 0 means by epochs.")
+    ] = 0
     batch_size: Annotated[
-        int, Meta(ge=1, description="Sequences per micro-batch; fill memory with this before accumulating.")
+        int, Meta(ge=1, le=4096, description="Sequences per micro-batch; fill memory with this before accumulating.")
     ] = 4
-    gradient_accumulation: Annotated[int, Meta(ge=1, description="Micro-batches per optimizer step.")] = 1
-    learning_rate: Annotated[float, Meta(gt=0, description="Peak learning rate.")] = 2e-4
+    gradient_accumulation: Annotated[int, Meta(ge=1, le=1 << 20, description="Micro-batches per optimizer step.")] = 1
+    learning_rate: Annotated[float, Meta(gt=0, le=10, description="Peak learning rate.")] = 2e-4
     warmup_ratio: Annotated[float, Meta(ge=0.0, lt=1.0, description="Share of the steps spent warming up.")] = 0.03
     schedule: Annotated[Schedule, Meta(description="cosine, linear or constant.")] = Schedule.COSINE
     weight_decay: Annotated[float, Meta(ge=0.0)] = 0.0

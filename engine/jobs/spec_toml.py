@@ -17,7 +17,7 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.jobs.spec import JobSpec
-from engine.profiles import load_toml
+from engine.profiles import allowed_words, load_toml
 
 _HEADER = """\
 # A Scaler Wizard job. Run it again anywhere with:  scaler-wizard run spec.toml
@@ -35,6 +35,8 @@ def load_spec(path: Path) -> JobSpec:
     try:
         return canonical(load_toml(Path(path), JobSpec, what="spec"))
     except EngineError as error:
+        if "key 'task'" in error.what:
+            raise _unknown_task(error) from error
         if not error.code.startswith("spec."):
             raise
         raise EngineError(
@@ -47,9 +49,26 @@ def canonical(spec: JobSpec) -> JobSpec:
     try:
         return msgspec.convert(msgspec.to_builtins(spec), JobSpec, strict=True)
     except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        key = path.rstrip("`")
+        allowed = allowed_words(JobSpec, key) if key else ""
         raise EngineError(
-            "spec.value", f"The spec has a value outside its limits: {error}.", next_step="Correct that value."
+            "spec.value",
+            f"The spec has a value outside its limits: {key}: {message}{f'; allowed: {allowed}' if allowed else ''}.",
+            next_step="Correct that value.",
         ) from error
+
+
+def _unknown_task(error: EngineError) -> EngineError:
+    """A task that no spec has; most likely somebody wants to train every weight, perhaps of a 4-bit base."""
+    return EngineError(
+        error.code,
+        error.what,
+        cause="A spec trains an adapter beside frozen weights. Weights packed to 4 bits cannot be trained themselves: "
+        "4-bit values have no usable gradient.",
+        next_step='Use task = "qlora" (4-bit base) or "lora"; what full training would take is in: '
+        "scaler-wizard matrix MODEL.",
+    )
 
 
 def with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:

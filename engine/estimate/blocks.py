@@ -1,0 +1,629 @@
+"""A decoder layer and an output head as programs for the tape, following transformers' modelling code line by line.
+
+Owns the order of operators per family and per stack: norms, projections with or without adapter, rotary positions,
+attention, feed-forward, mixtures, loss. Sources: transformers 5.23 `models/*/modeling_*.py`, peft 0.21 `lora/layer.py`,
+`lora/bnb.py`, bitsandbytes 0.50, torch 2.13 `derivatives.yaml`. Must not know machines or totals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.estimate.shapes import FUSED_ATTENTION, adapted_modules, shape_of
+from engine.estimate.tape import LOGITS, Buffer, Tape, Var
+from engine.estimate.workload import Attention, Loss, Method, Workload
+from engine.models.architecture import Architecture
+
+FP32 = 4.0
+HALF = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What a program needs to know of a job beyond widths."""
+
+    compute: float
+    """Bytes per value of weights and activations."""
+    hidden: float
+    """Bytes per value of the residual stream."""
+    autocast: bool
+    packed: bool
+    learns: bool
+    """The layer's own weights learn."""
+    adapted: frozenset[str]
+    adapter: float
+    rank: int
+    dora: bool
+    dropout: bool
+    norm_weight: float
+    """Bytes per value of norm gains: fp32 after kbit preparation."""
+    masked: bool
+    eager: bool
+    sequence: int
+
+
+def style_of(work: Workload, *, learns: bool) -> Style:
+    """The style of `work` for layers whose weights learn or do not."""
+    kbit = work.stack.kbit_prepared and work.packed
+    adapter = work.method is Method.ADAPTER
+    return Style(
+        compute=float(work.compute_bytes),
+        hidden=FP32 if kbit else float(work.compute_bytes),
+        autocast=work.stack.autocast and work.compute_bytes == 2,
+        packed=work.packed,
+        learns=learns,
+        adapted=frozenset(adapted_modules(work.architecture, work.targets)) if adapter else frozenset(),
+        adapter=float(work.adapter_bytes),
+        rank=work.rank,
+        dora=work.dora,
+        dropout=work.dropout,
+        norm_weight=FP32 if kbit else float(work.compute_bytes),
+        masked=work.masked,
+        eager=work.attention is Attention.EAGER or work.architecture.family == "gemma2",
+        sequence=work.sequence,
+    )
+
+
+# ── norms ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def norm(tape: Tape, x: Var, a: Architecture, style: Style, *, values: float = 0.0) -> Var:
+    """The family's norm over `values` (the hidden size by default)."""
+    if a.norm == "layernorm":
+        return _layer_norm(tape, x, style)
+    return _rms_norm(tape, x, style, late_gain=a.family in ("gemma", "gemma2", "gemma3"))
+
+
+def _rms_norm(tape: Tape, x: Var, style: Style, *, late_gain: bool) -> Var:
+    """x·rsqrt(mean(x²)) in fp32, then the gain: in the input's type (Llama) or in fp32 before the cast (Gemma)."""
+    wide = tape.cast(x, FP32)
+    tape.flash(wide.values * FP32)  # x², gone once its mean is taken
+    scaled = _normalise(tape, wide)
+    if late_gain:
+        tape.drop(wide)
+        gained = tape.elementwise(scaled, saves_input=style.learns)
+        tape.drop(scaled)
+        out = tape.cast(gained, x.value_bytes)
+        tape.drop(gained)
+        return out
+    narrow = tape.cast(scaled, x.value_bytes)
+    tape.drop(scaled, wide)
+    if style.norm_weight > x.value_bytes:
+        out = _promote(tape, narrow, style.norm_weight)
+    else:
+        out = tape.elementwise(narrow, saves_input=style.learns, flashes=1 if style.learns else 0)
+    tape.drop(narrow)
+    return out
+
+
+def _promote(tape: Tape, x: Var, width: float) -> Var:
+    """A product with a wider constant: the result takes its type."""
+    y = tape.var(x.values, width, learns=x.learns)
+
+    def backward(gradient: Buffer) -> None:
+        wide = tape.make(x.values * width)
+        tape.free(gradient)
+        back = tape.make(x.values * x.value_bytes)
+        tape.free(wide)
+        tape.give(x, back)
+
+    tape.record(y, backward)
+    return y
+
+
+def _normalise(tape: Tape, x: Var) -> Var:
+    """x · rsqrt(mean(x²) + eps): saves x (for the square and the product). Backward makes five copies of x at its height:
+    the product's gradient, the gradient of the square, and the three factors of its derivative."""
+    y = tape.var(x.values, FP32, learns=x.learns)
+    size = x.values * FP32
+
+    def backward(gradient: Buffer) -> None:
+        product = tape.make(size)  # g · r
+        tape.flash(size)  # g · x, summed to one value
+        tape.free(gradient)
+        tape.give(x, product)
+        mean = tape.make(size)  # the mean's gradient, spread out
+        power = tape.make(size)  # x ** 1
+        scaled = tape.make(size)  # 2 · x
+        tape.free(power)
+        square = tape.make(size)
+        tape.free(mean)
+        tape.free(scaled)
+        tape.give(x, square)
+
+    tape.record(y, backward, (x.buffer,))
+    return y
+
+
+def _layer_norm(tape: Tape, x: Var, style: Style) -> Var:
+    """One kernel; keeps its input. Under CUDA autocast it computes in fp32 and returns fp32."""
+    source = tape.cast(x, FP32) if style.autocast else x
+    y = tape.var(source.values, source.value_bytes, learns=x.learns)
+
+    def backward(gradient: Buffer) -> None:
+        back = tape.make(source.values * source.value_bytes)
+        tape.free(gradient)
+        tape.give(source, back)
+
+    tape.record(y, backward, (source.buffer,))
+    if source is not x:
+        tape.drop(source)
+    return y
+
+
+# ── projections ───────────────────────────────────────────────────────────────────────────────────────────────────
+def linear(tape: Tape, x: Var, names: tuple[str, ...], inputs: int, outputs: int, style: Style) -> Var:
+    """One linear layer that plays the parts `names` (fused layers play several), with its adapter if it has one."""
+    adapted = any(name in style.adapted for name in names)
+    if not adapted:
+        return _plain(tape, x, inputs, outputs, style)
+    if style.packed:
+        return _adapted_packed(tape, x, inputs, outputs, style)
+    return _adapted_plain(tape, x, inputs, outputs, style)
+
+
+def _plain(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
+    if style.packed:
+        return _packed(tape, x, inputs, outputs, style)
+    source = tape.cast(x, style.compute)
+    y = tape.var(outputs, style.compute, learns=source.learns or style.learns)
+    _record_product(tape, y, source, inputs * outputs * style.compute if style.learns else 0.0)
+    tape.drop(source)
+    return y
+
+
+def _record_product(tape: Tape, y: Var, x: Var, weight_gradient: float, *, cast_weight: float = 0.0) -> None:
+    """y = x·Wᵀ. A learning W keeps x and gets its gradient after x's; `cast_weight` is an fp32 copy's extra width."""
+
+    def backward(gradient: Buffer) -> None:
+        back = tape.make(x.values * x.value_bytes) if x.learns else None
+        if weight_gradient:
+            if cast_weight:
+                tape.make(0.0, weight_gradient * cast_weight).holders = 0
+            tape.parameter_gradient(weight_gradient)
+        tape.free(gradient)
+        if back is not None:
+            tape.give(x, back)
+
+    tape.record(y, backward, (x.buffer,) if weight_gradient else ())
+
+
+def _packed(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
+    """bitsandbytes: cast to the compute type, unpack the matrix for the product, cast back; nothing but W is kept."""
+    source = tape.cast(x, style.compute)
+    unpacked = tape.make(0.0, inputs * outputs * style.compute)
+    y = tape.var(outputs, style.compute, learns=source.learns)
+    tape.free(unpacked)
+
+    def backward(gradient: Buffer) -> None:
+        matrix = tape.make(0.0, inputs * outputs * style.compute)
+        back = tape.make(source.values * style.compute)
+        tape.free(matrix)
+        tape.free(gradient)
+        tape.give(source, back)
+
+    tape.record(y, backward)
+    tape.drop(source)
+    if x.value_bytes != style.compute:
+        out = tape.cast(y, x.value_bytes)
+        tape.drop(y)
+        return out
+    return y
+
+
+def _adapted_plain(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
+    """peft `lora.Linear.forward`: the input is cast to the adapter's type, results add in the wider type, cast back."""
+    result = _plain(tape, x, inputs, outputs, style)
+    returned = result.value_bytes
+    source = tape.cast(x, style.adapter)
+    update = _low_rank(tape, source, inputs, outputs, style)
+    if style.dora:
+        total = _dora(tape, source, result, update, inputs, outputs, style)
+    else:
+        total = tape.add(result, update)
+    tape.drop(result, update, source)
+    out = tape.cast(total, returned)
+    tape.drop(total)
+    return out
+
+
+def _adapted_packed(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
+    """peft `lora.bnb.Linear4bit.forward`: a defensive copy of the base result; no cast of the input under autocast."""
+    base = _packed(tape, x, inputs, outputs, style)
+    result = tape.elementwise(base)
+    tape.drop(base)
+    source = tape.view(x) if style.autocast else tape.cast(x, style.adapter)
+    update = _low_rank(tape, source, inputs, outputs, style)
+    if not style.autocast and not style.dora:
+        narrow = tape.cast(update, result.value_bytes)
+        tape.drop(update)
+        update = narrow
+    if style.dora:
+        total = _dora(tape, source, result, update, inputs, outputs, style)
+    else:
+        total = tape.add(result, update)
+    tape.drop(result, update, source)
+    return total
+
+
+def _low_rank(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
+    """scaling · B(A(dropout(x))): keeps the input of A (its 16-bit copy under autocast) and the rank-wide middle."""
+    width = style.compute if style.autocast else style.adapter
+    dropped = _dropout(tape, x) if style.dropout else tape.view(x)
+    source = tape.cast(dropped, width)
+    tape.drop(dropped)
+    middle = tape.var(style.rank, width, learns=True)
+    _record_product(tape, middle, source, inputs * style.rank * style.adapter)
+    tape.drop(source)
+    wide = tape.var(outputs, width, learns=True)
+    _record_product(tape, wide, middle, outputs * style.rank * style.adapter)
+    tape.drop(middle)
+    scaled = tape.elementwise(wide)
+    tape.drop(wide)
+    return scaled
+
+
+def _dropout(tape: Tape, x: Var) -> Var:
+    """native_dropout: the dropped values and a mask of one byte each."""
+    y = tape.var(x.values, x.value_bytes, learns=x.learns)
+    mask = tape.make(x.values)
+
+    def backward(gradient: Buffer) -> None:
+        back = tape.make(x.values * x.value_bytes)
+        tape.free(gradient)
+        tape.give(x, back)
+
+    tape.record(y, backward, (mask,))
+    tape.free(mask)
+    return y
+
+
+def _dora(tape: Tape, x: Var, result: Var, update: Var, inputs: int, outputs: int, style: Style) -> Var:
+    """peft `dora.py`: the norm of W + s·BA, then (m/norm − 1)·base + m/norm·update; keeps base and update.
+
+    The norm multiplies an identity of `inputs` through the adapter and unpacks W: matrices, no tokens.
+    """
+    matrix = inputs * outputs * FP32
+    tape.flash(0.0, 3 * matrix + inputs * inputs * style.adapter)
+    width = max(result.value_bytes, update.value_bytes)
+    total = tape.var(outputs, width, learns=True)
+    first = tape.make(outputs * width)
+    tape.free(first)
+
+    def backward(gradient: Buffer) -> None:
+        tape.flash(outputs * width)
+        left = tape.make(outputs * result.value_bytes)
+        right = tape.make(outputs * update.value_bytes)
+        tape.parameter_gradient(outputs * FP32)
+        tape.free(gradient)
+        tape.give(result, left) if result.learns else tape.free(left)
+        tape.give(update, right)
+
+    tape.record(total, backward, (result.buffer, update.buffer))
+    return total
+
+
+# ── attention ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def attention(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
+    """Projections, rotary positions, scores, output projection; as `self_attn.forward` frees its locals."""
+    s = shape_of(a)
+    query, key, value = _projections(tape, x, a, style)
+    if a.qk_norm != "none":
+        query, key = _head_norm(tape, query, a, style), _head_norm(tape, key, a, style)
+    if a.rope.kind != "none":
+        query, key = _rotate_both(tape, query, key, style, share=a.rope.partial_factor)
+    out = _scores(tape, query, key, value, a, style)
+    tape.drop(query, key, value)
+    projected = linear(tape, out, ("o_proj",), s.query, s.hidden, style)
+    tape.drop(out)
+    return projected
+
+
+def _projections(tape: Tape, x: Var, a: Architecture, style: Style) -> tuple[Var, Var, Var]:
+    s = shape_of(a)
+    if a.family in FUSED_ATTENTION:
+        fused = linear(
+            tape, x, ("q_proj", "k_proj", "v_proj"), s.hidden, s.query + 2 * s.key_value, style
+        )
+        return _slices(tape, fused, (s.query, s.key_value, s.key_value))
+    return (
+        linear(tape, x, ("q_proj",), s.hidden, s.query, style),
+        linear(tape, x, ("k_proj",), s.hidden, s.key_value, style),
+        linear(tape, x, ("v_proj",), s.hidden, s.key_value, style),
+    )
+
+
+def _slices(tape: Tape, fused: Var, widths: tuple[int, int, int]) -> tuple[Var, Var, Var]:
+    """Views of one storage. Each slice's gradient is spread to the whole width and summed there."""
+    views = []
+    whole = fused.values * fused.value_bytes
+    for width in widths:
+        part = Var(width, fused.value_bytes, tape.hold(fused.buffer), learns=fused.learns)
+
+        def backward(gradient: Buffer) -> None:
+            back = tape.make(whole)
+            tape.free(gradient)
+            tape.give(fused, back)
+
+        tape.record(part, backward)
+        views.append(part)
+    tape.drop(fused)
+    return views[0], views[1], views[2]
+
+
+def _head_norm(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
+    out = norm(tape, x, a, style)
+    tape.drop(x)
+    return out
+
+
+def _rotate_both(tape: Tape, query: Var, key: Var, style: Style, *, share: float) -> tuple[Var, Var]:
+    """q·cos + rotate_half(q)·sin for both, then the unrotated ones are let go."""
+    turned = _rotate(tape, query, share), _rotate(tape, key, share)
+    tape.drop(query, key)
+    return turned
+
+
+def _rotate(tape: Tape, x: Var, share: float) -> Var:
+    width = x.value_bytes
+    part = x.values * share
+    first = tape.make(part * width)  # x · cos
+    negative = tape.make(part / 2 * width)
+    half = tape.make(part * width)
+    tape.free(negative)
+    second = tape.make(part * width)  # rotate_half(x) · sin
+    tape.free(half)
+    y = tape.var(part, width, learns=x.learns)
+    tape.free(first)
+    tape.free(second)
+    if share < 1.0:
+        joined = tape.var(x.values, width, learns=x.learns)
+        tape.drop(y)
+        y = joined
+
+    def backward(gradient: Buffer) -> None:
+        sine = tape.make(part * width)
+        left = tape.make(part * width)
+        tape.free(sine)
+        right = tape.make(part / 2 * width)
+        tape.free(left)
+        both = tape.make(part * width)
+        tape.free(right)
+        cosine = tape.make(part * width)
+        tape.free(gradient)
+        tape.free(cosine)
+        if share < 1.0:
+            whole = tape.make(x.values * width)
+            tape.free(both)
+            both = whole
+        tape.give(x, both)
+
+    tape.record(y, backward)
+    return y
+
+
+def _scores(tape: Tape, query: Var, key: Var, value: Var, a: Architecture, style: Style) -> Var:
+    if style.eager:
+        return _eager(tape, query, key, value, a, style)
+    s = shape_of(a)
+    width = query.value_bytes
+    copies = []
+    if (style.masked or a.head_dim > 256) and s.query != s.key_value:
+        key, value = _repeat(tape, key, s.query), _repeat(tape, value, s.query)
+        copies = [key, value]
+    mask = tape.make(style.sequence * width) if style.masked else None
+    learns = query.learns or key.learns or value.learns
+    y = tape.var(s.query, width, learns=learns)
+    statistics = tape.make(4.0 * s.heads)
+
+    def backward(gradient: Buffer) -> None:
+        grads = [tape.make(v.values * width) for v in (query, key, value)]
+        tape.free(gradient)
+        for variable, back in zip((query, key, value), grads, strict=True):
+            tape.give(variable, back)
+
+    saves = (query.buffer, key.buffer, value.buffer, y.buffer, statistics, *((mask,) if mask else ()))
+    tape.record(y, backward, saves)
+    tape.free(statistics)
+    if mask:
+        tape.free(mask)
+    tape.drop(*copies)
+    return y
+
+
+def _repeat(tape: Tape, x: Var, values: float) -> Var:
+    """Keys or values copied to every query head."""
+    y = tape.var(values, x.value_bytes, learns=x.learns)
+
+    def backward(gradient: Buffer) -> None:
+        back = tape.make(x.values * x.value_bytes)
+        tape.free(gradient)
+        tape.give(x, back)
+
+    tape.record(y, backward)
+    return y
+
+
+def _eager(tape: Tape, query: Var, key: Var, value: Var, a: Architecture, style: Style) -> Var:
+    """Scores of all pairs: a·s values per token. Keeps the fp32 probabilities and their 16-bit copy."""
+    s = shape_of(a)
+    pairs = float(s.heads * style.sequence)
+    width = query.value_bytes
+    if s.query != s.key_value:
+        key, value = _repeat(tape, key, s.query), _repeat(tape, value, s.query)
+    raw = tape.var(pairs, width, learns=True)
+
+    def score_backward(gradient: Buffer) -> None:
+        back_query, back_key = tape.make(s.query * width), tape.make(s.query * width)
+        tape.free(gradient)
+        tape.give(query, back_query)
+        tape.give(key, back_key)
+
+    tape.record(raw, score_backward, (query.buffer, key.buffer))
+    scaled = tape.elementwise(raw)
+    tape.drop(raw)
+    if a.family == "gemma2":  # scores capped: / cap, tanh (kept), x cap
+        for saves in (False, True, False):
+            capped = tape.elementwise(scaled, saves_output=saves)
+            tape.drop(scaled)
+            scaled = capped
+    masked = tape.elementwise(scaled)
+    tape.drop(scaled)
+    wide = tape.cast(masked, FP32)
+    soft = tape.elementwise(wide, saves_output=True)
+    tape.drop(masked, wide)
+    narrow = tape.cast(soft, width)
+    tape.drop(soft)
+    y = tape.var(s.query, width, learns=True)
+
+    def backward(gradient: Buffer) -> None:
+        back_pairs, back_value = tape.make(pairs * width), tape.make(s.query * width)
+        tape.free(gradient)
+        tape.give(narrow, back_pairs)
+        tape.give(value, back_value)
+
+    tape.record(y, backward, (narrow.buffer, value.buffer))
+    out = tape.elementwise(y)  # transposed to token order: a copy
+    tape.drop(y, narrow)
+    if s.query != s.key_value:
+        tape.drop(key, value)
+    return out
+
+
+# ── feed-forward ──────────────────────────────────────────────────────────────────────────────────────────────────
+def feed_forward(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
+    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
+    h, f = a.hidden_size, a.intermediate_size
+    if a.mlp_kind != "gated":
+        wide = linear(tape, x, ("up_proj",), h, f, style)
+        middle = tape.elementwise(wide, saves_input=True)
+        tape.drop(wide)
+    elif a.family == "phi3":
+        both = linear(tape, x, ("gate_proj", "up_proj"), h, 2 * f, style)
+        gate, up, _ = _slices(tape, both, (f, f, 0))
+        active = tape.elementwise(gate, saves_input=True)
+        middle = tape.multiply(up, active)
+        tape.drop(gate, up, _, active)
+    else:
+        gate = linear(tape, x, ("gate_proj",), h, f, style)
+        active = tape.elementwise(gate, saves_input=True)
+        tape.drop(gate)
+        up = linear(tape, x, ("up_proj",), h, f, style)
+        middle = tape.multiply(active, up)
+        tape.drop(active, up)
+    out = linear(tape, middle, ("down_proj",), f, h, style)
+    tape.drop(middle)
+    return out
+
+
+# ── whole blocks ──────────────────────────────────────────────────────────────────────────────────────────────────
+def layer(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
+    """One decoder layer; the caller keeps holding x."""
+    if a.norm_placement == "parallel":
+        return _parallel(tape, x, a, style)
+    post = a.norm_placement == "post"
+    both = a.norm_placement == "sandwich"
+    stream = _residual_part(tape, x, a, style, attention, before=not post, after=post or both)
+    out = _residual_part(tape, stream, a, style, feed_forward, before=not post, after=post or both)
+    tape.drop(stream)
+    return out
+
+
+def _residual_part(
+    tape: Tape, x: Var, a: Architecture, style: Style, part: object, *, before: bool, after: bool
+) -> Var:
+    entering = norm(tape, x, a, style) if before else tape.view(x)
+    left: Var = part(tape, entering, a, style)  # type: ignore[operator]
+    tape.drop(entering)
+    if after:
+        normed = norm(tape, left, a, style)
+        tape.drop(left)
+        left = normed
+    if a.family == "granite":
+        scaled = tape.elementwise(left)
+        tape.drop(left)
+        left = scaled
+    out = tape.add(x, left)
+    tape.drop(left)
+    return out
+
+
+def _parallel(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
+    """Attention and feed-forward side by side on norms of the same input (GPT-NeoX, Falcon)."""
+    entering = norm(tape, x, a, style)
+    first = attention(tape, entering, a, style)
+    if a.family == "gpt_neox":
+        tape.drop(entering)
+        entering = norm(tape, x, a, style)
+    second = feed_forward(tape, entering, a, style)
+    tape.drop(entering)
+    joined = tape.add(second, first)
+    tape.drop(first, second)
+    out = tape.add(joined, x)
+    tape.drop(joined)
+    return out
+
+
+def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
+    """Final norm, output head, cross-entropy, and backward to the last hidden state. `share` of the tokens reach it."""
+    a, stack = work.architecture, work.stack
+    full = work.method is Method.FULL
+    style = style_of(work, learns=full)
+    normed = norm(tape, x, a, style)
+    if share < 1.0 or stack.selective_head:
+        picked = tape.var(share * normed.values, normed.value_bytes, learns=normed.learns)
+        whole = normed
+
+        def spread(gradient: Buffer) -> None:
+            back = tape.make(whole.values * whole.value_bytes)
+            tape.free(gradient)
+            tape.give(whole, back)
+
+        tape.record(picked, spread)
+        tape.drop(whole)
+        normed = picked
+    vocabulary = share * a.vocab_size
+    width = FP32 if (stack.kbit_prepared and work.packed) or work.compute_bytes == 4 else HALF
+    learns_head = full or work.train_embeddings
+    tape.logits(True)
+    logits = tape.var(vocabulary, width, learns=True)
+    gradient = a.vocab_size * a.hidden_size * float(work.compute_bytes) if learns_head else 0.0
+    _record_head(tape, logits, normed, gradient)
+    tape.drop(normed)
+    if a.family in ("granite", "gemma2"):
+        scaled = tape.elementwise(logits, saves_output=a.family == "gemma2")
+        tape.drop(logits)
+        logits = scaled
+    held = [logits] if stack.holds_output else []
+    wide = tape.cast(logits, FP32)
+    if not held:
+        tape.drop(logits)
+    _cross_entropy(tape, wide, held)
+
+
+def _record_head(tape: Tape, logits: Var, x: Var, weight_gradient: float) -> None:
+    def backward(gradient: Buffer) -> None:
+        tape.logits(False)
+        back = tape.make(x.values * x.value_bytes)
+        if weight_gradient:
+            tape.parameter_gradient(weight_gradient)
+        tape.free(gradient)
+        tape.give(x, back)
+
+    tape.record(logits, backward, (x.buffer,) if weight_gradient else ())
+
+
+def _cross_entropy(tape: Tape, wide: Var, held: list[Var]) -> None:
+    """log_softmax (kept), its gradient from the loss and from itself: three fp32 copies at once."""
+    size = wide.values * FP32
+    kept = tape.make(size, kind=LOGITS)
+    tape.drop(wide)
+    from_loss = tape.make(size, kind=LOGITS)
+    back = tape.make(size, kind=LOGITS)
+    tape.free(from_loss)
+    tape.free(kept)
+    tape.go_backward(wide, back)
+    del held
+
+
+def has_chunked_loss(work: Workload) -> bool:
+    """Whether only a part of the logits is alive at once."""
+    return work.loss is not Loss.FULL

@@ -1,0 +1,134 @@
+"""Walks of the tape through one layer and through the head, remembered: what is kept, and the largest moments.
+
+Owns the caching by what a walk depends on; batch size is not among it, since moments are straight lines in tokens. All
+moments are relative to the walk's start. Must not know how many layers there are or what else is in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from engine.estimate.blocks import head_and_loss, layer, style_of
+from engine.estimate.tape import Buffer, Moment, Tape, Var
+from engine.estimate.workload import Attention, DeviceKind, OptimizerKind, Purpose, TeacherHeld, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWalk:
+    """One decoder layer."""
+
+    boundary_bytes: float
+    """Its input, per token: what a checkpoint keeps."""
+    kept: Moment
+    """What it keeps for its backward pass without checkpointing."""
+    forward: tuple[Moment, ...]
+    """Largest moments of the forward pass, kept tensors included when there is no checkpoint."""
+    backward: tuple[Moment, ...]
+    """Largest moments from the incoming gradient to the outgoing one: with checkpointing the recomputation included,
+    without it what the layer had kept included."""
+    gradient_bytes: float
+    """Of the parameters that learn in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWalk:
+    """Final norm, output head, loss and back to the last hidden state."""
+
+    moments: tuple[Moment, ...]
+    held: Moment
+    """What is still alive afterwards: the head's gradient, logits that the caller holds."""
+
+
+def layer_walk(work: Workload, *, learns: bool) -> LayerWalk:
+    """The walk through one layer of `work` whose own weights learn or do not."""
+    return _layer_walk(_key(work), learns)
+
+
+def head_walk(work: Workload) -> HeadWalk:
+    """The walk through the head of `work`, with the share of the positions that carry loss."""
+    return _head_walk(_key(work), logit_share(work))
+
+
+def logit_share(work: Workload) -> float:
+    """Share of the positions whose logits are alive at once."""
+    share = work.trained_share if work.stack.selective_head else 1.0
+    if work.loss.value != "full logits":
+        share = min(share, work.stack.loss_chunk_tokens / work.tokens)
+    return share
+
+
+def _key(work: Workload) -> Workload:
+    """`work` without what a walk does not depend on, so that equal walks are walked once."""
+    quadratic = work.masked or work.attention is Attention.EAGER or work.architecture.family == "gemma2"
+    return replace(
+        work,
+        batch=1,
+        sequence=work.sequence if quadratic else 1024,
+        accumulation=1,
+        trained_share=1.0,
+        foreach=False,
+        optimizer=OptimizerKind.ADAMW,
+        step_in_backward=False,
+        optimizer_on_host=False,
+        trained_layers=0,
+        shards=1,
+        teacher=None,
+        teacher_held=TeacherHeld.PACKED,
+        purpose=Purpose.TRAIN,
+        device=DeviceKind.GPU,
+        workspace_bytes=0,
+        expandable_segments=True,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _layer_walk(work: Workload, learns: bool) -> LayerWalk:
+    a, style = work.architecture, style_of(work, learns=learns)
+    hidden = float(a.hidden_size)
+    boundary = hidden * style.hidden
+    first = Tape(saving=not work.checkpointing)
+    x = first.var(hidden, style.hidden, learns=True)
+    out = layer(first, x, a, style)
+    forward = first.take_peaks()
+    first.drop(x, out)
+    kept = first.now()
+    if work.checkpointing:
+        again = Tape()
+        gradient = again.make(boundary)
+        x = Var(hidden, style.hidden, Buffer(0.0, 0.0, 0), learns=True)
+        out = layer(again, x, a, style)
+        recomputed = again.take_recomputed_peaks()
+        again.drop(out)
+        again.take_peaks()
+        again.go_backward(out, gradient)
+        backward = recomputed + again.take_peaks()
+        end = again.now()
+    else:
+        first.take_peaks()
+        first.go_backward(out, first.make(boundary))
+        backward = first.take_peaks()
+        end = first.now()
+    return LayerWalk(boundary, kept, forward, _frontier(backward), end.fixed[2])
+
+
+@lru_cache(maxsize=4096)
+def _head_walk(work: Workload, share: float) -> HeadWalk:
+    tape = Tape()
+    width = style_of(work, learns=False).hidden
+    x = tape.var(float(work.architecture.hidden_size), width, learns=True)
+    head_and_loss(tape, x, work, share)
+    moments = tape.take_peaks()
+    if x.gradient is not None:
+        tape.free(x.gradient)
+    tape.drop(x)
+    return HeadWalk(_frontier(moments), tape.now())
+
+
+def _frontier(moments: tuple[Moment, ...]) -> tuple[Moment, ...]:
+    """Only moments that are the largest for some number of tokens."""
+    best: list[Moment] = []
+    for moment in sorted(moments, key=lambda m: (-sum(m.per_token), -sum(m.fixed))):
+        if not best or sum(moment.fixed) > sum(best[-1].fixed):
+            best.append(moment)
+    return tuple(best)

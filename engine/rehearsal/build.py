@@ -1,0 +1,211 @@
+"""From a rehearsal to the model and optimizer that the worker would have, without weights from disk.
+
+Owns building: on `meta` for a dry run (cost nothing, then fake tensors), or with random values on a real device. Uses the
+worker's own adapter and head code, so that what is rehearsed is what will run. Must not know counting or timing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import EngineError, ExitCode
+from engine.estimate.rehearsal import Rehearsal
+from engine.evaluation.head import SelectiveHead, summed_loss
+from engine.jobs.spec import AdapterSection
+from engine.train.model import add_adapter
+
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+def config_of(rehearsal: Rehearsal, layers: int | None = None) -> Any:
+    """The transformers configuration, cut to `layers` layers. Raises EngineError `rehearsal.config`."""
+    from transformers import AutoConfig
+
+    tree = dict(rehearsal.config)
+    kind = str(tree.pop("model_type", ""))
+    tree.pop("quantization_config", None)
+    for key in ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "auto_map"):
+        tree.pop(key, None)
+    if layers is not None:
+        for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+            if name in tree:
+                tree[name] = layers
+        for name, value in list(tree.items()):
+            if isinstance(value, list) and name in ("layer_types", "no_rope_layers", "mlp_layer_types"):
+                tree[name] = value[:layers]
+    try:
+        config = AutoConfig.for_model(kind, **tree)
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            "rehearsal.config",
+            f"transformers cannot build a model from this config (model_type '{kind[:60]}').",
+            cause=str(error).splitlines()[0][:300],
+            next_step="The formula's estimate stands; compare the config with the model's own.",
+            exit_code=ExitCode.BAD_INPUT,
+        ) from error
+    config.use_cache = False
+    return config
+
+
+def build_model(rehearsal: Rehearsal, config: Any) -> tuple[Any, Any]:
+    """(model with adapter, base) on the current default device, in training mode with the right parameters learning.
+
+    On `meta` 4-bit layers are emulated; on a real device `engine.rehearsal.probe` packs real ones before the adapter.
+    """
+    base = bare_model(rehearsal, config)
+    if rehearsal.quantization != "none":
+        from engine.rehearsal.packed import pack_linears
+
+        pack_linears(
+            base,
+            base.get_output_embeddings(),
+            DTYPES[rehearsal.compute_bytes],
+            rehearsal.quantization,
+            double=rehearsal.double_quantization,
+        )
+        base.is_loaded_in_4bit = True
+    if rehearsal.kbit_prepared:
+        _prepare_kbit(base)
+    return with_method(base, rehearsal), base
+
+
+def bare_model(rehearsal: Rehearsal, config: Any) -> Any:
+    """The plain causal model in the compute type, frozen."""
+    from transformers import AutoModelForCausalLM
+
+    config._attn_implementation = rehearsal.attention
+    if getattr(config, "attn_logit_softcapping", None):
+        config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[rehearsal.compute_bytes])
+    model.requires_grad_(False)
+    return model
+
+
+def with_method(base: Any, rehearsal: Rehearsal) -> Any:
+    """Adapter, full training or new blocks on `base`; checkpointing switched on where asked."""
+    if rehearsal.method == "adapter":
+        section = AdapterSection(
+            rank=rehearsal.rank, targets=rehearsal.targets, dropout=rehearsal.dropout, dora=rehearsal.dora
+        )
+        model = add_adapter(base, section, gradient_checkpointing=rehearsal.checkpointing)
+        if rehearsal.adapter_bytes != 4:
+            _cast_trainable(model, DTYPES[rehearsal.adapter_bytes])
+        if rehearsal.train_embeddings:
+            for module in (base.get_input_embeddings(), base.get_output_embeddings()):
+                module.weight.requires_grad_(True)
+    else:
+        model = base
+        if rehearsal.checkpointing:
+            enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        _train_blocks(base, rehearsal)
+    if rehearsal.optimizer == "adamw mixed":
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return model.train() if not rehearsal.evaluate else model.eval()
+
+
+def _prepare_kbit(base: Any) -> None:
+    """The part of peft's `prepare_model_for_kbit_training` that costs memory: what is not packed becomes fp32."""
+    for parameter in base.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def _cast_trainable(model: nn.Module, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _train_blocks(base: Any, rehearsal: Rehearsal) -> None:
+    """Every parameter learns, or the blocks that stand where new ones would be spread evenly between the old."""
+    if rehearsal.method == "full":
+        base.requires_grad_(True)
+        return
+    layers = decoder_layers(base)
+    for index in new_positions(len(layers), rehearsal.new_layers):
+        layers[index].requires_grad_(True)
+
+
+def new_positions(layers: int, new: int) -> tuple[int, ...]:
+    """Where `new` of `layers` blocks stand when they are spread evenly, the last one last (LLaMA-Pro)."""
+    return tuple(sorted({(number + 1) * layers // max(new, 1) - 1 for number in range(new)}))
+
+
+def decoder_layers(base: Any) -> Any:
+    """The list of decoder layers of a causal model. Raises EngineError `rehearsal.layers`."""
+    count = int(base.config.num_hidden_layers)
+    for module in base.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise EngineError(
+        "rehearsal.layers",
+        f"{type(base).__name__} has no list of {count} layers.",
+        next_step="The formula's estimate stands.",
+    )
+
+
+@contextlib.contextmanager
+def masks(masked: bool) -> Iterator[None]:
+    """Have transformers build the packed mask, or none, whatever kind of tensor it sees.
+
+    With fake tensors it cannot look at positions and always builds one. Private module attribute of transformers;
+    `tests/train/test_dry_run.py` fails when it is gone.
+    """
+    from transformers import masking_utils
+
+    original = masking_utils.find_packed_sequence_indices
+    if masked:
+        replaced = lambda position_ids: torch.zeros_like(position_ids)  # noqa: E731
+    else:
+        replaced = lambda position_ids: None  # type: ignore[assignment, return-value]  # noqa: E731
+    masking_utils.find_packed_sequence_indices = replaced
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
+
+
+def trained_positions(rehearsal: Rehearsal) -> int:
+    """How many positions of a micro-batch carry loss."""
+    return max(round(rehearsal.trained_share * rehearsal.batch * rehearsal.sequence), 1)
+
+
+def step_loss(
+    model: Any, head: SelectiveHead, rehearsal: Rehearsal, inputs: dict[str, Tensor]
+) -> tuple[Tensor, Any]:
+    """The loss of one micro-batch as the rehearsed stack computes it, and what its caller holds during backward."""
+    count = inputs["targets"].shape[0]
+    if rehearsal.selective_head:
+        with autocast(rehearsal, inputs["input_ids"].device.type):
+            logits = head.logits_at(model, inputs["input_ids"], inputs["position_ids"], inputs["positions"])
+        if rehearsal.autocast:
+            logits = logits.float()  # accelerate returns fp32 from a mixed-precision forward
+        return summed_loss(logits, inputs["targets"]) / count, None
+    with autocast(rehearsal, inputs["input_ids"].device.type):
+        output = model(input_ids=inputs["input_ids"], labels=inputs["input_ids"], use_cache=False)
+    return output.loss, output if rehearsal.holds_output else None
+
+
+def autocast(rehearsal: Rehearsal, device: str) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast where the stack uses it."""
+    return torch.autocast(device, torch.bfloat16) if rehearsal.autocast else contextlib.nullcontext()
+
+
+def make_inputs(rehearsal: Rehearsal, device: str, vocabulary: int) -> dict[str, Tensor]:
+    """Random tokens; `positions` are the first that carry loss."""
+    shape = (rehearsal.batch, rehearsal.sequence)
+    count = trained_positions(rehearsal)
+    return {
+        "input_ids": torch.randint(0, vocabulary, shape, device=device),
+        "position_ids": torch.arange(rehearsal.sequence, device=device).expand(shape).contiguous(),
+        "positions": torch.arange(count, device=device),
+        "targets": torch.randint(0, vocabulary, (count,), device=device),
+    }

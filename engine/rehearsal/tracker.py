@@ -1,0 +1,78 @@
+"""Follows storages from birth to death and remembers the largest moment of each stretch of a step.
+
+Owns counting. Must not know models or recipes. A dispatch mode sees every operator's results; a storage counts from its
+first appearance until Python and autograd let go of it. Sizes are rounded to 512 bytes, as the CUDA allocator does.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROUNDING_BYTES = 512
+
+
+class Tracker(TorchDispatchMode):
+    """Use as a context manager around everything; set `stretch` and `kind` as the step goes on."""
+
+    def __init__(self, vocabulary: int = 0) -> None:
+        super().__init__()
+        self.stretch = "start"
+        self.kind = "activations"
+        """What storages born from now on are."""
+        self.current = 0
+        self.by_kind: dict[str, int] = defaultdict(int)
+        self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
+        self.detail: dict[str, list[tuple[int, str, tuple[int, ...]]]] | None = None
+        """Set to {} to remember what is alive at each peak: (bytes, operator, shape)."""
+        self._vocabulary = vocabulary
+        self._live: dict[int, tuple[int, str, str, tuple[int, ...]]] = {}
+
+    def adopt(self, tensors: Iterable[torch.Tensor], kind: str) -> None:
+        """Count tensors that exist already."""
+        for tensor in tensors:
+            self._add(tensor, kind, "given")
+
+    def rename(self, tensor: torch.Tensor, kind: str) -> None:
+        """A storage turns out to be of another kind (a result that became a gradient)."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._live:
+            size, old, born, shape = self._live[key]
+            self.by_kind[old] -= size
+            self.by_kind[kind] += size
+            self._live[key] = (size, kind, born, shape)
+
+    def _add(self, tensor: torch.Tensor, kind: str, born: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return
+        size = -(-storage.nbytes() // ROUNDING_BYTES) * ROUNDING_BYTES
+        if self._vocabulary and kind in ("activations", "temporary buffers") and self._vocabulary in tensor.shape:
+            kind = "logits and loss"
+        self._live[key] = (size, kind, born, tuple(tensor.shape))
+        self.current += size
+        self.by_kind[kind] += size
+        weakref.finalize(storage, self._drop, key)
+        if self.current > self.peaks.get(self.stretch, (0, {}))[0]:
+            self.peaks[self.stretch] = (self.current, dict(self.by_kind))
+            if self.detail is not None:
+                self.detail[self.stretch] = [(s, f"{k}: {b}", shape) for s, k, b, shape in self._live.values()]
+
+    def _drop(self, key: int) -> None:
+        size, kind, _, _ = self._live.pop(key, (0, "activations", "", ()))
+        self.current -= size
+        self.by_kind[kind] -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf, self.kind, str(func))
+        return result
