@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # `tests` is run as a package from the repository's root
+from engine.estimate.stacks import HF
+from engine.estimate.workload import Attention, Loss, Method, OptimizerKind, Packing4Bit
+from engine.units import GIB
+from tests.score.methods import NotExpressible
+from tests.score.models import UnknownModel, architecture_of, known_shapes
+from tests.score.report import summary_of
+from tests.score.results import Scored, Skipped, score
+from tests.score.rows import Measured, Row, card_bytes, measured_of, read_rows
+from tests.score.stack_of import MODERN, MODERN_EAGER, OTHER, class_of, stack_of
+from tests.score.workloads import mapped
+from tests.score_estimates import main
 
-from engine.estimate.stacks import HF  # noqa: E402
-from engine.estimate.workload import Attention, Loss, Method, OptimizerKind, Packing4Bit  # noqa: E402
-from engine.units import GIB  # noqa: E402
-from tests.score.methods import NotExpressible  # noqa: E402
-from tests.score.models import UnknownModel, architecture_of, known_shapes  # noqa: E402
-from tests.score.report import summary_of  # noqa: E402
-from tests.score.results import Scored, Skipped, score  # noqa: E402
-from tests.score.rows import Measured, Row, card_bytes, measured_of, read_rows  # noqa: E402
-from tests.score.stack_of import MODERN, MODERN_EAGER, OTHER, class_of, stack_of  # noqa: E402
-from tests.score.workloads import mapped  # noqa: E402
-from tests.score_estimates import main  # noqa: E402
-
-SAMPLE = ROOT / "tests" / "data" / "score_rows.csv"
+SAMPLE = Path(__file__).parents[1] / "data" / "score_rows.csv"
 ROWS = {row.id: row for row in read_rows(SAMPLE)}
 
 
