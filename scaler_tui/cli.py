@@ -124,7 +124,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     def add(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text}. {more}".strip())
 
-    _add_looks(add, with_answers=any(word in ("matrix", "plan") for word in argv))
+    _add_looks(add, with_answers=any(word in ("matrix", "plan", "estimate") for word in argv))
     _add_runs(add)
     return parser
 
@@ -154,6 +154,13 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
         if with_answers:
             _answer_flags(command)
 
+    _add_estimate(add, with_answers=with_answers)
+
+    prices = add("prices", "what cards cost to rent, with source and age")
+    prices.add_argument("card", metavar="CARD", nargs="?", default="", help='one card, "RTX 4090"; all when left out')
+    prices.add_argument("--refresh", action="store_true", help="fetch fresh prices first (needs gpuhunt, a network)")
+    _json_flag(prices)
+
     checks = add("data", "look at training data").add_subparsers(
         dest="data_command", metavar="COMMAND", required=True, parser_class=_Parser
     )
@@ -166,6 +173,38 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
     check.add_argument("--train-on", default="completions", choices=["completions", "last", "all"])
     check.add_argument("--heldout", default="", help="a file of held-out rows, to look for overlap")
     _json_flag(check)
+
+
+def _add_estimate(add: Callable[..., argparse.ArgumentParser], *, with_answers: bool) -> None:
+    """What one job needs; it starts nothing, so its exit code does not tell the verdict."""
+    estimate = add(
+        "estimate",
+        "what one job needs and whether it fits: memory, RAM, disk, hours, money",
+        "The exit code is 0 whatever the verdict is: the question was answered.",
+    )
+    estimate.add_argument("model", metavar="SPEC", help='a spec.toml; or "demo", a folder, a hub id, a known model')
+    tier = estimate.add_mutually_exclusive_group()
+    tier.add_argument("--dry-run", action="store_true", help="build the job on fake tensors and follow its memory")
+    tier.add_argument("--probe", action="store_true", help="measure memory and speed on this machine, about a minute")
+    estimate.add_argument("--again", action="store_true", help="probe again although this machine was probed before")
+    estimate.add_argument("--approach", metavar="ID", default="", help="of a model: a row of the matrix")
+    for name, text in (("sequence", "tokens per row"), ("batch", "rows per micro-batch"), ("rank", "of the adapter")):
+        estimate.add_argument(f"--{name}", metavar="N", default=None, help=f"{text}; replaces the planned one")
+    estimate.add_argument("--quantization", default="", choices=["", "none", "nf4"], metavar="KIND", help="none or nf4")
+    estimate.add_argument(
+        "--largest",
+        action="append",
+        choices=["sequence", "batch", "rank", "model"],
+        metavar="WHAT",
+        help="also: the largest sequence, batch, rank or model that fits",
+    )
+    estimate.add_argument(
+        "--finish-in", metavar="TIME", default="", help="also: the cheapest card that is done in 12h, 3d ..."
+    )
+    _machine_flag(estimate)
+    _json_flag(estimate)
+    if with_answers:
+        _answer_flags(estimate)
 
 
 def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:

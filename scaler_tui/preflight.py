@@ -7,7 +7,7 @@ and the ways out are the engine's.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes
 
 if TYPE_CHECKING:
-    from engine.advise.fit import Plan
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
     from engine.models.architecture import Architecture
@@ -41,14 +40,16 @@ class Checked:
 def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     """Hold `spec` against this machine. Files named in it are relative to `base`. Raises EngineError; with code 4
     and the ways out when it does not fit, unless `force`."""
-    from engine.advise.plan import predict
+    from engine.advise.refusal import refusal_of
+    from engine.advise.spec_plan import appraise_spec, load_of_spec, prediction_of
     from engine.data.load import survey
     from engine.estimate.estimate import Verdict
-    from engine.estimate.storage import DiskPlan, estimate_disk
     from engine.hardware.detect import detect
     from engine.jobs.spec_toml import with_absolute_paths
     from engine.models.analyze import analyze_model
+    from engine.paths import ensure_writable, runs_dir
 
+    ensure_writable(runs_dir())  # a disk that nobody can write to is another matter than one that is too full
     spec = with_absolute_paths(spec, base.absolute())
     ref = _model_files(spec)
     assert ref.path is not None
@@ -56,24 +57,30 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     architecture, machine = analyze_model(ref), detect()
     _require_libraries(spec, machine)
     notes = [*ref.notes, *(f"Data: {warning}" for warning in report.warnings)]
-    prediction = predict(spec, architecture, machine, tokens_per_epoch=report.train.tokens)
-    plan = _plan(spec, architecture, machine)
+    load = load_of_spec(spec, architecture, machine, report.train.tokens, base_on_disk=True)
+    found = appraise_spec(spec, architecture, machine, load, trained_share=report.train.trained_share)
     refusal = ""
-    if plan.memory_verdict is Verdict.NO:
-        error = _does_not_fit(plan)
+    if found.verdict is Verdict.NO:
+        error = refusal_of(found, "fit.no", spec_keys=True)
         if not force:
-            raise error
+            raise _with_force(error)
         refusal = f"Started with --force although it was refused: {error.what}"
         notes.append(f"Forced: {error.what}")
-    elif plan.memory_verdict is Verdict.TIGHT:
-        notes.append(
-            f"Tight: up to {format_bytes(plan.bounds[2])} may be needed, {format_bytes(plan.devices.free_bytes)} free."
-        )
+    elif found.verdict is Verdict.TIGHT:
+        notes.append(f"Tight: {found.judgement.reason}.")
     if ref.needs_download:
         notes.append(_download_note(ref, architecture, machine))
-    disk = estimate_disk(plan.work, DiskPlan(architecture, base_on_disk=True, merged=spec.output.merge))
-    return Checked(
-        msgspec.structs.replace(spec, prediction=prediction), tuple(notes), refusal, max(round(disk.likely), 1)
+    spec = msgspec.structs.replace(spec, prediction=prediction_of(found))
+    return Checked(spec, tuple(notes), refusal, max(round(found.disk.likely), 1))
+
+
+def _with_force(error: EngineError) -> EngineError:
+    return EngineError(
+        error.code,
+        error.what,
+        cause=error.cause,
+        next_step=f"{error.next_step} --force starts it all the same, and the journal says so.",
+        exit_code=error.exit_code,
     )
 
 
@@ -149,45 +156,3 @@ def _require_libraries(spec: JobSpec, machine: Machine) -> None:
             "4-bit weights need bitsandbytes, which is not installed.",
             next_step=INSTALL_BITSANDBYTES,
         )
-
-
-def _plan(spec: JobSpec, architecture: Architecture, machine: Machine) -> Plan:
-    """The spec as the engine's plan, so that its verdict and its ways out are the wizard's."""
-    from engine.advise.answers import answers_of
-    from engine.advise.approaches import find_approach
-    from engine.advise.devices import single_device
-    from engine.advise.fit import Plan
-    from engine.advise.plan import workload_of
-    from engine.advise.recipes import choose_recipe
-    from engine.estimate.memory import memory_bounds
-
-    approach = find_approach("lora" if spec.quantization_kind == "none" else "qlora")
-    work = workload_of(spec, architecture, machine)
-    recipe = choose_recipe(answers_of({"model": spec.model.source}), machine, architecture)
-    devices = single_device(machine)
-    return Plan(approach, architecture, architecture, work, devices, recipe, memory_bounds(work))
-
-
-def _does_not_fit(plan: Plan) -> EngineError:
-    from engine.advise.fit import shrink_to_fit
-    from engine.advise.fixes import fixes_for
-
-    _, likely, high = plan.bounds
-    free = plan.devices.free_bytes
-    work, bounds = shrink_to_fit(plan.work, free, plan.work.batch * plan.work.accumulation)
-    settings = f"gradient_checkpointing = true, batch_size = {work.batch}, gradient_accumulation = {work.accumulation}"
-    if bounds[2] <= free:
-        advice = f"Set {settings}: {format_bytes(bounds[1])}, the same result, slower."
-    elif fixes := fixes_for(replace(plan, work=work, bounds=bounds)):
-        listed = " ".join(f"({number}) {fix.sentence}." for number, fix in enumerate(fixes, start=1))
-        advice = f"Set {settings}, and one of: {listed}"
-    else:
-        advice = "Choose a much smaller model."
-    return EngineError(
-        "fit.no",
-        f"This job does not fit: it needs about {format_bytes(likely)} (up to {format_bytes(high)}), "
-        f"{format_bytes(free)} {'of RAM is' if plan.devices.on_cpu else 'of VRAM is'} free.",
-        cause="Estimated from the model's shape and the settings of the spec; origin: formula.",
-        next_step=f"{advice} --force starts it all the same.",
-        exit_code=ExitCode.DOES_NOT_FIT,
-    )

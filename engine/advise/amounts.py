@@ -32,10 +32,15 @@ def data_tokens(answers: Answers) -> tuple[float, float, float]:
         return (float(answers.measured_tokens),) * 3
     size = _file_bytes(answers.text("data"))
     if size:
-        low, likely, high = (size / BYTES_PER_TOKEN * factor for factor in _FILE_GUESS)
-        return low, likely, high
+        return tokens_of_file(size)
     asked = answers.number("data_tokens")
     return asked * _TYPED_GUESS[0], asked, asked * _TYPED_GUESS[2]
+
+
+def tokens_of_file(size_bytes: float) -> tuple[float, float, float]:
+    """Tokens of a data file of that size, low, likely, high: a guess."""
+    low, likely, high = (size_bytes / BYTES_PER_TOKEN * factor for factor in _FILE_GUESS)
+    return low, likely, high
 
 
 def run_tokens(plan: Plan, answers: Answers) -> tuple[float, float, float]:

@@ -254,7 +254,7 @@ def _faster(found: Appraisal) -> Iterator[Fix]:
             found,
             replace(plan.work, packing=Packing4Bit.NONE),
             ids=("lora",),
-            change="LoRA: the base in 16 bits",
+            change="LoRA: the base unquantised",
             words="nothing is quantised, and faster",
             price=Price.TIME,
             edits=(("task", "lora"), ("quantization.kind", "auto")) if runs else (),

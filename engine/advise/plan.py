@@ -40,7 +40,7 @@ from engine.jobs.spec import (
 from engine.models.architecture import Architecture
 from engine.models.model_profiles import find_model_profile
 
-__all__ = ["JobWish", "build_spec", "predict", "workload_of"]
+__all__ = ["JobWish", "build_spec", "draft_spec", "predict", "workload_of"]
 
 PACKED_FILL = 0.92
 """How full packed sequences are on short rows."""
@@ -78,7 +78,6 @@ def build_spec(
     found = appraise(plan, machine, load_of(plan, answers, machine))
     if found.verdict is Verdict.NO and not wish.force:
         raise refusal_of(found, "plan.does_not_fit")
-    source = answers.model if chosen.model is not TargetModel.LARGER else plan.final.name
     train = wish.train or answers.text("data")
     if not train:
         raise EngineError(
@@ -86,13 +85,15 @@ def build_spec(
             "There is no data to train on yet.",
             next_step="Name a file (--data FILE), or use --data demo with the demo model.",
         )
-    spec = _draft(plan, _hub_name(source), train, wish.name, answers, machine)
+    spec = draft_spec(plan, answers, machine, train=train, name=wish.name)
     tokens = data_tokens(answers if train == answers.text("data") else answers.with_values(data=train))
     return msgspec.structs.replace(spec, prediction=predict(spec, plan.final, machine, tokens_per_epoch=tokens))
 
 
-def _draft(plan: Plan, source: str, train: str, name: str, answers: Answers, machine: Machine) -> JobSpec:
+def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, name: str = "") -> JobSpec:
+    """The spec of a plan, without a prediction; nothing is refused here."""
     work, recipe, demo = plan.work, plan.recipe, train == "demo"
+    source = _hub_name(answers.model if plan.approach.model is not TargetModel.LARGER else plan.final.name)
     steps = _steps(plan, answers)
     return JobSpec(
         task=Task.QLORA if work.packed else Task.LORA,

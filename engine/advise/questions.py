@@ -208,7 +208,7 @@ def _parse_number(question: Question, text: str) -> float:
     binary = re.fullmatch(r"([0-9]+)\s*[kK]", cleaned)
     if question.unit == "length" and binary:
         return float(int(binary.group(1)) * 1024)
-    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", cleaned):
+    if re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?", cleaned):
         return float(cleaned)
     try:
         return float(parse_count(cleaned))

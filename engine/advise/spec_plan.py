@@ -16,7 +16,7 @@ from engine.advise.devices import compute_bytes, single_device, workspace_bytes
 from engine.advise.fit import Plan, calibration_for, estimate_memory_on, memory_bounds_on
 from engine.advise.recipes import choose_recipe
 from engine.estimate.calibration import Calibration
-from engine.estimate.cost import Tariff
+from engine.estimate.cost import Tariff, machine_watts
 from engine.estimate.estimate import Estimate
 from engine.estimate.speed import estimate_tokens_per_second
 from engine.estimate.storage import DiskPlan
@@ -98,7 +98,7 @@ def load_of_spec(
     return Load(
         tokens=(low, likely, high),
         disk=DiskPlan(architecture, here, merged=spec.output.merge),
-        tariff=Tariff(price is not None, price, None, 1),
+        tariff=Tariff(price is not None, price, spec.cost.usd_per_kwh or None, 1),
         steps=spec.training.max_steps,
         download_bytes=0.0 if here else float(architecture.weight_bytes or 2 * architecture.parameters),
     )
@@ -147,7 +147,8 @@ def prediction_of(found: Appraisal) -> PredictionSection:
     from engine.advise.amounts import device_of
 
     memory, hours, machine = found.memory, found.hours, found.machine
-    rate = estimate_tokens_per_second(found.plan.work, device_of(found.plan, machine))
+    device = device_of(found.plan, machine)
+    rate = estimate_tokens_per_second(found.plan.work, device)
     return PredictionSection(
         memory_bytes_low=round(memory.low),
         memory_bytes_likely=round(memory.likely),
@@ -160,4 +161,5 @@ def prediction_of(found: Appraisal) -> PredictionSection:
         tokens_per_second_high=round(rate.high, 1),
         origin=memory.origin.value,
         machine=f"{machine.label} (SIM)" if machine.simulated else machine.label,
+        watts=round(machine_watts(device, max(found.plan.work.shards, 1)).likely, 1),
     )

@@ -14,6 +14,8 @@ from msgspec import Meta
 
 from engine.errors import EngineError
 
+FALLBACK_WATTS = 350.0
+"""A 250 W card and its machine."""
 SPEC_VERSION = 1
 
 
@@ -115,7 +117,7 @@ class TrainingSection(_Section, frozen=True, kw_only=True):
         int, Meta(ge=1, le=4096, description="Sequences per micro-batch; fill memory with this before accumulating.")
     ] = 4
     gradient_accumulation: Annotated[int, Meta(ge=1, le=1 << 20, description="Micro-batches per optimizer step.")] = 1
-    learning_rate: Annotated[float, Meta(gt=0, le=10, description="Peak learning rate.")] = 2e-4
+    learning_rate: Annotated[float, Meta(gt=0, description="Peak learning rate.")] = 2e-4
     warmup_ratio: Annotated[float, Meta(ge=0.0, lt=1.0, description="Share of the steps spent warming up.")] = 0.03
     schedule: Annotated[Schedule, Meta(description="cosine, linear or constant.")] = Schedule.COSINE
     weight_decay: Annotated[float, Meta(ge=0.0)] = 0.0
@@ -163,6 +165,9 @@ class CostSection(_Section, frozen=True, kw_only=True):
     budget_usd: Annotated[
         float, Meta(ge=0.0, description="Checkpoint and stop when this much is spent; 0 means no limit.")
     ] = 0.0
+    usd_per_kwh: Annotated[
+        float, Meta(ge=0.0, le=10.0, description="What electricity costs you; 0 means unknown, and it is not counted.")
+    ] = 0.0
 
 
 class PredictionSection(_Section, frozen=True, kw_only=True):
@@ -179,6 +184,7 @@ class PredictionSection(_Section, frozen=True, kw_only=True):
     tokens_per_second_high: float = 0.0
     origin: str = ""
     machine: str = ""
+    watts: float = 0.0
 
 
 class JobSpec(_Section, frozen=True, kw_only=True):
@@ -217,6 +223,15 @@ class JobSpec(_Section, frozen=True, kw_only=True):
                 f'task = "lora" keeps the base unquantised, but quantization.kind is "{self.quantization.kind}".',
                 next_step='Set task = "qlora", or quantization.kind = "none".',
             )
+
+    @property
+    def usd_per_hour(self) -> float:
+        """What an hour of this run costs: rent, and electricity where the spec has a tariff.
+
+        The power is the predicted one; a spec without a prediction counts as one middling card.
+        """
+        watts = self.prediction.watts or FALLBACK_WATTS
+        return self.cost.usd_per_hour + self.cost.usd_per_kwh * watts / 1000
 
     @property
     def quantization_kind(self) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from scaler_tui.commands import cards, look, work
+from scaler_tui.commands import cards, estimate, look, prices, work
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": look.doctor,
     "inspect": look.inspect,
     "matrix": look.matrix,
     "plan": look.plan,
+    "estimate": estimate.estimate,
+    "prices": prices.prices,
     "data": look.data_check,
     "demo": work.demo,
     "run": work.run,

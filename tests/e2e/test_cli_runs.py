@@ -281,7 +281,7 @@ def test_a_spec_that_does_not_fit_is_refused_with_ways_out(too_large: Path) -> N
         result = cli(verb, str(too_large))
         assert result.code == 4
         assert "does not fit" in result.err
-        assert "Set gradient_checkpointing = true, batch_size = " in result.err
+        assert "set training.batch_size = " in result.err
         assert "--force" in result.err
     assert listed() == []
 
@@ -289,7 +289,7 @@ def test_a_spec_that_does_not_fit_is_refused_with_ways_out(too_large: Path) -> N
 def test_the_first_way_out_is_true(too_large: Path) -> None:
     import re
 
-    advice = re.search(r"batch_size = (\d+), gradient_accumulation = (\d+)", cli("start", str(too_large)).err)
+    advice = re.search(r"batch_size = (\d+), training.gradient_accumulation = (\d+)", cli("start", str(too_large)).err)
     assert advice is not None
     too_large.write_text(
         'task = "lora"\n[training]\ngradient_checkpointing = true\n'

@@ -37,7 +37,14 @@ def test_nothing_heavy_is_imported_before_first_paint() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["doctor", "--json"], ["runs", "--json"], ["matrix", "demo", "--json"], ["inspect", "demo"], ["plan", "demo"]],
+    [
+        ["doctor", "--json"],
+        ["runs", "--json"],
+        ["matrix", "demo", "--json"],
+        ["inspect", "demo"],
+        ["plan", "demo"],
+        ["estimate", "demo", "--json", "--largest", "sequence"],
+    ],
 )
 def test_headless_looks_need_neither_torch_nor_textual(command: list[str]) -> None:
     loaded = modules_after(f"from scaler_tui.cli import main\nassert main({command!r}) == 0\n")

@@ -42,7 +42,7 @@ SECTIONS = {
     ),
     "training": st.builds(
         spec_module.TrainingSection,
-        epochs=POSITIVE,
+        epochs=st.floats(min_value=1e-300, max_value=10_000),
         learning_rate=POSITIVE,
         seed=COUNT,
         optimizer=st.sampled_from(spec_module.Optimizer),

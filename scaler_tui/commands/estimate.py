@@ -1,0 +1,185 @@
+"""`scaler-wizard estimate`: what one job needs and whether it fits, by formula, dry run or probe; starts nothing.
+
+Owns the flags' meaning and the text. Must not compute: every figure comes from the engine. It answers a question, so
+its exit code is 0 whatever the verdict is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError, ExitCode
+from scaler_tui import output
+from scaler_tui.commands.look import answered_session
+from scaler_tui.machines import machine_for
+
+if TYPE_CHECKING:
+    from engine.advise.answers import Answers
+    from engine.advise.appraisal import Appraisal
+    from engine.advise.inverse import Largest
+    from engine.advise.overrides import Settings
+    from engine.advise.rented import Offer
+    from engine.hardware.machine import Machine
+    from engine.jobs.spec import JobSpec
+    from engine.models.source import ModelRef
+
+COUNTED_BYTES = 64 * 1024**2
+"""A larger data file is not counted for an estimate; its tokens are guessed from its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked about."""
+
+    found: Appraisal
+    spec: JobSpec | None
+    """None for an approach that is planned but not carried out."""
+    ref: ModelRef
+    trained_share: float = 1.0
+
+
+def estimate(arguments: argparse.Namespace) -> int:
+    """One job held against one machine."""
+    from engine.advise.inverse import Question, cheapest_card, fastest_card, largest, parse_deadline
+
+    limit = parse_deadline(arguments.finish_in) if arguments.finish_in else 0.0
+    job = _refined(_job(arguments), arguments)
+    found = job.found
+    asked = [largest(found.plan, Question(name)) for name in arguments.largest or ()]
+    offer = cheapest_card(found, limit) if limit else None
+    if limit and offer is None:
+        raise _too_late(found, arguments.finish_in, fastest_card(found))
+    if arguments.json:
+        from engine.advise.figures import to_json
+
+        output.emit_json(to_json(found, asked=asked, offer=offer))
+    else:
+        _print(found, asked, offer, arguments.finish_in)
+    return int(ExitCode.DONE)
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    from engine.advise.overrides import Settings, parse_setting
+
+    settings = Settings(
+        parse_setting("sequence", arguments.sequence),
+        parse_setting("batch", arguments.batch),
+        parse_setting("rank", arguments.rank),
+        arguments.quantization,
+    )
+    path = Path(arguments.model)
+    if path.suffix == ".toml" or path.is_file():
+        return _job_of_spec(path, arguments, settings)
+    return _job_of_answers(arguments, settings)
+
+
+def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) -> Job:
+    from engine.advise.overrides import spec_with
+    from engine.advise.spec_plan import appraise_spec, load_of_spec
+    from engine.jobs.spec_toml import load_spec, with_absolute_paths
+    from engine.models.analyze import analyze_model
+    from engine.models.resolve import resolve_model
+
+    answered = [name for name, value in vars(arguments).items() if name.startswith("answer_") and value is not None]
+    if arguments.approach or answered:
+        flag = "approach" if arguments.approach else answered[0].removeprefix("answer_").replace("_", "-")
+        raise EngineError(
+            "usage", f"--{flag} goes with a model; a spec says itself what it does.", next_step=f"Leave --{flag} out."
+        )
+    spec = with_absolute_paths(spec_with(load_spec(path), settings), path.parent.absolute())
+    machine = machine_for(arguments.gpu)
+    ref = resolve_model(spec.model.source, revision=spec.model.revision)
+    architecture = analyze_model(ref)
+    tokens, share = _tokens(spec, ref)
+    load = load_of_spec(spec, architecture, machine, tokens, base_on_disk=ref.has_weights)
+    return Job(appraise_spec(spec, architecture, machine, load, trained_share=share), spec, ref, share)
+
+
+def _tokens(spec: JobSpec, ref: ModelRef) -> tuple[tuple[float, float, float], float]:
+    """Tokens of one pass and the share that carries loss: counted where tokenizer and rows are here, else guessed."""
+    from engine.advise.amounts import tokens_of_file
+    from engine.data.load import resolve_file, survey
+
+    file = resolve_file(spec.data.train, "train")
+    if not file.is_file():
+        raise EngineError("data.not_found", f"There is no file {file}.", next_step="Correct [data] train, or use demo.")
+    if ref.path is not None and (ref.path / "tokenizer.json").is_file() and file.stat().st_size <= COUNTED_BYTES:
+        train = survey(spec.data, ref.path).train
+        return (float(train.tokens),) * 3, train.trained_share
+    output.note(f"The tokens of {file} are guessed from its size.")
+    return tokens_of_file(file.stat().st_size), 1.0
+
+
+def _job_of_answers(arguments: argparse.Namespace, settings: Settings) -> Job:
+    from engine.advise.amounts import load_of
+    from engine.advise.appraisal import appraise
+    from engine.advise.approaches import find_approach
+    from engine.advise.compare import build_matrix
+    from engine.advise.fit import calibration_for, plan_of
+    from engine.advise.overrides import plan_with
+    from engine.models.analyze import analyze_model
+    from engine.models.resolve import resolve_model
+
+    answers = answered_session(arguments).answers()
+    machine = machine_for(arguments.gpu, answers)
+    ref = resolve_model(arguments.model)
+    architecture = analyze_model(ref)
+    wanted = arguments.approach or build_matrix(architecture, machine, answers).recommended
+    plan = plan_of(find_approach(wanted), architecture, machine, answers, calibration_for(machine))
+    plan = plan_with(plan, settings)
+    found = appraise(plan, machine, load_of(plan, answers, machine))
+    return Job(found, _spec_of(found, answers, machine) if plan.approach.runs else None, ref)
+
+
+def _spec_of(found: Appraisal, answers: Answers, machine: Machine) -> JobSpec:
+    from engine.advise.plan import draft_spec
+
+    return draft_spec(found.plan, answers, machine, train=answers.text("data") or "demo")
+
+
+def _refined(job: Job, arguments: argparse.Namespace) -> Job:
+    """The job with its figures replaced by those of the dry run or the probe, where one was asked for."""
+    from engine.advise.refined import by_dry_run, by_probe
+
+    if not (arguments.dry_run or arguments.probe):
+        return job
+    if job.spec is None:
+        raise EngineError(
+            "estimate.not_runnable",
+            f"There is no {'dry run' if arguments.dry_run else 'probe'} of {job.found.plan.approach.title}.",
+            cause=job.found.plan.approach.not_runnable_reason,
+            next_step="Leave the flag out: the formula covers it.",
+        )
+    if arguments.dry_run:
+        return replace(job, found=by_dry_run(job.found, job.spec))
+    return replace(job, found=by_probe(job.found, job.spec, job.ref, force=arguments.again, progress=output.note))
+
+
+def _too_late(found: Appraisal, text: str, fastest: Offer | None) -> EngineError:
+    from engine.units import format_hours
+
+    if fastest is None:
+        cause = "This job fits no rented machine of the catalogue."
+    else:
+        cause = f"The fastest, {fastest.name}, takes about {format_hours(fastest.hours.likely)}."
+    return EngineError(
+        "inverse.too_late",
+        f"No machine of the catalogue finishes this job within {text}.",
+        cause=cause,
+        next_step="Give it more time, less data or a smaller model.",
+        exit_code=ExitCode.DOES_NOT_FIT,
+    )
+
+
+def _print(found: Appraisal, asked: list[Largest], offer: Offer | None, limit: str) -> None:
+    from scaler_tui.estimate_text import estimate_lines, offer_line
+
+    for line in estimate_lines(found):
+        output.say(line)
+    for answer in asked:
+        output.say(f"{answer.sentence[:1].upper()}{answer.sentence[1:]}")
+    if offer is not None:
+        output.say(offer_line(offer, limit))
