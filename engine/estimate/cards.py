@@ -92,6 +92,10 @@ _CPU_WATTS_PER_CORE = 10.0
 _HOST_WATTS = 60.0
 
 
+ONE_OFFER = Range(0.7, 1.0, 1.6)
+"""How far prices spread around the only one that was seen; cards with several offers spread by 1.4 to 3.3."""
+
+
 def device_speed(machine: Machine, *, gpu: Gpu | None = None) -> DeviceSpeed:
     """The device a job runs on: `gpu`, else the machine's first GPU, else its processor."""
     chosen = gpu if gpu is not None else (machine.gpus[0] if machine.gpus else None)
@@ -116,6 +120,13 @@ def cpu_speed(machine: Machine) -> DeviceSpeed:
 
 def gpu_speed(gpu: Gpu) -> DeviceSpeed:
     """A card from `profiles/gpus.toml`, or the middle of known cards with as much memory."""
+    return _gpu_speed(gpu, price_stamp())
+
+
+@lru_cache(maxsize=512)
+def _gpu_speed(gpu: Gpu, prices: PriceStamp) -> DeviceSpeed:
+    """`prices` is only part of the key: a refreshed list makes new profiles."""
+    del prices
     profile = _profile_of(gpu.profile, gpu.name)
     kind = _class_of(gpu, profile.arch if profile else "")
     if profile is None or not profile.bf16_tflops:
@@ -143,17 +154,12 @@ def _rent_of(profile: GpuProfile | None) -> Range | None:
     if profile is None or profile.rent_low_usd_per_hour is None or profile.rent_high_usd_per_hour is None:
         return None
     typical = profile.rent_typical_usd_per_hour or profile.rent_high_usd_per_hour
+    if profile.rent_low_usd_per_hour == profile.rent_high_usd_per_hour:
+        return Range(ONE_OFFER.low * typical, typical, ONE_OFFER.high * typical)
     return Range(profile.rent_low_usd_per_hour, typical, profile.rent_high_usd_per_hour)
 
 
 def _profile_of(profile_id: str, name: str) -> GpuProfile | None:
-    return _profile_for(price_stamp(), profile_id, name)
-
-
-@lru_cache(maxsize=128)
-def _profile_for(prices: PriceStamp, profile_id: str, name: str) -> GpuProfile | None:
-    """`prices` is only part of the key: a refreshed list makes new profiles."""
-    del prices
     for profile in load_gpu_profiles():
         if profile_id and profile.id == profile_id:
             return profile

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.estimate.cards import DeviceSpeed, Range
-from engine.estimate.estimate import Estimate, Origin, Part
+from engine.estimate.cards import DeviceSpeed
+from engine.estimate.estimate import Estimate, Origin, Part, Range
 
 DEFAULT_TARIFF = Range(0.12, 0.30, 0.45)
 """US dollars per kWh for households: cheap (US south), European middle, dear. A rough guide; enter your own."""
@@ -52,10 +52,10 @@ def _rent(hours: Estimate, device: DeviceSpeed, tariff: Tariff) -> Estimate:
     if tariff.usd_per_hour is not None:
         source = "the price of this machine"
     else:
-        source = "price range in profiles/gpus.toml" if device.rent_usd_per_hour else "nobody listed this card"
+        source = device.rent_source if device.rent_usd_per_hour else "nobody listed this card"
     parts = (
         Part("running", hours.likely * price.likely, f"{hours.likely:.3g} h x ${price.likely:.2f}", source),
-        Part("set-up", RENT_SET_UP_HOURS.likely * price.likely, "booting and installing, 15 min", "own estimate"),
+        Part("set-up", RENT_SET_UP_HOURS.likely * price.likely, f"booting and installing, {60 * RENT_SET_UP_HOURS.likely:.0f} min", "own estimate"),
     )
     return Estimate(
         (hours.low + RENT_SET_UP_HOURS.low) * price.low,
@@ -67,23 +67,29 @@ def _rent(hours: Estimate, device: DeviceSpeed, tariff: Tariff) -> Estimate:
     )
 
 
-def _electricity(hours: Estimate, device: DeviceSpeed, tariff: Tariff) -> Estimate:
-    """hours x (cards x watts + host) x price per kWh."""
-    kwh_price = DEFAULT_TARIFF
-    if tariff.usd_per_kwh is not None:
-        kwh_price = Range(tariff.usd_per_kwh, tariff.usd_per_kwh, tariff.usd_per_kwh)
+def machine_watts(device: DeviceSpeed, cards: int = 1) -> Range:
+    """Power of the whole machine while it trains: cards x share of their limit + host; a CPU's figure has its host in.
+
+    Source: the card's own limit where the driver told it, else its datasheet.
+    """
     host = 0.0 if device.is_cpu else HOST_WATTS
+    share = CARD_SHARE_OF_TDP
+    low, likely, high = (device.watts * cards * part + host for part in (share.low, share.likely, share.high))
+    return Range(low, likely, high)
 
-    def kilowatts(share: float) -> float:
-        return (device.watts * share * tariff.cards + host) / 1000
 
-    likely = hours.likely * kilowatts(CARD_SHARE_OF_TDP.likely) * kwh_price.likely
-    text = f"{hours.likely:.3g} h x {kilowatts(CARD_SHARE_OF_TDP.likely):.2f} kW x ${kwh_price.likely:.2f} per kWh"
-    source = "your tariff" if tariff.usd_per_kwh is not None else "household prices from $0.12 to $0.45 per kWh"
+def _electricity(hours: Estimate, device: DeviceSpeed, tariff: Tariff) -> Estimate:
+    """hours x machine watts / 1000 x price per kWh."""
+    price, source = DEFAULT_TARIFF, "household prices from $0.12 to $0.45 per kWh"
+    if tariff.usd_per_kwh is not None:
+        price, source = Range(tariff.usd_per_kwh, tariff.usd_per_kwh, tariff.usd_per_kwh), "your tariff"
+    watts = machine_watts(device, tariff.cards)
+    likely = hours.likely * watts.likely / 1000 * price.likely
+    text = f"{hours.likely:.3g} h x {watts.likely / 1000:.2f} kW x ${price.likely:.2f} per kWh"
     return Estimate(
-        hours.low * kilowatts(CARD_SHARE_OF_TDP.low) * kwh_price.low,
+        hours.low * watts.low / 1000 * price.low,
         likely,
-        hours.high * kilowatts(CARD_SHARE_OF_TDP.high) * kwh_price.high,
+        hours.high * watts.high / 1000 * price.high,
         "usd",
         Origin.FORMULA,
         (Part("electricity", likely, text, source),),

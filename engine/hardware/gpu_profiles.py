@@ -83,6 +83,8 @@ class GpuProfile:
     """The price in the refreshed list; `rent_low...` and `rent_high...` are then its."""
     rent_read_on: str = ""
     """The day the price was read."""
+    rent_providers: tuple[str, ...] = ()
+    """Whose offers the price is from."""
 
     @property
     def rent_source(self) -> str:
@@ -127,6 +129,7 @@ def _with_price(profile: GpuProfile, prices: PriceList) -> GpuProfile:
         rent_high_usd_per_hour=price.high,
         refreshed=price,
         rent_read_on=prices.read_on,
+        rent_providers=price.providers,
         sources=profile.sources | {"rent": f"{prices.source}: {', '.join(price.providers)}"},
     )
 
@@ -160,6 +163,7 @@ def _profile(key: str, card: _Card, file: _File) -> GpuProfile:
         read_on=file.read_on,
         sources={figure: _source(text, file.sources) for figure, text in card.source.items()},
         rent_read_on=file.read_on if card.rent_usd_per_hour else "",
+        rent_providers=tuple(re.findall(r"(?:skypilot-)?([a-z]+)(?=,|:|$)", card.source.get("rent", ""))),
     )
 
 

@@ -19,6 +19,8 @@ from engine.paths import ensure_writable, state_home
 
 FILE = "prices.json"
 
+_HOMES = ("SCALER_WIZARD_HOME", "XDG_STATE_HOME", "HOME")
+
 PriceStamp = tuple[str, int, int]
 """Path, time and size of the list: a key for what was derived from it. Time 0 when there is none."""
 
@@ -51,12 +53,19 @@ def prices_path() -> Path:
 
 def price_stamp() -> PriceStamp:
     """Changes when the list does; costs one look at the disk."""
-    path = prices_path()
+    path = _path_text(*(os.environ.get(name) for name in _HOMES))
     try:
         status = os.stat(path)
     except OSError:
-        return str(path), 0, 0
-    return str(path), status.st_mtime_ns, status.st_size
+        return path, 0, 0
+    return path, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=8)
+def _path_text(*homes: str | None) -> str:
+    """Asked for every card of every estimate, so it is worked out once per set of variables that decide it."""
+    del homes
+    return str(prices_path())
 
 
 def read_prices(stamp: PriceStamp | None = None) -> PriceList | None:

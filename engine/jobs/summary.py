@@ -92,7 +92,7 @@ def read_record(run_dir: Path) -> RunRecord:
 
 
 def cost_usd(working_seconds: float, usd_per_hour: float) -> float:
-    """Money for a rented machine: billed while a worker was alive."""
+    """Money for a rented machine or for electricity: counted while a worker was alive."""
     return working_seconds / 3600 * usd_per_hour
 
 
@@ -188,7 +188,7 @@ def summarize(run_dir: Path) -> RunSummary:
         ended=state.ended,
         eta_seconds=state.eta_seconds,
         working_seconds=state.working_seconds,
-        cost_usd=cost_usd(state.working_seconds, spec.cost.usd_per_hour),
+        cost_usd=cost_usd(state.working_seconds, spec.usd_per_hour),
         attempts=state.attempt,
         what=state.what,
         cause=state.cause,

@@ -192,10 +192,10 @@ class RunCallback(TrainerCallback):
         return command
 
     def _budget_is_spent(self) -> bool:
-        cost = self.context.spec.cost
-        if cost.budget_usd <= 0 or cost.usd_per_hour <= 0:
+        spec = self.context.spec
+        if spec.cost.budget_usd <= 0 or spec.usd_per_hour <= 0:
             return False
-        return cost_usd(self.context.worked_seconds(), cost.usd_per_hour) >= cost.budget_usd
+        return cost_usd(self.context.worked_seconds(), spec.usd_per_hour) >= spec.cost.budget_usd
 
     def _room_for_checkpoint(self) -> bool:
         """Look before writing; without room the run pauses and its last good checkpoint stays."""

@@ -72,7 +72,7 @@ def build_card(facts: Facts) -> card.Card:
         trained_tokens=facts.trained_tokens,
         training_seconds=facts.training_seconds,
         working_seconds=state.working_seconds,
-        cost_usd=cost_usd(state.working_seconds, facts.spec.cost.usd_per_hour),
+        cost_usd=cost_usd(state.working_seconds, facts.spec.usd_per_hour),
         adapter=facts.adapter,
         merged=facts.merged,
         predicted=tuple(predicted_and_measured(facts, state.peak_bytes, state.working_seconds)),

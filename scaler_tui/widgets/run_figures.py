@@ -23,14 +23,14 @@ def format_loss(value: float | None) -> str:
 
 
 def spent_usd(spec: JobSpec | None, state: RunState) -> float | None:
-    """Price per hour times hours with a worker alive; None on a machine of one's own."""
-    if spec is None or spec.cost.usd_per_hour <= 0:
+    """Price per hour (rent, electricity) times hours with a worker alive; None where neither is known."""
+    if spec is None or spec.usd_per_hour <= 0:
         return None
-    return cost_usd(state.working_seconds, spec.cost.usd_per_hour)
+    return cost_usd(state.working_seconds, spec.usd_per_hour)
 
 
 def spent_text(spec: JobSpec | None, state: RunState) -> str:
-    """ "$0.12 of $5.00 so far"; "" on a machine of one's own."""
+    """ "$0.12 of $5.00 so far"; "" where no price is known."""
     spent = spent_usd(spec, state)
     if spec is None or spent is None:
         return ""
