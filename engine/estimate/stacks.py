@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.estimate.estimate import Range
 from engine.units import GIB
 
 
@@ -53,10 +54,12 @@ class Stack:
     """Bytes per trained parameter beside weights, gradients and optimizer (fp32 gradient copies of DeepSpeed)."""
     shard_buffer_bytes: float = 0.0
     """Sharded runs: communication buckets and gathered parameters beyond two blocks."""
-    context_bytes: tuple[float, float, float] | None = None
+    context_bytes: Range | None = None
     """Process memory beside the allocator where this stack's differs: low, likely, high."""
-    slack: tuple[float, float, float] | None = None
-    """Reserved / allocated - 1 where this stack's differs: low, likely, high."""
+    slack: Range | None = None
+    """Reserved / allocated - 1 where steps are not replayed (sharded runs): low, likely, high."""
+    varied_slack: float = 0.0
+    """Share that lengths varying from batch to batch add to what the allocator reserves."""
 
 
 OURS = Stack(
@@ -84,8 +87,8 @@ HF_2023 = Stack(
     bytes_per_logit=18.0,
     score_bytes=16.0,
     foreach_copies=2.0,
-    context_bytes=(0.4 * GIB, 0.6 * GIB, 1.2 * GIB),
-    slack=(0.02, 0.08, 0.25),
+    context_bytes=Range(0.4 * GIB, 0.6 * GIB, 1.2 * GIB),
+    slack=Range(0.02, 0.08, 0.25),
 )
 QWEN_2023 = replace(
     HF_2023,
@@ -106,7 +109,7 @@ QWEN_2023_DEEPSPEED = replace(
     bytes_per_logit=8.0,
     state_bytes_per_parameter=4.0,
     shard_buffer_bytes=1.0 * GIB,
-    context_bytes=(0.8 * GIB, 1.3 * GIB, 2.2 * GIB),
+    context_bytes=Range(0.8 * GIB, 1.3 * GIB, 2.2 * GIB),
 )
 QWEN_2023_ZERO3 = replace(
     QWEN_2023_DEEPSPEED,
@@ -147,8 +150,8 @@ LITGPT = Stack(
     packed_input_bytes=4,
     packs_head=True,
     foreach_copies=1.0,
-    context_bytes=(0.4 * GIB, 0.5 * GIB, 0.9 * GIB),
-    slack=(0.02, 0.06, 0.2),
+    context_bytes=Range(0.4 * GIB, 0.5 * GIB, 0.9 * GIB),
+    slack=Range(0.02, 0.06, 0.2),
 )
 LITGPT_2023 = replace(
     LITGPT,
@@ -162,8 +165,8 @@ TORCHTUNE = Stack(
     source="torchtune recipes: bf16 everywhere, bf16 adapters, chunked output loss with 8 chunks, fp32 inside a chunk",
     bytes_per_logit=12.0,
     packs_head=False,
-    context_bytes=(0.4 * GIB, 0.5 * GIB, 0.9 * GIB),
-    slack=(0.01, 0.05, 0.15),
+    context_bytes=Range(0.4 * GIB, 0.5 * GIB, 0.9 * GIB),
+    slack=Range(0.01, 0.05, 0.15),
 )
 TORCHTUNE_COMPILED = replace(
     TORCHTUNE,
@@ -177,7 +180,7 @@ UNSLOTH = Stack(
     title="Unsloth (own kernels, offloaded checkpoints, cut cross-entropy)",
     source="unsloth README and kernels: in-place SwiGLU and RMSNorm backward, no logits kept",
     hump_factor=0.55,
-    slack=(0.01, 0.04, 0.1),
+    slack=Range(0.01, 0.04, 0.1),
 )
 FSDP_QLORA = replace(
     HF_2023,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any
 
@@ -169,7 +169,7 @@ def _constants(stack: Stack) -> str:
 
 
 def _values(stack: Stack) -> dict[str, Any]:
-    return {field.name: getattr(stack, field.name) for field in fields(stack)}
+    return asdict(stack)
 
 
 def _group_json(group: GroupSummary) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _workload(row: Row, architecture: Architecture) -> Workload:
         shards=shards,
         workspace_bytes=_HOPPER_WORKSPACES if re.search(r"\b(h100|h200|gh200|h800|h20)\b", row.gpu.lower())
         else 2 * 8_519_680,
-        expandable_segments=False,
+        expandable_segments=row.frontier or stack.id == "unsloth",
         stack=stack,
     )  # fmt: skip
 
