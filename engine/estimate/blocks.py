@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.estimate.shapes import FUSED_ATTENTION, adapted_modules, shape_of
+from engine.estimate.stacks import Stack
 from engine.estimate.tape import LOGITS, Buffer, Tape, Var
 from engine.estimate.workload import Attention, Loss, Method, Workload
 from engine.models.architecture import Architecture
@@ -40,6 +41,10 @@ class Style:
     masked: bool
     eager: bool
     sequence: int
+    repeats: bool = False
+    """Keys and values are copied to every query head although no mask asks for it."""
+    packed_input: int = 0
+    """Bytes per value that a packed product keeps of its input."""
 
 
 def style_of(work: Workload, *, learns: bool) -> Style:
@@ -61,6 +66,8 @@ def style_of(work: Workload, *, learns: bool) -> Style:
         masked=work.masked,
         eager=work.attention is Attention.EAGER or work.architecture.family == "gemma2",
         sequence=work.sequence,
+        repeats=work.stack.repeats_keys and work.attention is not Attention.FLASH,
+        packed_input=work.stack.packed_input_bytes,
     )
 
 
@@ -200,7 +207,12 @@ def _packed(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
         tape.free(gradient)
         tape.give(source, back)
 
-    tape.record(y, backward)
+    if style.packed_input:  # bitsandbytes before 0.43 kept its input, for a gradient that is never computed
+        copy = tape.make(x.values * max(style.packed_input - style.compute, 0.0))
+        tape.record(y, backward, (source.buffer, copy))
+        tape.free(copy)
+    else:
+        tape.record(y, backward)
     tape.drop(source)
     if x.value_bytes != style.compute:
         out = tape.cast(y, x.value_bytes)
@@ -406,7 +418,7 @@ def _scores(tape: Tape, query: Var, key: Var, value: Var, a: Architecture, style
     s = shape_of(a)
     width = query.value_bytes
     copies = []
-    if (style.masked or a.head_dim > 256) and s.query != s.key_value:
+    if (style.masked or style.repeats or a.head_dim > 256) and s.query != s.key_value:
         key, value = _repeat(tape, key, s.query), _repeat(tape, value, s.query)
         copies = [key, value]
     mask = tape.make(style.sequence * width) if style.masked else None
@@ -593,10 +605,10 @@ def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
         tape.drop(logits)
         logits = scaled
     held = [logits] if stack.holds_output else []
-    wide = tape.cast(logits, FP32)
+    wide = tape.cast(logits, FP32) if stack.fp32_logits else tape.view(logits)
     if not held:
         tape.drop(logits)
-    _cross_entropy(tape, wide, held)
+    _cross_entropy(tape, wide, held, stack)
 
 
 def _record_head(tape: Tape, logits: Var, x: Var, weight_gradient: float) -> None:
@@ -611,16 +623,21 @@ def _record_head(tape: Tape, logits: Var, x: Var, weight_gradient: float) -> Non
     tape.record(logits, backward, (x.buffer,) if weight_gradient else ())
 
 
-def _cross_entropy(tape: Tape, wide: Var, held: list[Var]) -> None:
-    """log_softmax (kept), its gradient from the loss and from itself: three fp32 copies at once."""
-    size = wide.values * FP32
+def _cross_entropy(tape: Tape, wide: Var, held: list[Var], stack: Stack) -> None:
+    """log_softmax (kept), its gradient from the loss and from itself: three copies at once, fp32 as a rule.
+
+    Older models copy logits without the last position first; autocast turns 16-bit ones to fp32 only here.
+    """
+    moved = tape.elementwise(wide) if stack.shifted_copy else tape.view(wide)
+    source = tape.cast(moved, FP32) if stack.autocast else tape.view(moved)
+    size = source.values * source.value_bytes
     kept = tape.make(size, kind=LOGITS)
-    tape.drop(wide)
+    tape.drop(source, moved, wide)
     from_loss = tape.make(size, kind=LOGITS)
     back = tape.make(size, kind=LOGITS)
     tape.free(from_loss)
     tape.free(kept)
-    tape.go_backward(wide, back)
+    tape.go_backward(source, back)
     del held
 
 

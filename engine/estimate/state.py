@@ -38,7 +38,7 @@ def packed_value_bytes(packing: Packing4Bit) -> float:
 
 def rest_width(work: Workload) -> float:
     """Bytes per value of what 4-bit packing leaves alone."""
-    return 4.0 if work.stack.kbit_prepared else float(work.compute_bytes)
+    return 4.0 if work.stack.kbit_prepared and work.packed else float(work.compute_bytes)
 
 
 def key_value_cache_bytes(work: Workload) -> float:
@@ -50,7 +50,10 @@ def key_value_cache_bytes(work: Workload) -> float:
 def weight_bytes(work: Workload) -> float:
     """Packed: see `packed_model_bytes`. Else c·N with c the bytes of the compute type (2 bf16, 4 fp32)."""
     if work.packed:
-        return packed_model_bytes(work.architecture, work.packing, rest_width(work))
+        saved = 0.0
+        if work.stack.packs_head:
+            saved = shape_of(work.architecture).head * (rest_width(work) - packed_value_bytes(work.packing))
+        return packed_model_bytes(work.architecture, work.packing, rest_width(work)) - saved
     return float(work.compute_bytes * work.architecture.parameters)
 
 
@@ -134,14 +137,15 @@ def optimizer_bytes(work: Workload) -> float:
     if work.optimizer is OptimizerKind.SGD or work.optimizer_on_host:
         return 0.0
     count = trainable_parameters(work)
+    beside = work.stack.state_bytes_per_parameter * count
     if work.optimizer in (OptimizerKind.ADAMW_8BIT, OptimizerKind.PAGED_ADAMW_8BIT):
-        return 2 * (1 + 4 / 256) * count
+        return 2 * (1 + 4 / 256) * count + beside
     if work.optimizer is OptimizerKind.ADAMW_MIXED:
-        return 12.0 * count
+        return 12.0 * count + beside
     if work.method is not Method.ADAPTER:
-        return 2.0 * work.compute_bytes * count
+        return 2.0 * work.compute_bytes * count + beside
     copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0
-    return 2.0 * (work.adapter_bytes * adapter_count(work) + copies)
+    return 2.0 * (work.adapter_bytes * adapter_count(work) + copies) + beside
 
 
 def optimizer_transient_bytes(work: Workload) -> float:
@@ -149,16 +153,16 @@ def optimizer_transient_bytes(work: Workload) -> float:
 
     Source: traced, 10.00 against 8.00 bytes per parameter in pure bf16.
     """
-    return gradient_bytes(work) if work.foreach else 0.0
+    return work.stack.foreach_copies * gradient_bytes(work) if work.foreach else 0.0
 
 
 def gathered_block_bytes(work: Workload) -> float:
     """ZeRO-3/FSDP holds two whole blocks beside its share: 2 · c · (largest block). Source: FSDP prefetching."""
     if work.shards == 1:
-        return 0.0
+        return work.stack.shard_buffer_bytes
     architecture = work.architecture
     block = max(
         (architecture.parameters - architecture.embedding_parameters) / max(architecture.layers, 1),
         architecture.embedding_parameters / 2,
     )
-    return 2.0 * work.compute_bytes * block
+    return 2.0 * work.compute_bytes * block + work.stack.shard_buffer_bytes

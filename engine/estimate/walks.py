@@ -109,7 +109,17 @@ def _layer_walk(work: Workload, learns: bool) -> LayerWalk:
         first.go_backward(out, first.make(boundary))
         backward = first.take_peaks()
         end = first.now()
+    stored, hump = work.stack.stored_factor, work.stack.hump_factor
+    if stored != 1.0 or hump != 1.0:
+        kept, forward = _scaled(kept, stored), tuple(_scaled(moment, stored) for moment in forward)
+        backward = tuple(_scaled(moment, hump if work.checkpointing else stored) for moment in backward)
     return LayerWalk(boundary, kept, forward, _frontier(backward), end.fixed[2])
+
+
+def _scaled(moment: Moment, factor: float) -> Moment:
+    """What grows with tokens, times `factor`: kernels that fuse operators keep and make less."""
+    a, b, c, d = moment.per_token
+    return Moment((a * factor, b * factor, c * factor, d * factor), moment.fixed)
 
 
 @lru_cache(maxsize=4096)
