@@ -43,6 +43,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     from engine.advise.refusal import refusal_of
     from engine.advise.spec_plan import appraise_spec, load_of_spec, prediction_of
     from engine.data.load import survey
+    from engine.data.shape import data_shape
     from engine.estimate.estimate import Verdict
     from engine.hardware.detect import detect
     from engine.jobs.spec_toml import with_absolute_paths
@@ -57,7 +58,8 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     architecture, machine = analyze_model(ref), detect()
     _require_libraries(spec, machine)
     notes = [*ref.notes, *(f"Data: {warning}" for warning in report.warnings)]
-    load = load_of_spec(spec, architecture, machine, report.train.tokens, base_on_disk=True)
+    shape = data_shape(report, batch_size=spec.training.batch_size)
+    load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=True, data=shape)
     found = appraise_spec(spec, architecture, machine, load, trained_share=report.train.trained_share)
     refusal = ""
     if found.verdict is Verdict.NO:

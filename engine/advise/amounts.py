@@ -10,12 +10,14 @@ from pathlib import Path
 
 from engine.advise.answers import Answers
 from engine.advise.fit import Plan
+from engine.estimate.calibration import Calibration
 from engine.estimate.cards import DeviceSpeed, cpu_speed, gpu_speed
 from engine.estimate.cost import Tariff, estimate_cost
-from engine.estimate.estimate import Estimate
-from engine.estimate.speed import RunPlan, estimate_hours
-from engine.estimate.storage import DiskPlan, estimate_disk
-from engine.estimate.workload import Workload
+from engine.estimate.data_shape import NO_PADDING, PACKED_FILL
+from engine.estimate.estimate import Estimate, Range
+from engine.estimate.speed import Measuring, RunPlan, estimate_hours
+from engine.estimate.storage import DiskPlan, estimate_disk, written_bytes
+from engine.estimate.workload import Method, Workload
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
 from engine.resources import demo_dir
@@ -74,6 +76,12 @@ class Load:
     steps: int = 0
     """Above 0, so many optimizer steps are the run, however many tokens they hold."""
     download_bytes: float = 0.0
+    epochs: float = 1.0
+    fill: Range = NO_PADDING
+    width: int = 0
+    """As in `DataShape`; 0 where rows were not counted."""
+    measuring: Measuring | None = None
+    checkpoint_every: int = 0
 
 
 def load_of(plan: Plan, answers: Answers, machine: Machine) -> Load:
@@ -84,23 +92,41 @@ def load_of(plan: Plan, answers: Answers, machine: Machine) -> Load:
     cards = max(plan.work.shards, len(machine.gpus) if rented else 1)
     return Load(
         tokens=run_tokens(plan, answers),
+        epochs=plan.recipe.number("epochs"),
+        fill=PACKED_FILL if plan.recipe.flag("packing") and plan.work.method is Method.ADAPTER else NO_PADDING,
         disk=DiskPlan(
             base,
             is_on_disk(base),
-            plan.approach.model in ("deeper", "wider"),
-            answers.text("output") == "merged",
+            writes_grown_model=plan.approach.model in ("deeper", "wider"),
+            merged=answers.text("output") == "merged",
+            teacher_on_disk=plan.work.teacher is None or is_on_disk(plan.work.teacher),
+            epoch_tokens=run_tokens(plan, answers)[1] / plan.recipe.number("epochs"),
         ),
         tariff=Tariff(rented, machine.price_usd_per_hour, None, cards),
         download_bytes=0.0 if is_on_disk(source) else float(source.weight_bytes or 2 * source.parameters),
     )
 
 
-def hours_with(load: Load, work: Workload, device: DeviceSpeed) -> Estimate:
-    """Hours of the run with these settings, download included."""
+def hours_with(load: Load, work: Workload, device: DeviceSpeed, calibration: Calibration | None = None) -> Estimate:
+    """Hours of the run with these settings, everything around the training included."""
     low, likely, high = load.tokens
     if load.steps:
-        low = likely = high = float(work.tokens * work.accumulation * load.steps)
-    return estimate_hours(work, device, RunPlan(likely, low, high, load.download_bytes, work.shards))
+        width = min(load.width, work.sequence) or work.sequence
+        low = likely = high = work.batch * width * load.fill.likely * work.accumulation * load.steps
+    run = RunPlan(
+        tokens=likely,
+        tokens_low=low,
+        tokens_high=high,
+        download_bytes=load.download_bytes,
+        cards=work.shards,
+        fill=load.fill,
+        width=load.width,
+        epochs=load.epochs,
+        measuring=load.measuring,
+        checkpoint_every=load.checkpoint_every,
+        write_bytes=written_bytes(work, load.disk),
+    )
+    return estimate_hours(work, device, run, calibration=calibration)
 
 
 def cost_with(load: Load, hours: Estimate, device: DeviceSpeed) -> Estimate:

@@ -48,7 +48,7 @@ def appraise(plan: Plan, machine: Machine, load: Load, *, memory: Estimate | Non
         memory = estimate_memory_on(work, plan.calibration)
     ram = memory if plan.devices.on_cpu else estimate_host_ram(work, processes=work.shards)
     disk = disk_with(load, work)
-    hours = hours_with(load, work, device)
+    hours = hours_with(load, work, device, plan.calibration)
     judgement = judge(plan.devices, machine, memory, ram, disk, hours)
     if missing := missing_library(plan, machine):
         judgement = Judgement(Verdict.NO, missing, judgement.memory)

@@ -166,7 +166,7 @@ def _judged(
 ) -> Fix:
     device = device_of(found.plan, found.machine)
     memory = estimate_memory_on(work, found.plan.calibration)
-    hours = hours_with(found.load, work, device)
+    hours = hours_with(found.load, work, device, found.plan.calibration)
     verdict = found.plan.devices.verdict(memory.likely, memory.high)
     cost = cost_with(found.load, hours, device)
     return Fix("+".join(ids), change, words, price, memory, hours, cost, verdict, edits)

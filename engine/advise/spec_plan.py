@@ -17,14 +17,18 @@ from engine.advise.fit import Plan, calibration_for, estimate_memory_on, memory_
 from engine.advise.recipes import choose_recipe
 from engine.estimate.calibration import Calibration
 from engine.estimate.cost import Tariff, machine_watts
+from engine.estimate.data_shape import NO_PADDING, PACKED_FILL, DataShape
 from engine.estimate.estimate import Estimate
-from engine.estimate.speed import estimate_tokens_per_second
+from engine.estimate.speed import Measuring, estimate_tokens_per_second
 from engine.estimate.storage import DiskPlan
 from engine.estimate.workload import Attention, DeviceKind, Method, OptimizerKind, Packing4Bit, Workload
 from engine.hardware.machine import Machine
 from engine.jobs.spec import Dtype, JobSpec, Optimizer, PredictionSection
 from engine.models.architecture import Architecture
 
+UNNAMED_PROMPTS = 4
+"""Held-out rows that the card shows answers to when the spec names no prompts."""
+DEMO_PROMPTS = 4
 _OPTIMIZERS = {
     Optimizer.ADAMW: OptimizerKind.ADAMW,
     Optimizer.ADAMW_8BIT: OptimizerKind.ADAMW_8BIT,
@@ -89,18 +93,42 @@ def load_of_spec(
     tokens_per_epoch: float | tuple[float, float, float],
     *,
     base_on_disk: bool | None = None,
+    data: DataShape | None = None,
 ) -> Load:
-    """What the spec has to get through; `base_on_disk` None asks the architecture's source."""
+    """What the spec has to get through; `base_on_disk` None asks the architecture's source.
+
+    `data` is what was counted: its tokens, padding and held-out rows then stand for the guesses.
+    """
     counts = tokens_per_epoch if isinstance(tokens_per_epoch, tuple) else (float(tokens_per_epoch),) * 3
+    if data is not None:
+        counts = data.tokens
     low, likely, high = (count * spec.training.epochs for count in counts)
     here = is_on_disk(architecture) if base_on_disk is None else base_on_disk
     price = spec.cost.usd_per_hour or machine.price_usd_per_hour or None
     return Load(
         tokens=(low, likely, high),
-        disk=DiskPlan(architecture, here, merged=spec.output.merge),
+        disk=DiskPlan(architecture, here, merged=spec.output.merge, checkpoints_kept=spec.checkpoint.keep),
         tariff=Tariff(price is not None, price, spec.cost.usd_per_kwh or None, 1),
         steps=spec.training.max_steps,
+        epochs=spec.training.epochs,
+        fill=data.fill if data is not None else PACKED_FILL if spec.data.packing else NO_PADDING,
+        width=data.width if data is not None else 0,
+        measuring=measuring_of(spec, data) if data is not None else None,
+        checkpoint_every=spec.checkpoint.every_steps,
         download_bytes=0.0 if here else float(architecture.weight_bytes or 2 * architecture.parameters),
+    )
+
+
+def measuring_of(spec: JobSpec, data: DataShape) -> Measuring:
+    """What the worker measures before, during and after training."""
+    section = spec.evaluation
+    prompts = len(section.sample_prompts) if section.sample_prompts else UNNAMED_PROMPTS
+    return Measuring(
+        heldout_tokens=data.heldout_tokens,
+        base_tokens=data.base_tokens,
+        prompts=DEMO_PROMPTS if section.sample_prompts == ("demo",) else prompts,
+        new_tokens=section.max_new_tokens,
+        every_steps=section.every_steps,
     )
 
 
@@ -148,7 +176,13 @@ def prediction_of(found: Appraisal) -> PredictionSection:
 
     memory, hours, machine = found.memory, found.hours, found.machine
     device = device_of(found.plan, machine)
-    rate = estimate_tokens_per_second(found.plan.work, device)
+    rate = estimate_tokens_per_second(
+        found.plan.work,
+        device,
+        calibration=found.plan.calibration,
+        width=found.load.width,
+        fill=found.load.fill,
+    )
     return PredictionSection(
         memory_bytes_low=round(memory.low),
         memory_bytes_likely=round(memory.likely),

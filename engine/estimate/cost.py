@@ -55,7 +55,12 @@ def _rent(hours: Estimate, device: DeviceSpeed, tariff: Tariff) -> Estimate:
         source = device.rent_source if device.rent_usd_per_hour else "nobody listed this card"
     parts = (
         Part("running", hours.likely * price.likely, f"{hours.likely:.3g} h x ${price.likely:.2f}", source),
-        Part("set-up", RENT_SET_UP_HOURS.likely * price.likely, f"booting and installing, {60 * RENT_SET_UP_HOURS.likely:.0f} min", "own estimate"),
+        Part(
+            "set-up",
+            RENT_SET_UP_HOURS.likely * price.likely,
+            f"booting and installing, {60 * RENT_SET_UP_HOURS.likely:.0f} min",
+            "own estimate",
+        ),
     )
     return Estimate(
         (hours.low + RENT_SET_UP_HOURS.low) * price.low,

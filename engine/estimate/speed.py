@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from engine.estimate.calibration import Calibration
 from engine.estimate.cards import LINK_BYTES_PER_SECOND, DeviceSpeed
+from engine.estimate.data_shape import NO_PADDING
 from engine.estimate.estimate import Estimate, Origin, Part, Range
 from engine.estimate.flops import (
     attention_flops_per_token,
@@ -20,7 +21,8 @@ from engine.estimate.flops import (
 )
 from engine.estimate.roofline import StepSeconds, step_seconds
 from engine.estimate.shapes import shape_of
-from engine.estimate.state import optimizer_bytes, trainable_parameters, weight_bytes
+from engine.estimate.state import trainable_parameters, weight_bytes
+from engine.estimate.storage import checkpoint_bytes
 from engine.estimate.workload import Method, Packing4Bit, Purpose, TeacherHeld, Workload
 
 DOWNLOAD_BYTES_PER_SECOND = Range(5e6, 30e6, 100e6)
@@ -34,7 +36,6 @@ IMPORT_SECONDS = Range(6.0, 15.0, 60.0)
 MEASURING_TOKENS = 4096
 """Tokens per batch of held-out rows, as the worker makes them."""
 PROMPTS_PER_BATCH = 32
-NO_PADDING = Range(1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,14 +258,6 @@ def _checkpoints(work: Workload, plan: RunPlan, steps: tuple[float, ...]) -> _Ro
     rate = DISK_BYTES_PER_SECOND
     seconds = (numbers[0] * one / rate.high, numbers[1] * one / rate.likely, numbers[2] * one / rate.low)
     return seconds, f"{numbers[1]} x {one / 1e9:.2f} GB at {rate.likely / 1e9:.1f} GB/s", "own estimate"
-
-
-def checkpoint_bytes(work: Workload) -> float:
-    """Trained weights in their own type, and the optimizer's state."""
-    width = work.adapter_bytes if work.method is Method.ADAPTER else work.compute_bytes
-    if work.method is Method.ADAPTER:
-        return float(width * trainable_parameters(work)) + optimizer_bytes(work)
-    return float(work.compute_bytes * work.architecture.parameters) + optimizer_bytes(work)
 
 
 def _start(work: Workload, device: DeviceSpeed) -> _Row:
