@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.advise.inverse import Largest
     from engine.advise.overrides import Settings
     from engine.advise.rented import Offer
+    from engine.estimate.data_shape import DataShape
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
     from engine.models.source import ModelRef
@@ -93,24 +94,27 @@ def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) 
     machine = machine_for(arguments.gpu)
     ref = resolve_model(spec.model.source, revision=spec.model.revision)
     architecture = analyze_model(ref)
-    tokens, share = _tokens(spec, ref)
-    load = load_of_spec(spec, architecture, machine, tokens, base_on_disk=ref.has_weights)
+    shape = _data_shape(spec, ref)
+    counted = shape if shape.heldout_tokens or shape.width else None
+    load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=ref.has_weights, data=counted)
+    share = shape.trained_share
     return Job(appraise_spec(spec, architecture, machine, load, trained_share=share), spec, ref, share)
 
 
-def _tokens(spec: JobSpec, ref: ModelRef) -> tuple[tuple[float, float, float], float]:
-    """Tokens of one pass and the share that carries loss: counted where tokenizer and rows are here, else guessed."""
+def _data_shape(spec: JobSpec, ref: ModelRef) -> DataShape:
+    """One pass over the data: counted where tokenizer and rows are here, else tokens guessed from the file's size."""
     from engine.advise.amounts import tokens_of_file
     from engine.data.load import resolve_file, survey
+    from engine.data.shape import data_shape
+    from engine.estimate.data_shape import DataShape
 
     file = resolve_file(spec.data.train, "train")
     if not file.is_file():
         raise EngineError("data.not_found", f"There is no file {file}.", next_step="Correct [data] train, or use demo.")
     if ref.path is not None and (ref.path / "tokenizer.json").is_file() and file.stat().st_size <= COUNTED_BYTES:
-        train = survey(spec.data, ref.path).train
-        return (float(train.tokens),) * 3, train.trained_share
+        return data_shape(survey(spec.data, ref.path), batch_size=spec.training.batch_size)
     output.note(f"The tokens of {file} are guessed from its size.")
-    return tokens_of_file(file.stat().st_size), 1.0
+    return DataShape(tokens_of_file(file.stat().st_size))
 
 
 def _job_of_answers(arguments: argparse.Namespace, settings: Settings) -> Job:
