@@ -598,7 +598,10 @@ def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
     tape.logits(True)
     logits = tape.var(vocabulary, width, learns=True)
     gradient = a.vocab_size * a.hidden_size * float(work.compute_bytes) if learns_head else 0.0
-    _record_head(tape, logits, normed, gradient)
+    unpacked = a.vocab_size * a.hidden_size * float(work.compute_bytes) if stack.packs_head and work.packed else 0.0
+    tape.flash(0.0, unpacked)
+    twice = stack.chunks_add_gradients and share < 1.0
+    _record_head(tape, logits, normed, gradient, unpacked + (gradient if twice else 0.0))
     tape.drop(normed)
     if a.family in ("granite", "gemma2"):
         scaled = tape.elementwise(logits, saves_output=a.family == "gemma2")
@@ -611,12 +614,16 @@ def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
     _cross_entropy(tape, wide, held, stack)
 
 
-def _record_head(tape: Tape, logits: Var, x: Var, weight_gradient: float) -> None:
+def _record_head(tape: Tape, logits: Var, x: Var, weight_gradient: float, passing: float) -> None:
+    """`passing`: bytes of matrices that exist only during the product (an unpacked head, a gradient to be added)."""
+
     def backward(gradient: Buffer) -> None:
         tape.logits(False)
         back = tape.make(x.values * x.value_bytes)
         if weight_gradient:
             tape.parameter_gradient(weight_gradient)
+        if passing:
+            tape.flash(0.0, passing)
         tape.free(gradient)
         tape.give(x, back)
 

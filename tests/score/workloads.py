@@ -45,6 +45,8 @@ class Mapped:
 def mapped(row: Row) -> Mapped:
     """The row's workload. Raises NotExpressible with the reason."""
     refuse_unknown(row)
+    if re.search(r"padded to (the )?batch max|not reached|unknown length", row.sequence_kind):
+        raise NotExpressible(f"'{row.sequence_kind}': the longest batch is not printed")
     state_only = bool(re.search(r"after (model )?init|before training|after loading", f"{row.method} {row.metric}"))
     if row.sequence is None and not (state_only or row.frontier):
         raise NotExpressible(_unprinted(row))
@@ -85,7 +87,7 @@ def _workload(row: Row, architecture: Architecture) -> Workload:
         targets=targets_of(row, stack) if method is Method.ADAPTER else ("all-linear",),
         checkpointing=_checkpointing(row, stack),
         masked=_masked(row, batch),
-        attention=_attention(row, architecture, stack),
+        attention=_attention(row, stack),
         loss=_loss(row, stack),
         accumulation=_accumulation(row, stack, batch),
         optimizer=optimizer,
@@ -94,11 +96,11 @@ def _workload(row: Row, architecture: Architecture) -> Workload:
         optimizer_on_host="offload" in row.optimizer or ("offload" in parallel and "deepspeed" in parallel),
         trained_layers=blocks,
         compute_bytes=4 if re.search(r"fp32|float32|32-true", row.base_dtype.split("(")[0]) else 2,
-        adapter_bytes=_adapter_bytes(row, stack, packing),
+        adapter_bytes=_adapter_bytes(row, stack),
         dora="dora" in row.method,
         dropout=_dropout(row, stack),
         train_embeddings=trains_embeddings(row),
-        offload_activations="offload" in row.checkpointing,
+        offload_activations="offload" in row.checkpointing or "unsloth" in row.framework,
         shards=shards,
         workspace_bytes=_HOPPER_WORKSPACES if re.search(r"\b(h100|h200|gh200|h800|h20)\b", row.gpu.lower())
         else 2 * 8_519_680,
@@ -156,8 +158,14 @@ def _masked(row: Row, batch: int) -> bool:
     )
 
 
-def _attention(row: Row, architecture: Architecture, stack: Stack) -> Attention:
+_NO_FLASH_2023 = re.compile(r"baichuan|zephyr|mistral|openbuddy")
+"""Families that ms-swift of 2023 ran without FlashAttention although the run asked for it: ALiBi, sliding windows."""
+
+
+def _attention(row: Row, stack: Stack) -> Attention:
     words = row.attention
+    if stack.id.startswith("ms-swift") and _NO_FLASH_2023.search(row.model.lower()):
+        return Attention.EAGER
     if "flash" in words or re.search(r"\bfa-?2\b|fa2", words):
         return Attention.FLASH
     if "eager" in words and "sdpa" not in words:
@@ -188,14 +196,12 @@ def _foreach(row: Row, stack: Stack, optimizer: OptimizerKind) -> bool:
     return not (own or "fused" in row.optimizer or stack.id.startswith("torchtune") or "deepspeed" in stack.id)
 
 
-def _adapter_bytes(row: Row, stack: Stack, packing: Packing4Bit) -> int:
+def _adapter_bytes(row: Row, stack: Stack) -> int:
     if re.search(r"bf16|fp16|16-bit|half", row.adapter_dtype):
         return 2
     if re.search(r"fp32|32", row.adapter_dtype):
         return 4
-    if stack.id.startswith(("lit", "torchtune", "fsdp", "qwen-2023")):
-        return 4 if stack.id == "qwen-2023" and packing is not Packing4Bit.NONE else 2
-    return 4
+    return 2 if stack.id.startswith(("lit", "torchtune", "fsdp", "qwen-2023-deepspeed")) else 4
 
 
 def _dropout(row: Row, stack: Stack) -> bool:
