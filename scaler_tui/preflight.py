@@ -58,7 +58,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     architecture, machine = analyze_model(ref), detect()
     _require_libraries(spec, machine)
     notes = [*ref.notes, *(f"Data: {warning}" for warning in report.warnings)]
-    shape = data_shape(report, batch_size=spec.training.batch_size)
+    shape = data_shape(report, batch_size=spec.training.batch_size, base_text=spec.data.base_text)
     load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=True, data=shape)
     found = appraise_spec(spec, architecture, machine, load, trained_share=report.train.trained_share)
     refusal = ""

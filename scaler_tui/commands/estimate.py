@@ -112,7 +112,9 @@ def _data_shape(spec: JobSpec, ref: ModelRef) -> DataShape:
     if not file.is_file():
         raise EngineError("data.not_found", f"There is no file {file}.", next_step="Correct [data] train, or use demo.")
     if ref.path is not None and (ref.path / "tokenizer.json").is_file() and file.stat().st_size <= COUNTED_BYTES:
-        return data_shape(survey(spec.data, ref.path), batch_size=spec.training.batch_size)
+        return data_shape(
+            survey(spec.data, ref.path), batch_size=spec.training.batch_size, base_text=spec.data.base_text
+        )
     output.note(f"The tokens of {file} are guessed from its size.")
     return DataShape(tokens_of_file(file.stat().st_size))
 

@@ -184,8 +184,18 @@ def test_stop_finishes_the_step_and_saves_the_adapter(make_spec: SpecMaker) -> N
 
 
 @pytest.mark.slow
-def test_the_budget_stops_a_rented_machine(make_spec: SpecMaker, run_worker: RunWorker) -> None:
-    spec = make_spec(training={"max_steps": 500}, cost={"usd_per_hour": 100.0, "budget_usd": 0.05})
+@pytest.mark.parametrize(
+    "price",
+    [
+        {"cost": {"usd_per_hour": 100.0, "budget_usd": 0.05}},
+        {"cost": {"usd_per_kwh": 10.0, "budget_usd": 0.05}, "prediction": {"watts": 10_000.0}},
+    ],
+    ids=["rent", "electricity"],
+)
+def test_the_budget_stops_a_run(
+    make_spec: SpecMaker, run_worker: RunWorker, price: dict[str, dict[str, float]]
+) -> None:
+    spec = make_spec(training={"max_steps": 500}, **price)
     done = run_worker(spec)
     assert done.end.outcome == "stopped"
     assert "budget of $0.05 is spent" in done.end.what
