@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.estimate.process import base_parts, process_bounds
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Origin, Part
+from engine.estimate.process import base_parts, process_bounds
 from engine.estimate.shapes import shape_of
 from engine.estimate.state import (
     adapter_weight_bytes,
@@ -138,6 +138,9 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
         one = (walk.boundary_bytes * tokens) if work.checkpointing else walk.kept.total(tokens)
         others = 0.0 if work.offload_activations else max(kept - (0.0 if work.checkpointing else one), 0.0)
         waiting = one if work.offload_activations and work.checkpointing else 0.0
+        if not work.checkpointing:
+            for moment in walk.forward:
+                yield _with(moment, tokens, "forward", early, others + around, share)
         for moment in walk.backward:
             top = _with(moment, tokens, "layers", 0.0, others + waiting + around, share)
             made = max(top.gradients + head_gradient * share, early) if not work.step_in_backward else top.gradients

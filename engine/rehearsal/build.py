@@ -173,6 +173,31 @@ def masks(masked: bool) -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = original
 
 
+@contextlib.contextmanager
+def as_on_a_card() -> Iterator[None]:
+    """Have autocast on the CPU's fake tensors do what it does on a card.
+
+    peft asks `torch.is_autocast_enabled()`, which means CUDA's; and CUDA's autocast computes layer norms in fp32.
+    """
+    asked, layer_norm = torch.is_autocast_enabled, nn.functional.layer_norm
+
+    def enabled(device: str = "cpu") -> bool:
+        return bool(asked("cpu"))
+
+    def wide_layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+        if asked("cpu"):
+            x, weight, bias = (t if t is None else t.float() for t in (x, weight, bias))
+        return layer_norm(x, shape, weight, bias, eps)
+
+    torch.is_autocast_enabled = enabled
+    nn.functional.layer_norm = wide_layer_norm  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.is_autocast_enabled = asked
+        nn.functional.layer_norm = layer_norm
+
+
 def trained_positions(rehearsal: Rehearsal) -> int:
     """How many positions of a micro-batch carry loss."""
     return max(round(rehearsal.trained_share * rehearsal.batch * rehearsal.sequence), 1)

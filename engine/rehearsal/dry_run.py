@@ -107,7 +107,7 @@ def _moments(rehearsal: Rehearsal, depth: int, real: int, detail: dict[str, Any]
         warnings.simplefilter("ignore")
         with torch.device("meta"):
             model, base = build.build_model(rehearsal, config)
-        with FakeTensorMode(allow_non_fake_inputs=True), build.masks(rehearsal.masked):
+        with FakeTensorMode(allow_non_fake_inputs=True), build.masks(rehearsal.masked), build.as_on_a_card():
             _make_fake(model)
             _count_state(model, tracker)
             head = SelectiveHead(base)

@@ -71,8 +71,30 @@ class Tracker(TorchDispatchMode):
         self.by_kind[kind] -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add.Tensor and self._is_gradient_sum(args, kwargs):
+            args[0].add_(args[1])
+            return args[0]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf, self.kind, str(func))
         return result
+
+    def _is_gradient_sum(self, args: Any, kwargs: Any) -> bool:
+        """Whether autograd adds two gradients of one tensor: in place where nobody else holds the first.
+
+        It does so for plain tensors only, and fake ones are a subclass; a sum inside a backward formula has grad mode off
+        as well, but never two results of one shape that nobody else holds.
+        """
+        if torch.is_grad_enabled() or self.kind != "temporary buffers" or kwargs:
+            return False
+        first, second = args[0], args[1]
+        if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
+            return False
+        if first.shape != second.shape or first.dtype != second.dtype or first is second:
+            return False
+        return int(torch._C._storage_Use_Count(first.untyped_storage()._cdata)) <= HELD_ONCE
+
+
+HELD_ONCE = 2
+"""Uses of a storage that one tensor and this look at it make."""
