@@ -76,7 +76,7 @@ def norm(tape: Tape, x: Var, a: Architecture, style: Style, *, values: float = 0
     """The family's norm over `values` (the hidden size by default)."""
     if a.norm == "layernorm":
         return _layer_norm(tape, x, style)
-    return _rms_norm(tape, x, style, late_gain=a.family in ("gemma", "gemma2", "gemma3"))
+    return _rms_norm(tape, x, style, late_gain=a.family in ("gemma", "gemma2", "gemma3", "olmo2"))
 
 
 def _rms_norm(tape: Tape, x: Var, style: Style, *, late_gain: bool) -> Var:
@@ -596,6 +596,7 @@ def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
     width = FP32 if (stack.kbit_prepared and work.packed) or work.compute_bytes == 4 else HALF
     learns_head = full or work.train_embeddings
     tape.logits(True)
+    early = tape.make(a.vocab_size * width if stack.logits_before_chunks and share < 1.0 else 0.0)
     logits = tape.var(vocabulary, width, learns=True)
     gradient = a.vocab_size * a.hidden_size * float(work.compute_bytes) if learns_head else 0.0
     unpacked = a.vocab_size * a.hidden_size * float(work.compute_bytes) if stack.packs_head and work.packed else 0.0
@@ -612,6 +613,7 @@ def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
     if not held:
         tape.drop(logits)
     _cross_entropy(tape, wide, held, stack)
+    tape.free(early)
 
 
 def _record_head(tape: Tape, logits: Var, x: Var, weight_gradient: float, passing: float) -> None:
@@ -637,7 +639,7 @@ def _cross_entropy(tape: Tape, wide: Var, held: list[Var], stack: Stack) -> None
     """
     moved = tape.elementwise(wide) if stack.shifted_copy else tape.view(wide)
     source = tape.cast(moved, FP32) if stack.autocast else tape.view(moved)
-    size = source.values * source.value_bytes
+    size = source.values * source.value_bytes * stack.loss_factor
     kept = tape.make(size, kind=LOGITS)
     tape.drop(source, moved, wide)
     from_loss = tape.make(size, kind=LOGITS)

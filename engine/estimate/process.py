@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Part, Range
-from engine.estimate.reserved import reserved_over_allocated
+from engine.estimate.reserved import replayed
 from engine.estimate.workload import DeviceKind, Purpose, Workload
 from engine.units import GIB, MIB
 
@@ -35,17 +35,16 @@ def slack_of(work: Workload, calibration: Calibration | None = None) -> Range:
         return SLACK_CPU
     if work.expandable_segments:
         return SLACK_EXPANDABLE
-    if work.purpose is Purpose.TRAIN and work.shards == 1:
+    if work.purpose is Purpose.TRAIN and work.shards == 1 and not work.stack.empties_cache:
         return _replayed(work)
     return work.stack.slack or (SLACK_PACKED if work.packed else SLACK_PLAIN)
 
 
 def _replayed(work: Workload) -> Range:
     """From two replayed steps. Lengths that vary from batch to batch fragment more: `Stack.varied_slack`."""
-    ratio = reserved_over_allocated(work)
-    varied = work.stack.varied_slack
-    likely = ratio * REPLAY_SHORT[work.packed] * (1 + varied)
-    return Range(ratio * 0.98 - 1, likely - 1, likely * 1.08 * (1 + varied) - 1)
+    found = replayed(work)
+    likely = found.ratio * REPLAY_SHORT[work.packed] + work.stack.varied_slack * found.step_share
+    return Range(found.ratio * 0.98 - 1, likely - 1, likely * 1.08 - 1)
 
 
 def base_of(work: Workload, calibration: Calibration | None = None) -> Range:

@@ -8,6 +8,7 @@ for NF4, 1 % too little on average. A replay takes some 0.1 s.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from engine.estimate.allocator import Block, CachingAllocator
@@ -48,14 +49,26 @@ class _Replay(Tape):
         """The allocator remembers the peak."""
 
 
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What two replayed steps show."""
+
+    ratio: float
+    """Peak reserved / peak allocated, at least 1."""
+    step_share: float
+    """Share of the peak that a step allocates, beside weights, adapter and states."""
+
+
 @lru_cache(maxsize=1024)
-def reserved_over_allocated(work: Workload) -> float:
-    """Peak reserved / peak allocated of two training steps on one device, without expandable segments; at least 1."""
+def replayed(work: Workload) -> Replayed:
+    """Two training steps on one device, without expandable segments."""
     run = _Run(work)
     run.load()
     for step in range(STEPS):
         run.step(first=step == 0)
-    return max(run.allocator.reserved / max(run.allocator.peak_allocated, 1), 1.0)
+    allocator = run.allocator
+    peak = max(allocator.peak_allocated, 1)
+    return Replayed(max(allocator.reserved / peak, 1.0), 1.0 - allocator.allocated / peak)
 
 
 class _Run:

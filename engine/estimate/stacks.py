@@ -47,17 +47,23 @@ class Stack:
     hump_factor: float = 1.0
     """The layer in work relative to transformers' layer."""
     chunks_add_gradients: bool = False
-    """A chunked loss goes backward chunk by chunk through autograd: the head's gradient exists twice while it adds up."""
+    """A chunked loss goes backward chunk by chunk: the head's gradient exists twice while it adds up."""
+    logits_before_chunks: bool = False
+    """The 16-bit logits of all chunks exist before the loss takes the first one."""
+    loss_factor: float = 1.0
+    """What the loss makes beyond the logits, relative to torch's operators (a compiled loss fuses some)."""
     state_bytes_per_parameter: float = 0.0
     """Bytes per trained parameter beside weights, gradients and optimizer (fp32 gradient copies of DeepSpeed)."""
-    shard_buffer_bytes: float = 0.0
-    """Sharded runs: communication buckets and gathered parameters beyond two blocks."""
+    buffer_bytes: float = 0.0
+    """Communication buckets, gathered parameters beyond two blocks, masks that the model keeps."""
     context_bytes: Range | None = None
     """Process memory beside the allocator where this stack's differs: low, likely, high."""
     slack: Range | None = None
     """Reserved / allocated - 1 where steps are not replayed (sharded runs): low, likely, high."""
+    empties_cache: bool = False
+    """The script calls `torch.cuda.empty_cache()` in its loop: reserved stays near allocated; `slack` holds."""
     varied_slack: float = 0.0
-    """Share that lengths varying from batch to batch add to what the allocator reserves."""
+    """Lengths that vary from batch to batch: what they leave in segments, as a share of what a step allocates."""
 
 
 OURS = Stack(
@@ -105,7 +111,7 @@ QWEN_2023_DEEPSPEED = replace(
     autocast=False,
     kbit_prepared=False,
     state_bytes_per_parameter=16.0,
-    shard_buffer_bytes=1.0 * GIB,
+    buffer_bytes=1.0 * GIB,
     context_bytes=Range(0.8 * GIB, 1.3 * GIB, 2.2 * GIB),
 )
 QWEN_2023_ZERO3 = replace(
@@ -115,13 +121,15 @@ QWEN_2023_ZERO3 = replace(
     source="ds_config_zero3.json: fp32 master and states; fp32 gradients of a sub-group of 1e9 (4 GB), 1e9 live "
     "parameters (2 GB), norms taken in fp64 of the largest tensor",
     state_bytes_per_parameter=0.0,
-    shard_buffer_bytes=8.0 * GIB,
+    buffer_bytes=8.0 * GIB,
 )
 MS_SWIFT = replace(
     HF_2023,
     id="ms-swift-2023",
     title="ms-swift 1.x and 2.x",
-    source="swift's trainer logs torch.cuda.max_memory_reserved; models as transformers 4.36 or their remote code",
+    source="swift's trainer logs torch.cuda.max_memory_reserved; models as transformers 4.36 or their remote code; "
+    "batches of one row, each of another length",
+    varied_slack=0.3,
 )
 LLAMA_FACTORY = replace(
     HF_2023,
@@ -133,9 +141,11 @@ LLAMA_FACTORY = replace(
 PEFT_BENCH = replace(
     HF,
     id="peft-benchmark",
-    title="peft method_comparison (transformers 4.5x, no Trainer, bf16 autocast)",
-    source="method_comparison/MetaMathQA/run.py: own loop, padded batches, torch.autocast",
-    autocast=True,
+    title="peft method_comparison (transformers 4.5x, no Trainer, bf16)",
+    source="method_comparison/MetaMathQA/run.py: own loop without autocast, padded batches, empty_cache in the loop",
+    holds_output=False,
+    empties_cache=True,
+    slack=Range(0.0, 0.015, 0.08),
 )
 LITGPT = Stack(
     id="litgpt",
@@ -160,6 +170,7 @@ TORCHTUNE = Stack(
     title="torchtune 0.4 to 0.6",
     source="torchtune recipes: bf16 everywhere, bf16 adapters, chunked output loss with 8 chunks, fp32 inside a chunk",
     chunks_add_gradients=True,
+    logits_before_chunks=True,
     context_bytes=Range(0.4 * GIB, 0.5 * GIB, 0.9 * GIB),
     slack=Range(0.01, 0.05, 0.15),
 )
@@ -169,6 +180,8 @@ TORCHTUNE_COMPILED = replace(
     title="torchtune 0.4 to 0.6, layers and loss compiled",
     stored_factor=0.8,
     hump_factor=0.7,
+    loss_factor=0.67,
+    loss_chunk_tokens=512,
 )
 UNSLOTH = Stack(
     id="unsloth",
@@ -177,20 +190,27 @@ UNSLOTH = Stack(
     hump_factor=0.55,
     slack=Range(0.01, 0.04, 0.1),
 )
+UNSLOTH_EARLY = replace(
+    UNSLOTH,
+    id="unsloth-early-2024",
+    title="Unsloth of early 2024 (own kernels, checkpoints stay on the card)",
+    source="fast_lora.py: gate, up and product in place, 6f per token, and some h-wide tensors",
+    hump_factor=0.25,
+)
 FSDP_QLORA = replace(
     HF_2023,
     id="fsdp-qlora",
     title="answer.ai fsdp_qlora train.py (transformers 4.38, torch 2.2)",
-    source="train.py: bf16 parameters and adapters, FSDP FULL_SHARD with reentrant checkpointing; the root's embedding and "
-    "head stay gathered; the output is held while going backward",
+    source="train.py: bf16 parameters and adapters, FSDP FULL_SHARD with reentrant checkpointing; the root's embedding "
+    "and head stay gathered; the output is held while going backward",
     kbit_prepared=False,
     autocast=False,
     holds_output=True,
     foreach_copies=1.0,
-    shard_buffer_bytes=1.0 * GIB,
+    buffer_bytes=1.0 * GIB,
     slack=Range(0.04, 0.12, 0.25),
 )
 STACKS = (
     OURS, HF, HF_2023, QWEN_2023, QWEN_2023_DEEPSPEED, QWEN_2023_ZERO3, MS_SWIFT, LLAMA_FACTORY, PEFT_BENCH,
-    LITGPT, LITGPT_2023, TORCHTUNE, TORCHTUNE_COMPILED, UNSLOTH, FSDP_QLORA,
+    LITGPT, LITGPT_2023, TORCHTUNE, TORCHTUNE_COMPILED, UNSLOTH, UNSLOTH_EARLY, FSDP_QLORA,
 )  # fmt: skip

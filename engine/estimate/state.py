@@ -159,10 +159,10 @@ def optimizer_transient_bytes(work: Workload) -> float:
 def gathered_block_bytes(work: Workload) -> float:
     """ZeRO-3/FSDP holds two whole blocks beside its share: 2 · c · (largest block). Source: FSDP prefetching."""
     if work.shards == 1:
-        return work.stack.shard_buffer_bytes
+        return work.stack.buffer_bytes
     architecture = work.architecture
     block = max(
         (architecture.parameters - architecture.embedding_parameters) / max(architecture.layers, 1),
         architecture.embedding_parameters / 2,
     )
-    return 2.0 * work.compute_bytes * block + work.stack.shard_buffer_bytes
+    return 2.0 * work.compute_bytes * block + work.stack.buffer_bytes

@@ -134,7 +134,7 @@ def _architecture(name: str, entry: dict[str, Any]) -> Architecture:
     bare = Architecture(
         name=name,
         architecture="published shape",
-        family=name.partition("-")[0],
+        family=entry.get("family", name.partition("-")[0]),
         known=True,
         parameters=0,
         parameters_source="config",
@@ -148,7 +148,7 @@ def _architecture(name: str, entry: dict[str, Any]) -> Architecture:
         tied_embeddings=entry.get("tied", False),
         context_length=entry.get("positions", 4096),
         norm=entry.get("norm", "rmsnorm"),
-        norm_placement="pre",
+        norm_placement=entry.get("placement", "pre"),
         qk_norm="none",
         attention_bias=bias in ("qkv", "attention", "all"),
         mlp_bias=bias in ("mlp", "all"),

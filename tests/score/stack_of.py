@@ -24,6 +24,7 @@ from engine.estimate.stacks import (
     TORCHTUNE,
     TORCHTUNE_COMPILED,
     UNSLOTH,
+    UNSLOTH_EARLY,
     Stack,
 )
 from engine.units import MIB
@@ -39,9 +40,16 @@ _T4_CONTEXT = Range(138 * MIB, 141 * MIB, 160 * MIB)
 def stack_of(row: Row) -> Stack:
     """The constants for this row; `context_bytes` are those of its card where the stack leaves them open."""
     stack = _stack(row)
+    if re.search(r"baichuan2?-?13b", row.model.lower()):
+        stack = replace(stack, buffer_bytes=stack.buffer_bytes + _alibi_bytes(row))
     if stack.context_bytes is None and re.search(r"\bt4\b", row.gpu.lower()):
         return replace(stack, context_bytes=_T4_CONTEXT)
     return stack
+
+
+def _alibi_bytes(row: Row) -> float:
+    """Baichuan's 13B models keep an ALiBi mask in fp32: 40 heads x the longest length seen, at least 4,096, squared."""
+    return 4.0 * 40 * max(4096, row.sequence or 0) ** 2
 
 
 def class_of(row: Row, stack: Stack) -> str:
@@ -53,8 +61,10 @@ def class_of(row: Row, stack: Stack) -> str:
 
 def _stack(row: Row) -> Stack:
     where = f"{row.framework} {row.source.lower()}"
-    if "unsloth" in row.framework or "unsloth" in row.attention:
+    if "unsloth" in row.framework:
         return UNSLOTH
+    if "unsloth" in row.attention:
+        return UNSLOTH_EARLY
     if "swift" in where:
         return MS_SWIFT
     if "torchtune" in where:

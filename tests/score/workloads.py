@@ -47,6 +47,8 @@ def mapped(row: Row) -> Mapped:
     refuse_unknown(row)
     if re.search(r"padded to (the )?batch max|not reached|unknown length", row.sequence_kind):
         raise NotExpressible(f"'{row.sequence_kind}': the longest batch is not printed")
+    if "not stated" in row.checkpointing and "not visible" in row.gpu:
+        raise NotExpressible("neither checkpointing nor the card is printed")
     state_only = bool(re.search(r"after (model )?init|before training|after loading", f"{row.method} {row.metric}"))
     if row.sequence is None and not (state_only or row.frontier):
         raise NotExpressible(_unprinted(row))
@@ -104,7 +106,7 @@ def _workload(row: Row, architecture: Architecture) -> Workload:
         shards=shards,
         workspace_bytes=_HOPPER_WORKSPACES if re.search(r"\b(h100|h200|gh200|h800|h20)\b", row.gpu.lower())
         else 2 * 8_519_680,
-        expandable_segments=row.frontier or stack.id == "unsloth",
+        expandable_segments=row.frontier or stack.id.startswith("unsloth"),
         stack=stack,
     )  # fmt: skip
 
@@ -174,7 +176,7 @@ def _attention(row: Row, stack: Stack) -> Attention:
 
 
 def _loss(row: Row, stack: Stack) -> Loss:
-    if stack.id == "unsloth" or re.search(r"cut cross|fused|liger|cce", row.loss):
+    if stack.id.startswith("unsloth") or re.search(r"cut cross|fused|liger|cce", row.loss):
         return Loss.FUSED
     if "chunk" in row.loss and not stack.id.startswith("lit"):
         return Loss.CHUNKED

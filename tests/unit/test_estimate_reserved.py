@@ -12,7 +12,7 @@ from planning import LLAMA_3B
 
 from engine.estimate.allocator import Block, CachingAllocator
 from engine.estimate.process import slack_of
-from engine.estimate.reserved import reserved_over_allocated
+from engine.estimate.reserved import replayed
 from engine.estimate.stacks import HF
 from engine.estimate.workload import Method, Packing4Bit, Workload
 from tests.score.rows import read_rows
@@ -71,7 +71,7 @@ def test_published_reserved_bytes_are_met(row: str) -> None:
     assert found.reserved_bytes is not None
     assert found.allocated_bytes is not None
     ratio = found.reserved_bytes / found.allocated_bytes
-    assert reserved_over_allocated(mapped(found).work) == pytest.approx(ratio, rel=0.03)
+    assert replayed(mapped(found).work).ratio == pytest.approx(ratio, rel=0.03)
 
 
 @pytest.mark.parametrize("method", [Method.ADAPTER, Method.FULL, Method.NEW_BLOCKS])
@@ -81,7 +81,9 @@ def test_every_method_can_be_replayed(method: Method, checkpointing: bool) -> No
         LLAMA_3B, method=method, trained_layers=4, sequence=512, checkpointing=checkpointing,
         expandable_segments=False, stack=HF,
     )  # fmt: skip
-    assert 1.0 <= reserved_over_allocated(work) < 1.6
+    found = replayed(work)
+    assert 1.0 <= found.ratio < 1.6
+    assert 0.0 < found.step_share < 1.0
     slack = slack_of(work)
     assert slack.low <= slack.likely <= slack.high
 
@@ -89,4 +91,4 @@ def test_every_method_can_be_replayed(method: Method, checkpointing: bool) -> No
 def test_packed_weights_leave_more_holes() -> None:
     plain = Workload(LLAMA_3B, sequence=512, expandable_segments=False, stack=HF)
     packed = replace(plain, packing=Packing4Bit.NF4)
-    assert reserved_over_allocated(packed) > reserved_over_allocated(plain)
+    assert replayed(packed).ratio > replayed(plain).ratio
