@@ -186,13 +186,13 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
             return False
         return True
 
-    def start_run(self, spec: JobSpec) -> None:
+    def start_run(self, spec: JobSpec, *, force: bool = False) -> None:
         """Start a run in the engine thread, once; EngineDone or EngineFailed follows."""
         from scaler_tui.feeds.engine_thread import engine_thread_of
 
         if not self.launching:
             self.launching = True
-            engine_thread_of(cast("App[object]", self)).launch(spec, self)
+            engine_thread_of(cast("App[object]", self)).launch(spec, self, force=force)
 
     def on_engine_done(self, message: EngineDone) -> None:
         """The run is on its way: watch it, with the welcome screen underneath."""

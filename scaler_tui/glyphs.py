@@ -21,10 +21,12 @@ class Glyphs:
     arrow: str
     up: str
     down: str
+    left: str
+    right: str
 
 
-UNICODE = Glyphs("✓", "!", "✗", "›", "●", "○", "★", "█", "░", "–", "·", "→", "↑", "↓")
-ASCII = Glyphs("+", "!", "x", ">", "*", "o", "*", "#", ".", "-", "|", "->", "^", "v")
+UNICODE = Glyphs("✓", "!", "✗", "›", "●", "○", "★", "█", "░", "–", "·", "→", "↑", "↓", "←", "→")
+ASCII = Glyphs("+", "!", "x", ">", "*", "o", "*", "#", ".", "-", "|", "->", "^", "v", "left", "right")
 
 
 def glyphs(unicode: bool) -> Glyphs:

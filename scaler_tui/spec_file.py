@@ -1,11 +1,15 @@
 """Writing a spec to a file the user named: never over something, and with file names that hold where it lies.
 
-Owns those two rules. The text of a spec is `engine.jobs.spec_toml`'s.
+Owns those two rules, and the file through which a subcommand is given a spec. The text of a spec is the engine's
+(`engine.jobs.spec_toml`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +43,17 @@ def write_spec(spec: JobSpec, target: Path) -> None:
             cause=(error.strerror or "" if isinstance(error, OSError) else "") or str(error),
             next_step="Choose a folder you can write to.",
         ) from error
+
+
+@contextlib.contextmanager
+def temporary_spec(spec: JobSpec, folder: Path) -> Iterator[Path]:
+    """`spec`, whose file names are relative to `folder`, as a file for a subcommand; gone afterwards."""
+    from engine.jobs.spec_toml import dump_spec, with_absolute_paths
+
+    with tempfile.TemporaryDirectory(prefix="scaler-wizard-") as scratch:
+        path = Path(scratch) / "spec.toml"
+        path.write_text(dump_spec(with_absolute_paths(spec, folder)), encoding="utf-8")
+        yield path
 
 
 def relative_to(spec: JobSpec, folder: Path) -> JobSpec:

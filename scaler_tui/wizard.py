@@ -267,13 +267,19 @@ class Wizard:
 
         return self.session.options(question, OptionContext(self.machine, self.architecture, self.matrix))
 
-    def spec_for(self, approach: str) -> JobSpec:
-        """The spec of an approach. Raises EngineError when nothing fits."""
-        from engine.advise.plan import build_spec
+    def spec_for(self, approach: str, *, force: bool = False) -> JobSpec:
+        """The spec of an approach. Raises EngineError when nothing fits, unless `force`."""
+        from engine.advise.plan import JobWish, build_spec
 
         assert self.machine is not None
         assert self.architecture is not None
-        return build_spec(self.architecture, self.machine, self.session.answers(), approach=approach)
+        wish = JobWish(force=force)
+        return build_spec(self.architecture, self.machine, self.session.answers(), approach=approach, wish=wish)
+
+    @property
+    def card(self) -> str:
+        """The card that is planned for instead of this machine's, as `--gpu` takes it; "" for this machine."""
+        return self.session.answers().text("card") if self.machine is not None and self.machine.simulated else ""
 
 
 def free_bytes_for(approach: str, machine: Machine) -> int:

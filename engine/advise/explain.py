@@ -1,6 +1,6 @@
 """The explain pane: one cell of the matrix as lines of label, value, formula and source.
 
-Owns those lines. Must not compute anything: every figure is already in the row.
+Owns those lines. Computes no estimate: every figure is already in the row, but for how far its settings could go.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from engine.advise.inverse import room_of
 from engine.advise.matrix import ApproachRow
 from engine.advise.verdict import RULE
 from engine.estimate.estimate import Estimate
@@ -70,8 +71,24 @@ def _figure(row: ApproachRow, column: Column, estimate: Estimate, form: Callable
         estimate.origin.value,
     )
     parts = tuple(Line(part.name, form(part.amount), part.formula, part.source) for part in estimate.breakdown)
-    lines = (*parts, total, Line("Assumes", row.settings))
-    return (*lines, Line("Limited by", row.limiting)) if column in (Column.VRAM, Column.RAM) else lines
+    lines = (*parts, total)
+    if _is_device_memory(row, column):
+        lines = (Line("Limited by", row.limiting), *lines, *_room(row))
+    return (*lines, Line("Assumes", row.settings))
+
+
+def _is_device_memory(row: ApproachRow, column: Column) -> bool:
+    """Whether the cell is the memory that trains: VRAM, or RAM on a machine without a GPU."""
+    return column is (Column.VRAM if row.vram.likely else Column.RAM)
+
+
+def _room(row: ApproachRow) -> tuple[Line, ...]:
+    """How far sequence, batch and rank could go with everything else as it is."""
+    if row.appraisal is None:
+        return ()
+    return tuple(
+        Line(f"Largest {answer.question}", answer.name, answer.detail) for answer in room_of(row.appraisal.plan)
+    )
 
 
 def _parameters(row: ApproachRow) -> tuple[Line, ...]:

@@ -5,7 +5,8 @@ Owns the keys of that object, which scripts rely on. Must not compute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engine.advise.appraisal import Appraisal
@@ -13,7 +14,8 @@ from engine.advise.compare import settings_words
 from engine.advise.fixes import Fix, fixes_for, savings_for
 from engine.advise.inverse import Largest
 from engine.advise.rented import Offer
-from engine.estimate.estimate import Estimate
+from engine.estimate.estimate import Estimate, Origin, Part, Verdict
+from engine.units import format_bytes, format_range
 
 
 def to_json(found: Appraisal, *, asked: Sequence[Largest] = (), offer: Offer | None = None) -> dict[str, Any]:
@@ -56,6 +58,45 @@ def to_json(found: Appraisal, *, asked: Sequence[Largest] = (), offer: Offer | N
     if offer is not None:
         document["cheapest_card"] = _offer(offer)
     return document
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What `estimate --dry-run` or `--probe` answered."""
+
+    memory: Estimate
+    hours: Estimate
+    cost_usd: Estimate
+    verdict: Verdict
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """ "likely 806 MiB (790 MiB-1.10 GiB) [dry run]; fits: at most 1.10 GiB; ..."."""
+        span = format_range(format_bytes(self.memory.low), format_bytes(self.memory.high))
+        figure = f"likely {format_bytes(self.memory.likely)} ({span}) [{self.memory.origin.value}]"
+        return f"{figure}; {self.verdict.value}: {self.reason}"
+
+
+def refined_from_json(document: Mapping[str, Any]) -> Refined:
+    """The object of `to_json`, read back as far as a screen shows it."""
+    origins = document["origins"]
+    memory = document["memory"]
+    parts = tuple(
+        Part(name, amount, document["formulas"].get(name, ""), document["sources"].get(name, ""))
+        for name, amount in memory["breakdown"].items()
+    )
+    return Refined(
+        memory=Estimate(*_ends(memory), "bytes", Origin(origins["memory"]), parts),
+        hours=Estimate(*_ends(document["hours"]), "hours", Origin(origins["hours"])),
+        cost_usd=Estimate(*_ends(document["cost_usd"]), "usd", Origin(origins["cost_usd"])),
+        verdict=Verdict(document["verdict"]),
+        reason=document["verdict_reason"],
+    )
+
+
+def _ends(figure: Mapping[str, Any]) -> tuple[float, float, float]:
+    return float(figure["low"]), float(figure["likely"]), float(figure["high"])
 
 
 def breakdown(estimate: Estimate) -> dict[str, int]:

@@ -54,12 +54,19 @@ class Largest:
     """What to know beside it: beyond the model's window, at the limit of a spec."""
 
     @property
+    def detail(self) -> str:
+        """ "at most 23.1 GiB of 23.5 GiB free; the model itself reads 4,096"."""
+        if self.memory is None:
+            return self.note
+        need = f"at most {format_bytes(self.memory.high)} of {format_bytes(self.free_bytes)} free"
+        return f"{need}; {self.note}" if self.note else need
+
+    @property
     def sentence(self) -> str:
         """ "largest sequence that fits: 6,144 tokens (at most 23.1 GiB of 23.5 GiB free)"."""
         if self.memory is None:
             return f"no {self.question} fits: {self.note}"
-        need = f"at most {format_bytes(self.memory.high)} of {format_bytes(self.free_bytes)} free"
-        return f"largest {self.question} that fits: {self.name} ({need}){f'; {self.note}' if self.note else ''}"
+        return f"largest {self.question} that fits: {self.name} ({self.detail})"
 
 
 def largest(plan: Plan, question: Question) -> Largest:
@@ -83,7 +90,8 @@ def largest(plan: Plan, question: Question) -> Largest:
         return Largest(question, 0, "none", None, plan.devices.free_bytes, note)
     value = steps * grain
     memory = estimate_memory_on(change(value), plan.calibration)
-    unit = {Question.SEQUENCE: " tokens", Question.BATCH: " rows", Question.RANK: ""}[question]
+    rows = " row" if value == 1 else " rows"
+    unit = {Question.SEQUENCE: " tokens", Question.BATCH: rows, Question.RANK: ""}[question]
     note = _note(plan, question, value, most)
     return Largest(question, value, f"{value:,}{unit}", memory, plan.devices.free_bytes, note)
 

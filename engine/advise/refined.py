@@ -10,8 +10,17 @@ from collections.abc import Callable
 
 from engine.advise.appraisal import Appraisal, appraise
 from engine.errors import EngineError
+from engine.estimate.estimate import Estimate
 from engine.jobs.spec import JobSpec
 from engine.models.source import ModelRef
+
+LONG_HOURS = 0.5
+"""From here on a minute of measuring first is well spent."""
+
+
+def is_long(hours: Estimate) -> bool:
+    """Whether a run is long enough to be measured before it starts."""
+    return hours.high >= LONG_HOURS
 
 
 def by_dry_run(found: Appraisal, spec: JobSpec) -> Appraisal:

@@ -7,7 +7,6 @@ back as messages to whoever asked.
 from __future__ import annotations
 
 import queue
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from textual.message import Message
 from engine.errors import EngineError
 from scaler_tui.feeds.journal_feed import Inbox
 from scaler_tui.feeds.twin import ask_twin
+from scaler_tui.spec_file import temporary_spec
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -51,17 +51,17 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def launch(self, spec: JobSpec, reply_to: Inbox) -> None:
-        """Check `spec` as `scaler-wizard start` does (model, rows, memory, disk) and start its detached runner."""
+    def launch(self, spec: JobSpec, reply_to: Inbox, *, force: bool = False) -> None:
+        """Check `spec` as `scaler-wizard start` does (model, rows, memory, disk) and start its detached runner.
+
+        `force` starts what does not fit all the same; the run's journal then says so.
+        """
         folder = Path.cwd()
 
         def work() -> Path:
-            from engine.jobs.spec_toml import dump_spec, with_absolute_paths
-
-            with tempfile.TemporaryDirectory(prefix="scaler-wizard-") as scratch:
-                path = Path(scratch) / "spec.toml"
-                path.write_text(dump_spec(with_absolute_paths(spec, folder)), encoding="utf-8")
-                return Path(ask_twin("start", "--json", str(path))["directory"])
+            flags = ("--force",) if force else ()
+            with temporary_spec(spec, folder) as path:
+                return Path(ask_twin("start", "--json", *flags, str(path))["directory"])
 
         self._queue.put(("launch", reply_to, work))
 

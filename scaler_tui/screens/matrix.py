@@ -5,7 +5,7 @@ Owns nothing but the pointer. Figures and explanations come from the engine.
 
 from __future__ import annotations
 
-import textwrap
+import math
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -17,22 +17,25 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from engine.advise.matrix import ApproachRow
+from engine.estimate.estimate import Estimate
 from scaler_tui.feeds.data_check import DataChecked
 from scaler_tui.feeds.startup import StartupNews
-from scaler_tui.screens.base import BACK_KEYS, FramedScreen
+from scaler_tui.screens.base import FramedScreen
+from scaler_tui.widgets.breakdown import Cell, breakdown_content
 from scaler_tui.widgets.fit_bar import FitBar
 from scaler_tui.widgets.matrix_table import MatrixTable
 
-_EXPLAINED = {
-    "vram": "VRAM of the device that trains",
-    "ram": "RAM",
-    "hours": "Time",
-    "cost": "Money",
-    "disk": "Disk",
-    "capacity": "Effective capacity",
-    "verdict": "Verdict",
+_CELLS = {
+    "memory": ("vram", "Memory"),
+    "ram": ("ram", "RAM"),
+    "hours": ("hours", "Time"),
+    "cost": ("cost", "Money"),
+    "disk": ("disk", "Disk"),
+    "verdict": ("verdict", "Verdict"),
+    "parameters": ("parameters", "Parameters"),
+    "capacity": ("capacity", "Effective capacity"),
 }
-QUIET = "$foreground 75%"
+"""Cells that open, from left to right as the pointer walks: column of the table -> (engine's name, heading)."""
 
 
 class MatrixScreen(FramedScreen):
@@ -41,8 +44,10 @@ class MatrixScreen(FramedScreen):
     place = "compare approaches"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "choose", "Choose"),
-        Binding(BACK_KEYS, "back", "Back", key_display="b"),
-        Binding("e", "explain", "Explain figures"),
+        Binding("b,escape,backspace", "back", "Back", key_display="b"),
+        Binding("e", "explain", "Explain figures", tooltip="Open the cell: its parts, the formula and source of each"),
+        Binding("right", "cell(1)", "Next cell", key_display="←→", show=False),
+        Binding("left", "cell(-1)", "Cell before", show=False),
         Binding("r", "recommended", "Recommended"),
         Binding("w", "hardware", "Other card"),
         Binding("up,k", "move(-1)", "Row", show=False),
@@ -53,7 +58,8 @@ class MatrixScreen(FramedScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._explaining = False
+        self._cell = ""
+        """The cell that is open; "" shows words."""
 
     def body(self) -> Iterable[Widget]:
         """Table, bar and detail."""
@@ -128,9 +134,27 @@ class MatrixScreen(FramedScreen):
             self._show_detail()
 
     def action_explain(self) -> None:
-        """Words or figures."""
-        self._explaining = not self._explaining
+        """Open the row's memory, or close what is open."""
+        self._open("" if self._cell else self._cells()[0])
+
+    def action_cell(self, by: int) -> None:
+        """Open the next cell of the row, or the one before; left of the first one is where one came from."""
+        cells = self._cells()
+        if not self._cell and by < 0:
+            self.action_back()
+            return
+        at = cells.index(self._cell) + by if self._cell in cells else 0
+        self._open("" if at < 0 else cells[min(at, len(cells) - 1)])
+
+    def _open(self, cell: str) -> None:
+        self._cell = cell
         self._show_detail()
+        self.query_one("#detail-scroll", VerticalScroll).scroll_home(animate=False)
+
+    def _cells(self) -> list[str]:
+        """What can be opened; RAM is the memory itself on a machine without a GPU."""
+        on_cpu = self.row is not None and not self.row.vram.likely
+        return [cell for cell in _CELLS if not (cell == "ram" and on_cpu)]
 
     def action_hardware(self) -> None:
         """Plan for another card."""
@@ -156,10 +180,11 @@ class MatrixScreen(FramedScreen):
         from scaler_tui.wizard import free_bytes_for
 
         on_gpu = row.vram.likely > 0
-        bar.display = not self._explaining
+        bar.display = not self._cell
+        self.query_one(MatrixTable).opened = self._cell
         bar.legend = self.size.height >= 23
         bar.show(row.vram if on_gpu else row.ram, free_bytes_for(row.id, machine), "VRAM" if on_gpu else "RAM")
-        self.query_one("#detail", Static).update(self._figures(row) if self._explaining else self._words(row))
+        self.query_one("#detail", Static).update(self._figures(row) if self._cell else self._words(row))
 
     def _words(self, row: ApproachRow) -> Content:
         matrix, wizard = self.scaler.wizard.matrix, self.scaler.wizard
@@ -182,26 +207,21 @@ class MatrixScreen(FramedScreen):
         return Content.assemble(*parts)
 
     def _figures(self, row: ApproachRow) -> Content:
-        from engine.advise.explain import explain
+        """The open cell taken apart."""
+        from engine.advise.explain import Column, explain
+        from scaler_tui.wizard import free_bytes_for
 
-        width = max(self.size.width - 5, 30)
-        parts: list[Content | str | tuple[str, str]] = []
-        for column, heading in _EXPLAINED.items():
-            if column == "vram" and not row.vram.likely:
-                continue
-            parts.append((f"{heading} of {row.title}\n", "bold"))
-            for line in explain(row, column):
-                about = f"{line.formula}{f'  [{line.source}]' if line.source else ''}"
-                if len(line.value) > 14:
-                    about, value = f"{line.value}  {about}".strip(), ""
-                else:
-                    value = line.value
-                start = f"  {line.label:<20} {value:>11}  "
-                indent = len(start) if width - len(start) >= 24 else 6
-                wrapped = textwrap.wrap(about, width - indent) or [""]
-                if indent == 6 and about:
-                    parts += [f"{start.rstrip()}\n", *((f"{' ' * 6}{text}\n", QUIET) for text in wrapped)]
-                    continue
-                parts += [start, (f"{wrapped[0]}\n", QUIET)]
-                parts += [(f"{' ' * indent}{text}\n", QUIET) for text in wrapped[1:]]
-        return Content.assemble(*parts)
+        column, heading = _CELLS[self._cell]
+        if column == "vram" and not row.vram.likely:
+            column = "ram"
+        figures: dict[str, Estimate] = {
+            "vram": row.vram, "ram": row.ram, "hours": row.hours, "cost": row.cost_usd, "disk": row.disk
+        }  # fmt: skip
+        machine = self.scaler.wizard.machine
+        free = math.inf
+        if self._cell == "memory" and machine is not None:
+            free = free_bytes_for(row.id, machine)
+        signs = self.signs
+        hint = f"{signs.left} {signs.right} other cells"
+        cell = Cell(f"{heading} of {row.title}", hint, explain(row, Column(column)), figures.get(column), free)
+        return breakdown_content(cell, max(self.size.width - 4, 30), unicode=self.scaler.policy.unicode)

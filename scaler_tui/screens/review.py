@@ -18,15 +18,18 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
+from engine.advise.refined import is_long
 from engine.errors import EngineError, ExitCode
 from engine.estimate.estimate import Verdict
 from scaler_tui.feeds.data_check import DataChecked
+from scaler_tui.feeds.estimate_feed import TIERS, EstimateRefined, refine_in_thread
 from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.screens.base import BACK_KEYS, FramedScreen
 from scaler_tui.widgets.fit_bar import FitBar
-from scaler_tui.widgets.spec_words import data_line, price_lines, setting_lines
+from scaler_tui.widgets.spec_words import data_line, price_lines, room_line, saving_lines, setting_lines
 
 if TYPE_CHECKING:
+    from engine.advise.figures import Refined
     from engine.advise.matrix import ApproachRow
     from engine.jobs.spec import JobSpec
 
@@ -41,8 +44,11 @@ class ReviewScreen(FramedScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "start", "Start the run"),
         Binding(BACK_KEYS, "back", "Back", key_display="b"),
-        Binding("w", "write", "Write spec.toml", tooltip="Write the spec into the current folder, never over a file"),
+        Binding("w", "write", "Write spec", tooltip="Write the spec into the current folder, never over a file"),
         Binding("d", "data", "Data report"),
+        Binding("y", "refine('dry-run')", "Dry run", tooltip="Rehearse it on fake tensors: exact memory, in seconds"),
+        Binding("p", "refine('probe')", "Probe", tooltip="Measure memory and speed on this machine, about a minute"),
+        Binding("F", "force", "Force", tooltip="Plan it although it does not fit; the journal will say so"),
         Binding("m", "matrix", "Matrix"),
         Binding("f", "name_data", "Name a file", tooltip="Back to the question about data"),
         Binding("x", "this_machine", "This machine", tooltip="Plan for the real machine instead of the simulated one"),
@@ -58,6 +64,11 @@ class ReviewScreen(FramedScreen):
         self.spec: JobSpec | None = None
         self.refusal: EngineError | None = None
         self.written: Path | None = None
+        self.forced = False
+        """Whether the user insists on what does not fit."""
+        self.refined: dict[str, Refined | EngineError | None] = {}
+        """What dry run and probe answered about this very spec; None while one is at work."""
+        self._refined_hash = ""
 
     def body(self) -> Iterable[Widget]:
         """One scrolling page with the memory bar in it."""
@@ -98,15 +109,39 @@ class ReviewScreen(FramedScreen):
         wizard = self.scaler.wizard
         if wizard.machine is not None and wizard.architecture is not None:
             try:
-                self.spec, self.refusal = wizard.spec_for(self.approach), None
+                self.spec, self.refusal = wizard.spec_for(self.approach, force=self.forced), None
             except EngineError as error:
                 self.spec, self.refusal = None, error
             if self.spec is not None:
+                self._forget_stale_figures(self.spec)
                 self.scaler.check_data(only_local=True)
         elif wizard.model_problem is not None:
             self.spec, self.refusal = None, wizard.model_problem
         self.show_page()
         self.refresh_bindings()
+
+    def _forget_stale_figures(self, spec: JobSpec) -> None:
+        """Figures of a dry run or probe are about one spec on one machine."""
+        from engine.jobs.spec_toml import spec_hash
+
+        key = f"{spec_hash(spec)} {self.scaler.wizard.card}"
+        if key != self._refined_hash:
+            self._refined_hash, self.refined = key, {}
+
+    def on_estimate_refined(self, message: EstimateRefined) -> None:
+        """Dry run or probe answered; an answer about other settings is dropped."""
+        if self._refined_hash.startswith(message.spec_hash) and message.tier in self.refined:
+            self.refined[message.tier] = message.figures or message.error
+            self.show_page()
+            self.refresh_bindings()
+
+    @property
+    def better(self) -> Refined | None:
+        """The best figures so far: the probe's, else the dry run's."""
+        from engine.advise.figures import Refined
+
+        found = [self.refined.get(tier) for tier in ("probe", "dry-run")]
+        return next((figures for figures in found if isinstance(figures, Refined)), None)
 
     # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -129,7 +164,8 @@ class ReviewScreen(FramedScreen):
 
             on_gpu = row.vram.likely > 0
             bar.legend = self.size.width >= 76
-            bar.show(row.vram if on_gpu else row.ram, free_bytes_for(row.id, machine), "VRAM" if on_gpu else "RAM")
+            memory = self.better.memory if self.better else row.vram if on_gpu else row.ram
+            bar.show(memory, free_bytes_for(row.id, machine), "VRAM" if on_gpu else "RAM")
         if self.scaler.launching:
             top.update("Starting the run in the background ...")
             rest.update("")
@@ -141,7 +177,8 @@ class ReviewScreen(FramedScreen):
             rest.update("")
         else:
             top.update(self._lines(self._before_bar(self.spec))[:-1])
-            rest.update(Content.assemble(self._lines(self._after_bar(self.spec)), self._end(), self._answers()))
+            after = self._lines(self._after_bar(self.spec))
+            rest.update(Content.assemble(after, self._end(), self._savings(), self._answers()))
 
     def _lines(self, lines: list[tuple[str, str]]) -> Content:
         """Labels in bold, words wrapped beside them."""
@@ -163,7 +200,13 @@ class ReviewScreen(FramedScreen):
     def _after_bar(self, spec: JobSpec) -> list[tuple[str, str]]:
         row, wizard = self.row, self.scaler.wizard
         lines = [("Fits?", f"{row.verdict}: {row.verdict_reason}")] if row else []
-        lines += price_lines(spec, row)
+        lines += [(TIERS[tier], _refined_words(answer)) for tier, answer in self.refined.items()]
+        if self.forced and row is not None and row.verdict is Verdict.NO:
+            lines.append(("Forced", "it was refused. Enter starts it all the same, and the journal will say so."))
+        lines += price_lines(spec, row, self.better)
+        if row is not None and not self.refined and is_long(row.hours):
+            here = "" if wizard.machine is None or wizard.machine.simulated else ", p measures it here in a minute"
+            lines.append(("Before", f"a long run: y rehearses its memory in seconds{here}."))
         if wizard.data_problem is not None and wizard.data_is_checked:
             lines.append(("Problem", f"{wizard.data_problem.what} {wizard.data_problem.next_step}"))
         return lines
@@ -175,6 +218,17 @@ class ReviewScreen(FramedScreen):
             ("Command   ", "bold"), f"{before}scaler-wizard run {name}\n",
             ("Enter starts it in the background. It survives this terminal.\n", "bold"),
         )  # fmt: skip
+
+    def _savings(self) -> Content:
+        """What would make it cheaper, and how far the settings could go."""
+        heading, sentences = saving_lines(self.row)
+        width = max(self.size.width - 3, 30)
+        parts: list[str | tuple[str, str]] = [(f"{heading}\n", "bold")] if heading else []
+        for number, sentence in enumerate(sentences, start=1):
+            parts += [f"{line}\n" for line in _wrapped(f"  {number}. ", sentence, width)]
+        if room := room_line(self.row):
+            parts += [f"{line}\n" for line in _wrapped("", room, width)]
+        return Content.assemble(*parts)
 
     def _answers(self) -> Content:
         from engine.advise.questions import format_answer
@@ -205,6 +259,13 @@ class ReviewScreen(FramedScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The key line offers only what makes sense for this plan."""
         wizard = self.scaler.wizard
+        if action == "refine":
+            tier = str(parameters[0])
+            simulated = wizard.machine is not None and wizard.machine.simulated
+            ready = self.spec is not None and not self.scaler.launching and None not in self.refined.values()
+            return not (tier == "probe" and simulated) and (True if ready else None)
+        if action == "force":
+            return self.refusal is not None and self.refusal.code == "plan.does_not_fit"
         if action in ("start", "write"):
             return True if self.spec is not None and not self.scaler.launching else None
         if action == "name_data":
@@ -218,6 +279,20 @@ class ReviewScreen(FramedScreen):
     def action_scroll(self, lines: int) -> None:
         """Scroll the page."""
         self.query_one("#review-scroll", VerticalScroll).scroll_relative(y=lines, animate=False)
+
+    def action_refine(self, tier: str) -> None:
+        """Ask the twin for better figures; they come as EstimateRefined."""
+        if self.spec is None:
+            return
+        self.refined[tier] = None
+        refine_in_thread(self, tier, self.spec, self.scaler.wizard.card)
+        self.show_page()
+        self.refresh_bindings()
+
+    def action_force(self) -> None:
+        """Plan what does not fit all the same; nothing starts before Enter."""
+        self.forced = True
+        self.make_spec()
 
     def action_data(self) -> None:
         """The report on the rows."""
@@ -233,6 +308,7 @@ class ReviewScreen(FramedScreen):
 
     def action_this_machine(self) -> None:
         """Give up the what-if."""
+        self.forced = False
         self.scaler.wizard.plan_for_this()
         self.refresh_title()
         self.make_spec()
@@ -267,7 +343,7 @@ class ReviewScreen(FramedScreen):
         if refusal is not None:
             self.scaler.show_error(refusal)
             return
-        self.scaler.start_run(self.spec)
+        self.scaler.start_run(self.spec, force=self.forced)
         self.show_page()
         self.refresh_bindings()
 
@@ -280,7 +356,7 @@ class ReviewScreen(FramedScreen):
                 next_step="Write the spec (w), copy it to that machine, and run: scaler-wizard run spec.toml. "
                 "Or plan for this machine (x).",
             )
-        if row is not None and row.verdict is Verdict.NO:
+        if row is not None and row.verdict is Verdict.NO and not self.forced:
             return EngineError(
                 "fit.no",
                 f"{row.title} does not fit this machine.",
@@ -291,3 +367,16 @@ class ReviewScreen(FramedScreen):
         if wizard.data_problem is not None and wizard.data_is_checked:
             return wizard.data_problem
         return None
+
+
+def _refined_words(answer: Refined | EngineError | None) -> str:
+    """An answer of dry run or probe, what went wrong, or that it is at work."""
+    if answer is None:
+        return "at work; the figures appear here. Nothing waits for it."
+    if isinstance(answer, EngineError):
+        return f"{answer.what} {answer.cause} {answer.next_step}".strip()
+    return answer.sentence
+
+
+def _wrapped(start: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)

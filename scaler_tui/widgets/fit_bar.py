@@ -15,8 +15,11 @@ from textual.widget import Widget
 from engine.estimate.estimate import Estimate
 from engine.units import format_bytes, format_range
 
-_TONES = ("$primary", "$accent", "$secondary", "$success", "$warning", "$foreground 80%", "$primary", "$accent")
-_SHADES = "█▓▒░█▓▒░"
+_TONES = (
+    "$primary", "$accent", "$secondary", "$success", "$warning", "$foreground 80%", "$primary", "$accent", "$secondary"
+)  # fmt: skip
+_SHADES = "█▒▓░▚▌▄▝▗"
+"""As many as there can be parts: told apart without colour."""
 _LETTERS = "WAGOCLTPS"
 SMALLEST_SHARE = 0.02
 """Parts below this share of the whole are told together."""
@@ -41,7 +44,8 @@ def parts_of(estimate: Estimate) -> list[tuple[str, float]]:
     large = [(part.name, part.amount) for part in estimate.breakdown if part.amount >= least]
     small = [part for part in estimate.breakdown if 0 < part.amount < least]
     rest = sum(part.amount for part in small)
-    return [*large, (", ".join(part.name for part in small), rest)] if rest >= 1 else large
+    worth = rest > least / 20
+    return [*large, (", ".join(part.name for part in small), rest)] if worth else large
 
 
 def scale_bytes(estimate: Estimate, free_bytes: float) -> float:

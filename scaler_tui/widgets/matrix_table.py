@@ -101,6 +101,8 @@ class MatrixTable(Widget):
 
     matrix: reactive[Matrix | None] = reactive(None, layout=True)
     cursor: reactive[int | None] = reactive(None)
+    opened: reactive[str] = reactive("")
+    """The column whose cell is open in the pointed row; "" for none."""
     limit: reactive[int] = reactive(99, layout=True)
     """How many rows there is room for: the recommended one comes first, the rest in the engine's order."""
     waiting: reactive[str] = reactive("Looking at the machine and the model ...", layout=True)
@@ -162,4 +164,7 @@ class MatrixTable(Widget):
             )
             line.append("  ")
             line.append(cell.rjust(cells) if column.right else cell.ljust(cells), style)
+            if index == self.cursor and column.id == self.opened:
+                start = len(line) - (len(cell) if column.right else cells)
+                line.stylize("bold underline", start, start + len(cell))
         return line
