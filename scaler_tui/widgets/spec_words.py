@@ -39,7 +39,7 @@ def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
 
 
 def price_lines(spec: JobSpec, row: ApproachRow | None, refined: Refined | None = None) -> list[tuple[str, str]]:
-    """(label, words) of what it will cost; hours of a dry run or probe instead of the formula's where there are some."""
+    """(label, words) of what it will cost; hours of a probe instead of the formula's where there are some."""
     promise = spec.prediction
     lines = []
     if refined is not None and refined.hours.origin.value != promise.origin:
@@ -77,7 +77,7 @@ def saving_lines(row: ApproachRow | None) -> tuple[str, list[str]]:
 
 
 def room_line(row: ApproachRow | None) -> str:
-    """ "Room for: sequence 2,496 tokens, batch 3 rows, rank 47, each with the rest as it is"; "" when it is too full."""
+    """ "Largest that fits, each with the rest as it is: sequence 2,496 tokens, batch 3 rows"; "" when nothing does."""
     from engine.advise.inverse import room_of
 
     if row is None or row.appraisal is None:
