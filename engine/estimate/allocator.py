@@ -34,9 +34,12 @@ class CachingAllocator:
 
     def __init__(self) -> None:
         self.reserved = 0
-        """Never falls: segments are kept for the next request."""
+        """Segments are kept for the next request until the cache is emptied."""
+        self.peak_reserved = 0
         self.allocated = 0
         self.peak_allocated = 0
+        self.recent_peak_allocated = 0
+        """Since it was last set back."""
         self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
         self._count = 0
 
@@ -57,6 +60,7 @@ class CachingAllocator:
         block.used = True
         self.allocated += block.size
         self.peak_allocated = max(self.peak_allocated, self.allocated)
+        self.recent_peak_allocated = max(self.recent_peak_allocated, self.allocated)
         return block
 
     def release(self, block: Block) -> None:
@@ -72,6 +76,13 @@ class CachingAllocator:
             block = self._joined(block, after)
         self._put(block)
 
+    def empty_cache(self) -> None:
+        """Segments of which nothing is in use go back to the driver."""
+        for pool in self._free.values():
+            whole = [entry for entry in pool if entry[2].before is None and entry[2].after is None]
+            pool[:] = [entry for entry in pool if entry not in whole]
+            self.reserved -= sum(size for size, _, _ in whole)
+
     def _segment(self, size: int, *, small: bool) -> Block:
         if small:
             segment = _SMALL_SEGMENT
@@ -80,6 +91,7 @@ class CachingAllocator:
         else:
             segment = -(-size // _SMALL_SEGMENT) * _SMALL_SEGMENT
         self.reserved += segment
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
         return Block(segment, None, None, small=small)
 
     @staticmethod

@@ -35,7 +35,7 @@ def slack_of(work: Workload, calibration: Calibration | None = None) -> Range:
         return SLACK_CPU
     if work.expandable_segments:
         return SLACK_EXPANDABLE
-    if work.purpose is Purpose.TRAIN and work.shards == 1 and not work.stack.empties_cache:
+    if work.purpose is Purpose.TRAIN and work.shards == 1:
         return _replayed(work)
     return work.stack.slack or (SLACK_PACKED if work.packed else SLACK_PLAIN)
 
@@ -43,7 +43,7 @@ def slack_of(work: Workload, calibration: Calibration | None = None) -> Range:
 def _replayed(work: Workload) -> Range:
     """From two replayed steps. Lengths that vary from batch to batch fragment more: `Stack.varied_slack`."""
     found = replayed(work)
-    likely = found.ratio * REPLAY_SHORT[work.packed] + work.stack.varied_slack * found.step_share
+    likely = found.ratio * REPLAY_SHORT[work.packed] + work.stack.varied_slack * found.token_share
     return Range(found.ratio * 0.98 - 1, likely - 1, likely * 1.08 - 1)
 
 

@@ -55,8 +55,8 @@ class Replayed:
 
     ratio: float
     """Peak reserved / peak allocated, at least 1."""
-    step_share: float
-    """Share of the peak that a step allocates, beside weights, adapter and states."""
+    token_share: float
+    """Share of the peak that grows with tokens: what forward and backward allocate beside the state."""
 
 
 @lru_cache(maxsize=1024)
@@ -68,7 +68,7 @@ def replayed(work: Workload) -> Replayed:
         run.step(first=step == 0)
     allocator = run.allocator
     peak = max(allocator.peak_allocated, 1)
-    return Replayed(max(allocator.reserved / peak, 1.0), 1.0 - allocator.allocated / peak)
+    return Replayed(max(allocator.peak_reserved / peak, 1.0), run.token_bytes / peak)
 
 
 class _Run:
@@ -76,6 +76,7 @@ class _Run:
 
     def __init__(self, work: Workload) -> None:
         self.work, self.allocator = work, CachingAllocator()
+        self.token_bytes = 0
         self._style = {learns: style_of(work, learns=learns) for learns in (True, False)}
 
     def load(self) -> None:
@@ -122,16 +123,22 @@ class _Run:
     def step(self, *, first: bool) -> None:
         """Forward, loss, backward, optimizer."""
         live: _Live = {}
+        before = self.allocator.recent_peak_allocated = self.allocator.allocated
         layers = self._forward(live)
         head = _Replay(self.allocator, self.work.tokens, live)
         hidden = self._input(Buffer(0.0, 0.0, 0))
         head_and_loss(head, hidden, self.work, logit_share(self.work))
         if first:
             self.allocator.request(self.work.workspace_bytes / 2)
+        loss_peak = self.allocator.recent_peak_allocated
         gradient = self._backward(live, layers, hidden.gradient)
         if gradient is not None:
             head.free(gradient)
+        peak = self.allocator.recent_peak_allocated if self.work.method is Method.ADAPTER else loss_peak
+        self.token_bytes = peak - before
         self._optimize(live, first=first)
+        if self.work.stack.empties_cache:
+            self.allocator.empty_cache()
 
     def _input(self, buffer: Buffer) -> Var:
         hidden = float(self.work.architecture.hidden_size)

@@ -40,6 +40,8 @@ class Stack:
     packed_input_bytes: int = 0
     """Bytes kept per value of every 4-bit linear's input until its backward (bitsandbytes before 0.43 saved it for a
     gradient that is never computed)."""
+    packs_experts: bool = False
+    """Experts of mixtures are linear layers of their own, which 4-bit packing reaches (transformers before 5)."""
     packs_head: bool = False
     """The output head is packed to 4 bits as well."""
     stored_factor: float = 1.0
@@ -61,7 +63,7 @@ class Stack:
     slack: Range | None = None
     """Reserved / allocated - 1 where steps are not replayed (sharded runs): low, likely, high."""
     empties_cache: bool = False
-    """The script calls `torch.cuda.empty_cache()` in its loop: reserved stays near allocated; `slack` holds."""
+    """The script calls `torch.cuda.empty_cache()` between steps: segments do not outlive a step."""
     varied_slack: float = 0.0
     """Lengths that vary from batch to batch: what they leave in segments, as a share of what a step allocates."""
 
@@ -88,7 +90,7 @@ HF_2023 = Stack(
     kbit_prepared=True,
     shifted_copy=True,
     repeats_keys=True,
-    foreach_copies=2.0,
+    packs_experts=True,
     context_bytes=Range(0.4 * GIB, 0.6 * GIB, 1.2 * GIB),
     slack=Range(0.02, 0.08, 0.25),
 )
@@ -101,6 +103,7 @@ QWEN_2023 = replace(
     context_bytes=Range(0.5 * GIB, 0.9 * GIB, 1.4 * GIB),
     fp32_logits=False,
     repeats_keys=False,
+    foreach_copies=2.0,
 )
 QWEN_2023_DEEPSPEED = replace(
     QWEN_2023,
@@ -145,7 +148,6 @@ PEFT_BENCH = replace(
     source="method_comparison/MetaMathQA/run.py: own loop without autocast, padded batches, empty_cache in the loop",
     holds_output=False,
     empties_cache=True,
-    slack=Range(0.0, 0.015, 0.08),
 )
 LITGPT = Stack(
     id="litgpt",
@@ -154,6 +156,7 @@ LITGPT = Stack(
     repeats_keys=True,
     loss_chunk_tokens=128,
     packed_input_bytes=4,
+    packs_experts=True,
     packs_head=True,
     foreach_copies=1.0,
     context_bytes=Range(0.4 * GIB, 0.5 * GIB, 0.9 * GIB),

@@ -53,6 +53,9 @@ def weight_bytes(work: Workload) -> float:
         saved = 0.0
         if work.stack.packs_head:
             saved = shape_of(work.architecture).head * (rest_width(work) - packed_value_bytes(work.packing))
+        if work.stack.packs_experts:
+            experts = max(work.architecture.linear_parameters - shape_of(work.architecture).quantizable, 0)
+            saved += experts * (rest_width(work) - packed_value_bytes(work.packing))
         return packed_model_bytes(work.architecture, work.packing, rest_width(work)) - saved
     return float(work.compute_bytes * work.architecture.parameters)
 

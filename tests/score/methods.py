@@ -45,7 +45,7 @@ def method_of(row: Row) -> Method:
     words = row.method
     if re.search(r"llama-?pro|new blocks|block expansion", words):
         return Method.NEW_BLOCKS
-    if re.search(r"lora|adapter|\bqlora\b|pissa|olora|\beva\b|corda", words):
+    if re.search(r"lora|dora|adapter|pissa|\beva\b|corda|loftq", words):
         return Method.ADAPTER
     if re.search(r"full|\bsft\b|pre-?train|continued|\bft\b|fine-?tun", words):
         return Method.FULL
@@ -86,15 +86,13 @@ def _double(words: str, stack: Stack) -> bool:
 def optimizer_of(row: Row, method: Method, stack: Stack) -> OptimizerKind:
     """The optimizer's states. Raises NotExpressible where it is not stated for full training, or has no formula."""
     words = row.optimizer
-    if re.search(r"adafactor|lion|muon|came|sophia|lomo|galore", words):
-        raise NotExpressible(f"optimizer {row.optimizer}: no formula")
-    if re.search(r"4-?bit", words):
-        raise NotExpressible(f"optimizer {row.optimizer}: 4-bit states have no formula")
-    if re.search(r"\bsgd\b", words):
+    if re.search(r"adafactor|\bsgd\b", words):  # adafactor's factored states are a row and a column per matrix
         return OptimizerKind.SGD
+    if re.search(r"lion|muon|came|sophia|lomo|galore", words) and method is not Method.ADAPTER:
+        raise NotExpressible(f"optimizer {row.optimizer}: no formula")
     if re.search(r"paged", words):
         return OptimizerKind.PAGED_ADAMW_8BIT
-    if re.search(r"8-?bit|fp8", words):
+    if re.search(r"[48]-?bit|fp8|int[48]", words):
         return OptimizerKind.ADAMW_8BIT
     if method is not Method.ADAPTER:
         if re.search(r"not stated|differ", words):

@@ -37,11 +37,17 @@ _T4_CONTEXT = Range(138 * MIB, 141 * MIB, 160 * MIB)
 """A T4 with kernels loaded on demand: 140.9 MiB in every published run."""
 
 
+_FOUR_BIT_STATES = 2 * (0.5 + 4 / 128) - 2 * (1 + 4 / 256)
+"""torchao's 4-bit states (blocks of 128) against 8-bit ones (blocks of 256), bytes per parameter."""
+
+
 def stack_of(row: Row) -> Stack:
     """The constants for this row; `context_bytes` are those of its card where the stack leaves them open."""
     stack = _stack(row)
     if re.search(r"baichuan2?-?13b", row.model.lower()):
         stack = replace(stack, buffer_bytes=stack.buffer_bytes + _alibi_bytes(row))
+    if re.search(r"4-?bit|int4", row.optimizer):
+        stack = replace(stack, state_bytes_per_parameter=stack.state_bytes_per_parameter + _FOUR_BIT_STATES)
     if stack.context_bytes is None and re.search(r"\bt4\b", row.gpu.lower()):
         return replace(stack, context_bytes=_T4_CONTEXT)
     return stack

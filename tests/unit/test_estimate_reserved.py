@@ -50,6 +50,16 @@ def test_a_hole_that_is_too_small_does_not_help() -> None:
     assert wall.used
 
 
+def test_emptying_the_cache_gives_back_whole_segments_only() -> None:
+    allocator = CachingAllocator()
+    whole, part = allocator.request(64 * MIB), allocator.request(2 * MIB)
+    allocator.release(whole)
+    allocator.empty_cache()
+    assert part.used
+    assert allocator.reserved == 20 * MIB
+    assert allocator.peak_reserved == 84 * MIB
+
+
 @given(st.lists(st.tuples(st.integers(1, 64 * MIB), st.booleans()), min_size=1, max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_reserved_never_falls_below_what_is_in_use_and_books_balance(requests: list[tuple[int, bool]]) -> None:
@@ -83,7 +93,7 @@ def test_every_method_can_be_replayed(method: Method, checkpointing: bool) -> No
     )  # fmt: skip
     found = replayed(work)
     assert 1.0 <= found.ratio < 1.6
-    assert 0.0 < found.step_share < 1.0
+    assert 0.0 < found.token_share < 1.0
     slack = slack_of(work)
     assert slack.low <= slack.likely <= slack.high
 
