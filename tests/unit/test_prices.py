@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from dataclasses import replace
 from datetime import date
@@ -153,6 +154,17 @@ def test_without_a_network_the_failure_is_clear_and_the_prices_stay_with_their_a
     assert "8 days ago" in caught.value.next_step
     assert not prices_path().exists()
     assert price_quotes(today=TODAY) == before
+
+
+def test_without_gpuhunt_the_command_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gpuhunt", None)
+    assert main(["prices", "--refresh"]) == 2
+    message = capsys.readouterr().err
+    assert "scaler-wizard[prices]" in message
+    assert "days ago" in message
+    assert main(["prices", "T4"]) == 2, "nobody lists the T4"
 
 
 def test_a_catalogue_without_known_cards_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
