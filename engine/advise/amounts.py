@@ -102,7 +102,7 @@ def load_of(plan: Plan, answers: Answers, machine: Machine) -> Load:
             teacher_on_disk=plan.work.teacher is None or is_on_disk(plan.work.teacher),
             epoch_tokens=run_tokens(plan, answers)[1] / plan.recipe.number("epochs"),
         ),
-        tariff=Tariff(rented, machine.price_usd_per_hour, None, cards),
+        tariff=Tariff(rented, machine.price_usd_per_hour, answers.number("usd_per_kwh") or None, cards),
         download_bytes=0.0 if is_on_disk(source) else float(source.weight_bytes or 2 * source.parameters),
     )
 

@@ -120,7 +120,7 @@ def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, na
         ),
         checkpoint=CheckpointSection(every_steps=min(max(steps // 6, 10), 500)),
         output=OutputSection(merge=answers.text("output") == "merged"),
-        cost=CostSection(usd_per_hour=_price(plan, answers, machine), budget_usd=_budget(answers, machine)),
+        cost=_cost(plan, answers, machine),
     )
 
 
@@ -161,9 +161,12 @@ def _price(plan: Plan, answers: Answers, machine: Machine) -> float:
     return round(hourly_rent(device_of(plan, machine), Tariff(True, None, None, max(len(machine.gpus), 1))).likely, 4)
 
 
-def _budget(answers: Answers, machine: Machine) -> float:
-    paid = answers.rented or machine.price_usd_per_hour is not None
-    return answers.number("budget_usd") if paid else 0.0
+def _cost(plan: Plan, answers: Answers, machine: Machine) -> CostSection:
+    """Rent of a paid machine, or one's own tariff; a limit only where one of them can reach it."""
+    if answers.rented or machine.price_usd_per_hour is not None:
+        return CostSection(usd_per_hour=_price(plan, answers, machine), budget_usd=answers.number("budget_usd"))
+    tariff = answers.number("usd_per_kwh")
+    return CostSection(usd_per_kwh=tariff, budget_usd=answers.number("budget_usd") if tariff else 0.0)
 
 
 def _hub_name(source: str) -> str:

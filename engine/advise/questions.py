@@ -169,6 +169,8 @@ def format_answer(question: Question, value: AnswerValue) -> str:
         return format_usd(value)
     if question.unit == "usd_per_hour":
         return f"{format_usd(value)} an hour"
+    if question.unit == "usd_per_kwh":
+        return f"{format_usd(value)} per kWh"
     if question.unit == "length":
         return f"{int(value):,} tokens"
     return f"{format_count(value)} {question.unit}"

@@ -10,6 +10,9 @@ import msgspec
 import pytest
 from planning import LLAMA_3B, MIXTURE, card, machine
 
+from engine.advise.answers import answers_of
+from engine.advise.compare import build_matrix
+from engine.advise.plan import build_spec
 from engine.advise.spec_plan import appraise_spec, load_of_spec, measuring_of, predict
 from engine.data.load import prepare, survey
 from engine.data.packing import pack, unpacked
@@ -190,3 +193,18 @@ def test_the_demo_spec_of_the_program_fits_its_own_disk_estimate(tmp_path: Path)
     work = Workload(demo, rank=16, sequence=256)
     adapter = 434_176
     assert checkpoint_bytes(work) == pytest.approx(12 * adapter)
+
+
+def test_ones_own_tariff_is_the_price_of_electricity_in_the_matrix_and_the_spec() -> None:
+    home = machine(card())
+    given = {"model": "llama-3.2-3b", "data": "rows.jsonl", "hardware": "this", "budget_usd": 10}
+    costs = {}
+    for tariff in (0, 0.1, 0.2):
+        answers = answers_of({**given, "usd_per_kwh": tariff})
+        costs[tariff] = build_matrix(LLAMA_3B, home, answers).row("lora").cost_usd
+        spec = build_spec(LLAMA_3B, home, answers, approach="lora")
+        assert (spec.cost.usd_per_hour, spec.cost.usd_per_kwh) == (0, tariff)
+        assert spec.cost.budget_usd == (10 if tariff else 0), "without a price a limit cannot be reached"
+        assert spec.prediction.watts > 0
+    assert costs[0.2].likely == pytest.approx(2 * costs[0.1].likely)
+    assert costs[0].high / costs[0].low > costs[0.1].high / costs[0.1].low
