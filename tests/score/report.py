@@ -45,6 +45,8 @@ class GroupSummary:
     verdicts: int
     verdicts_right: int
     length: ErrorSummary | None
+    rate: ErrorSummary | None
+    """Tokens per second."""
 
 
 def summary_of_errors(errors: Iterable[float | None]) -> ErrorSummary | None:
@@ -69,6 +71,7 @@ def summary_of(name: str, scored: Sequence[Scored], skipped: Sequence[Skipped]) 
         len(judged),
         sum(judged),
         summary_of_errors(one.length_error for one in scored),
+        summary_of_errors(one.rate_error for one in scored),
     )
 
 
@@ -139,7 +142,8 @@ def as_json(scored: Sequence[Scored], skipped: Sequence[Skipped]) -> dict[str, A
 def _group_lines(group: GroupSummary) -> list[str]:
     verdicts = f"verdicts {group.verdicts_right}/{group.verdicts} right" if group.verdicts else "no verdicts"
     lines = [f"  {group.name}: {group.scored} of {group.rows} rows scored, {group.skipped} not; {verdicts}"]
-    for kind, summary in (*zip(KINDS, group.errors, strict=True), ("longest sequence", group.length)):
+    more = (("longest sequence", group.length), ("tokens/s", group.rate))
+    for kind, summary in (*zip(KINDS, group.errors, strict=True), *more):
         if summary is not None:
             lines.append(
                 f"      {kind:<16} n {summary.rows:>3}   mean abs {summary.mean_absolute:6.2%}"
@@ -158,9 +162,10 @@ def _row_line(one: Scored) -> str:
     )
     job = f"{one.work.batch} x {one.work.sequence}"
     length = "" if one.longest is None else f"  longest {one.longest:,} for {one.row.sequence or 0:,}"
+    rate = "" if one.rate_error is None else f"  tokens/s {one.rate_error:+.0%}"
     return (
         f"  {one.row.id} {one.row.model[-24:]} {one.row.method[:12]} {job} [{one.work.stack.id}]"
-        f" {figures}  {one.predicted.phase}  {one.verdict}{length}"
+        f" {figures}  {one.predicted.phase}  {one.verdict}{length}{rate}"
     )
 
 
@@ -180,6 +185,7 @@ def _group_json(group: GroupSummary) -> dict[str, Any]:
         "skipped": group.skipped,
         "errors": {kind: _errors_json(group.errors[index]) for index, kind in enumerate(KINDS)},
         "longest_sequence": _errors_json(group.length),
+        "tokens_per_second": _errors_json(group.rate),
         "verdicts": group.verdicts,
         "verdicts_right": group.verdicts_right,
     }
@@ -205,4 +211,5 @@ def _row_json(one: Scored) -> dict[str, Any]:
         "ran": one.ran,
         "longest_sequence": one.longest,
         "length_error": one.length_error,
+        "rate_error": one.rate_error,
     }

@@ -14,6 +14,7 @@ from engine.estimate.memory import estimate_memory, memory_bounds, peak_of
 from engine.estimate.workload import OptimizerKind, Workload
 from tests.score.methods import NotExpressible
 from tests.score.rows import Measured, Row, card_bytes, measured_of
+from tests.score.speed import rate_error
 from tests.score.stack_of import class_of
 from tests.score.workloads import Mapped, mapped
 
@@ -47,6 +48,8 @@ class Scored:
     """Whether the run went through; None where that cannot be known."""
     verdict: str
     """ "fits", "tight" or "no"; "" without a card."""
+    rate_error: float | None = None
+    """Predicted / measured tokens per second - 1."""
     longest: int | None = None
     """Frontier rows: the longest sequence the formula fits into the budget, 0 for none."""
 
@@ -130,8 +133,9 @@ def _score(row: Row) -> Scored:
     measured = measured_of(row)
     if row.frontier:
         return _frontier(row, job)
-    if not measured.anything and not row.out_of_memory:
-        raise NotExpressible("no memory figure in the row")
+    rate = rate_error(job)
+    if not measured.anything and not row.out_of_memory and rate is None:
+        raise NotExpressible("neither memory nor a rate that can be compared")
     predicted = predict(job)
     card = card_bytes(row)
     ran = False if row.out_of_memory else (True if measured.anything else None)
@@ -143,6 +147,7 @@ def _score(row: Row) -> Scored:
         predicted=predicted,
         ran=ran,
         verdict=_verdict(predicted, card) if card else "",
+        rate_error=rate,
     )
 
 

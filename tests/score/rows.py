@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import EngineError
-from engine.hardware.gpu_profiles import find_gpu_profile
+from engine.hardware.gpu_profiles import GpuProfile, find_gpu_profile
 from engine.units import GIB, MIB
 
 _NEEDED = ("id", "source", "framework", "model", "method", "gpu", "mem_metric", "mem_gib")
@@ -134,12 +134,24 @@ def card_bytes(row: Row) -> float | None:
     visible = re.search(r"([\d,]{4,})\s*mib visible", row.gpu.lower())
     if visible:
         return float(visible[1].replace(",", "")) * MIB
-    name = re.sub(r"^\s*\d+\s*x\s*", "", re.sub(r"\([^)]*\)", " ", row.gpu)).strip()
-    sold = re.search(r"(\d{1,3}(?:\.\d+)?)\s*gi?b", row.gpu.lower())
-    profile = find_gpu_profile(name) or find_gpu_profile(re.sub(r"(?i)\b(sxm\d?|pcie|nvl|dgx|-)\b", " ", name))
-    if profile is not None and (sold is None or abs(profile.vram_bytes / GIB - float(sold[1])) < 2):
+    profile = card_profile(row)
+    if profile is not None:
         return float(profile.visible_bytes) or None
-    return float(sold[1]) * GIB if sold else None
+    sold = _sold_gib(row.gpu)
+    return sold * GIB if sold else None
+
+
+def card_profile(row: Row) -> GpuProfile | None:
+    """The catalogue's entry for the row's card, when its memory agrees with what the text says."""
+    name = re.sub(r"^\s*\d+\s*x\s*", "", re.sub(r"\([^)]*\)", " ", row.gpu)).strip()
+    sold = _sold_gib(row.gpu)
+    profile = find_gpu_profile(name) or find_gpu_profile(re.sub(r"(?i)\b(sxm\d?|pcie|nvl|dgx|-)\b", " ", name))
+    return profile if profile and (sold is None or abs(profile.vram_bytes / GIB - sold) < 2) else None
+
+
+def _sold_gib(text: str) -> float | None:
+    sold = re.search(r"(\d{1,3}(?:\.\d+)?)\s*gi?b", text.lower())
+    return float(sold[1]) if sold else None
 
 
 def _row(line: dict[str, str | None], number: int) -> Row:

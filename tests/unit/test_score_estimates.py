@@ -215,3 +215,13 @@ def test_the_json_says_the_same_as_the_text(capsys: pytest.CaptureFixture[str]) 
     assert "BY SOURCE" in text
     assert "CONSTANTS USED" in text
     assert all(one.row.id in text for one in (*scored, *skipped))
+
+
+def test_rates_are_compared_in_the_rows_own_unit() -> None:
+    row = ROWS["m408"]
+    whole = only(replace(row, throughput_unit="tokens/s whole machine"))
+    each = only(replace(row, throughput_unit="tokens/s/gpu"))
+    assert whole.rate_error is not None
+    assert each.rate_error is not None
+    assert 1 + whole.rate_error == pytest.approx(row.gpus * (1 + each.rate_error))
+    assert only(replace(row, throughput_unit="samples/s")).rate_error is None
