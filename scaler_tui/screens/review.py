@@ -5,7 +5,6 @@ Owns the drawing of the page. Must not choose a value: `engine.advise.plan` made
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +25,8 @@ from scaler_tui.feeds.estimate_feed import TIERS, EstimateRefined, refine_in_thr
 from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.screens.base import BACK_KEYS, FramedScreen
 from scaler_tui.widgets.fit_bar import FitBar
-from scaler_tui.widgets.spec_words import data_line, price_lines, room_line, saving_lines, setting_lines
+from scaler_tui.widgets.review_words import REFUSED, refined_words, refused_content, savings_content
+from scaler_tui.widgets.spec_words import data_line, price_lines, setting_lines
 
 if TYPE_CHECKING:
     from engine.advise.figures import Refined
@@ -44,11 +44,11 @@ class ReviewScreen(FramedScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "start", "Start the run"),
         Binding(BACK_KEYS, "back", "Back", key_display="b"),
+        Binding("F", "force", "Force", tooltip="Plan it although it does not fit; the journal will say so"),
         Binding("w", "write", "Write spec", tooltip="Write the spec into the current folder, never over a file"),
         Binding("d", "data", "Data report"),
         Binding("y", "refine('dry-run')", "Dry run", tooltip="Rehearse it on fake tensors: exact memory, in seconds"),
         Binding("p", "refine('probe')", "Probe", tooltip="Measure memory and speed on this machine, about a minute"),
-        Binding("F", "force", "Force", tooltip="Plan it although it does not fit; the journal will say so"),
         Binding("m", "matrix", "Matrix"),
         Binding("f", "name_data", "Name a file", tooltip="Back to the question about data"),
         Binding("x", "this_machine", "This machine", tooltip="Plan for the real machine instead of the simulated one"),
@@ -170,7 +170,7 @@ class ReviewScreen(FramedScreen):
             top.update("Starting the run in the background ...")
             rest.update("")
         elif self.refusal is not None:
-            top.update(self._refused(self.refusal))
+            top.update(refused_content(self.refusal, self.signs.no, self.size.width - 3))
             rest.update(self._answers())
         elif self.spec is None:
             top.update(self.scaler.wizard.waiting_for or "Looking at the machine and the model ...")
@@ -178,7 +178,9 @@ class ReviewScreen(FramedScreen):
         else:
             top.update(self._lines(self._before_bar(self.spec))[:-1])
             after = self._lines(self._after_bar(self.spec))
-            rest.update(Content.assemble(after, self._end(), self._savings(), self._answers()))
+            rest.update(
+                Content.assemble(after, self._end(), savings_content(self.row, self.size.width - 3), self._answers())
+            )
 
     def _lines(self, lines: list[tuple[str, str]]) -> Content:
         """Labels in bold, words wrapped beside them."""
@@ -200,7 +202,7 @@ class ReviewScreen(FramedScreen):
     def _after_bar(self, spec: JobSpec) -> list[tuple[str, str]]:
         row, wizard = self.row, self.scaler.wizard
         lines = [("Fits?", f"{row.verdict}: {row.verdict_reason}")] if row else []
-        lines += [(TIERS[tier], _refined_words(answer)) for tier, answer in self.refined.items()]
+        lines += [(TIERS[tier], refined_words(answer)) for tier, answer in self.refined.items()]
         if self.forced and row is not None and row.verdict is Verdict.NO:
             lines.append(("Forced", "it was refused. Enter starts it all the same, and the journal will say so."))
         lines += price_lines(spec, row, self.better)
@@ -219,17 +221,6 @@ class ReviewScreen(FramedScreen):
             ("Enter starts it in the background. It survives this terminal.\n", "bold"),
         )  # fmt: skip
 
-    def _savings(self) -> Content:
-        """What would make it cheaper, and how far the settings could go."""
-        heading, sentences = saving_lines(self.row)
-        width = max(self.size.width - 3, 30)
-        parts: list[str | tuple[str, str]] = [(f"{heading}\n", "bold")] if heading else []
-        for number, sentence in enumerate(sentences, start=1):
-            parts += [f"{line}\n" for line in _wrapped(f"  {number}. ", sentence, width)]
-        if room := room_line(self.row):
-            parts += [f"{line}\n" for line in _wrapped("", room, width)]
-        return Content.assemble(*parts)
-
     def _answers(self) -> Content:
         from engine.advise.questions import format_answer
 
@@ -241,20 +232,6 @@ class ReviewScreen(FramedScreen):
         ]
         return Content.assemble(("Answers", "bold"), ("".join(told), QUIET))
 
-    def _refused(self, error: EngineError) -> Content:
-        """What, cause, and every proposed fix on a line of its own."""
-        fixes = re.split(r"\s*\(\d+\)\s+", error.next_step)
-        steps = [f"  {number}. {fix}\n" for number, fix in enumerate(fixes[1:], start=1)]
-        parts: list[Content | str | tuple[str, str]] = [(f"{self.signs.no} {error.what}\n", "bold $text-error")]
-        if error.cause:
-            parts.append(f"{error.cause}\n")
-        if steps:
-            parts.append(("\nWhat would make it fit, gentlest first\n", "bold"))
-            parts += [*([f"{fixes[0]}\n"] if fixes[0] else []), *steps]
-        elif error.next_step:
-            parts.append(f"{error.next_step}\n")
-        return Content.assemble(*parts, "\n")
-
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The key line offers only what makes sense for this plan."""
@@ -262,10 +239,11 @@ class ReviewScreen(FramedScreen):
         if action == "refine":
             tier = str(parameters[0])
             simulated = wizard.machine is not None and wizard.machine.simulated
-            ready = self.spec is not None and not self.scaler.launching and None not in self.refined.values()
-            return not (tier == "probe" and simulated) and (True if ready else None)
+            if self.spec is None or (tier == "probe" and simulated):
+                return False
+            return None if self.scaler.launching or None in self.refined.values() else True
         if action == "force":
-            return self.refusal is not None and self.refusal.code == "plan.does_not_fit"
+            return self.refusal is not None and self.refusal.code == REFUSED
         if action in ("start", "write"):
             return True if self.spec is not None and not self.scaler.launching else None
         if action == "name_data":
@@ -367,16 +345,3 @@ class ReviewScreen(FramedScreen):
         if wizard.data_problem is not None and wizard.data_is_checked:
             return wizard.data_problem
         return None
-
-
-def _refined_words(answer: Refined | EngineError | None) -> str:
-    """An answer of dry run or probe, what went wrong, or that it is at work."""
-    if answer is None:
-        return "at work; the figures appear here. Nothing waits for it."
-    if isinstance(answer, EngineError):
-        return f"{answer.what} {answer.cause} {answer.next_step}".strip()
-    return answer.sentence
-
-
-def _wrapped(start: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from textual.content import Content
 
-from engine.jobs.spec import JobSpec
+from engine.jobs.spec import JobSpec, PredictionSection
 from engine.jobs.state import RunState
 from engine.jobs.summary import cost_usd
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
@@ -106,19 +106,22 @@ def promises(spec: JobSpec | None, state: RunState) -> list[Promise]:
         verdict, tone = range_verdict(peak, promised.memory_bytes_low, promised.memory_bytes_high)
     kind = f" {state.peak_kind.upper()}" if state.peak_kind else ""
     rows.append(Promise("memory", predicted, f"{format_bytes(peak)}{kind}" if peak else "-", verdict, tone))
-    rows.append(_speed_promise(promised.tokens_per_second, state))
+    rows.append(_speed_promise(promised, state))
     rows.append(_time_promise(promised.seconds_low, promised.seconds_likely, promised.seconds_high, state))
     return rows
 
 
-def _speed_promise(tokens_per_second: float, state: RunState) -> Promise:
-    predicted = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else "not predicted"
+def _speed_promise(promised: PredictionSection, state: RunState) -> Promise:
+    likely, low, high = promised.tokens_per_second, promised.tokens_per_second_low, promised.tokens_per_second_high
+    span = f" ({format_range(f'{low:,.0f}', f'{high:,.0f}')})" if high else ""
+    predicted = f"{likely:,.0f} tokens/s{span}" if likely else "not predicted"
     measured = state.tokens_per_second
     if measured is None:
         return Promise("speed", predicted, "-", "", "")
-    share = measured / tokens_per_second if tokens_per_second else 0.0
+    share = measured / likely if likely else 0.0
     verdict = f"{share * 100:.0f} % of predicted" if share else ""
-    return Promise("speed", predicted, f"{measured:,.0f} tokens/s", verdict, "warn" if 0 < share < 0.7 else "good")
+    slow = measured < low if high else 0 < share < 0.7
+    return Promise("speed", predicted, f"{measured:,.0f} tokens/s", verdict, "warn" if slow else "good")
 
 
 def _time_promise(low: float, likely: float, high: float, state: RunState) -> Promise:

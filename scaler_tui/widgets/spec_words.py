@@ -10,8 +10,6 @@ from engine.advise.matrix import ApproachRow
 from engine.jobs.spec import JobSpec
 from engine.units import format_bytes, format_duration, format_hours, format_range, format_usd
 
-MOST_SAVINGS = 3
-
 
 def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
     """(label, words) of what will be done."""
@@ -62,25 +60,3 @@ def data_line(spec: JobSpec, checked: str) -> tuple[str, str]:
     """(label, words): the file, what is held out, and what the check counted."""
     heldout = spec.data.heldout or f"{spec.data.heldout_fraction:.0%} set aside"
     return "Data", f"{spec.data.train}; held-out: {heldout}" + (f"; {checked}" if checked else "")
-
-
-def saving_lines(row: ApproachRow | None) -> tuple[str, list[str]]:
-    """A heading, and what would make the job fit, or cheaper when it does; ("", []) when nothing would."""
-    from engine.advise.fixes import fixes_for, savings_for
-
-    if row is None or row.appraisal is None:
-        return "", []
-    fixes, savings = fixes_for(row.appraisal), savings_for(row.appraisal)
-    heading = "What would make it fit, cheapest first" if fixes else "What would make it faster or cheaper"
-    sentences = [fix.sentence for fix in (fixes or savings)[:MOST_SAVINGS]]
-    return (heading, sentences) if sentences else ("", [])
-
-
-def room_line(row: ApproachRow | None) -> str:
-    """ "Largest that fits, each with the rest as it is: sequence 2,496 tokens, batch 3 rows"; "" when nothing does."""
-    from engine.advise.inverse import room_of
-
-    if row is None or row.appraisal is None:
-        return ""
-    room = [f"{answer.question} {answer.name}" for answer in room_of(row.appraisal.plan) if answer.memory is not None]
-    return f"Largest that fits, each with the rest as it is: {', '.join(room)}" if room else ""

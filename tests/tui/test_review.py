@@ -142,7 +142,7 @@ async def test_what_does_not_fit_lists_the_fixes_one_a_line() -> None:
         app.open_review("qlora")
         await until(pilot, lambda: "does not fit" in flat(app))
         text = visible(app)
-        assert "gentlest first" in text
+        assert "cheapest first" in text
         assert "  1. " in text
         await press(pilot, "enter")
         assert isinstance(app.screen, ReviewScreen), "there is nothing to start"

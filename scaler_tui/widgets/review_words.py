@@ -1,0 +1,86 @@
+"""What the page before a run says beside its settings: a refusal with ways out, savings, answers of dry run and probe.
+
+Owns the wording and its wrapping. Must not decide or compute: verdicts, fixes and figures are the engine's.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from engine.advise.figures import Refined
+    from engine.advise.matrix import ApproachRow
+
+REFUSED = "plan.does_not_fit"
+"""The engine's refusal that the user may overrule."""
+MOST_SAVINGS = 3
+MINIMUM_WIDTH = 30
+
+
+def refused_content(error: EngineError, no_sign: str, width: int) -> Content:
+    """What, cause, and every proposed way out on a line of its own."""
+    fixes = re.split(r"\s*\(\d+\)\s+", error.next_step)
+    parts: list[str | tuple[str, str]] = [(f"{no_sign} {error.what}\n", "bold $text-error")]
+    if error.cause:
+        parts.append(f"{error.cause}\n")
+    if fixes[1:]:
+        parts.append(("\nWhat would make it fit, cheapest first\n", "bold"))
+        parts += [*([f"{fixes[0]}\n"] if fixes[0] else []), *_numbered(fixes[1:], width)]
+    elif error.next_step:
+        parts.append(f"{error.next_step}\n")
+    if error.code == REFUSED:
+        parts += [("F", "bold"), " plans it all the same; the run may fail, and its journal says that you insisted.\n"]
+    return Content.assemble(*parts, "\n")
+
+
+def savings_content(row: ApproachRow | None, width: int) -> Content:
+    """What would make the job fit, or cheaper when it does, and how far its settings could go."""
+    from engine.advise.fixes import fixes_for, savings_for
+
+    if row is None or row.appraisal is None:
+        return Content("")
+    fixes, savings = fixes_for(row.appraisal), savings_for(row.appraisal)
+    parts: list[str | tuple[str, str]] = []
+    if fixes or savings:
+        heading = "What would make it fit, cheapest first" if fixes else "What would make it faster or cheaper"
+        parts.append((f"{heading}\n", "bold"))
+        parts += _numbered([fix.sentence for fix in (fixes or savings)[:MOST_SAVINGS]], width)
+    parts += [f"{line}\n" for line in textwrap.wrap(_room(row), max(width, MINIMUM_WIDTH))]
+    return Content.assemble(*parts)
+
+
+def refined_words(answer: Refined | EngineError | None) -> str:
+    """An answer of dry run or probe, what went wrong, or that it is at work."""
+    if answer is None:
+        return "at work; the figures appear here. Nothing waits for it."
+    if isinstance(answer, EngineError):
+        return " ".join(text for text in (answer.what, answer.cause, answer.next_step) if text)
+    return answer.sentence
+
+
+def _room(row: ApproachRow) -> str:
+    from engine.advise.inverse import room_of
+
+    assert row.appraisal is not None
+    room = [f"{answer.question} {answer.name}" for answer in room_of(row.appraisal.plan) if answer.memory is not None]
+    return f"Largest that fits, each with the rest as it is: {', '.join(room)}" if room else ""
+
+
+def _numbered(sentences: list[str], width: int) -> list[str]:
+    lines: list[str] = []
+    for number, sentence in enumerate(sentences, start=1):
+        start = f"  {number}. "
+        lines += textwrap.wrap(
+            sentence,
+            max(width, MINIMUM_WIDTH),
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+            break_on_hyphens=False,
+        )
+    return [f"{line}\n" for line in lines]
