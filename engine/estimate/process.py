@@ -43,7 +43,8 @@ def slack_of(work: Workload, calibration: Calibration | None = None) -> Range:
 def _replayed(work: Workload) -> Range:
     """From two replayed steps. Lengths that vary from batch to batch fragment more: `Stack.varied_slack`."""
     found = replayed(work)
-    likely = found.ratio * REPLAY_SHORT[work.packed] + work.stack.varied_slack * found.token_share
+    same = found.ratio * REPLAY_SHORT[work.packed]
+    likely = max(same, found.state_share + (1 + work.stack.varied_slack) * found.token_share)
     return Range(found.ratio * 0.98 - 1, likely - 1, likely * 1.08 - 1)
 
 

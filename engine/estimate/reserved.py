@@ -55,6 +55,8 @@ class Replayed:
 
     ratio: float
     """Peak reserved / peak allocated, at least 1."""
+    state_share: float
+    """Share of the peak that stays between steps: weights, adapter, states."""
     token_share: float
     """Share of the peak that grows with tokens: what forward and backward allocate beside the state."""
 
@@ -68,7 +70,7 @@ def replayed(work: Workload) -> Replayed:
         run.step(first=step == 0)
     allocator = run.allocator
     peak = max(allocator.peak_allocated, 1)
-    return Replayed(max(allocator.peak_reserved / peak, 1.0), run.token_bytes / peak)
+    return Replayed(max(allocator.peak_reserved / peak, 1.0), run.state_bytes / peak, run.token_bytes / peak)
 
 
 class _Run:
@@ -76,7 +78,7 @@ class _Run:
 
     def __init__(self, work: Workload) -> None:
         self.work, self.allocator = work, CachingAllocator()
-        self.token_bytes = 0
+        self.state_bytes = self.token_bytes = 0
         self._style = {learns: style_of(work, learns=learns) for learns in (True, False)}
 
     def load(self) -> None:
@@ -137,7 +139,7 @@ class _Run:
         if gradient is not None:
             head.free(gradient)
         peak = self.allocator.recent_peak_allocated if self.work.method is Method.ADAPTER else loss_peak
-        self.token_bytes = peak - before
+        self.state_bytes, self.token_bytes = before, peak - before
         self._optimize(live, first=first)
         if self.work.stack.empties_cache:
             self.allocator.empty_cache()

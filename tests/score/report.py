@@ -44,6 +44,8 @@ class GroupSummary:
     """In the order of KINDS."""
     verdicts: int
     verdicts_right: int
+    budget: ErrorSummary | None
+    """Frontier rows: memory of the published length against the budget."""
     length: ErrorSummary | None
     rate: ErrorSummary | None
     """Tokens per second."""
@@ -70,6 +72,7 @@ def summary_of(name: str, scored: Sequence[Scored], skipped: Sequence[Skipped]) 
         tuple(summary_of_errors(one.errors[index] for one in scored) for index in range(len(KINDS))),
         len(judged),
         sum(judged),
+        summary_of_errors(one.budget_error for one in scored),
         summary_of_errors(one.length_error for one in scored),
         summary_of_errors(one.rate_error for one in scored),
     )
@@ -142,7 +145,7 @@ def as_json(scored: Sequence[Scored], skipped: Sequence[Skipped]) -> dict[str, A
 def _group_lines(group: GroupSummary) -> list[str]:
     verdicts = f"verdicts {group.verdicts_right}/{group.verdicts} right" if group.verdicts else "no verdicts"
     lines = [f"  {group.name}: {group.scored} of {group.rows} rows scored, {group.skipped} not; {verdicts}"]
-    more = (("longest sequence", group.length), ("tokens/s", group.rate))
+    more = (("budget", group.budget), ("longest sequence", group.length), ("tokens/s", group.rate))
     for kind, summary in (*zip(KINDS, group.errors, strict=True), *more):
         if summary is not None:
             lines.append(
@@ -184,6 +187,7 @@ def _group_json(group: GroupSummary) -> dict[str, Any]:
         "scored": group.scored,
         "skipped": group.skipped,
         "errors": {kind: _errors_json(group.errors[index]) for index, kind in enumerate(KINDS)},
+        "budget": _errors_json(group.budget),
         "longest_sequence": _errors_json(group.length),
         "tokens_per_second": _errors_json(group.rate),
         "verdicts": group.verdicts,
@@ -210,6 +214,7 @@ def _row_json(one: Scored) -> dict[str, Any]:
         "verdict": one.verdict,
         "ran": one.ran,
         "longest_sequence": one.longest,
+        "budget_error": one.budget_error,
         "length_error": one.length_error,
         "rate_error": one.rate_error,
     }

@@ -71,6 +71,13 @@ class Scored:
         return (self.verdict != "no") == self.ran
 
     @property
+    def budget_error(self) -> float | None:
+        """Frontier rows: predicted process memory of the published length / budget - 1."""
+        if self.longest is None or not self.row.sequence or not self.row.memory_bytes:
+            return None
+        return self.predicted.process / self.row.memory_bytes - 1
+
+    @property
     def length_error(self) -> float | None:
         """Frontier rows: predicted longest sequence / published - 1."""
         if self.longest is None or not self.row.sequence:
@@ -100,8 +107,11 @@ def score(rows: Iterable[Row]) -> tuple[tuple[Scored, ...], tuple[Skipped, ...]]
     return tuple(scored), tuple(skipped)
 
 
-def predict(job: Mapped) -> Predicted:
-    """The formula's figures for one row."""
+def predict(job: Mapped, card: float | None = None) -> Predicted:
+    """The formula's figures for one row, on a card of `card` bytes if known.
+
+    What the allocator has cached goes back before it fails, so a run that fits never shows more than its card has.
+    """
     peak = peak_of(job.work)
     allocated = peak.weights + peak.adapter if job.state_only else peak.allocated
     if job.work.optimizer is OptimizerKind.PAGED_ADAMW_8BIT:  # unified memory, which torch does not count
@@ -110,6 +120,8 @@ def predict(job: Mapped) -> Predicted:
     estimate = estimate_memory(job.work)
     context = sum(part.amount for part in estimate.breakdown if "context" in part.name.lower())
     reserved = (estimate.likely - context) * (allocated / peak.allocated)
+    if card is not None and allocated + context <= card < reserved + context:
+        reserved = card - context
     return Predicted(allocated, reserved, reserved + context, low, high, peak.phase)
 
 
@@ -136,8 +148,8 @@ def _score(row: Row) -> Scored:
     rate = rate_error(job)
     if not measured.anything and not row.out_of_memory and rate is None:
         raise NotExpressible("neither memory nor a rate that can be compared")
-    predicted = predict(job)
     card = card_bytes(row)
+    predicted = predict(job, None if row.out_of_memory else card)
     ran = False if row.out_of_memory else (True if measured.anything else None)
     return Scored(
         row=row,
@@ -172,6 +184,7 @@ def _frontier(row: Row, job: Mapped) -> Scored:
 
 
 def _verdict(predicted: Predicted, card: float) -> str:
+    """ "no" only when even the lower bound is too large: torch gives cached segments back before it fails."""
     if predicted.high <= card:
         return "fits"
-    return "tight" if predicted.process <= card else "no"
+    return "tight" if min(predicted.process, predicted.low) <= card else "no"

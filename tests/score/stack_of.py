@@ -41,11 +41,15 @@ _FOUR_BIT_STATES = 2 * (0.5 + 4 / 128) - 2 * (1 + 4 / 256)
 """torchao's 4-bit states (blocks of 128) against 8-bit ones (blocks of 256), bytes per parameter."""
 
 
+_VARIED_EAGER = 0.45
+"""Scores of all pairs dominate, one large block of each kind: lengths that vary leave less behind."""
+
+
 def stack_of(row: Row) -> Stack:
     """The constants for this row; `context_bytes` are those of its card where the stack leaves them open."""
     stack = _stack(row)
-    if re.search(r"baichuan2?-?13b", row.model.lower()):
-        stack = replace(stack, buffer_bytes=stack.buffer_bytes + _alibi_bytes(row))
+    if beyond_window(row) and stack.id == MS_SWIFT.id:
+        stack = replace(stack, varied_slack=_VARIED_EAGER)
     if re.search(r"4-?bit|int4", row.optimizer):
         stack = replace(stack, state_bytes_per_parameter=stack.state_bytes_per_parameter + _FOUR_BIT_STATES)
     if stack.context_bytes is None and re.search(r"\bt4\b", row.gpu.lower()):
@@ -53,9 +57,10 @@ def stack_of(row: Row) -> Stack:
     return stack
 
 
-def _alibi_bytes(row: Row) -> float:
-    """Baichuan's 13B models keep an ALiBi mask in fp32: 40 heads x the longest length seen, at least 4,096, squared."""
-    return 4.0 * 40 * max(4096, row.sequence or 0) ** 2
+def beyond_window(row: Row) -> bool:
+    """Mistral's models on sequences longer than their window of 4,096: in 2023 such runs fell back to eager."""
+    sliding = re.search(r"zephyr|mistral|openbuddy|mixtral", row.model.lower())
+    return sliding is not None and (row.sequence or 0) > 4096
 
 
 def class_of(row: Row, stack: Stack) -> str:

@@ -25,7 +25,7 @@ from tests.score.methods import (
 )
 from tests.score.models import UnknownModel, architecture_of
 from tests.score.rows import Row
-from tests.score.stack_of import stack_of
+from tests.score.stack_of import beyond_window, stack_of
 
 _HOPPER_WORKSPACES = 2 * (32 << 20)
 _METAMATH_TOKENS = 736
@@ -46,6 +46,8 @@ class Mapped:
 
 def mapped(row: Row) -> Mapped:
     """The row's workload. Raises NotExpressible with the reason."""
+    if row.use == "exclude":
+        raise NotExpressible(f"marked 'exclude' in the file: {row.notes or 'not trustworthy'}")
     refuse_unknown(row)
     if re.search(r"unpacked|not reached|unknown length", row.sequence_kind):
         raise NotExpressible(f"'{row.sequence_kind}': the longest batch is not printed")
@@ -164,13 +166,9 @@ def _masked(row: Row, batch: int) -> bool:
     )
 
 
-_NO_FLASH_2023 = re.compile(r"baichuan|zephyr|mistral|openbuddy")
-"""Families that ms-swift of 2023 ran without FlashAttention although the run asked for it: ALiBi, sliding windows."""
-
-
 def _attention(row: Row, stack: Stack) -> Attention:
     words = row.attention
-    if stack.id.startswith("ms-swift") and _NO_FLASH_2023.search(row.model.lower()):
+    if stack.id.startswith("ms-swift") and beyond_window(row):
         return Attention.EAGER
     if "flash" in words or re.search(r"\bfa-?2\b|fa2", words):
         return Attention.FLASH

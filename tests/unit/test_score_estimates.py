@@ -15,7 +15,7 @@ from engine.units import GIB
 from tests.score.methods import NotExpressible
 from tests.score.models import UnknownModel, architecture_of, known_shapes
 from tests.score.report import summary_of
-from tests.score.results import Scored, Skipped, score
+from tests.score.results import Scored, Skipped, predict, score
 from tests.score.rows import Measured, Row, card_bytes, measured_of, read_rows
 from tests.score.stack_of import MODERN, MODERN_EAGER, OTHER, class_of, stack_of
 from tests.score.workloads import mapped
@@ -225,3 +225,25 @@ def test_rates_are_compared_in_the_rows_own_unit() -> None:
     assert each.rate_error is not None
     assert 1 + whole.rate_error == pytest.approx(row.gpus * (1 + each.rate_error))
     assert only(replace(row, throughput_unit="samples/s")).rate_error is None
+
+
+def test_a_run_that_fits_never_shows_more_than_its_card_has() -> None:
+    job = mapped(replace(ROWS["m308"], sequence=4096))
+    free = predict(job)
+    tight = predict(job, card=free.process - 1 * GIB)
+    assert tight.process == pytest.approx(free.process - 1 * GIB)
+    assert tight.allocated == free.allocated
+    hopeless = predict(job, card=free.allocated / 2)
+    assert hopeless.process == free.process
+
+
+def test_rows_that_the_file_excludes_are_listed() -> None:
+    _, skipped = scored_and_skipped(replace(ROWS["m004"], use="exclude", notes="below the floor"))
+    assert "exclude" in skipped[0].reason
+    assert "below the floor" in skipped[0].reason
+
+
+def test_what_a_published_length_takes_is_held_against_the_budget() -> None:
+    one = only(ROWS["m457"])
+    assert one.budget_error == pytest.approx(one.predicted.process / (24 * GIB) - 1)
+    assert only(ROWS["m454"]).budget_error is None
