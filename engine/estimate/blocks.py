@@ -39,6 +39,7 @@ class Style:
     norm_weight: float
     """Bytes per value of norm gains: fp32 after kbit preparation."""
     masked: bool
+    """A mask reaches attention: packed rows, a window shorter than the sequence, Falcon always."""
     eager: bool
     sequence: int
     repeats: bool = False
@@ -47,8 +48,8 @@ class Style:
     """Bytes per value that a packed product keeps of its input."""
 
 
-def style_of(work: Workload, *, learns: bool) -> Style:
-    """The style of `work` for layers whose weights learn or do not."""
+def style_of(work: Workload, *, learns: bool, windowed: bool = False) -> Style:
+    """The style of `work` for layers whose weights learn or do not, within a sliding window that matters or not."""
     kbit = work.stack.kbit_prepared and work.packed
     adapter = work.method is Method.ADAPTER
     return Style(
@@ -63,7 +64,7 @@ def style_of(work: Workload, *, learns: bool) -> Style:
         dora=work.dora,
         dropout=work.dropout,
         norm_weight=FP32 if kbit else float(work.compute_bytes),
-        masked=work.masked,
+        masked=work.masked or windowed or work.architecture.family == "falcon",
         eager=work.attention is Attention.EAGER or work.architecture.family == "gemma2",
         sequence=work.sequence,
         repeats=work.stack.repeats_keys and work.attention is not Attention.FLASH,
@@ -177,20 +178,19 @@ def _plain(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
     return y
 
 
-def _record_product(tape: Tape, y: Var, x: Var, weight_gradient: float, *, cast_weight: float = 0.0) -> None:
-    """y = x·Wᵀ. A learning W keeps x and gets its gradient after x's; `cast_weight` is an fp32 copy's extra width."""
+def _record_product(tape: Tape, y: Var, x: Var, weight_gradient: float, *, keeps: Buffer | None = None) -> None:
+    """y = x·Wᵀ. A learning W keeps x and gets its gradient after x's; `keeps` is a copy of W made for the product."""
 
     def backward(gradient: Buffer) -> None:
         back = tape.make(x.values * x.value_bytes) if x.learns else None
         if weight_gradient:
-            if cast_weight:
-                tape.make(0.0, weight_gradient * cast_weight).holders = 0
             tape.parameter_gradient(weight_gradient)
         tape.free(gradient)
         if back is not None:
             tape.give(x, back)
 
-    tape.record(y, backward, (x.buffer,) if weight_gradient else ())
+    saves = (*((x.buffer,) if weight_gradient else ()), *((keeps,) if keeps is not None and x.learns else ()))
+    tape.record(y, backward, saves)
 
 
 def _packed(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
@@ -257,17 +257,22 @@ def _adapted_packed(tape: Tape, x: Var, inputs: int, outputs: int, style: Style)
 
 
 def _low_rank(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
-    """scaling · B(A(dropout(x))): keeps the input of A (its 16-bit copy under autocast) and the rank-wide middle."""
+    """scaling · B(A(dropout(x))): keeps the input of A, the rank-wide middle and, under autocast, 16-bit copies of A and B."""
     width = style.compute if style.autocast else style.adapter
     dropped = _dropout(tape, x) if style.dropout else tape.view(x)
     source = tape.cast(dropped, width)
     tape.drop(dropped)
+    copied = style.rank * width if width != style.adapter else 0.0
+    first = tape.make(0.0, inputs * copied)
     middle = tape.var(style.rank, width, learns=True)
-    _record_product(tape, middle, source, inputs * style.rank * style.adapter)
+    _record_product(tape, middle, source, inputs * style.rank * style.adapter, keeps=first)
     tape.drop(source)
+    second = tape.make(0.0, outputs * copied)
     wide = tape.var(outputs, width, learns=True)
-    _record_product(tape, wide, middle, outputs * style.rank * style.adapter)
+    _record_product(tape, wide, middle, outputs * style.rank * style.adapter, keeps=second)
     tape.drop(middle)
+    tape.free(first)
+    tape.free(second)
     scaled = tape.elementwise(wide)
     tape.drop(wide)
     return scaled
@@ -321,9 +326,20 @@ def attention(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
     if a.qk_norm != "none":
         query, key = _head_norm(tape, query, a, style), _head_norm(tape, key, a, style)
     if a.rope.kind != "none":
-        query, key = _rotate_both(tape, query, key, style, share=a.rope.partial_factor)
-    out = _scores(tape, query, key, value, a, style)
+        query, key = _rotate_both(tape, query, key, a)
+    if a.family == "falcon" and s.key_value < s.query and a.key_value_heads > 1:
+        key, value = _repeat_dropping(tape, key, s.query), _repeat_dropping(tape, value, s.query)
+    if style.autocast and query.value_bytes != style.compute:  # autocast turns the operands of attention to 16 bits
+        wide, (query, key, value) = (query, key, value), [tape.cast(v, style.compute) for v in (query, key, value)]
+        out = _scores(tape, query, key, value, a, style)
+        tape.drop(*wide)
+    else:
+        out = _scores(tape, query, key, value, a, style)
     tape.drop(query, key, value)
+    if a.family in JOINED_ROTATION and not style.eager:  # heads stand before tokens: turned round by a copy
+        turned = tape.elementwise(out)
+        tape.drop(out)
+        out = turned
     projected = linear(tape, out, ("o_proj",), s.query, s.hidden, style)
     tape.drop(out)
     return projected
@@ -367,14 +383,26 @@ def _head_norm(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
     return out
 
 
-def _rotate_both(tape: Tape, query: Var, key: Var, style: Style, *, share: float) -> tuple[Var, Var]:
+JOINED_ROTATION = ("phi3", "gpt_neox", "stablelm")
+"""Families whose rotated and unrotated parts are joined into a new tensor, also when nothing is left unrotated."""
+
+
+def _repeat_dropping(tape: Tape, x: Var, values: float) -> Var:
+    """Falcon spreads keys and values to every query head before anything else."""
+    y = _repeat(tape, x, values)
+    tape.drop(x)
+    return y
+
+
+def _rotate_both(tape: Tape, query: Var, key: Var, a: Architecture) -> tuple[Var, Var]:
     """q·cos + rotate_half(q)·sin for both, then the unrotated ones are let go."""
-    turned = _rotate(tape, query, share), _rotate(tape, key, share)
+    share, joins = a.rope.partial_factor, a.family in JOINED_ROTATION
+    turned = _rotate(tape, query, share, joins=joins), _rotate(tape, key, share, joins=joins)
     tape.drop(query, key)
     return turned
 
 
-def _rotate(tape: Tape, x: Var, share: float) -> Var:
+def _rotate(tape: Tape, x: Var, share: float, *, joins: bool) -> Var:
     width = x.value_bytes
     part = x.values * share
     first = tape.make(part * width)  # x · cos
@@ -386,7 +414,7 @@ def _rotate(tape: Tape, x: Var, share: float) -> Var:
     y = tape.var(part, width, learns=x.learns)
     tape.free(first)
     tape.free(second)
-    if share < 1.0:
+    if joins:
         joined = tape.var(x.values, width, learns=x.learns)
         tape.drop(y)
         y = joined
@@ -402,7 +430,7 @@ def _rotate(tape: Tape, x: Var, share: float) -> Var:
         cosine = tape.make(part * width)
         tape.free(gradient)
         tape.free(cosine)
-        if share < 1.0:
+        if joins:
             whole = tape.make(x.values * width)
             tape.free(both)
             both = whole
@@ -419,7 +447,8 @@ def _scores(tape: Tape, query: Var, key: Var, value: Var, a: Architecture, style
     width = query.value_bytes
     copies = []
     if (style.masked or style.repeats or a.head_dim > 256) and s.query != s.key_value:
-        key, value = _repeat(tape, key, s.query), _repeat(tape, value, s.query)
+        many = a.key_value_heads > 1
+        key, value = _repeat(tape, key, s.query, copies=many), _repeat(tape, value, s.query, copies=many)
         copies = [key, value]
     mask = tape.make(style.sequence * width) if style.masked else None
     learns = query.learns or key.learns or value.learns
@@ -441,9 +470,12 @@ def _scores(tape: Tape, query: Var, key: Var, value: Var, a: Architecture, style
     return y
 
 
-def _repeat(tape: Tape, x: Var, values: float) -> Var:
-    """Keys or values copied to every query head."""
-    y = tape.var(values, x.value_bytes, learns=x.learns)
+def _repeat(tape: Tape, x: Var, values: float, *, copies: bool = True) -> Var:
+    """Keys or values copied to every query head; a single head is only viewed so often."""
+    if copies:
+        y = tape.var(values, x.value_bytes, learns=x.learns)
+    else:
+        y = Var(values, x.value_bytes, tape.hold(x.buffer), learns=x.learns)
 
     def backward(gradient: Buffer) -> None:
         back = tape.make(x.values * x.value_bytes)
@@ -460,7 +492,8 @@ def _eager(tape: Tape, query: Var, key: Var, value: Var, a: Architecture, style:
     pairs = float(s.heads * style.sequence)
     width = query.value_bytes
     if s.query != s.key_value:
-        key, value = _repeat(tape, key, s.query), _repeat(tape, value, s.query)
+        many = a.key_value_heads > 1
+        key, value = _repeat(tape, key, s.query, copies=many), _repeat(tape, value, s.query, copies=many)
     raw = tape.var(pairs, width, learns=True)
 
     def score_backward(gradient: Buffer) -> None:
@@ -562,7 +595,7 @@ def _parallel(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
     """Attention and feed-forward side by side on norms of the same input (GPT-NeoX, Falcon)."""
     entering = norm(tape, x, a, style)
     first = attention(tape, entering, a, style)
-    if a.family == "gpt_neox":
+    if a.family == "gpt_neox" or (a.family == "falcon" and a.key_value_heads > 1):
         tape.drop(entering)
         entering = norm(tape, x, a, style)
     second = feed_forward(tape, entering, a, style)
@@ -604,8 +637,8 @@ def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
     twice = stack.chunks_add_gradients and share < 1.0
     _record_head(tape, logits, normed, gradient, unpacked + (gradient if twice else 0.0))
     tape.drop(normed)
-    if a.family in ("granite", "gemma2"):
-        scaled = tape.elementwise(logits, saves_output=a.family == "gemma2")
+    for saves in {"granite": (False,), "gemma2": (False, True, False)}.get(a.family, ()):
+        scaled = tape.elementwise(logits, saves_output=saves)  # a division; or / cap, tanh, x cap
         tape.drop(logits)
         logits = scaled
     held = [logits] if stack.holds_output else []

@@ -29,7 +29,7 @@ from engine.estimate.state import (
 )
 from engine.estimate.tape import ACTIVATIONS, GRADIENTS, LOGITS, NOTHING, TEMPORARY, Moment
 from engine.estimate.walks import HeadWalk, LayerWalk, head_walk, layer_walk, logit_share
-from engine.estimate.workload import DeviceKind, Loss, Method, OptimizerKind, Purpose, TeacherHeld, Workload
+from engine.estimate.workload import Attention, DeviceKind, Loss, Method, OptimizerKind, Purpose, TeacherHeld, Workload
 
 TRACED = "operators of transformers 5 and peft walked tensor by tensor, checked against fake-tensor traces"
 CACHED_LOGITS = 64
@@ -140,22 +140,25 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
         waiting = one if work.offload_activations and work.checkpointing else 0.0
         if not work.checkpointing:
             for moment in walk.forward:
-                yield _with(moment, tokens, "forward", early, others + around, share)
+                yield _with(moment, tokens, "forward", early, others + around + _masks(work) * tokens, share)
         for moment in walk.backward:
             top = _with(moment, tokens, "layers", 0.0, others + waiting + around, share)
             made = max(top.gradients + head_gradient * share, early) if not work.step_in_backward else top.gradients
             yield _Candidate("layers", made, top.activations, top.logits + held[LOGITS], top.temporary)
-            last = one if work.checkpointing else 0.0
-            bottom = _with(moment, tokens, "layers", 0.0, last + around, share)
-            made = bottom.gradients if work.step_in_backward else max(gradients - stack.embedding * share, early)
-            yield _Candidate("gradients", made, bottom.activations, held[LOGITS], bottom.temporary)
+    walk = stack.bottom
+    last = walk.boundary_bytes * tokens if work.checkpointing else 0.0
+    above = gradients - (walk.gradient_bytes + (0.0 if stack.tied else stack.embedding)) * share
+    for moment in walk.backward:
+        bottom = _with(moment, tokens, "gradients", 0.0, last + around, share)
+        made = bottom.gradients if work.step_in_backward else max(above + bottom.gradients, early)
+        yield _Candidate("gradients", made, bottom.activations, held[LOGITS], bottom.temporary)
     if stack.embedding:
         yield _Candidate(
             "gradients",
             stack.embedding * share if work.step_in_backward else gradients,
             around,
             held[LOGITS],
-            tokens * stack.walks[0].boundary_bytes + (stack.embedding * share if stack.tied else 0.0),
+            tokens * stack.bottom.boundary_bytes + (2.0 * stack.embedding * share if stack.tied else 0.0),
         )
     if not work.step_in_backward:
         yield _Candidate("step", gradients, 0.0, 0.0, optimizer_transient_bytes(work) * share)
@@ -168,7 +171,9 @@ class _Stack:
     walks: tuple[LayerWalk, ...]
     """Distinct kinds of layer, those that learn first."""
     counts: tuple[int, ...]
-    """How many of each keep something for the backward pass."""
+    """How many of each keep something for the backward pass, the bottom one left out."""
+    bottom: LayerWalk
+    """The lowest layer that takes part."""
     checkpointing: bool
     embedding: float
     """Bytes of the embedding's gradient where it learns."""
@@ -176,24 +181,38 @@ class _Stack:
 
     @classmethod
     def of(cls, work: Workload) -> _Stack:
-        a = work.architecture
+        a, windowed = work.architecture, windowed_layers(work)
         embeddings = work.method is Method.FULL or work.train_embeddings
-        embedding = float(a.vocab_size * a.hidden_size * _gradient_width(work)) if embeddings else 0.0
+        embedding = float(a.vocab_size * a.hidden_size * work.compute_bytes) if embeddings else 0.0
+        learns = work.method is not Method.ADAPTER
         if work.method is Method.NEW_BLOCKS:
             new = max(min(work.trained_layers, a.layers), 1)
-            lowest = a.layers // new - 1  # blocks spread evenly, the last one last
-            frozen = max(a.layers - lowest - new, 0)
-            walks = (layer_walk(work, learns=True), layer_walk(work, learns=False))
-            return cls(walks, (new, frozen), work.checkpointing, 0.0, False)
-        walk = layer_walk(work, learns=work.method is Method.FULL)
-        return cls((walk,), (a.layers,), work.checkpointing, embedding, a.tied_embeddings)
+            below = a.layers // new - 1  # blocks spread evenly, the last one last
+            kinds = [(True, new - 1), (False, max(a.layers - below - new, 0))]
+        else:
+            kinds = [(learns, a.layers - 1)]
+        walks, counts = [], []
+        for kind, count in kinds:
+            cut = round(count * windowed / max(a.layers, 1))
+            for inside, part in ((True, cut), (False, count - cut)):
+                if part:
+                    walks.append(layer_walk(work, learns=kind, windowed=inside))
+                    counts.append(part)
+        bottom = layer_walk(work, learns=learns, windowed=2 * windowed > a.layers, lowest=not embeddings)
+        return cls(tuple(walks), tuple(counts), bottom, work.checkpointing, embedding, a.tied_embeddings)
 
     def kept(self, tokens: float) -> float:
         """What all layers keep once the forward pass is through."""
         return sum(
             count * (walk.boundary_bytes * tokens if self.checkpointing else walk.kept.total(tokens))
-            for walk, count in zip(self.walks, self.counts, strict=True)
+            for walk, count in zip((*self.walks, self.bottom), (*self.counts, 1), strict=True)
         )
+
+
+def windowed_layers(work: Workload) -> int:
+    """Layers whose sliding window is no longer than the sequence: transformers gives them a mask of their own."""
+    a = work.architecture
+    return a.sliding_layers if a.sliding_window and work.sequence >= a.sliding_window else 0
 
 
 def _gradient_width(work: Workload) -> int:
@@ -215,17 +234,30 @@ def _with(moment: Moment, tokens: float, phase: str, gradients: float, kept: flo
 def _around(work: Workload) -> float:
     """Alive through a whole step: token numbers, cosines and sines, the mask; and the teacher's answer.
 
-    24 B of token numbers; 2·hd values of rotary tables; s bytes per token of a boolean mask.
+    24 B of token numbers; 2·hd values of rotary tables; s bytes per token of a boolean mask for each kind of mask, or
+    s values where attention is eager. Without checkpoints the masks die with the forward pass.
     """
     a = work.architecture
     tables = 2.0 * a.head_dim * a.rope.partial_factor * work.compute_bytes if a.rope.kind != "none" else 0.0
-    per_token = 24.0 + tables + (float(work.sequence) if work.masked else 0.0)
+    masks = _masks(work) if work.checkpointing else 0.0
+    per_token = 24.0 + tables + masks
     if work.teacher is not None:
         if work.teacher_held is TeacherHeld.CACHED:
             per_token += 8.0 * CACHED_LOGITS
         else:
             per_token += 8.0 * work.teacher.vocab_size * logit_share(work)
     return per_token * work.tokens
+
+
+def _masks(work: Workload) -> float:
+    """Bytes per token of the masks that the model builds once: one for full attention, one for windowed layers."""
+    a = work.architecture
+    eager = work.attention is Attention.EAGER or a.family == "gemma2"
+    windowed = windowed_layers(work)
+    kinds = (1 if windowed else 0) + (1 if a.layers > windowed and (work.masked or a.family == "falcon") else 0)
+    if eager:
+        return float(work.sequence * work.compute_bytes * (2 if a.sliding_layers else 1))
+    return float(work.sequence * kinds)
 
 
 def _asking_moments(work: Workload) -> Iterable[_Candidate]:

@@ -40,14 +40,15 @@ class HeadWalk:
     """What is still alive afterwards: the head's gradient, logits that the caller holds."""
 
 
-def layer_walk(work: Workload, *, learns: bool) -> LayerWalk:
-    """The walk through one layer of `work` whose own weights learn or do not."""
-    return _layer_walk(_key(work), learns)
+def layer_walk(work: Workload, *, learns: bool, windowed: bool = False, lowest: bool = False) -> LayerWalk:
+    """The walk through one layer of `work` whose own weights learn or do not; `windowed`: a sliding window cuts it;
+    `lowest`: nothing below it learns, so its input needs no gradient."""
+    return _layer_walk(_key(work, windowed), learns, windowed, lowest)
 
 
 def head_walk(work: Workload) -> HeadWalk:
     """The walk through the head of `work`, with the share of the positions that carry loss."""
-    return _head_walk(_key(work), logit_share(work))
+    return _head_walk(_key(work, False), logit_share(work))
 
 
 def logit_share(work: Workload) -> float:
@@ -58,9 +59,9 @@ def logit_share(work: Workload) -> float:
     return share
 
 
-def _key(work: Workload) -> Workload:
+def _key(work: Workload, windowed: bool) -> Workload:
     """`work` without what a walk does not depend on, so that equal walks are walked once."""
-    quadratic = work.masked or work.attention is Attention.EAGER or work.architecture.family == "gemma2"
+    quadratic = windowed or work.masked or work.attention is Attention.EAGER or work.architecture.family in ("gemma2", "falcon")
     return replace(
         work,
         batch=1,
@@ -83,12 +84,12 @@ def _key(work: Workload) -> Workload:
 
 
 @lru_cache(maxsize=4096)
-def _layer_walk(work: Workload, learns: bool) -> LayerWalk:
-    a, style = work.architecture, style_of(work, learns=learns)
+def _layer_walk(work: Workload, learns: bool, windowed: bool, lowest: bool) -> LayerWalk:
+    a, style = work.architecture, style_of(work, learns=learns, windowed=windowed)
     hidden = float(a.hidden_size)
     boundary = hidden * style.hidden
     first = Tape(saving=not work.checkpointing)
-    x = first.var(hidden, style.hidden, learns=True)
+    x = first.var(hidden, style.hidden, learns=not lowest)
     out = layer(first, x, a, style)
     forward = first.take_peaks()
     first.drop(x, out)
@@ -96,7 +97,7 @@ def _layer_walk(work: Workload, learns: bool) -> LayerWalk:
     if work.checkpointing:
         again = Tape()
         gradient = again.make(boundary)
-        x = Var(hidden, style.hidden, Buffer(0.0, 0.0, 0), learns=True)
+        x = Var(hidden, style.hidden, Buffer(0.0, 0.0, 0), learns=not lowest)
         out = layer(again, x, a, style)
         recomputed = again.take_recomputed_peaks()
         again.drop(out)
