@@ -6,7 +6,7 @@ the finished model and one matrix. Must not know steps or gauges.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -46,9 +46,10 @@ def _pack(base: Any, rehearsal: Rehearsal, device: torch.device) -> None:
 
 
 def _packed(linear: nn.Linear, rehearsal: Rehearsal, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    import bitsandbytes as bnb
+    import bitsandbytes
 
-    layer = bnb.nn.Linear4bit(
+    four_bit: Any = bitsandbytes.nn
+    layer = four_bit.Linear4bit(
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,
@@ -58,7 +59,7 @@ def _packed(linear: nn.Linear, rehearsal: Rehearsal, dtype: torch.dtype, device:
         device="meta",
     )
     whole = torch.empty(linear.out_features, linear.in_features, dtype=dtype, device=device).normal_(0, WEIGHT_SPREAD)
-    layer.weight = bnb.nn.Params4bit(
+    layer.weight = four_bit.Params4bit(
         whole,
         requires_grad=False,
         compress_statistics=rehearsal.double_quantization,
@@ -70,7 +71,7 @@ def _packed(linear: nn.Linear, rehearsal: Rehearsal, dtype: torch.dtype, device:
     # As the worker: the layout for inference on CPUs has no backward pass.
     if hasattr(layer, "support_avx512bf16_for_cpu"):
         layer.support_avx512bf16_for_cpu = False
-    return layer  # type: ignore[no-any-return]
+    return cast(nn.Module, layer)
 
 
 def _fill(base: Any, device: torch.device) -> None:

@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from engine.estimate.rehearsal import Rehearsal
-from engine.evaluation.head import SelectiveHead
+from engine.evaluation.head import SelectiveHead, summed_loss
 from engine.rehearsal import build
 from engine.rehearsal.gauges import CpuGauge, CudaGauge, Gauge, Reading, workspace_bytes
 from engine.rehearsal.orders import Attempt, Edge, EdgeFound, Measurement, Order
@@ -64,7 +64,7 @@ class Trial:
             logits = self.model(
                 input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
             ).logits
-        loss = build.summed_loss(logits.flatten(0, 1), inputs["input_ids"].flatten())
+        loss = summed_loss(logits.flatten(0, 1), inputs["input_ids"].flatten())
         return loss / inputs["input_ids"].numel()
 
     def inputs(self, rehearsal: Rehearsal) -> dict[str, torch.Tensor]:
@@ -183,9 +183,10 @@ def _optimizer(parameters: list[Any], order: Order) -> Any:
     if kind == "sgd":
         return torch.optim.SGD(parameters, lr=LEARNING_RATE)
     if kind == "adamw 8-bit":
-        import bitsandbytes as bnb
+        import bitsandbytes
 
-        made = bnb.optim.PagedAdamW8bit if order.paged else bnb.optim.AdamW8bit
+        eight_bit: Any = bitsandbytes.optim
+        made = eight_bit.PagedAdamW8bit if order.paged else eight_bit.AdamW8bit
         return made(parameters, lr=LEARNING_RATE)
     foreach = order.rehearsal.foreach
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, foreach=foreach, fused=not foreach)
