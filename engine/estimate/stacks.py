@@ -1,6 +1,9 @@
 """Whose code trains, and of which year: the few facts by which training stacks differ in memory.
 
 Owns those facts, each with its source. Must not know models, machines or published rows.
+Which tensors exist is told from the frameworks' code as it is known; these sizes are not, they were set so that published
+runs are met and carry over to other runs of the stack less surely: `varied_slack` (ms-swift), `buffer_bytes` and
+`state_bytes_per_parameter` (DeepSpeed, FSDP), `packed_input_bytes` 4 (litgpt), every `*_factor`, `context_bytes`.
 """
 
 from __future__ import annotations
@@ -145,7 +148,8 @@ PEFT_BENCH = replace(
     HF,
     id="peft-benchmark",
     title="peft method_comparison (transformers 4.5x, no Trainer, bf16)",
-    source="method_comparison/MetaMathQA/run.py: own loop without autocast, padded batches, empty_cache in the loop",
+    source="method_comparison/MetaMathQA/run.py: own loop without autocast, padded batches, empty_cache every few"
+    " steps",
     holds_output=False,
     empties_cache=True,
 )
