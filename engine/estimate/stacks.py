@@ -1,8 +1,8 @@
 """Whose code trains, and of which year: the few facts by which training stacks differ in memory.
 
 Owns those facts, each with its source. Must not know models, machines or published rows.
-Which tensors exist is told from the frameworks' code as it is known; these sizes are not, they were set so that published
-runs are met and carry over to other runs of the stack less surely: `varied_slack` (ms-swift), `buffer_bytes` and
+Which tensors exist follows from the code of the frameworks as known, these sizes do not: they were set so that
+published runs are met, and carry over to other runs less surely: `varied_slack` (ms-swift), `buffer_bytes` and
 `state_bytes_per_parameter` (DeepSpeed, FSDP), `packed_input_bytes` 4 (litgpt), every `*_factor`, `context_bytes`.
 """
 
