@@ -53,8 +53,8 @@ BANDWIDTH_SHARE = Range(0.55, 0.80, 0.90)
 LINK_BYTES_PER_SECOND = Range(6e9, 12e9, 24e9)
 """Host to card: PCIe 3 x16 with pageable memory, PCIe 4 x16 half used, PCIe 4 x16 pinned."""
 
-_PCIE = Range(2.5e9, 5e9, 12e9)
-"""Between cards through host memory: 7B FSDP on 2 x 3090 without peer access moved 4 to 6 GB/s."""
+_PCIE = Range(2.5e9, 4e9, 12e9)
+"""Between cards through host memory: 7B FSDP on 2 x 3090 without peer access moved 3 to 5 GB/s."""
 _NVLINK = Range(20e9, 180e9, 350e9)
 """PCIe cards of a data centre at worst."""
 
