@@ -205,6 +205,22 @@ def test_the_whole_matrix_is_recomputed_within_ten_milliseconds_of_work() -> Non
     assert best < 0.010
 
 
+def test_the_matrix_of_all_cards_of_the_catalogue_takes_less_than_300_milliseconds_of_work() -> None:
+    from engine.hardware.gpu_profiles import load_gpu_profiles
+    from engine.hardware.simulate import simulate
+
+    places = [simulate(profile.name, BIG) for profile in load_gpu_profiles() if profile.visible_bytes]
+    assert len(places) >= 40
+    times = []
+    for _ in range(4):
+        started = time.process_time()
+        for place in places:
+            build_matrix(LLAMA_3B, place, ANSWERS)
+        times.append(time.process_time() - started)
+    print(f"\nmatrices of {len(places)} cards: best {min(times) * 1e3:.0f} ms, first {times[0] * 1e3:.0f} ms")
+    assert min(times) < 0.300
+
+
 def test_grown_shapes_come_close_to_their_target() -> None:
     assert wider(LLAMA_3B, 7_000_000_000).parameters == pytest.approx(7e9, rel=0.05)
     grown = deeper(LLAMA_3B, 1.25)
