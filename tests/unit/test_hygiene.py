@@ -41,6 +41,7 @@ def test_nothing_heavy_is_imported_before_first_paint() -> None:
         ["doctor", "--json"],
         ["runs", "--json"],
         ["matrix", "demo", "--json"],
+        ["prices", "--json"],
         ["inspect", "demo"],
         ["plan", "demo"],
         ["estimate", "demo", "--json", "--largest", "sequence"],
