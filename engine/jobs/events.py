@@ -107,6 +107,11 @@ class Memory(Event, tag="memory", frozen=True, kw_only=True):
     peak_bytes: int
     where: str
     """ "vram" (reserved by the allocator plus context) or "ram" (resident)."""
+    allocated_bytes: int = 0
+    """Peak of what torch's allocator had given out; 0 on a CPU, as the next two."""
+    reserved_bytes: int = 0
+    context_bytes: int = 0
+    """What the driver holds for the process beyond that; 0 when it cannot be told."""
 
 
 class Checkpoint(Event, tag="checkpoint", frozen=True, kw_only=True):

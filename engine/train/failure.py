@@ -25,6 +25,13 @@ class Failure:
     next_step: str
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the card or of this machine."""
+    text = str(error)
+    short = "can't allocate memory" in text or "not enough memory" in text
+    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or short
+
+
 def explain(error: BaseException) -> Failure:
     """Never raises."""
     if isinstance(error, EngineError):
@@ -34,7 +41,7 @@ def explain(error: BaseException) -> Failure:
     kind = type(error).__name__
     if kind == "OutOfMemoryError":
         return Failure("The graphics card ran out of memory.", first_line, _LESS_MEMORY)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+    if is_out_of_memory(error):
         return Failure("This machine ran out of memory (RAM).", first_line or kind, _LESS_MEMORY)
     if checkpoints.is_disk_full(error):
         return Failure(

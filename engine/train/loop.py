@@ -26,7 +26,7 @@ from engine.jobs.journal import JournalWriter
 from engine.jobs.spec import JobSpec
 from engine.jobs.summary import cost_usd
 from engine.train import checkpointing
-from engine.train.meters import peak_memory
+from engine.train.meters import peak_of
 from engine.train.model import trainable_parameters
 from engine.train.signals import PauseSignals
 from engine.train.tally import Tally
@@ -219,7 +219,16 @@ class RunCallback(TrainerCallback):
 
     def report_memory(self) -> None:
         """A Memory event when the peak has grown."""
-        peak_bytes, where = peak_memory(self.context.device)
-        if peak_bytes > self._peak_bytes:
-            self._peak_bytes = peak_bytes
-            self.context.journal.write(ev.Memory(t=time.time(), peak_bytes=peak_bytes, where=where))
+        peak = peak_of(self.context.device)
+        if peak.process_bytes > self._peak_bytes:
+            self._peak_bytes = peak.process_bytes
+            self.context.journal.write(
+                ev.Memory(
+                    t=time.time(),
+                    peak_bytes=peak.process_bytes,
+                    where=peak.where,
+                    allocated_bytes=peak.allocated_bytes,
+                    reserved_bytes=peak.reserved_bytes,
+                    context_bytes=peak.context_bytes,
+                )
+            )

@@ -11,6 +11,7 @@ import resource
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 from engine.errors import EngineError
 from engine.hardware.meters import MeterReader
@@ -18,6 +19,8 @@ from engine.jobs import events as ev
 from engine.jobs.journal import JournalWriter
 
 INTERVAL_SECONDS = 1.0
+LARGEST_CONTEXT_BYTES = 2 << 30
+"""More than this beyond the allocator's share is another program's."""
 
 
 class MeterThread:
@@ -66,19 +69,35 @@ class MeterThread:
         reader.close()
 
 
-def peak_memory(device: str) -> tuple[int, str]:
-    """(bytes, "vram" or "ram"): the most this process ever held on the training device."""
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most this process ever held on the training device; 0 where the device has no such figure."""
+
+    process_bytes: int
+    where: str
+    """ "vram" or "ram"."""
+    allocated_bytes: int = 0
+    reserved_bytes: int = 0
+    context_bytes: int = 0
+
+
+def peak_of(device: str) -> Peak:
+    """On a card reserved and context: what the allocator keeps is what other programs cannot have."""
     if device.startswith("cuda"):
         import torch
 
-        # Reserved, not allocated: what the allocator keeps is what other programs cannot have.
-        return torch.cuda.max_memory_reserved() + _cuda_context_bytes(), "vram"
+        reserved, context = torch.cuda.max_memory_reserved(), _cuda_context_bytes()
+        return Peak(reserved + context, "vram", torch.cuda.max_memory_allocated(), reserved, context)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (peak if sys.platform == "darwin" else peak * 1024), "ram"
+    return Peak(peak if sys.platform == "darwin" else peak * 1024, "ram")
 
 
 def _cuda_context_bytes() -> int:
-    """What the driver holds for this process beyond the allocator's share; 0 where it cannot be told."""
+    """What the driver holds for this process beyond the allocator's share; 0 where it cannot be told.
+
+    In a container NVML knows this process by another id, or by none. A card with one process on it is ours; on a card
+    with none listed everything in use is, as long as no more than a context is unaccounted for.
+    """
     import torch
 
     try:
@@ -86,9 +105,15 @@ def _cuda_context_bytes() -> int:
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid() and process.usedGpuMemory:
-                return max(0, int(process.usedGpuMemory) - torch.cuda.memory_reserved())
+        listed = [process for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if process.usedGpuMemory]
+        own = [process for process in listed if process.pid == os.getpid()] or listed
+        reserved = torch.cuda.memory_reserved()
+        if len(own) == 1:
+            return max(0, int(own[0].usedGpuMemory) - reserved)
+        if not listed:
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            beyond = int(memory.total - memory.free) - reserved
+            return beyond if 0 < beyond <= LARGEST_CONTEXT_BYTES else 0
     except Exception:  # the figure is a refinement; NVML fails in many ways in containers
         return 0
     return 0

@@ -18,7 +18,7 @@ from engine.jobs import events as ev
 from engine.jobs import layout
 from engine.jobs.journal import JournalWriter
 from engine.train.environment import choose_threads, library_versions, prepare_process, prepare_torch
-from engine.train.failure import explain
+from engine.train.failure import explain, is_out_of_memory
 from engine.train.signals import PauseRequested, PauseSignals
 
 ATTEMPT = "SCALER_WIZARD_ATTEMPT"
@@ -85,6 +85,7 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals) -> ev
     )
     from engine.train import job
     from engine.train.meters import MeterThread
+    from engine.train.scoring import record_score
 
     attempt = job.Attempt(
         run_dir=run_dir,
@@ -105,8 +106,14 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals) -> ev
     meters.start()
     try:
         outcome = job.run(attempt)
+    except Exception as error:
+        if is_out_of_memory(error):
+            record_score(run_dir, spec, device, "out of memory", attempt.worked_seconds())
+        raise
     finally:
         meters.stop()
+    signals.ignore()
+    record_score(run_dir, spec, device, outcome.outcome, attempt.worked_seconds())
     return ev.End(
         t=time.time(),
         outcome=outcome.outcome,
