@@ -161,6 +161,9 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
     prices.add_argument("--refresh", action="store_true", help="fetch fresh prices first (needs gpuhunt, a network)")
     _json_flag(prices)
 
+    scores = add("scores", "what was predicted of past runs and what came, and what this machine has taught")
+    _json_flag(scores)
+
     checks = add("data", "look at training data").add_subparsers(
         dest="data_command", metavar="COMMAND", required=True, parser_class=_Parser
     )

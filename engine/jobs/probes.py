@@ -166,9 +166,9 @@ def load_probes() -> tuple[tuple[ProbeRecord, ...], tuple[str, ...]]:
         try:
             records.append(msgspec.json.decode(path.read_bytes(), type=ProbeRecord))
         except (OSError, msgspec.MsgspecError) as error:
-            notes.append(_set_aside(path, error))
+            _set_aside(path, error, notes)
     records.sort(key=lambda record: record.t, reverse=True)
-    return tuple(records), tuple(notes)
+    return tuple(records), (*notes, *_aside())
 
 
 def probes_stamp() -> tuple[tuple[str, int, int], ...]:
@@ -190,10 +190,16 @@ def _files() -> Iterable[Path]:
         return ()
 
 
-def _set_aside(path: Path, error: Exception) -> str:
-    kept = path.with_name(path.name + DAMAGED)
+def _set_aside(path: Path, error: Exception, notes: list[str]) -> None:
     try:
-        path.replace(kept)
+        path.replace(path.with_name(path.name + DAMAGED))
+    except OSError:  # then it stays, and is named each time
+        notes.append(f"The probe {path} cannot be read and is not used: {str(error).splitlines()[0][:200]}")
+
+
+def _aside() -> tuple[str, ...]:
+    try:
+        paths = sorted(path for path in probes_dir().iterdir() if path.name.endswith(DAMAGED))
     except OSError:
-        kept = path
-    return f"The probe {kept} cannot be read and is not used: {str(error).splitlines()[0][:200]}"
+        return ()
+    return tuple(f"The probe {path} is damaged: it was set aside and is not used." for path in paths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from scaler_tui.commands import cards, estimate, look, prices, work
+from scaler_tui.commands import cards, estimate, look, prices, scores, work
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": look.doctor,
@@ -14,6 +14,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": look.plan,
     "estimate": estimate.estimate,
     "prices": prices.prices,
+    "scores": scores.scores,
     "data": look.data_check,
     "demo": work.demo,
     "run": work.run,

@@ -45,6 +45,7 @@ def test_nothing_heavy_is_imported_before_first_paint() -> None:
         ["inspect", "demo"],
         ["plan", "demo"],
         ["estimate", "demo", "--json", "--largest", "sequence"],
+        ["scores", "--json"],
     ],
 )
 def test_headless_looks_need_neither_torch_nor_textual(command: list[str]) -> None:
