@@ -86,10 +86,8 @@ def calibration_for(machine: Machine) -> Calibration | None:
     """What probes and runs on this machine showed; None on a what-if machine."""
     if machine.simulated:
         return None
-    try:
-        from engine.advise.calibrated import calibration_of
-    except ImportError:
-        return None
+    from engine.advise.calibrated import calibration_of
+
     return calibration_of(machine)
 
 

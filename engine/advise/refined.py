@@ -7,12 +7,20 @@ how either is done.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from engine.advise.amounts import device_of
 from engine.advise.appraisal import Appraisal, appraise
 from engine.errors import EngineError
-from engine.estimate.estimate import Estimate
+from engine.estimate.calibration import Calibration
+from engine.estimate.estimate import Estimate, Origin, Range
+from engine.estimate.speed import estimate_tokens_per_second
 from engine.jobs.spec import JobSpec
 from engine.models.source import ModelRef
+
+if TYPE_CHECKING:
+    from engine.advise.probe import ProbeReport
 
 LONG_HOURS = 0.5
 """From here on a minute of measuring first is well spent."""
@@ -48,4 +56,16 @@ def by_probe(
     from engine.advise.probe import probe
 
     report = probe(spec, found.plan.final, ref, found.machine, force=force, progress=progress)
-    return appraise(found.plan, found.machine, found.load, memory=report.memory)
+    plan = replace(found.plan, calibration=_with_speed(found, report))
+    return appraise(plan, found.machine, found.load, memory=report.memory)
+
+
+def _with_speed(found: Appraisal, report: ProbeReport) -> Calibration | None:
+    """What holds on this machine from now on, and for this job the speed that was measured of it."""
+    formula = estimate_tokens_per_second(found.plan.work, device_of(found.plan, found.machine)).likely
+    measured = report.tokens_per_second
+    if not (measured.likely and formula):
+        return report.calibration
+    known = report.calibration or Calibration(Origin.PROBE, f"measured on {report.record.machine.words}")
+    speed = Range(measured.low / formula, measured.likely / formula, measured.high / formula)
+    return replace(known, origin=Origin.PROBE, speed_factor=speed)

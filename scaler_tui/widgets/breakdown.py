@@ -67,6 +67,8 @@ def _line(line: Line, width: int, mark: tuple[str, str] | None) -> Iterator[str 
         return
     yield mark or " "
     start = f" {line.label:<{LABEL_CELLS}} {value:>{VALUE_CELLS}}  "
+    if len(start.rstrip()) >= width:
+        start = f" {line.label}  {value}"
     indent = len(start) + 1
     if width - indent >= MINIMUM_ABOUT_CELLS:
         wrapped = textwrap.wrap(about, width - indent, break_on_hyphens=False) or [""]

@@ -142,3 +142,11 @@ def test_clip_marks_what_it_left_out() -> None:
     assert clip("abcdef", 4, unicode=False) == "abc~"
     assert clip("abc", 4) == "abc"
     assert clip("abc", 0) == ""
+
+
+@pytest.mark.parametrize(("measured", "tone"), [(400.0, "warn"), (500.0, "good"), (2000.0, "good")])
+def test_speed_is_promised_as_a_range_and_judged_by_its_lower_end(measured: float, tone: str) -> None:
+    promise = PredictionSection(tokens_per_second=1000.0, tokens_per_second_low=450.0, tokens_per_second_high=1500.0)
+    speed = run_figures.promises(JobSpec(prediction=promise), RunState(tokens_per_second=measured))[1]
+    assert speed.predicted == "1,000 tokens/s (450–1,500)"
+    assert speed.tone == tone
