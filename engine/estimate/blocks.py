@@ -52,10 +52,13 @@ def style_of(work: Workload, *, learns: bool, windowed: bool = False) -> Style:
     """The style of `work` for layers whose weights learn or do not, within a sliding window that matters or not."""
     kbit = work.stack.kbit_prepared and work.packed
     adapter = work.method is Method.ADAPTER
+    autocast = work.stack.autocast and work.compute_bytes == 2
+    # Layer norms under autocast return fp32, and 4-bit layers return the type they are given.
+    widened = work.packed and autocast and work.architecture.norm == "layernorm"
     return Style(
         compute=float(work.compute_bytes),
-        hidden=FP32 if kbit else float(work.compute_bytes),
-        autocast=work.stack.autocast and work.compute_bytes == 2,
+        hidden=FP32 if kbit or widened else float(work.compute_bytes),
+        autocast=autocast,
         packed=work.packed,
         learns=learns,
         adapted=frozenset(adapted_modules(work.architecture, work.targets)) if adapter else frozenset(),

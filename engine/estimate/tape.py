@@ -34,6 +34,13 @@ class Moment:
         return a, b, c, d
 
 
+def combined(first: Moment, second: Moment, sign: float = 1.0) -> Moment:
+    """first + sign · second."""
+    a, b, c, d = (x + sign * y for x, y in zip(first.per_token, second.per_token, strict=True))
+    e, f, g, h = (x + sign * y for x, y in zip(first.fixed, second.fixed, strict=True))
+    return Moment((a, b, c, d), (e, f, g, h))
+
+
 NOTHING = Moment((0.0,) * 4, (0.0,) * 4)
 
 
@@ -70,6 +77,8 @@ class Tape:
         self._steps: list[tuple[Var, Callable[[Buffer], None], tuple[Buffer, ...]]] = []
         self._before_last_save: list[tuple[float, float, Moment]] = []
         self._logits = False
+        self.at_first_save: Moment | None = None
+        """What was alive when the backward pass first asked for a saved tensor: there a checkpoint recomputes."""
 
     # ── storages ──────────────────────────────────────────────────────────────────────────────────────────────────
     def make(self, per_token: float, fixed: float = 0.0, kind: int | None = None) -> Buffer:
@@ -180,8 +189,11 @@ class Tape:
         """Run the recorded steps for `gradient` of `y`, newest first."""
         self._born = TEMPORARY
         self.give(y, gradient)
+        self.at_first_save = None
         for variable, backward, saves in reversed(self._steps):
             waiting = variable.gradient
+            if saves and waiting is not None and self.at_first_save is None:
+                self.at_first_save = self.now()
             if waiting is not None:
                 variable.gradient = None
                 backward(waiting)

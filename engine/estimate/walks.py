@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from engine.estimate.blocks import head_and_loss, layer, style_of
-from engine.estimate.tape import Buffer, Moment, Tape, Var
+from engine.estimate.tape import TEMPORARY, Buffer, Moment, Tape, Var, combined
 from engine.estimate.workload import Attention, DeviceKind, OptimizerKind, Purpose, TeacherHeld, Workload
 
 
@@ -96,14 +96,15 @@ def _layer_walk(work: Workload, learns: bool, windowed: bool, lowest: bool) -> L
     kept = first.now()
     if work.checkpointing:
         again = Tape()
-        gradient = again.make(boundary)
         x = Var(hidden, style.hidden, Buffer(0.0, 0.0, 0), learns=not lowest)
         out = layer(again, x, a, style)
         recomputed = again.take_recomputed_peaks()
         again.drop(out)
+        saved = again.now()
         again.take_peaks()
-        again.go_backward(out, gradient)
-        backward = recomputed + again.take_peaks()
+        again.go_backward(out, again.make(boundary, kind=TEMPORARY))
+        waiting = combined(again.at_first_save or saved, saved, -1.0)
+        backward = tuple(combined(moment, waiting) for moment in recomputed) + again.take_peaks()
         end = again.now()
     else:
         first.take_peaks()

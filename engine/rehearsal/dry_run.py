@@ -10,6 +10,7 @@ models (one and two periods of the layer pattern deeper than the first) give eac
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 import warnings
@@ -217,6 +218,7 @@ def _watch_layers(base: Any, tracker: Tracker) -> None:
         return forward_done
 
     def _enter(index: int) -> None:
+        gc.collect()  # frames of an aborted recomputation wait in a cycle for the collector, by chance short or long
         tracker.stretch = "top layer" if index == last else "bottom layer" if index == 0 else "middle"
 
     for index, layer in enumerate(layers):

@@ -13,6 +13,7 @@ from planning import DEMO, LLAMA_3B, MIXTURE, shape
 
 from engine.errors import EngineError
 from engine.estimate.memory import allocated_bytes, estimate_memory, limiting_words, memory_bounds, peak_of
+from engine.estimate.stacks import HF
 from engine.estimate.state import (
     NF4_DOUBLE_BYTES,
     adapter_weight_bytes,
@@ -20,7 +21,6 @@ from engine.estimate.state import (
     trainable_parameters,
     weight_bytes,
 )
-from engine.estimate.stacks import HF
 from engine.estimate.workload import DeviceKind, Loss, Method, OptimizerKind, Packing4Bit, Workload
 from engine.units import GIB, MIB
 
