@@ -90,9 +90,10 @@ def load_of(plan: Plan, answers: Answers, machine: Machine) -> Load:
     base = plan.final if plan.approach.model == "larger" else plan.base
     rented = answers.rented or machine.price_usd_per_hour is not None
     cards = max(plan.work.shards, len(machine.gpus) if rented else 1)
+    tokens, epochs = run_tokens(plan, answers), plan.recipe.number("epochs")
     return Load(
-        tokens=run_tokens(plan, answers),
-        epochs=plan.recipe.number("epochs"),
+        tokens=tokens,
+        epochs=epochs,
         fill=PACKED_FILL if plan.recipe.flag("packing") and plan.work.method is Method.ADAPTER else NO_PADDING,
         disk=DiskPlan(
             base,
@@ -100,7 +101,7 @@ def load_of(plan: Plan, answers: Answers, machine: Machine) -> Load:
             writes_grown_model=plan.approach.model in ("deeper", "wider"),
             merged=answers.text("output") == "merged",
             teacher_on_disk=plan.work.teacher is None or is_on_disk(plan.work.teacher),
-            epoch_tokens=run_tokens(plan, answers)[1] / plan.recipe.number("epochs"),
+            epoch_tokens=tokens[1] / epochs,
         ),
         tariff=Tariff(rented, machine.price_usd_per_hour, answers.number("usd_per_kwh") or None, cards),
         download_bytes=0.0 if is_on_disk(source) else float(source.weight_bytes or 2 * source.parameters),

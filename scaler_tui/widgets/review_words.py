@@ -36,7 +36,7 @@ def refused_content(error: EngineError, no_sign: str, width: int) -> Content:
         parts.append(f"{error.next_step}\n")
     if error.code == REFUSED:
         parts += [("F", "bold"), " plans it all the same; the run may fail, and its journal says that you insisted.\n"]
-    return Content.assemble(*parts, "\n")
+    return Content.assemble(*parts)
 
 
 def savings_content(row: ApproachRow | None, width: int) -> Content:
