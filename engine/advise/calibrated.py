@@ -31,8 +31,10 @@ ONE_JOB_SPEED_SPREAD = 0.15
 """Half width of the speed where only one model was measured: another one meets other limits of the machine."""
 SPEED_SPREAD = 0.05
 LATEST_RUNS = 30
-READING_ERROR = 0.02
+READING_ERROR = 0.01
 """Of resident memory: standard deviation between two runs of one job."""
+CONTEXT_ERROR = 0.15
+"""Of a reading of the libraries alone: how much of them a longer run still loads differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ def _resident(
     )
     if probes and probes[0].answer.context_bytes > 0:
         context = probes[0].answer.context_bytes
-        belief = belief.seen(1.0, 0.0, context, 0.05 * context)
+        belief = belief.seen(1.0, 0.0, context, CONTEXT_ERROR * context)
     for record in reversed(probes):
         for shape, formula in zip(record.answer.shapes, record.formula, strict=False):
             belief = _resident_seen(belief, formula.allocated_bytes, shape.process_bytes)

@@ -63,6 +63,8 @@ class ProbeReport:
     record: ProbeRecord
     calibration: Calibration | None
     """What is in force on this machine from now on."""
+    own: Calibration | None
+    """Corrections under which the formula gives what was measured of this very job."""
 
 
 def probe(
@@ -290,14 +292,15 @@ def _report(record: ProbeRecord, spec: JobSpec, architecture: Architecture, mach
     calibration = evidence_of(machine).calibration
     shapes = record.answer.shapes
     own = next((shape for shape in shapes[:1] if shape.process_bytes > 0), None)
-    if own is not None:
-        memory = estimate_memory(_at(own, work), _own_calibration(record, own))
-    else:  # the job itself did not fit: what was learnt from a smaller one
+    if own is None:  # the job itself did not fit: what was learnt from a smaller one
         memory = estimate_memory(work, calibration)
-    return ProbeReport(memory, _speed(record, own or shapes[0]) if shapes else _no_speed(), record, calibration)
+        return ProbeReport(memory, _speed(record, shapes[0]) if shapes else _no_speed(), record, calibration, None)
+    speed = _speed(record, own)
+    exact = _own_calibration(record, own, speed)
+    return ProbeReport(estimate_memory(_at(own, work), exact), speed, record, calibration, exact)
 
 
-def _own_calibration(record: ProbeRecord, own: Shape) -> Calibration:
+def _own_calibration(record: ProbeRecord, own: Shape, speed: Estimate) -> Calibration:
     """Corrections under which the formula gives this job's own measured bytes."""
     answer, formula = record.answer, record.formula[0]
     partial = bool(answer.depths)
@@ -313,7 +316,9 @@ def _own_calibration(record: ProbeRecord, own: Shape) -> Calibration:
         factor = spread([own.allocated_bytes / formula.allocated_bytes], least / 2)
     assert over is not None
     slack = Range(over.low - 1, over.likely - 1, over.high - 1)
-    return Calibration(Origin.PROBE, source, context, slack, factor)
+    alone = formula.tokens_per_second
+    speed_factor = Range(speed.low / alone, speed.likely / alone, speed.high / alone) if alone > 0 else None
+    return Calibration(Origin.PROBE, source, context, slack, factor, speed_factor)
 
 
 def _speed(record: ProbeRecord, own: Shape) -> Estimate:
