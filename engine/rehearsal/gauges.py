@@ -167,4 +167,4 @@ def _products(device: torch.device) -> None:
         x = torch.ones(512, 512, dtype=dtype, device=device, requires_grad=True)
         weight = torch.ones(512, 512, dtype=dtype, device=device, requires_grad=True)
         bias = torch.ones(512, dtype=dtype, device=device, requires_grad=True)
-        torch.nn.functional.linear(x @ weight, weight, bias).sum().backward()
+        torch.nn.functional.linear(x @ weight, weight, bias).sum().backward()  # type: ignore[no-untyped-call]

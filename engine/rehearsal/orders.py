@@ -27,7 +27,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     steps: int = 10
     """Timed steps at most."""
     seconds: float = 1.5
-    """No further timed step is begun after so long, but three are always made."""
+    """No further timed step is begun after so long, but three are always made; no further edge is looked for either."""
     cap_gib: float = 0.0
     """The most the allocator may hold; 0 for all there is."""
     paged: bool = False

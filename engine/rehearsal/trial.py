@@ -99,7 +99,7 @@ def measure(order: Order, device: torch.device, before: int = 0) -> Measurement:
     }
     blank = msgspec.structs.replace(blank, **counts)
     if order.edges:
-        return msgspec.structs.replace(blank, edges=tuple(find_edge(trial, edge, blank.total) for edge in order.edges))
+        return msgspec.structs.replace(blank, edges=_edges(trial, blank.total))
     try:
         return _steps(trial, gauge, blank)
     except torch.OutOfMemoryError as error:
@@ -204,8 +204,18 @@ def asked_bytes(message: str) -> int:
     return int(float(found[1]) * units[found[2]]) if found else 0
 
 
-def find_edge(trial: Trial, edge: Edge, total_bytes: int) -> EdgeFound:
-    """The longest sequence that runs a step under the cap, to one part in a hundred, searched around the guess."""
+def _edges(trial: Trial, total_bytes: int) -> tuple[EdgeFound, ...]:
+    """The order's edges, as many as its seconds allow."""
+    found: list[EdgeFound] = []
+    end = time.perf_counter() + trial.order.seconds
+    for edge in trial.order.edges:
+        if time.perf_counter() < end:
+            found.append(find_edge(trial, edge, total_bytes, end))
+    return tuple(found)
+
+
+def find_edge(trial: Trial, edge: Edge, total_bytes: int, end: float) -> EdgeFound:
+    """The longest sequence that runs a step under the cap, to one part in a hundred or as near as time allows."""
     tried: list[Attempt] = []
     _warm(trial)
     cap(edge.cap_gib, total_bytes)
@@ -216,6 +226,8 @@ def find_edge(trial: Trial, edge: Edge, total_bytes: int) -> EdgeFound:
 
     low, high = bracket(runs, edge.guess)
     while low and high and high - low > max(GRANULE, low // 100) and len(tried) < MOST_ATTEMPTS:
+        if time.perf_counter() > end:
+            break
         middle = _whole((low + high) // 2)
         if middle in (low, high):
             break
