@@ -134,8 +134,8 @@ def _normalise(tape: Tape, x: Var) -> Var:
         mean = tape.make(size)  # the mean's gradient, spread out
         power = tape.make(size)  # x ** 1
         scaled = tape.make(size)  # 2 · x
-        tape.free(power)
         square = tape.make(size)
+        tape.free(power)
         tape.free(mean)
         tape.free(scaled)
         tape.give(x, square)

@@ -187,8 +187,11 @@ class _Stack:
         learns = work.method is not Method.ADAPTER
         if work.method is Method.NEW_BLOCKS:
             new = max(min(work.trained_layers, a.layers), 1)
-            below = a.layers // new - 1  # blocks spread evenly, the last one last
-            kinds = [(True, new - 1), (False, max(a.layers - below - new, 0))]
+            # Blocks are spread evenly, the last one last. Without checkpoints nothing below the lowest takes part; with
+            # them transformers has the embedding's output require a gradient, and every layer does.
+            below = 0 if work.checkpointing else a.layers // new - 1
+            learns = not work.checkpointing or new == a.layers
+            kinds = [(True, new - learns), (False, a.layers - below - new - (not learns))]
         else:
             kinds = [(learns, a.layers - 1)]
         walks, counts = [], []
@@ -198,7 +201,7 @@ class _Stack:
                 if part:
                     walks.append(layer_walk(work, learns=kind, windowed=inside))
                     counts.append(part)
-        bottom = layer_walk(work, learns=learns, windowed=2 * windowed > a.layers, lowest=not embeddings)
+        bottom = layer_walk(work, learns=learns, windowed=2 * windowed > a.layers, lowest=not (embeddings or work.checkpointing))
         return cls(tuple(walks), tuple(counts), bottom, work.checkpointing, embedding, a.tied_embeddings)
 
     def kept(self, tokens: float) -> float:
@@ -240,13 +243,18 @@ def _around(work: Workload) -> float:
     a = work.architecture
     tables = 2.0 * a.head_dim * a.rope.partial_factor * work.compute_bytes if a.rope.kind != "none" else 0.0
     masks = _masks(work) if work.checkpointing else 0.0
-    per_token = 24.0 + tables + masks
+    scaled = a.family in SCALED_EMBEDDINGS and work.checkpointing
+    per_token = 24.0 + tables + masks + (float(a.hidden_size * work.compute_bytes) if scaled else 0.0)
     if work.teacher is not None:
         if work.teacher_held is TeacherHeld.CACHED:
             per_token += 8.0 * CACHED_LOGITS
         else:
             per_token += 8.0 * work.teacher.vocab_size * logit_share(work)
     return per_token * work.tokens
+
+
+SCALED_EMBEDDINGS = ("gemma", "gemma2", "gemma3", "granite")
+"""Families that multiply the embedding's output by a constant: with checkpoints both stay, the first as a leaf."""
 
 
 def _masks(work: Workload) -> float:
