@@ -247,9 +247,8 @@ def _write(results: list[Result], edges: list[dict[str, Any]], found: Measuremen
     }
     summary = as_json(results, edges, facts)
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    print(
-        f"\n{as_text(results)}\n\nworkspace {found.workspace / 2**20:.1f} MiB, context {found.context / 2**20:.0f} MiB"
-    )
+    print(f"\n{as_text(results)}\n")
+    print(f"workspaces {found.workspace / MIB:.1f} MiB, context {found.context / MIB:.0f} MiB ({found.process_source})")
     print(f"process in the promised range: {summary['process_in_range']} of {summary['process_read']}")
     print(f"rows: {rows}")
     if kept:

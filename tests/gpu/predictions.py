@@ -87,6 +87,8 @@ def _dry_run(text: bytes) -> tuple[bytes, str]:
     from engine.rehearsal.dry_run import dry_run
 
     try:
-        return msgspec.json.encode(dry_run(msgspec.json.decode(text, type=Rehearsal))), ""
+        answer = dry_run(msgspec.json.decode(text, type=Rehearsal))
+        plain = {name: str(version) for name, version in answer.versions.items()}
+        return msgspec.json.encode(msgspec.structs.replace(answer, versions=plain)), ""
     except Exception as error:  # one that cannot be traced is a finding, not the end of the others
         return b"", f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
