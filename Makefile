@@ -67,6 +67,7 @@ screenshots: $(VENV)/.dev
 
 gpu-check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m tests.gpu.measure_grid --append profiles/measured
 
 # The locks are what a clean environment resolves to today; torch is pinned because the newest build may be many GB.
 lock:

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import EngineError, ExitCode
+from engine.estimate.rehearsal import Rehearsal
 from engine.hardware import nvidia
 from engine.rehearsal.orders import Order
 from engine.train.environment import PROBE_SECONDS, prepare_process
@@ -66,7 +67,7 @@ def _carry_out(order: Order) -> Any:
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     device = torch.device(_device(order.device, has_cuda=torch.cuda.is_available()))
-    _import_ahead(str(order.rehearsal.config.get("model_type", "")), adapter=order.rehearsal.method == "adapter")
+    _import_ahead(order.rehearsal)
     with turn(order.lock):
         return measure(order, device, before)
 
@@ -91,15 +92,17 @@ def _device(wanted: str, *, has_cuda: bool) -> str:
     return ("cuda:0" if has_cuda else "cpu") if wanted == "auto" else {"cuda": "cuda:0"}.get(wanted, wanted)
 
 
-def _import_ahead(model_type: str, *, adapter: bool) -> None:
+def _import_ahead(rehearsal: Rehearsal) -> None:
     """Import what the model needs before the device is ours: it takes seconds of processor time only."""
     import importlib
 
-    with contextlib.suppress(ImportError):
-        importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    if adapter:
+    kind = str(rehearsal.config.get("model_type", "")).removesuffix("_text")
+    names = [f"transformers.models.{kind}.modeling_{kind}"]
+    names += ["peft"] if rehearsal.method == "adapter" else []
+    names += ["bitsandbytes"] if "8-bit" in rehearsal.optimizer else []
+    for name in names:
         with contextlib.suppress(ImportError):
-            importlib.import_module("peft")
+            importlib.import_module(name)
 
 
 @contextlib.contextmanager

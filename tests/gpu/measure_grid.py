@@ -122,6 +122,7 @@ def _measure(configuration: Configuration, lock: str, clock: Clock) -> Outcome:
         device="cuda",
         paged=configuration.paged,
         expandable=configuration.work.expandable_segments,
+        seconds=1.0,
         alone=False,
         lock=lock,
     )
