@@ -48,7 +48,7 @@ def dry_run(rehearsal: Rehearsal, *, detail: dict[str, Any] | None = None, full_
         moments=moments,
         depths=depths,
         seconds=time.perf_counter() - began,
-        versions={"torch": torch.__version__, "transformers": _version("transformers"), "peft": _version("peft")},
+        versions={"torch": str(torch.__version__), "transformers": _version("transformers"), "peft": _version("peft")},
     )
 
 
