@@ -16,7 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from engine.advise.amounts import device_of
-from engine.advise.calibrated import evidence_of, spread
+from engine.advise.calibrated import RESIDENT_CREEP, evidence_of, spread
 from engine.advise.devices import single_device
 from engine.advise.spec_plan import plan_of_spec, workload_of
 from engine.errors import EngineError, ExitCode
@@ -47,7 +47,7 @@ FEWEST_MICRO_STEPS = 10
 PATIENCE = 6.0
 """A probe that takes so many budgets is given up; minimum steps of a slow machine may exceed the budget."""
 LEAST_PATIENCE_SECONDS = 180.0
-MEMORY_SPREAD = 0.03
+MEMORY_SPREAD = 0.04
 PARTIAL_MEMORY_SPREAD = 0.06
 """Half width of what was carried on from a few layers."""
 SPEED_SPREAD = 0.07
@@ -307,10 +307,15 @@ def _own_calibration(record: ProbeRecord, own: Shape, speed: Estimate) -> Calibr
     least = PARTIAL_MEMORY_SPREAD if partial else MEMORY_SPREAD
     day = time.strftime("%Y-%m-%d", time.gmtime(record.t))
     source = f"this job measured on {day} on {record.machine.words}"
-    context = spread([answer.context_bytes], least)
+    context: Range | None = spread([answer.context_bytes], least)
+    over: Range | None
     if answer.on_cpu or not own.allocated_bytes:
-        over = spread([(own.process_bytes - answer.context_bytes) / formula.allocated_bytes], least)
-        factor = None
+        whole = RESIDENT_CREEP * own.process_bytes
+        context = Range(answer.context_bytes, answer.context_bytes, answer.context_bytes)
+        low, likely, high = (
+            (whole * share - answer.context_bytes) / formula.allocated_bytes for share in (1 - least, 1.0, 1 + least)
+        )
+        over, factor = Range(low, likely, high), None
     else:
         over = spread([own.reserved_bytes / own.allocated_bytes], least / 2)
         factor = spread([own.allocated_bytes / formula.allocated_bytes], least / 2)

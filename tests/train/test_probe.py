@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.advise.calibrated import calibration_of
+from engine.advise.calibrated import RESIDENT_CREEP, calibration_of
 from engine.advise.probe import ProbeReport, probe
 from engine.errors import EngineError
 from engine.estimate.estimate import Origin
@@ -84,9 +84,10 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
     assert abs(score.process.error) < 0.05
 
     own, run = report.record.answer.shapes[0], speed_of(finished)
-    assert abs(own.tokens_per_cpu_second / run.per_cpu_second - 1) < 0.10
-    probed_cores = own.tokens_per_second / own.tokens_per_cpu_second
-    if abs(probed_cores / run.cores - 1) < QUIET_CORES:
+    on_card = not report.record.answer.on_cpu
+    if not on_card:
+        assert abs(own.tokens_per_cpu_second / run.per_cpu_second - 1) < 0.10
+    if on_card or abs(own.tokens_per_second / own.tokens_per_cpu_second / run.cores - 1) < QUIET_CORES:
         assert abs(report.tokens_per_second.likely / score.tokens_per_second.measured - 1) < 0.10
     after = calibration_of(detect())
     assert after is not None
@@ -108,12 +109,12 @@ def test_a_probe_measures_two_lengths_evaluation_and_the_largest_batch_and_is_ke
     assert 0 < answer.context_bytes < answer.shapes[0].process_bytes
     assert report.memory.origin is Origin.PROBE
     assert sum(part.amount for part in report.memory.breakdown) == pytest.approx(report.memory.likely)
-    assert report.memory.likely == pytest.approx(answer.shapes[0].process_bytes)
+    assert report.memory.likely == pytest.approx(RESIDENT_CREEP * answer.shapes[0].process_bytes)
     largest = answer.largest
     assert largest is not None
     assert largest.kind == "batch"
     assert 2 <= largest.tried <= largest.value
-    assert largest.free_bytes == 4 * GIB
+    assert largest.free_bytes == 4 * GIB or not answer.on_cpu
     assert any("training steps" in line for line in said)
 
     again: list[str] = []

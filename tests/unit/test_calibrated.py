@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from engine.advise.calibrated import calibration_of, evidence_of
+from engine.advise.calibrated import RESIDENT_CREEP, calibration_of, evidence_of
 from engine.advise.spec_plan import predict
 from engine.estimate.estimate import Origin
 from engine.estimate.memory import allocated_bytes, memory_bounds
@@ -119,7 +119,7 @@ def test_a_probe_moves_the_next_promise_of_the_job_to_what_it_measured() -> None
     assert calibration.context_bytes is not None
     assert calibration.slack is not None
     promised = calibration.context_bytes.likely + formula * (1 + calibration.slack.likely)
-    assert promised == pytest.approx(680 * MIB, rel=0.02)
+    assert promised == pytest.approx(RESIDENT_CREEP * 680 * MIB, rel=0.02)
 
 
 def test_the_promise_of_a_spec_uses_what_this_machine_showed() -> None:
