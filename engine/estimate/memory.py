@@ -119,9 +119,9 @@ def _peak_of(work: Workload) -> Peak:
 def _training_moments(work: Workload) -> Iterable[_Candidate]:
     """The moments of a training step.
 
-    loss: what all layers keep + the head's walk; layers: the top layer's backward with every other layer's tensors still
-    kept, or the bottom layer's with every gradient already made; gradients: the end of backward, with the gradient of the
-    embeddings where they learn; step: every gradient + the optimizer's transient.
+    loss: what all layers keep + the head's walk; layers: the top layer's backward with every other layer's tensors
+    still kept, or the bottom layer's with every gradient already made; gradients: the end of backward, with the
+    gradient of the embeddings where they learn; step: every gradient + the optimizer's transient.
     """
     share, tokens = 1.0 / work.shards, float(work.tokens)
     head = head_walk(work)
@@ -129,27 +129,28 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
     gradients = gradient_bytes(work) * share
     early = gradients if work.accumulation > 1 else 0.0
     around = _around(work)
-    kept = 0.0 if work.offload_activations else stack.kept(tokens)
+    kept = 0.0 if work.offload_activations else stack.kept(work)
     for moment in head.moments:
-        yield _with(moment, tokens, "loss", early, kept + around, share)
-    held = head.held.at(tokens)
+        yield _with(moment, work, "loss", early, kept + around, share)
+    length = float(work.sequence)
+    held = head.held.at(tokens, length)
     head_gradient = head.held.fixed[GRADIENTS]
     for walk in stack.walks:
-        one = (walk.boundary_bytes * tokens) if work.checkpointing else walk.kept.total(tokens)
+        one = (walk.boundary_bytes * tokens) if work.checkpointing else walk.kept.total(tokens, length)
         others = 0.0 if work.offload_activations else max(kept - (0.0 if work.checkpointing else one), 0.0)
         waiting = one if work.offload_activations and work.checkpointing else 0.0
         if not work.checkpointing:
             for moment in walk.forward:
-                yield _with(moment, tokens, "forward", early, others + around + _masks(work) * tokens, share)
+                yield _with(moment, work, "forward", early, others + around + _masks(work) * tokens, share)
         for moment in walk.backward:
-            top = _with(moment, tokens, "layers", 0.0, others + waiting + around, share)
+            top = _with(moment, work, "layers", 0.0, others + waiting + around, share)
             made = max(top.gradients + head_gradient * share, early) if not work.step_in_backward else top.gradients
             yield _Candidate("layers", made, top.activations, top.logits + held[LOGITS], top.temporary)
     walk = stack.bottom
     last = walk.boundary_bytes * tokens if work.checkpointing else 0.0
     above = gradients - (walk.gradient_bytes + (0.0 if stack.tied else stack.embedding)) * share
     for moment in walk.backward:
-        bottom = _with(moment, tokens, "gradients", 0.0, last + around, share)
+        bottom = _with(moment, work, "gradients", 0.0, last + around, share)
         made = bottom.gradients if work.step_in_backward else max(above + bottom.gradients, early)
         yield _Candidate("gradients", made, bottom.activations, held[LOGITS], bottom.temporary)
     if stack.embedding:
@@ -201,13 +202,15 @@ class _Stack:
                 if part:
                     walks.append(layer_walk(work, learns=kind, windowed=inside))
                     counts.append(part)
-        bottom = layer_walk(work, learns=learns, windowed=2 * windowed > a.layers, lowest=not (embeddings or work.checkpointing))
+        lowest = not (embeddings or work.checkpointing)
+        bottom = layer_walk(work, learns=learns, windowed=2 * windowed > a.layers, lowest=lowest)
         return cls(tuple(walks), tuple(counts), bottom, work.checkpointing, embedding, a.tied_embeddings)
 
-    def kept(self, tokens: float) -> float:
+    def kept(self, work: Workload) -> float:
         """What all layers keep once the forward pass is through."""
+        tokens, length = float(work.tokens), float(work.sequence)
         return sum(
-            count * (walk.boundary_bytes * tokens if self.checkpointing else walk.kept.total(tokens))
+            count * (walk.boundary_bytes * tokens if self.checkpointing else walk.kept.total(tokens, length))
             for walk, count in zip((*self.walks, self.bottom), (*self.counts, 1), strict=True)
         )
 
@@ -222,9 +225,9 @@ def _gradient_width(work: Workload) -> int:
     return 4 if work.optimizer is OptimizerKind.ADAMW_MIXED else work.compute_bytes
 
 
-def _with(moment: Moment, tokens: float, phase: str, gradients: float, kept: float, share: float) -> _Candidate:
+def _with(moment: Moment, work: Workload, phase: str, gradients: float, kept: float, share: float) -> _Candidate:
     """A walk's moment on top of what is kept."""
-    kinds = moment.at(tokens)
+    kinds = moment.at(float(work.tokens), float(work.sequence))
     return _Candidate(
         phase,
         max(kinds[GRADIENTS] * share, gradients) if gradients else kinds[GRADIENTS] * share,
@@ -277,7 +280,7 @@ def _asking_moments(work: Workload) -> Iterable[_Candidate]:
     walk = layer_walk(work, learns=False)
     cache = key_value_cache_bytes(work) if work.purpose is Purpose.GENERATE else 0.0
     for moment in walk.forward:
-        kinds = moment.at(tokens)
+        kinds = moment.at(tokens, float(work.sequence))
         yield _Candidate("forward", 0.0, sum(kinds) + cache + _around(work), 0.0, 0.0)
     positions = float(work.batch) if work.purpose is Purpose.GENERATE else tokens * logit_share(work)
     width = work.compute_bytes + 4.0 + (4.0 if work.purpose is Purpose.EVALUATE else 0.0)
@@ -365,7 +368,9 @@ def _token_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
     positions = f"{work.tokens * logit_share(work):,.0f} positions"
     chunk = "" if work.loss is Loss.FULL else f", {work.loss.value} loss"
     each = peak.logits / max(work.architecture.vocab_size * work.tokens * logit_share(work), 1.0)
-    logits = f"{each:.0f} B x {shape.vocabulary:,} words x {positions}{chunk}" if peak.logits else "not alive at the peak"
+    logits = f"{each:.0f} B x {shape.vocabulary:,} words x {positions}{chunk}"
+    if not peak.logits:
+        logits = "not alive at the peak"
     return (
         Part("activations", peak.activations, activations, TRACED),
         Part("logits and loss", peak.logits, logits, TRACED),

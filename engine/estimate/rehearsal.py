@@ -99,9 +99,11 @@ def rehearsal_of(work: Workload, config: dict[str, Any]) -> Rehearsal:
         masked=work.masked,
         checkpointing=work.checkpointing,
         attention="eager" if work.attention is Attention.EAGER else "sdpa",
-        optimizer={OptimizerKind.ADAMW: "adamw", OptimizerKind.SGD: "sgd", OptimizerKind.ADAMW_MIXED: "adamw mixed"}.get(
-            work.optimizer, "adamw 8-bit"
-        ),
+        optimizer={
+            OptimizerKind.ADAMW: "adamw",
+            OptimizerKind.SGD: "sgd",
+            OptimizerKind.ADAMW_MIXED: "adamw mixed",
+        }.get(work.optimizer, "adamw 8-bit"),
         foreach=work.foreach,
         accumulation=min(work.accumulation, 2),
         evaluate=work.purpose is Purpose.EVALUATE,

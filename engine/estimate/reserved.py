@@ -1,7 +1,7 @@
 """Reserved over allocated of a training process whose allocator keeps ordinary segments: two steps, replayed.
 
 Owns the order in which a run asks for memory: weights, casts, adapter, then steps as the tape walks them. Must not know
-what segments are (`allocator`) nor what a layer does (`blocks`). Nothing in it is fitted. On published T4 runs (SDPA,
+what segments are (`allocator`) nor what a layer does (`program`). Nothing in it is fitted. On published T4 runs (SDPA,
 22 configurations) what it reserves is within 0.7 % of what was measured for 16-bit weights and within 4 % for
 NF4. A replay takes some 0.1 s.
 """
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from engine.estimate.allocator import Block, CachingAllocator
-from engine.estimate.blocks import head_and_loss, layer, style_of
+from engine.estimate.program.decoder import layer
+from engine.estimate.program.head import head_and_loss
+from engine.estimate.program.style import style_of
 from engine.estimate.shapes import adapted_linears, shape_of
 from engine.estimate.state import packed_value_bytes, rest_width
 from engine.estimate.tape import GRADIENTS, Buffer, Tape, Var
@@ -25,15 +27,15 @@ _Live = dict[int, tuple[Block, Buffer]]
 
 
 class _Replay(Tape):
-    """A tape whose storages are requested from an allocator for so many tokens; shared among the layers of a step."""
+    """A tape whose storages are requested from an allocator; shared among the layers of a step."""
 
-    def __init__(self, allocator: CachingAllocator, tokens: int, live: _Live, *, saving: bool = True) -> None:
+    def __init__(self, allocator: CachingAllocator, work: Workload, live: _Live, *, saving: bool = True) -> None:
         super().__init__(saving=saving)
-        self._allocator, self._tokens, self.live = allocator, tokens, live
+        self._allocator, self._work, self.live = allocator, work, live
 
-    def make(self, per_token: float, fixed: float = 0.0, kind: int | None = None) -> Buffer:
-        buffer = super().make(per_token, fixed, kind)
-        size = per_token * self._tokens + fixed
+    def make(self, per_token: float, fixed: float = 0.0, kind: int | None = None, per_pair: float = 0.0) -> Buffer:
+        buffer = super().make(per_token, fixed, kind, per_pair)
+        size = (per_token + per_pair * self._work.sequence) * self._work.tokens + fixed
         if size > 0:
             self.live[id(buffer)] = (self._allocator.request(size), buffer)
         return buffer
@@ -129,7 +131,7 @@ class _Run:
         live: _Live = {}
         before = self.allocator.recent_peak_allocated = self.allocator.allocated
         layers = self._forward(live)
-        head = _Replay(self.allocator, self.work.tokens, live)
+        head = _Replay(self.allocator, self.work, live)
         hidden = self._input(Buffer(0.0, 0.0, 0))
         head_and_loss(head, hidden, self.work, logit_share(self.work))
         if first:
@@ -157,11 +159,11 @@ class _Run:
 
     def _forward(self, live: _Live) -> list[_Layer]:
         work, count = self.work, self.work.architecture.layers
-        tape = _Replay(self.allocator, work.tokens, live)
+        tape = _Replay(self.allocator, work, live)
         x = tape.var(float(work.architecture.hidden_size), self._style[False].hidden, learns=True)
         layers: list[_Layer] = []
         for index in range(count):
-            own = _Replay(self.allocator, work.tokens, live, saving=not work.checkpointing)
+            own = _Replay(self.allocator, work, live, saving=not work.checkpointing)
             source = self._input(x.buffer)
             out = layer(own, source, work.architecture, self._style[self._learns(index)])
             layers.append(_Layer(own, source, out))
@@ -175,7 +177,7 @@ class _Run:
             one = layers[index]
             tape, source, out = one.tape, one.source, one.out
             if self.work.checkpointing:
-                tape = _Replay(self.allocator, self.work.tokens, live)
+                tape = _Replay(self.allocator, self.work, live)
                 source = self._input(Buffer(0.0, 0.0, 0))
                 recomputed = layer(tape, source, self.work.architecture, self._style[self._learns(index)])
                 if not self.work.offload_activations or index == len(layers) - 1:

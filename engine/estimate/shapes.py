@@ -118,7 +118,9 @@ def adapted_linears(architecture: Architecture, targets: tuple[str, ...]) -> tup
     s, f = shape_of(architecture), architecture.intermediate_size
     modules = set(adapted_modules(architecture, targets))
     if architecture.family in FUSED_ATTENTION:
-        linears = [(_ATTENTION[:3], "qkv", s.hidden, s.query + 2 * s.key_value)]
+        linears: list[tuple[tuple[str, ...], str, int, int]] = [
+            (_ATTENTION[:3], "qkv", s.hidden, s.query + 2 * s.key_value)
+        ]
     else:
         linears = [
             (("q_proj",), "q_proj", s.hidden, s.query),

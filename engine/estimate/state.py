@@ -24,8 +24,8 @@ def packed_model_bytes(architecture: Architecture, packing: Packing4Bit, rest_by
     """P·(0.5 + 4/64) or P·(0.5 + 1/64 + 4/16384), and `rest_bytes`·(N − P) for what stays unpacked.
 
     Source: bitsandbytes block sizes; peft's `prepare_model_for_kbit_training` turns embeddings, head and norms to fp32
-    (Qwen2.5-7B on a T4: 7,702 MiB resident), this program's worker leaves them in the compute type. The fused experts of
-    mixtures are no `nn.Linear` in transformers 5: they stay unpacked as well.
+    (Qwen2.5-7B on a T4: 7,702 MiB resident), this program's worker leaves them in the compute type. The fused experts
+    of mixtures are no `nn.Linear` in transformers 5: they stay unpacked as well.
     """
     shape = shape_of(architecture)
     return shape.quantizable * packed_value_bytes(packing) + rest_bytes * (shape.parameters - shape.quantizable)
@@ -73,7 +73,7 @@ def weight_formula(work: Workload) -> str:
 
 
 def teacher_bytes(work: Workload) -> float:
-    """A frozen teacher beside the student (distillation): NF4 with double quantisation, 16-bit, two streamed layers, or 0."""
+    """A frozen teacher beside the student (distillation): NF4 with double quantisation, 16-bit, two layers, or 0."""
     teacher = work.teacher
     if teacher is None or work.teacher_held is TeacherHeld.CACHED:
         return 0.0
@@ -86,8 +86,8 @@ def teacher_bytes(work: Workload) -> float:
 
 
 def trainable_parameters(work: Workload) -> int:
-    """A for adapters (with DoRA's magnitudes and embeddings where they learn), N for full training, N·new/L (blocks only)
-    when old blocks are frozen."""
+    """A for adapters (with DoRA's magnitudes and embeddings where they learn), N for full training, N·new/L (blocks
+    only) when old blocks are frozen."""
     architecture = work.architecture
     if work.method is Method.ADAPTER:
         return adapter_count(work) + (architecture.embedding_parameters if work.train_embeddings else 0)

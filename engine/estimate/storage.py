@@ -69,7 +69,11 @@ def _offloaded(work: Workload) -> tuple[Part, ...]:
 def _kept_bytes(work: Workload) -> float:
     """What all layers keep between forward and backward: their input when checkpointing, else everything saved."""
     walk = layer_walk(work, learns=work.method is not Method.ADAPTER)
-    one = walk.boundary_bytes * work.tokens if work.checkpointing else walk.kept.total(float(work.tokens))
+    one = (
+        walk.boundary_bytes * work.tokens
+        if work.checkpointing
+        else walk.kept.total(float(work.tokens), float(work.sequence))
+    )
     return float(work.architecture.layers * one)
 
 

@@ -1,11 +1,12 @@
 """A training step in symbols: which tensors live when, without computing anything.
 
-Owns a miniature of autograd. A program calls operators in the order in which the library's code does; every operator says
-what it makes, what it saves for the backward pass and what it makes there (source: torch's `derivatives.yaml` and the
-operators' own formulas, checked against fake-tensor traces). Sizes are pairs: bytes per token, and bytes that do not
-depend on tokens, so that one walk answers every batch size. The largest moments are kept as a frontier of such pairs.
+Owns a miniature of autograd. A program calls operators in the order in which the library's code does; every operator
+says what it makes, what it saves for the backward pass and what it makes there (source: torch's `derivatives.yaml` and
+the operators' own formulas, checked against fake-tensor traces). Sizes have three parts: bytes per token, bytes per pair
+of tokens of one sequence (masks), and bytes that do not depend on tokens, so that one walk answers every batch and
+length. The largest moments are kept as a frontier of such sizes.
 
-Must not know models: `engine.estimate.blocks` writes the programs.
+Must not know models: `engine.estimate.program` writes the programs.
 """
 
 from __future__ import annotations
@@ -19,26 +20,37 @@ ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARY = range(4)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What is alive at one moment beyond what was before the program: per token and fixed, by kind."""
+    """What is alive at one moment beyond what was before the program: per token and fixed, by kind; per pair."""
 
     per_token: tuple[float, float, float, float]
     fixed: tuple[float, float, float, float]
+    per_pair: float = 0.0
+    """Masks, counted to the activations."""
 
-    def total(self, tokens: float) -> float:
-        """Bytes with so many tokens."""
-        return tokens * sum(self.per_token) + sum(self.fixed)
+    def at_least(self, other: Moment) -> bool:
+        """Whether this one is as large whatever the tokens and the sequence are."""
+        return (
+            self.per_pair >= other.per_pair
+            and sum(self.per_token) >= sum(other.per_token)
+            and sum(self.fixed) >= sum(other.fixed)
+        )
 
-    def at(self, tokens: float) -> tuple[float, float, float, float]:
-        """Bytes by kind with so many tokens."""
-        a, b, c, d = (tokens * p + f for p, f in zip(self.per_token, self.fixed, strict=True))
-        return a, b, c, d
+    def total(self, tokens: float, sequence: float) -> float:
+        """Bytes with so many tokens in sequences of that length."""
+        return tokens * (sum(self.per_token) + sequence * self.per_pair) + sum(self.fixed)
+
+    def at(self, tokens: float, sequence: float) -> tuple[float, float, float, float]:
+        """Bytes by kind with so many tokens in sequences of that length."""
+        p, f = self.per_token, self.fixed
+        first = tokens * (p[0] + sequence * self.per_pair) + f[0]
+        return first, tokens * p[1] + f[1], tokens * p[2] + f[2], tokens * p[3] + f[3]
 
 
 def combined(first: Moment, second: Moment, sign: float = 1.0) -> Moment:
     """first + sign · second."""
     a, b, c, d = (x + sign * y for x, y in zip(first.per_token, second.per_token, strict=True))
     e, f, g, h = (x + sign * y for x, y in zip(first.fixed, second.fixed, strict=True))
-    return Moment((a, b, c, d), (e, f, g, h))
+    return Moment((a, b, c, d), (e, f, g, h), first.per_pair + sign * second.per_pair)
 
 
 NOTHING = Moment((0.0,) * 4, (0.0,) * 4)
@@ -47,10 +59,10 @@ NOTHING = Moment((0.0,) * 4, (0.0,) * 4)
 class Buffer:
     """One storage: alive while somebody holds it."""
 
-    __slots__ = ("fixed", "holders", "kind", "per_token")
+    __slots__ = ("fixed", "holders", "kind", "per_pair", "per_token")
 
-    def __init__(self, per_token: float, fixed: float, kind: int) -> None:
-        self.per_token, self.fixed, self.kind, self.holders = per_token, fixed, kind, 1
+    def __init__(self, per_token: float, fixed: float, kind: int, per_pair: float = 0.0) -> None:
+        self.per_token, self.fixed, self.kind, self.per_pair, self.holders = per_token, fixed, kind, per_pair, 1
 
 
 class Var:
@@ -73,21 +85,23 @@ class Tape:
         self._per_token = [0.0, 0.0, 0.0, 0.0]
         self._fixed = [0.0, 0.0, 0.0, 0.0]
         self._born = ACTIVATIONS
-        self._frontier: list[tuple[float, float, Moment]] = []
+        self._per_pair = 0.0
+        self._frontier: list[Moment] = []
         self._steps: list[tuple[Var, Callable[[Buffer], None], tuple[Buffer, ...]]] = []
-        self._before_last_save: list[tuple[float, float, Moment]] = []
+        self._before_last_save: list[Moment] = []
         self._logits = False
         self.at_first_save: Moment | None = None
         """What was alive when the backward pass first asked for a saved tensor: there a checkpoint recomputes."""
 
     # ── storages ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def make(self, per_token: float, fixed: float = 0.0, kind: int | None = None) -> Buffer:
+    def make(self, per_token: float, fixed: float = 0.0, kind: int | None = None, per_pair: float = 0.0) -> Buffer:
         """A new storage, held once by whoever asked."""
         chosen = kind if kind is not None else LOGITS if self._logits else self._born
         self._per_token[chosen] += per_token
         self._fixed[chosen] += fixed
+        self._per_pair += per_pair
         self._note()
-        return Buffer(per_token, fixed, chosen)
+        return Buffer(per_token, fixed, chosen, per_pair)
 
     def hold(self, buffer: Buffer) -> Buffer:
         """One more holder."""
@@ -100,6 +114,7 @@ class Tape:
         if buffer.holders == 0:
             self._per_token[buffer.kind] -= buffer.per_token
             self._fixed[buffer.kind] -= buffer.fixed
+            self._per_pair -= buffer.per_pair
 
     def flash(self, per_token: float, fixed: float = 0.0) -> None:
         """Something that is made and gone within one operator."""
@@ -110,25 +125,25 @@ class Tape:
         self._logits = on
 
     def _note(self) -> None:
-        a, b = sum(self._per_token), sum(self._fixed)
-        frontier = self._frontier
-        for other_a, other_b, _ in frontier:
-            if other_a >= a and other_b >= b:
+        moment = self.now()
+        kept = []
+        for other in self._frontier:
+            if other.at_least(moment):
                 return
-        p, f = self._per_token, self._fixed
-        moment = Moment((p[0], p[1], p[2], p[3]), (f[0], f[1], f[2], f[3]))
-        self._frontier = [entry for entry in frontier if entry[0] > a or entry[1] > b]
-        self._frontier.append((a, b, moment))
+            if not moment.at_least(other):
+                kept.append(other)
+        kept.append(moment)
+        self._frontier = kept
 
     # ── results ───────────────────────────────────────────────────────────────────────────────────────────────────
     def now(self) -> Moment:
         """What is alive at this moment."""
         p, f = self._per_token, self._fixed
-        return Moment((p[0], p[1], p[2], p[3]), (f[0], f[1], f[2], f[3]))
+        return Moment((p[0], p[1], p[2], p[3]), (f[0], f[1], f[2], f[3]), self._per_pair)
 
     def take_peaks(self) -> tuple[Moment, ...]:
         """The largest moments since the last call."""
-        peaks = tuple(moment for _, _, moment in self._frontier)
+        peaks = tuple(self._frontier)
         self._frontier = []
         self._note()
         return peaks or (self.now(),)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from engine.estimate.blocks import head_and_loss, layer, style_of
+from engine.estimate.program.decoder import layer
+from engine.estimate.program.head import head_and_loss
+from engine.estimate.program.style import style_of
 from engine.estimate.tape import TEMPORARY, Buffer, Moment, Tape, Var, combined
 from engine.estimate.workload import Attention, DeviceKind, OptimizerKind, Purpose, TeacherHeld, Workload
 
@@ -43,12 +45,12 @@ class HeadWalk:
 def layer_walk(work: Workload, *, learns: bool, windowed: bool = False, lowest: bool = False) -> LayerWalk:
     """The walk through one layer of `work` whose own weights learn or do not; `windowed`: a sliding window cuts it;
     `lowest`: nothing below it learns, so its input needs no gradient."""
-    return _layer_walk(_key(work, windowed), learns, windowed, lowest)
+    return _layer_walk(_key(work), learns, windowed, lowest)
 
 
 def head_walk(work: Workload) -> HeadWalk:
     """The walk through the head of `work`, with the share of the positions that carry loss."""
-    return _head_walk(_key(work, False), logit_share(work))
+    return _head_walk(replace(_key(work), masked=False), logit_share(work))
 
 
 def logit_share(work: Workload) -> float:
@@ -59,9 +61,9 @@ def logit_share(work: Workload) -> float:
     return share
 
 
-def _key(work: Workload, windowed: bool) -> Workload:
+def _key(work: Workload) -> Workload:
     """`work` without what a walk does not depend on, so that equal walks are walked once."""
-    quadratic = windowed or work.masked or work.attention is Attention.EAGER or work.architecture.family in ("gemma2", "falcon")
+    quadratic = work.attention is Attention.EAGER or work.architecture.family == "gemma2"
     return replace(
         work,
         batch=1,
@@ -138,9 +140,9 @@ def _head_walk(work: Workload, share: float) -> HeadWalk:
 
 
 def _frontier(moments: tuple[Moment, ...]) -> tuple[Moment, ...]:
-    """Only moments that are the largest for some number of tokens."""
+    """Only moments that are the largest for some number of tokens and some length."""
     best: list[Moment] = []
-    for moment in sorted(moments, key=lambda m: (-sum(m.per_token), -sum(m.fixed))):
-        if not best or sum(moment.fixed) > sum(best[-1].fixed):
-            best.append(moment)
+    for moment in moments:
+        if not any(other.at_least(moment) for other in best):
+            best = [other for other in best if not moment.at_least(other)] + [moment]
     return tuple(best)

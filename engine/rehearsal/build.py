@@ -81,7 +81,9 @@ def bare_model(rehearsal: Rehearsal, config: Any) -> Any:
     config._attn_implementation = rehearsal.attention
     if getattr(config, "attn_logit_softcapping", None):
         config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[rehearsal.compute_bytes])
+    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=DTYPES[rehearsal.compute_bytes]
+    )
     model.requires_grad_(False)
     return model
 
@@ -186,10 +188,11 @@ def as_on_a_card() -> Iterator[None]:
 
     def wide_layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
         if asked("cpu"):
-            x, weight, bias = (t if t is None else t.float() for t in (x, weight, bias))
+            x = x.float()
+            weight, bias = (t if t is None else t.float() for t in (weight, bias))
         return layer_norm(x, shape, weight, bias, eps)
 
-    torch.is_autocast_enabled = enabled
+    torch.is_autocast_enabled = enabled  # type: ignore[assignment]
     nn.functional.layer_norm = wide_layer_norm  # type: ignore[assignment]
     try:
         yield
@@ -203,9 +206,7 @@ def trained_positions(rehearsal: Rehearsal) -> int:
     return max(round(rehearsal.trained_share * rehearsal.batch * rehearsal.sequence), 1)
 
 
-def step_loss(
-    model: Any, head: SelectiveHead, rehearsal: Rehearsal, inputs: dict[str, Tensor]
-) -> tuple[Tensor, Any]:
+def step_loss(model: Any, head: SelectiveHead, rehearsal: Rehearsal, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
     """The loss of one micro-batch as the rehearsed stack computes it, and what its caller holds during backward."""
     count = inputs["targets"].shape[0]
     if rehearsal.selective_head:

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.errors import EngineError, ExitCode
 from engine.estimate.rehearsal import DryRun, Moment, Rehearsal
-from engine.evaluation.head import SelectiveHead
+from engine.evaluation.head import SelectiveHead, summed_loss
 from engine.rehearsal import build
 from engine.rehearsal.tracker import Tracker
 
@@ -156,14 +156,12 @@ def _count_state(model: nn.Module, tracker: Tracker) -> None:
     tracker.adopt(model.buffers(), "weights")
 
 
-def _forward_only(
-    model: Any, rehearsal: Rehearsal, inputs: dict[str, Tensor], tracker: Tracker
-) -> None:
+def _forward_only(model: Any, rehearsal: Rehearsal, inputs: dict[str, Tensor], tracker: Tracker) -> None:
     tracker.stretch = "forward"
     with torch.no_grad(), build.autocast(rehearsal, "cpu"):
         logits = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False).logits
     tracker.stretch = "loss"
-    build.summed_loss(logits.flatten(0, 1), inputs["input_ids"].flatten())
+    summed_loss(logits.flatten(0, 1), inputs["input_ids"].flatten())
 
 
 def _train(
@@ -197,7 +195,7 @@ def _watch_gradients(parameters: list[nn.Parameter], tracker: Tracker) -> None:
             tracker.rename(parameter.grad, "gradients")
 
     for parameter in parameters:
-        parameter.register_post_accumulate_grad_hook(became)
+        parameter.register_post_accumulate_grad_hook(became)  # type: ignore[no-untyped-call]
 
 
 def _watch_layers(base: Any, tracker: Tracker) -> None:

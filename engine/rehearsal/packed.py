@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes import nn as bnb_nn
 from torch import Tensor, nn
 
 BLOCK = 64
@@ -32,7 +32,7 @@ class _Product(torch.autograd.Function):
         return torch.matmul(gradient, weight), None, None, None
 
 
-class FakeLinear4bit(bnb.nn.Linear4bit):
+class FakeLinear4bit(bnb_nn.Linear4bit):  # type: ignore[misc, name-defined]
     """Takes the place of a linear layer; peft wraps it with its own 4-bit adapter class, as it does the real one."""
 
     def __init__(self, linear: nn.Linear, compute_dtype: torch.dtype, kind: str, *, double: bool) -> None:
@@ -56,12 +56,13 @@ class FakeLinear4bit(bnb.nn.Linear4bit):
         given = x.dtype
         x = x.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        return _Product.apply(x, self.weight, (self.out_features, self.in_features), bias).to(given)
+        product: Tensor = _Product.apply(x, self.weight, (self.out_features, self.in_features), bias)  # type: ignore[no-untyped-call]
+        return product.to(given)
 
 
 def pack_linears(model: nn.Module, head: nn.Module | None, dtype: torch.dtype, kind: str, *, double: bool) -> None:
     """Replace every linear layer but the head, as transformers does when it loads in 4 bits."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and child is not head and not isinstance(child, bnb.nn.Linear4bit):
+            if isinstance(child, nn.Linear) and child is not head and not isinstance(child, FakeLinear4bit):
                 setattr(parent, name, FakeLinear4bit(child, dtype, kind, double=double))

@@ -18,11 +18,11 @@ from torch.utils._pytree import tree_leaves
 ROUNDING_BYTES = 512
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Use as a context manager around everything; set `stretch` and `kind` as the step goes on."""
 
     def __init__(self, vocabulary: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stretch = "start"
         self.kind = "activations"
         """What storages born from now on are."""

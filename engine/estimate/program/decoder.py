@@ -1,0 +1,85 @@
+"""Feed-forward and whole decoder layers: pre-norm, post-norm, sandwich, parallel.
+
+Owns the residual stream. Must not know how attention or projections work inside.
+"""
+
+from __future__ import annotations
+
+from engine.estimate.program.attention import attention, slices
+from engine.estimate.program.norms import norm
+from engine.estimate.program.projections import linear
+from engine.estimate.program.style import Style
+from engine.estimate.tape import Tape, Var
+from engine.models.architecture import Architecture
+
+
+def feed_forward(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
+    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
+    h, f = a.hidden_size, a.intermediate_size
+    if a.mlp_kind != "gated":
+        wide = linear(tape, x, ("up_proj",), h, f, style)
+        middle = tape.elementwise(wide, saves_input=True)
+        tape.drop(wide)
+    elif a.family == "phi3":
+        both = linear(tape, x, ("gate_proj", "up_proj"), h, 2 * f, style)
+        gate, up, _ = slices(tape, both, (f, f, 0))
+        active = tape.elementwise(gate, saves_input=True)
+        middle = tape.multiply(up, active)
+        tape.drop(gate, up, _, active)
+    else:
+        gate = linear(tape, x, ("gate_proj",), h, f, style)
+        active = tape.elementwise(gate, saves_input=True)
+        tape.drop(gate)
+        up = linear(tape, x, ("up_proj",), h, f, style)
+        middle = tape.multiply(active, up)
+        tape.drop(active, up)
+    out = linear(tape, middle, ("down_proj",), f, h, style)
+    tape.drop(middle)
+    return out
+
+
+def layer(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
+    """One decoder layer; the caller keeps holding x."""
+    if a.norm_placement == "parallel":
+        return _parallel(tape, x, a, style)
+    post = a.norm_placement == "post"
+    both = a.norm_placement == "sandwich"
+    stream = _residual_part(tape, x, a, style, attention, before=not post, after=post or both)
+    out = _residual_part(tape, stream, a, style, feed_forward, before=not post, after=post or both)
+    tape.drop(stream)
+    return out
+
+
+def _residual_part(
+    tape: Tape, x: Var, a: Architecture, style: Style, part: object, *, before: bool, after: bool
+) -> Var:
+    entering = norm(tape, x, a, style) if before else tape.view(x)
+    left: Var = part(tape, entering, a, style)  # type: ignore[operator]
+    tape.drop(entering)
+    if after:
+        normed = norm(tape, left, a, style)
+        tape.drop(left)
+        left = normed
+    if a.family == "granite":
+        scaled = tape.elementwise(left)
+        tape.drop(left)
+        left = scaled
+    out = tape.add(x, left)
+    tape.drop(left)
+    return out
+
+
+def _parallel(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
+    """Attention and feed-forward side by side on norms of the same input (GPT-NeoX, Falcon)."""
+    entering = norm(tape, x, a, style)
+    first = attention(tape, entering, a, style)
+    if a.family == "gpt_neox" or (a.family == "falcon" and a.key_value_heads > 1):
+        tape.drop(entering)
+        entering = norm(tape, x, a, style)
+    second = feed_forward(tape, entering, a, style)
+    tape.drop(entering)
+    joined = tape.add(second, first)
+    tape.drop(first, second)
+    out = tape.add(joined, x)
+    tape.drop(joined)
+    return out

@@ -1,0 +1,94 @@
+"""RMS and layer norms as the families compute them.
+
+Owns their operators and temporaries. Must not know where a norm stands in a layer.
+"""
+
+from __future__ import annotations
+
+from engine.estimate.program.style import FP32, Style
+from engine.estimate.tape import Buffer, Tape, Var
+from engine.models.architecture import Architecture
+
+
+def norm(tape: Tape, x: Var, a: Architecture, style: Style, *, values: float = 0.0) -> Var:
+    """The family's norm over `values` (the hidden size by default)."""
+    if a.norm == "layernorm":
+        return _layer_norm(tape, x, style)
+    return _rms_norm(tape, x, style, late_gain=a.family in ("gemma", "gemma2", "gemma3", "olmo2"))
+
+
+def _rms_norm(tape: Tape, x: Var, style: Style, *, late_gain: bool) -> Var:
+    """x·rsqrt(mean(x²)) in fp32, then the gain: in the input's type (Llama) or in fp32 before the cast (Gemma)."""
+    wide = tape.cast(x, FP32)
+    tape.flash(wide.values * FP32)  # x², gone once its mean is taken
+    scaled = _normalise(tape, wide)
+    if late_gain:
+        tape.drop(wide)
+        gained = tape.elementwise(scaled, saves_input=style.learns)
+        tape.drop(scaled)
+        out = tape.cast(gained, x.value_bytes)
+        tape.drop(gained)
+        return out
+    narrow = tape.cast(scaled, x.value_bytes)
+    tape.drop(scaled, wide)
+    if style.norm_weight > x.value_bytes:
+        out = _promote(tape, narrow, style.norm_weight)
+    else:
+        out = tape.elementwise(narrow, saves_input=style.learns, flashes=1 if style.learns else 0)
+    tape.drop(narrow)
+    return out
+
+
+def _promote(tape: Tape, x: Var, width: float) -> Var:
+    """A product with a wider constant: the result takes its type."""
+    y = tape.var(x.values, width, learns=x.learns)
+
+    def backward(gradient: Buffer) -> None:
+        wide = tape.make(x.values * width)
+        tape.free(gradient)
+        back = tape.make(x.values * x.value_bytes)
+        tape.free(wide)
+        tape.give(x, back)
+
+    tape.record(y, backward)
+    return y
+
+
+def _normalise(tape: Tape, x: Var) -> Var:
+    """x · rsqrt(mean(x²) + eps): saves x (for the square and the product). Backward makes five copies of x at its
+    height: the product's gradient, the gradient of the square, and the three factors of its derivative."""
+    y = tape.var(x.values, FP32, learns=x.learns)
+    size = x.values * FP32
+
+    def backward(gradient: Buffer) -> None:
+        product = tape.make(size)  # g · r
+        tape.flash(size)  # g · x, summed to one value
+        tape.free(gradient)
+        tape.give(x, product)
+        mean = tape.make(size)  # the mean's gradient, spread out
+        power = tape.make(size)  # x ** 1
+        scaled = tape.make(size)  # 2 · x
+        square = tape.make(size)
+        tape.free(power)
+        tape.free(mean)
+        tape.free(scaled)
+        tape.give(x, square)
+
+    tape.record(y, backward, (x.buffer,))
+    return y
+
+
+def _layer_norm(tape: Tape, x: Var, style: Style) -> Var:
+    """One kernel; keeps its input. Under CUDA autocast it computes in fp32 and returns fp32."""
+    source = tape.cast(x, FP32) if style.autocast else x
+    y = tape.var(source.values, source.value_bytes, learns=x.learns)
+
+    def backward(gradient: Buffer) -> None:
+        back = tape.make(source.values * source.value_bytes)
+        tape.free(gradient)
+        tape.give(source, back)
+
+    tape.record(y, backward, (source.buffer,))
+    if source is not x:
+        tape.drop(source)
+    return y
