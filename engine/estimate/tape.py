@@ -2,8 +2,8 @@
 
 Owns a miniature of autograd. A program calls operators in the order in which the library's code does; every operator
 says what it makes, what it saves for the backward pass and what it makes there (source: torch's `derivatives.yaml` and
-the operators' own formulas, checked against fake-tensor traces). Sizes have three parts: bytes per token, bytes per pair
-of tokens of one sequence (masks), and bytes that do not depend on tokens, so that one walk answers every batch and
+the operators' own formulas, checked against fake-tensor traces). Sizes have three parts: bytes per token, bytes per
+pair of tokens of one sequence (masks), and bytes that do not depend on tokens, so that one walk answers every batch and
 length. The largest moments are kept as a frontier of such sizes.
 
 Must not know models: `engine.estimate.program` writes the programs.

@@ -1,7 +1,6 @@
 """From a rehearsal to the model and optimizer that the worker would have, without weights from disk.
 
-Owns building: on `meta` for a dry run (cost nothing, then fake tensors), or with random values on a real device. Uses the
-worker's own adapter and head code, so that what is rehearsed is what will run. Must not know counting or timing.
+Owns building: on `meta` for a dry run (then fake tensors), or with random values on a real device. Uses the worker's own adapter and head code, so that what is rehearsed is what will run. Must not know counting or timing.
 """
 
 from __future__ import annotations
@@ -164,10 +163,10 @@ def masks(masked: bool) -> Iterator[None]:
     from transformers import masking_utils
 
     original = masking_utils.find_packed_sequence_indices
-    if masked:
-        replaced = lambda position_ids: torch.zeros_like(position_ids)  # noqa: E731
-    else:
-        replaced = lambda position_ids: None  # type: ignore[assignment, return-value]  # noqa: E731
+
+    def replaced(position_ids: Tensor) -> Tensor | None:
+        return torch.zeros_like(position_ids) if masked else None
+
     masking_utils.find_packed_sequence_indices = replaced
     try:
         yield

@@ -1,7 +1,7 @@
 """The dry run: two steps of the very model and recipe on fake tensors, storages followed through both.
 
-`python -m engine.rehearsal.dry_run` reads a Rehearsal as JSON from stdin and writes a DryRun to stdout. Owns the order of
-a step and the straight line from shallow models to the real depth. Must not know machines; no memory is used.
+`python -m engine.rehearsal.dry_run` reads a Rehearsal as JSON from stdin and writes a DryRun to stdout. Owns the order
+of a step and the straight line from shallow models to the real depth. Must not know machines; no memory is used.
 
 The peak of a step is the largest of a few moments, each a straight line in the number of layers: while the loss is
 computed, while the top layer or the bottom layer goes backward, at the end of backward, in the optimizer. Two shallow
@@ -233,7 +233,7 @@ def _optimizer(parameters: list[nn.Parameter], rehearsal: Rehearsal) -> Any:
 
 
 class _EightBit:
-    """bitsandbytes' 8-bit AdamW in memory terms: two bytes and two block scales per value, in place; small tensors fp32.
+    """bitsandbytes' 8-bit AdamW in memory terms: two bytes and block scales per value, in place; small tensors fp32.
 
     Source: bitsandbytes 0.50 `optim/optimizer.py`, blocks of 256 values, `min_8bit_size` 4096.
     """

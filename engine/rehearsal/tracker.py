@@ -83,8 +83,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _is_gradient_sum(self, args: Any, kwargs: Any) -> bool:
         """Whether autograd adds two gradients of one tensor: in place where nobody else holds the first.
 
-        It does so for plain tensors only, and fake ones are a subclass; a sum inside a backward formula has grad mode off
-        as well, but never two results of one shape that nobody else holds.
+        It does so for plain tensors only, and fake ones are a subclass; a sum inside a backward formula has grad mode
+        off as well, but never two results of one shape that nobody else holds.
         """
         if torch.is_grad_enabled() or self.kind != "temporary buffers" or kwargs:
             return False

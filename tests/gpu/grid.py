@@ -86,6 +86,7 @@ def configurations() -> tuple[Configuration, ...]:
     grown = model("llama-3.2-1b", more_layers=4)
     blocks = {"method": Method.NEW_BLOCKS, "trained_layers": 4}
     query_value = ("q_proj", "v_proj")
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj")
     return (
         _of("LoRA all r16", one, sequence=2048),
         _of("QLoRA all r16", one, packing=double, sequence=2048),
@@ -103,7 +104,8 @@ def configurations() -> tuple[Configuration, ...]:
         _of("four new blocks", grown, sequence=4096, trained_share=0.1, **blocks),
         _of("LoRA all r16, eager attention", one, sequence=1024, attention=Attention.EAGER, trained_share=0.1),
         _of("QLoRA all r16", three, packing=double, sequence=2048),
-        _of("LoRA all r16", model("qwen3-30b-a3b", layers=4), sequence=2048),
+        _of("LoRA all r16", model("qwen3-30b-a3b", layers=2), sequence=2048),
+        _of("LoRA attention r16", model("qwen3-30b-a3b", layers=4), sequence=2048, targets=attention),
         _of("LoRA all r16, one in twenty trained", one, sequence=16384, trained_share=0.05),
         _of("LoRA q,v r16, batch 4", one, sequence=512, batch=4, targets=query_value),
         _of("LoRA all r256", one, sequence=1024, rank=256, trained_share=0.1),
@@ -121,9 +123,9 @@ def configurations() -> tuple[Configuration, ...]:
         _of("QLoRA all r16, a tenth trained", eight, packing=double, sequence=8192, trained_share=0.1),
         _of("LoRA all r16", eight, sequence=2048),
         _hf("QLoRA q,k,v,o r32, stock Trainer", qwen, packing=nf4, sequence=1024, batch=2, rank=32,
-            targets=("q_proj", "k_proj", "v_proj", "o_proj")),
+            targets=attention),
         _hf("LoRA q,k,v,o r32, stock Trainer", qwen, sequence=1024, batch=2, rank=32,
-            targets=("q_proj", "k_proj", "v_proj", "o_proj")),
+            targets=attention),
         _of("LoRA all r16", small, sequence=1024),
         _of("full bf16, fused, batch 4", small, method=full, sequence=512, batch=4),
         _of("LoRA q,v r16, no checkpointing, batch 2", model("smollm2-360m"), sequence=2048, batch=2,
@@ -135,8 +137,8 @@ def configurations() -> tuple[Configuration, ...]:
         _of("full bf16, 8-bit AdamW", one, method=full, sequence=1024, optimizer=OptimizerKind.ADAMW_8BIT),
         _of("full bf16, two micro-batches", one, method=full, sequence=1024, accumulation=2),
         _of("LoRA all r16, half trained", three, sequence=4096, trained_share=0.5),
-        _of("LoRA all r16", model("gemma-2-2b", layers=6), sequence=1024, trained_share=0.1),
-        _of("LoRA all r16", model("phi-4-mini", layers=8), sequence=2048, trained_share=0.1),
+        _of("LoRA all r16, capped scores", model("gemma-2-2b", layers=6), attention=Attention.EAGER, sequence=1024, trained_share=0.1),
+        _of("LoRA all r16", model("phi-3-mini", layers=8), sequence=2048, trained_share=0.1),
         _of("LoRA all r16", one, sequence=8192),
         _of("LoRA all r16, no checkpointing", qwen, sequence=1024, checkpointing=False),
         _of("evaluation in 4 bits", one, packing=double, purpose=Purpose.EVALUATE, sequence=4096),

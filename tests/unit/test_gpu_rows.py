@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from engine.estimate.workload import Method, OptimizerKind
+from engine.hardware import nvidia
 from engine.rehearsal.orders import Edge, EdgeFound, Measurement, Order
 from engine.units import GIB, MIB
 from tests.gpu.grid import Configuration, configurations, edge_configurations
@@ -50,9 +51,8 @@ def results() -> list[Result]:
 def test_forty_and_more_configurations_cover_every_method_and_no_two_are_alike() -> None:
     chosen = configurations()
     assert len(chosen) >= 40
-    assert len(
-        {msgspec.json.encode([one.rehearsal, one.paged, one.work.expandable_segments]) for one in chosen}
-    ) == len(chosen)
+    kinds = {msgspec.json.encode([one.rehearsal, one.paged, one.work.expandable_segments]) for one in chosen}
+    assert len(kinds) == len(chosen)
     assert {one.method for one in chosen} == {"LoRA", "QLoRA", "full", "new blocks", "evaluation"}
     assert set(OptimizerKind) == {one.work.optimizer for one in chosen}
     assert all(formula(one).allocated > 0 for one in chosen)
@@ -154,12 +154,7 @@ def test_limits_that_make_no_sense_are_refused(text: str) -> None:
         positive(text)
 
 
-def test_without_a_card_the_check_says_so_and_ends_well(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("SCALER_WIZARD_SIMULATE_GPU", "none")
-    from engine.hardware import nvidia
-
+def test_without_a_card_the_check_says_so_and_ends_well(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     if nvidia.probe(3.0).gpus:
         pytest.skip("there is a card here")
     assert main(["--out", str(tmp_path / "out")]) == 0
