@@ -30,7 +30,7 @@ OWN_COLUMNS = (
     "process_gib", "process_source", "retries", "step_fastest", "step_slowest", "formula_alloc_gib",
     "formula_reserved_gib", "formula_process_gib", "formula_low_gib", "formula_high_gib", "formula_phase",
     "dry_alloc_gib", "dry_phase", "probe_process_gib", "formula_alloc_error", "formula_reserved_error",
-    "formula_process_error", "dry_alloc_error", "probe_process_error", "cap_gib", "longest", "longest_formula",
+    "formula_process_error", "dry_alloc_error", "probe_process_error",
 )  # fmt: skip
 COLUMNS = PUBLISHED_COLUMNS + OWN_COLUMNS
 SOURCE = "scaler-wizard make gpu-check"
