@@ -1,8 +1,9 @@
 """The probe against the run that follows it, and without weights: real steps on this machine's processor.
 
 Memory is compared as it is. Speed is compared per second of processor time: the tokens that a core gets through in a
-second do not depend on who else wants the cores, while wall-clock speed on a shared machine changes twofold within a
-minute. Where both sides had the cores to themselves, wall-clock speed is compared as well.
+second depend less on who else wants the cores, while wall-clock speed on a shared machine changes twofold within a
+minute. Caches are shared all the same (up to 20 % seen), so the job is probed before and after the run, which must come
+within 10 % of the span of both. Where all three had the same share of the cores, wall-clock speed is compared as well.
 """
 
 from __future__ import annotations
@@ -23,22 +24,29 @@ from engine.jobs import events as ev
 from engine.jobs.probes import load_probes
 from engine.jobs.scores import read_scores
 from engine.jobs.spec import JobSpec
-from engine.jobs.spec_toml import with_absolute_paths
 from engine.models.analyze import analyze_model
 from engine.models.resolve import resolve_model
 from engine.units import GIB
 from scaler_tui.demo import demo_spec
+from scaler_tui.preflight import check
 from tests.train.conftest import Finished, RunWorker, SpecMaker
 
 QUIET_CORES = 0.05
 """Cores that this process got on both sides, apart by no more than this share: nobody was in the way."""
 
 
-def probe_of(spec: JobSpec, seconds: float, said: list[str] | None = None) -> ProbeReport:
+def probe_of(spec: JobSpec, seconds: float, said: list[str] | None = None, *, force: bool = False) -> ProbeReport:
     ref = resolve_model(spec.model.source)
     progress = None if said is None else said.append
     return probe(
-        spec, analyze_model(ref), ref, detect(), budget_seconds=seconds, progress=progress, memory_cap_bytes=4 * GIB
+        spec,
+        analyze_model(ref),
+        ref,
+        detect(),
+        budget_seconds=seconds,
+        force=force,
+        progress=progress,
+        memory_cap_bytes=4 * GIB,
     )
 
 
@@ -71,9 +79,9 @@ def speed_of(finished: Finished) -> Speed:
 @pytest.mark.slow
 def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_measured(run_worker: RunWorker) -> None:
     report = probe_of(demo_spec(), 40)
-    promised = demo_spec()
+    promised = check(demo_spec(), base=Path.cwd(), force=False).spec
     assert promised.prediction.origin == "probe"
-    finished = run_worker(with_absolute_paths(promised, Path.cwd()), timeout_seconds=900)
+    finished = run_worker(promised, timeout_seconds=900)
     assert finished.end.outcome == "finished"
 
     (score,) = read_scores().scores
@@ -83,11 +91,15 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
     assert score.process.inside
     assert abs(score.process.error) < 0.05
 
-    own, run = report.record.answer.shapes[0], speed_of(finished)
-    on_card = not report.record.answer.on_cpu
-    if not on_card:
-        assert abs(own.tokens_per_cpu_second / run.per_cpu_second - 1) < 0.10
-    if on_card or abs(own.tokens_per_second / own.tokens_per_cpu_second / run.cores - 1) < QUIET_CORES:
+    run = speed_of(finished)
+    shapes = [report.record.answer.shapes[0], probe_of(demo_spec(), 25, force=True).record.answer.shapes[0]]
+    if report.record.answer.on_cpu:
+        rates, measured = [shape.tokens_per_cpu_second for shape in shapes], run.per_cpu_second
+    else:
+        rates, measured = [shape.tokens_per_second for shape in shapes], run.tokens_per_second
+    assert 0.90 * min(rates) <= measured <= 1.10 * max(rates)
+    cores = [shape.tokens_per_second / max(shape.tokens_per_cpu_second, 1.0) for shape in shapes]
+    if all(abs(share / run.cores - 1) < QUIET_CORES for share in cores):
         assert abs(report.tokens_per_second.likely / score.tokens_per_second.measured - 1) < 0.10
     after = calibration_of(detect())
     assert after is not None
