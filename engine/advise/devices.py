@@ -11,8 +11,7 @@ from engine.estimate.estimate import Verdict
 from engine.hardware.machine import Gpu, Machine
 from engine.units import format_bytes
 
-_HOPPER_WORKSPACE_BYTES = 2 * 32 * 1024**2
-_SMALLER_WORKSPACE_BYTES = 2 * 8_519_680
+_WORKSPACE_BYTES = 2 * 32 * 1024**2
 _WORTH_NAMING_BYTES = 64 * 1024**2
 """Less than this in use by others is a driver's own."""
 
@@ -67,9 +66,15 @@ def compute_bytes(devices: Devices) -> int:
 
 
 def workspace_bytes(devices: Devices) -> int:
-    """cuBLAS workspaces of two threads: 8.1 MiB each, 32 MiB each from Hopper on."""
+    """cuBLAS workspaces of two threads, 32 MiB each: the worker sets `CUBLAS_WORKSPACE_CONFIG=:4096:8` on every card
+    (65 MiB measured on an H200). None on a CPU."""
+    return 0 if devices.on_cpu else _WORKSPACE_BYTES
+
+
+def capability_of(devices: Devices) -> int:
+    """Major compute capability of the cards; 0 when unknown."""
     capability = devices.gpus[0].compute_capability if devices.gpus else None
-    return _HOPPER_WORKSPACE_BYTES if capability is not None and capability[0] >= 9 else _SMALLER_WORKSPACE_BYTES
+    return capability[0] if capability is not None else 0
 
 
 def free_words(devices: Devices) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from engine.advise.answers import Answers
 from engine.advise.approaches import Approach, TargetModel
-from engine.advise.devices import Devices, compute_bytes, equal_devices, single_device, workspace_bytes
+from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
 from engine.advise.recipes import Recipe, choose_recipe
 from engine.advise.targets import deeper, larger, wider
 from engine.estimate.calibration import Calibration
@@ -148,6 +148,7 @@ def _first_choice(
         teacher=larger(base) if approach.teacher else None,
         device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
         workspace_bytes=workspace_bytes(devices),
+        capability=capability_of(devices),
     )
 
 

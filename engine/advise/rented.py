@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from engine.advise.amounts import cost_with, hours_with
 from engine.advise.appraisal import Appraisal
-from engine.advise.devices import Devices, compute_bytes, workspace_bytes
+from engine.advise.devices import Devices, capability_of, compute_bytes, workspace_bytes
 from engine.estimate.cards import gpu_speed
 from engine.estimate.cost import Tariff
 from engine.estimate.estimate import Estimate, Verdict
@@ -76,5 +76,6 @@ def on_devices(work: Workload, devices: Devices) -> Workload:
         device=DeviceKind.GPU,
         compute_bytes=compute_bytes(devices),
         workspace_bytes=workspace_bytes(devices),
+        capability=capability_of(devices),
         shards=len(devices.gpus),
     )

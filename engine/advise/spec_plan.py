@@ -12,7 +12,7 @@ from engine.advise.amounts import Load, is_on_disk
 from engine.advise.answers import answers_of
 from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import find_approach
-from engine.advise.devices import compute_bytes, single_device, workspace_bytes
+from engine.advise.devices import capability_of, compute_bytes, single_device, workspace_bytes
 from engine.advise.fit import Plan, calibration_for, estimate_memory_on, memory_bounds_on
 from engine.advise.recipes import choose_recipe
 from engine.estimate.calibration import Calibration
@@ -67,6 +67,7 @@ def workload_of(spec: JobSpec, architecture: Architecture, machine: Machine, *, 
         dropout=spec.adapter.dropout > 0,
         device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
         workspace_bytes=workspace_bytes(devices),
+        capability=capability_of(devices),
     )
 
 

@@ -8,7 +8,7 @@ and context. Must not know machines; `engine.advise` compares with what is free.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from engine.estimate.calibration import Calibration
@@ -17,6 +17,7 @@ from engine.estimate.process import base_parts, process_bounds
 from engine.estimate.shapes import shape_of
 from engine.estimate.state import (
     adapter_weight_bytes,
+    autocast_mixed,
     gathered_block_bytes,
     gradient_bytes,
     key_value_cache_bytes,
@@ -57,6 +58,8 @@ class Peak:
     activations: float
     logits: float
     temporary: float
+    at_loss: float = 0.0
+    """All that is alive while the loss is computed, which is when an allocator's holes are widest."""
 
     @property
     def allocated(self) -> float:
@@ -98,12 +101,11 @@ def _peak_of(work: Workload) -> Peak:
     share = 1.0 / work.shards
     workspaces = float(work.workspace_bytes) if work.device is DeviceKind.GPU else 0.0
     fixed = workspaces + gathered_block_bytes(work)
-    if work.purpose is Purpose.TRAIN:
-        top = max(_training_moments(work), key=lambda moment: moment.total)
-    else:
-        top = max(_asking_moments(work), key=lambda moment: moment.total)
     training = work.purpose is Purpose.TRAIN
-    return Peak(
+    candidates = list(_training_moments(work) if training else _asking_moments(work))
+    top = max(candidates, key=lambda moment: moment.total)
+    loss = max((moment.total for moment in candidates if moment.phase == "loss"), default=0.0)
+    peak = Peak(
         phase=top.phase,
         weights=weight_bytes(work) * share,
         teacher=teacher_bytes(work),
@@ -114,6 +116,7 @@ def _peak_of(work: Workload) -> Peak:
         logits=top.logits,
         temporary=top.temporary + fixed,
     )
+    return replace(peak, at_loss=peak.allocated - top.total + loss)
 
 
 def _training_moments(work: Workload) -> Iterable[_Candidate]:
@@ -159,7 +162,7 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
             stack.embedding * share if work.step_in_backward else gradients,
             around,
             held[LOGITS],
-            tokens * stack.bottom.boundary_bytes + (2.0 * stack.embedding * share if stack.tied else 0.0),
+            tokens * stack.bottom.boundary_bytes + (stack.summing * share if stack.tied else 0.0),
         )
     if not work.step_in_backward:
         yield _Candidate("step", gradients, 0.0, 0.0, optimizer_transient_bytes(work) * share)
@@ -179,12 +182,15 @@ class _Stack:
     embedding: float
     """Bytes of the embedding's gradient where it learns."""
     tied: bool
+    summing: float
+    """Bytes beyond it while the gradients of a tied head and embedding are added up."""
 
     @classmethod
     def of(cls, work: Workload) -> _Stack:
         a, windowed = work.architecture, windowed_layers(work)
         embeddings = work.method is Method.FULL or work.train_embeddings
-        embedding = float(a.vocab_size * a.hidden_size * work.compute_bytes) if embeddings else 0.0
+        width = 4 if autocast_mixed(work) else work.compute_bytes
+        embedding = float(a.vocab_size * a.hidden_size * width) if embeddings else 0.0
         learns = work.method is not Method.ADAPTER
         if work.method is Method.NEW_BLOCKS:
             new = max(min(work.trained_layers, a.layers), 1)
@@ -204,7 +210,9 @@ class _Stack:
                     counts.append(part)
         lowest = not (embeddings or work.checkpointing)
         bottom = layer_walk(work, learns=learns, windowed=2 * windowed > a.layers, lowest=lowest)
-        return cls(tuple(walks), tuple(counts), bottom, work.checkpointing, embedding, a.tied_embeddings)
+        # The head's gradient is a view, to which autograd does not add in place; cast by autocast it is none.
+        summing = embedding if autocast_mixed(work) else 2.0 * embedding
+        return cls(tuple(walks), tuple(counts), bottom, work.checkpointing, embedding, a.tied_embeddings, summing)
 
     def kept(self, work: Workload) -> float:
         """What all layers keep once the forward pass is through."""
@@ -221,10 +229,6 @@ def windowed_layers(work: Workload) -> int:
     return a.sliding_layers if a.sliding_window and work.sequence >= a.sliding_window else 0
 
 
-def _gradient_width(work: Workload) -> int:
-    return 4 if work.optimizer is OptimizerKind.ADAMW_MIXED else work.compute_bytes
-
-
 def _with(moment: Moment, work: Workload, phase: str, gradients: float, kept: float, share: float) -> _Candidate:
     """A walk's moment on top of what is kept."""
     kinds = moment.at(float(work.tokens), float(work.sequence))
@@ -232,8 +236,8 @@ def _with(moment: Moment, work: Workload, phase: str, gradients: float, kept: fl
         phase,
         max(kinds[GRADIENTS] * share, gradients) if gradients else kinds[GRADIENTS] * share,
         kept + kinds[ACTIVATIONS],
-        kinds[LOGITS] + 0.0,
-        kinds[TEMPORARY],
+        max(kinds[LOGITS], 0.0),
+        max(kinds[TEMPORARY], 0.0),
     )
 
 
@@ -347,8 +351,8 @@ def _state_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
 _OPTIMIZER_WORDS = {
     OptimizerKind.ADAMW: "AdamW: two copies",
     OptimizerKind.ADAMW_8BIT: "8-bit AdamW: 2.03 B",
-    OptimizerKind.PAGED_ADAMW_8BIT: "paged 8-bit AdamW: 2.03 B",
-    OptimizerKind.ADAMW_MIXED: "mixed precision: master copy and two states in fp32, 12 B",
+    OptimizerKind.PAGED_ADAMW_8BIT: "paged 8-bit AdamW, in unified memory that leaves a full card: 2.03 B",
+    OptimizerKind.ADAMW_MIXED: "mixed precision: two states in fp32 (and a master copy where weights have 16 bits)",
     OptimizerKind.SGD: "SGD: no state, 0 B",
 }
 

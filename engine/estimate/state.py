@@ -57,7 +57,15 @@ def weight_bytes(work: Workload) -> float:
             experts = max(work.architecture.linear_parameters - shape_of(work.architecture).quantizable, 0)
             saved += experts * (rest_width(work) - packed_value_bytes(work.packing))
         return packed_model_bytes(work.architecture, work.packing, rest_width(work)) - saved
+    if autocast_mixed(work):
+        return 4.0 * work.architecture.parameters
     return float(work.compute_bytes * work.architecture.parameters)
+
+
+def autocast_mixed(work: Workload) -> bool:
+    """Mixed precision as torch's autocast does it: fp32 weights, gradients and states, computed in 16 bits. Engines
+    such as DeepSpeed keep 16-bit weights and gradients and an fp32 master copy; both come to 16 bytes per parameter."""
+    return work.optimizer is OptimizerKind.ADAMW_MIXED and work.stack.autocast and work.method is not Method.ADAPTER
 
 
 def weight_formula(work: Workload) -> str:
@@ -121,7 +129,8 @@ def gradient_bytes(work: Workload) -> float:
     if work.method is Method.ADAPTER:
         copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0
         return float(work.adapter_bytes * adapter_count(work)) + copies
-    return float(work.compute_bytes * trainable_parameters(work))
+    width = 4 if autocast_mixed(work) else work.compute_bytes
+    return float(width * trainable_parameters(work))
 
 
 def largest_gradient_bytes(work: Workload) -> float:
@@ -135,16 +144,17 @@ def optimizer_bytes(work: Workload) -> float:
     """AdamW keeps two copies: 8·A for fp32 adapters, 4·N pure bf16, 12·N mixed (fp32 master and states), 2.03·N 8-bit.
 
     Source: torch AdamW; bitsandbytes 8-bit blocks of 256; DeepSpeed's 16 bytes per parameter for mixed precision.
-    Paged states count as on the card, where they are until it is full.
+    Paged states are in unified memory: they leave the card when it is full, and neither the allocator nor NVML counts
+    them to the process (seen on an H200), so they count 0 here.
     """
-    if work.optimizer is OptimizerKind.SGD or work.optimizer_on_host:
+    if work.optimizer in (OptimizerKind.SGD, OptimizerKind.PAGED_ADAMW_8BIT) or work.optimizer_on_host:
         return 0.0
     count = trainable_parameters(work)
     beside = work.stack.state_bytes_per_parameter * count
-    if work.optimizer in (OptimizerKind.ADAMW_8BIT, OptimizerKind.PAGED_ADAMW_8BIT):
+    if work.optimizer is OptimizerKind.ADAMW_8BIT:
         return 2 * (1 + 4 / 256) * count + beside
     if work.optimizer is OptimizerKind.ADAMW_MIXED:
-        return 12.0 * count + beside
+        return (8.0 if autocast_mixed(work) else 12.0) * count + beside
     if work.method is not Method.ADAPTER:
         return 2.0 * work.compute_bytes * count + beside
     copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0

@@ -81,6 +81,7 @@ def _key(work: Workload) -> Workload:
         purpose=Purpose.TRAIN,
         device=DeviceKind.GPU,
         workspace_bytes=0,
+        capability=0,
         expandable_segments=True,
     )
 

@@ -154,6 +154,8 @@ class Workload:
     device: DeviceKind = DeviceKind.GPU
     workspace_bytes: int = 2 * 8_519_680
     """cuBLAS workspaces of the forward and the autograd thread."""
+    capability: int = 0
+    """Major compute capability of an NVIDIA card, 0 when unknown: newer ones load a larger CUDA context."""
     expandable_segments: bool = True
     """The worker starts with `expandable_segments:True`; foreign scripts mostly do not."""
     stack: Stack = OURS

@@ -1,6 +1,7 @@
 """From a rehearsal to the model and optimizer that the worker would have, without weights from disk.
 
-Owns building: on `meta` for a dry run (then fake tensors), or with random values on a real device. Uses the worker's own adapter and head code, so that what is rehearsed is what will run. Must not know counting or timing.
+Owns building: on `meta` for a dry run (then fake tensors), or with random values on a real device. Uses the worker's
+own adapter and head code, so that what is rehearsed is what will run. Must not know counting or timing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 def config_of(rehearsal: Rehearsal, layers: int | None = None) -> Any:
     """The transformers configuration, cut to `layers` layers. Raises EngineError `rehearsal.config`."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     tree = dict(rehearsal.config)
@@ -39,11 +41,11 @@ def config_of(rehearsal: Rehearsal, layers: int | None = None) -> Any:
                 tree[name] = value[:layers]
     try:
         config = AutoConfig.for_model(kind, **tree)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
         raise EngineError(
             "rehearsal.config",
             f"transformers cannot build a model from this config (model_type '{kind[:60]}').",
-            cause=str(error).splitlines()[0][:300],
+            cause=" ".join(str(error).split())[:300],
             next_step="The formula's estimate stands; compare the config with the model's own.",
             exit_code=ExitCode.BAD_INPUT,
         ) from error
@@ -178,9 +180,10 @@ def masks(masked: bool) -> Iterator[None]:
 def as_on_a_card() -> Iterator[None]:
     """Have autocast on the CPU's fake tensors do what it does on a card.
 
-    peft asks `torch.is_autocast_enabled()`, which means CUDA's; and CUDA's autocast computes layer norms in fp32.
+    peft asks `torch.is_autocast_enabled()`, which means CUDA's; and CUDA's autocast computes layer norms in fp32. Its
+    softmax differs in what it makes: `_CudaSoftmax`.
     """
-    asked, layer_norm = torch.is_autocast_enabled, nn.functional.layer_norm
+    asked, layer_norm, softmax = torch.is_autocast_enabled, nn.functional.layer_norm, nn.functional.softmax
 
     def enabled(device: str = "cpu") -> bool:
         return bool(asked("cpu"))
@@ -193,11 +196,39 @@ def as_on_a_card() -> Iterator[None]:
 
     torch.is_autocast_enabled = enabled  # type: ignore[assignment]
     nn.functional.layer_norm = wide_layer_norm  # type: ignore[assignment]
+    nn.functional.softmax = _softmax  # type: ignore[assignment]
     try:
         yield
     finally:
         torch.is_autocast_enabled = asked
         nn.functional.layer_norm = layer_norm
+        nn.functional.softmax = softmax
+
+
+class _CudaSoftmax(torch.autograd.Function):
+    """CUDA's softmax in memory terms: from 16 bits to fp32 without a copy; its gradient makes a whole product first.
+
+    Source: torch `aten/src/ATen/native/cuda/SoftMax.cu`, `softmax_backward_cuda_out`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.given = x.dtype
+        y = torch.empty_like(x, dtype=dtype)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (y,) = ctx.saved_tensors
+        product = gradients[0] * y
+        return torch.empty_like(product, dtype=ctx.given), None
+
+
+def _softmax(x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    wanted = dtype or (torch.float32 if torch.is_autocast_enabled("cpu") else x.dtype)
+    result: Tensor = _CudaSoftmax.apply(x, wanted)  # type: ignore[no-untyped-call]
+    return result
 
 
 def trained_positions(rehearsal: Rehearsal) -> int:

@@ -292,8 +292,8 @@ def main() -> int:
         # Models that look at data cannot be traced; whatever a library raises is an answer too.
         failure = EngineError(
             "rehearsal.untraceable",
-            "This model cannot be traced without data.",
-            cause=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
+            "This model could not be followed on fake tensors.",
+            cause=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             next_step="Use the formula's estimate, or the probe, which runs the real model.",
         )
         sys.stdout.buffer.write(msgspec.json.encode({"error": failure.as_dict()}))

@@ -74,7 +74,7 @@ def model(name: str, layers: int = 0, more_layers: int = 0) -> Model:
 
 
 def _of(title: str, shape: Model, **settings: Any) -> Configuration:
-    base = {"workspace_bytes": WORKSPACE_BYTES}
+    base = {"workspace_bytes": WORKSPACE_BYTES, "capability": 9}
     return Configuration(title, shape, Workload(shape.architecture, **{**base, **settings}))
 
 

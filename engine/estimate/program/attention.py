@@ -204,9 +204,17 @@ def _eager(tape: Tape, query: Var, key: Var, value: Var, a: Architecture, style:
             scaled = capped
     masked = tape.elementwise(scaled)
     tape.drop(scaled)
-    wide = tape.cast(masked, FP32)
-    soft = tape.elementwise(wide, saves_output=True)
-    tape.drop(masked, wide)
+    soft = tape.var(pairs, FP32, learns=True)  # CUDA's softmax reads 16 bits and writes fp32: no copy between
+
+    def soft_backward(gradient: Buffer) -> None:
+        product = tape.make(pairs * FP32)  # gradient · probabilities, whole
+        back = tape.make(pairs * width)
+        tape.free(product)
+        tape.free(gradient)
+        tape.give(masked, back)
+
+    tape.record(soft, soft_backward, (soft.buffer,))
+    tape.drop(masked)
     narrow = tape.cast(soft, width)
     tape.drop(soft)
     y = tape.var(s.query, width, learns=True)
