@@ -31,7 +31,7 @@ PAGES_BYTES = 60 * MIB
 """Pages of 20 MiB that are mapped and not full, in both pools of an expandable allocator. Measured on an H200."""
 PAGES_SHARE = 0.01
 PASSED_BY = 1.5
-"""Logits this much larger than the gradients' places found no room there (5 of 5 measured jobs); others did (2 of 2)."""
+"""Logits this much larger than the gradients' places found no room there (5 of 5 measured jobs); others did (2)."""
 HOLES_ABOVE = 0.06
 """What holes may be beyond the rule of `_holes`, as a share of what is allocated: the worst of 39 H200 rows is 5 %."""
 REPLAY_SHORT = {False: 1.0, True: 1.01}

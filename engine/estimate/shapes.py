@@ -11,6 +11,8 @@ from functools import lru_cache
 from engine.models.architecture import Architecture
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EXPERTS = "experts"
+"""The fused expert matrices of a mixture, as the name of an adapted part."""
 _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 _FUSED_NAMES = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -88,12 +90,13 @@ def shape_of(architecture: Architecture) -> Shape:
 
 @lru_cache(maxsize=256)
 def adapted_modules(architecture: Architecture, targets: tuple[str, ...]) -> tuple[str, ...]:
-    """Which of the seven linears of a block get an adapter. Fused experts of mixtures cannot have one."""
+    """Which of the seven linears of a block get an adapter, and `EXPERTS` where peft adapts the fused experts as well
+    (it does for "all-linear")."""
     plain = architecture.mlp_kind != "gated"
     feed_forward = _FEED_FORWARD[1:] if plain else _FEED_FORWARD
     possible = _ATTENTION if _experts_everywhere(architecture) else _ATTENTION + feed_forward
     if targets == ("all-linear",):
-        return possible
+        return possible if architecture.moe is None else (*possible, EXPERTS)
     wanted = {name for target in targets for name in _FUSED_NAMES.get(target, (target,))}
     return tuple(name for name in possible if name in wanted)
 
@@ -144,9 +147,28 @@ FUSED_ATTENTION = ("phi3", "gpt_neox", "falcon")
 
 @lru_cache(maxsize=512)
 def adapter_parameters(architecture: Architecture, targets: tuple[str, ...], rank: int) -> int:
-    """A = L · Σ r·(in + out) over the adapted linears."""
-    linears = adapted_linears(architecture, targets)
-    return architecture.layers * rank * sum(linear.inputs + linear.outputs for linear in linears)
+    """A = L · Σ r·(in + out) over the adapted linears; experts see `expert_adapter_parameters`."""
+    moe, layers = architecture.moe, architecture.layers
+    total = 0
+    for linear in adapted_linears(architecture, targets):
+        dense = moe is not None and linear.name in _FEED_FORWARD
+        count = layers - moe.moe_layers if dense and moe is not None else layers
+        total += count * (linear.inputs + linear.outputs)
+        if dense and moe is not None and moe.shared_intermediate_size:
+            total += moe.moe_layers * (architecture.hidden_size + moe.shared_intermediate_size)
+    if moe is not None and EXPERTS in adapted_modules(architecture, targets):
+        total += moe.moe_layers * expert_adapter_ranks(architecture)
+    return rank * total
+
+
+def expert_adapter_ranks(architecture: Architecture) -> int:
+    """Σ (in + out) of one mixture layer per unit of rank: 2·E·(h + 2f) for gate and up, E·(f + h) for down, h + E for
+    the router. Source: peft 0.21, which doubles the rank of the fused gate and up."""
+    moe = architecture.moe
+    if moe is None:
+        return 0
+    h, f, experts = architecture.hidden_size, moe.expert_intermediate_size, moe.experts
+    return 2 * experts * (h + 2 * f) + experts * (f + h) + h + experts
 
 
 @lru_cache(maxsize=512)

@@ -6,6 +6,7 @@ Owns the residual stream. Must not know how attention or projections work inside
 from __future__ import annotations
 
 from engine.estimate.program.attention import attention, slices
+from engine.estimate.program.mixture import mixture
 from engine.estimate.program.norms import norm
 from engine.estimate.program.projections import linear
 from engine.estimate.program.style import Style
@@ -14,8 +15,15 @@ from engine.models.architecture import Architecture
 
 
 def feed_forward(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
-    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
-    h, f = a.hidden_size, a.intermediate_size
+    """A dense feed-forward part, or the mixture of experts that most layers have instead."""
+    if a.moe is not None and 2 * a.moe.moe_layers >= a.layers:
+        return mixture(tape, x, a, a.moe, style, _dense)
+    return _dense(tape, x, a, style, a.intermediate_size)
+
+
+def _dense(tape: Tape, x: Var, a: Architecture, style: Style, f: int) -> Var:
+    """down(act(gate(x)) · up(x)), or down(act(up(x))), `f` wide."""
+    h = a.hidden_size
     if a.mlp_kind != "gated":
         wide = linear(tape, x, ("up_proj",), h, f, style)
         middle = tape.elementwise(wide, saves_input=True)
