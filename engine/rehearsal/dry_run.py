@@ -5,7 +5,7 @@ of a step and the straight line from shallow models to the real depth. Must not 
 
 The peak of a step is the largest of a few moments, each a straight line in the number of layers: while the loss is
 computed, while the top layer or the bottom layer goes backward, at the end of backward, in the optimizer. Two shallow
-models (one and two periods of the layer pattern deeper than the first) give each line.
+models (two and three periods of the layer pattern) give each line.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _depths(config: Any, rehearsal: Rehearsal, real: int) -> tuple[int, ...]:
         if every != int(every):
             return (real,)
         period = max(period, int(every))
-    return (2 * period, 4 * period)
+    return (2 * period, 3 * period)
 
 
 def _period(pattern: Any) -> int:

@@ -27,7 +27,7 @@ FAMILIES = (
 METHODS = ("lora", "nf4", "nf4 double", "full", "full 8-bit", "full foreach", "new blocks")
 VOCABULARIES = (1_003, 32_003, 128_259)
 SEQUENCES = (128, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
-LAYERS = {"gemma3_text": (6, 12), "smollm3": (4, 8)}
+LAYERS = {"gemma3_text": (6, 6, 12), "smollm3": (4, 8)}
 """Families with a pattern of layers: five windowed and one full, three with rotary positions and one without."""
 HEADS_FILL_HIDDEN = ("qwen2", "olmo2", "granite", "stablelm", "gpt_neox", "falcon", "phi3")
 """Families whose hidden size is heads x head size."""
@@ -68,6 +68,11 @@ class Trial:
         parts += ["evaluate"] if s.get("purpose") is Purpose.EVALUATE else []
         parts += [f"{name} {value}" for name, value in s.items() if name in EXTRAS]
         return ", ".join(parts)
+
+    @property
+    def option(self) -> str:
+        """Which of the rarer options it has; "" for none."""
+        return next((name for name in EXTRAS if name in self.settings), "")
 
 
 EXTRAS = ("dora", "dropout", "adapter_bytes", "train_embeddings", "attention")
@@ -152,7 +157,7 @@ def _config(rng: random.Random, family: str) -> dict[str, Any]:
     groups = [count for count in (1, 2, 4, 8) if heads % count == 0]
     shared = rng.choice(groups) if rng.random() < 0.8 else heads
     filled = family in HEADS_FILL_HIDDEN or (head < 256 and rng.random() < 0.6)
-    hidden = head * heads if filled else rng.choice((1024, 2048, 3072))
+    hidden = head * heads if filled else rng.choice([size for size in (1024, 2048, 3072) if size % heads == 0])
     config: dict[str, Any] = {
         "model_type": family,
         "hidden_size": hidden,

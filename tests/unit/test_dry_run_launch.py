@@ -34,7 +34,7 @@ ANSWER = DryRun(
     total=1000.0 * MIB,
     stretch="loss",
     kinds={"weights": 400.0 * MIB, "adapter": 100.0 * MIB, "activations": 200.0 * MIB, "logits and loss": 300.0 * MIB},
-    depths=(2, 4),
+    depths=(2, 3),
     versions={"torch": "2.13.0"},
 )
 
@@ -75,7 +75,7 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Interpreter:
 def test_a_job_is_followed_once_and_then_answered_from_disk(interpreter: Interpreter) -> None:
     first = dry_run_of(WORK, demo_config())
     assert first.total > 0
-    assert first.depths == (2, 4)
+    assert first.depths == (2, 3)
     assert interpreter.starts == 1
     assert dry_run_of(WORK, demo_config()) == first
     assert interpreter.starts == 1
