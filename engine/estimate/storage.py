@@ -79,7 +79,9 @@ def _kept_bytes(work: Workload) -> float:
 
 def _state_bytes(work: Workload) -> float:
     """The optimizer's states of all cards together, wherever they are."""
-    return optimizer_bytes(replace(work, optimizer_on_host=False) if work.optimizer_on_host else work)
+    paged = work.optimizer is OptimizerKind.PAGED_ADAMW_8BIT
+    kind = OptimizerKind.ADAMW_8BIT if paged else work.optimizer
+    return optimizer_bytes(replace(work, optimizer_on_host=False, optimizer=kind))
 
 
 @dataclass(frozen=True, slots=True)

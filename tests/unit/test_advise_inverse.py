@@ -45,7 +45,10 @@ def appraised(approach: str, place: Machine) -> Appraisal:
 
 def changed(plan: Plan, question: Question, value: int) -> float:
     """The upper bound with another sequence, batch or rank."""
-    return memory_bounds(replace(plan.work, **{question.value: value}))[2]
+    work = replace(plan.work, **{question.value: value})
+    if question is Question.BATCH:  # the effective batch stays as it is
+        work = replace(work, accumulation=max(plan.work.batch * plan.work.accumulation // value, 1))
+    return memory_bounds(work)[2]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.label)
