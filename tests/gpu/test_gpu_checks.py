@@ -20,6 +20,7 @@ from engine.jobs.spec import (
     Dtype,
     EvaluationSection,
     JobSpec,
+    ModelSection,
     Optimizer,
     TrainingSection,
 )
@@ -117,3 +118,37 @@ def test_a_killed_worker_resumes_on_the_card(tmp_path: Path) -> None:
         assert time.monotonic() < deadline, state
         time.sleep(0.2)
     assert state.attempt == 2
+
+
+def random_model(folder: Path) -> Path:
+    """A Llama of 0.3 billion random 16-bit weights with the demo's tokenizer."""
+    code = (
+        "import sys, shutil, torch, transformers; from engine.resources import demo_dir; from pathlib import Path\n"
+        "config = transformers.LlamaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=16,"
+        " num_attention_heads=16, num_key_value_heads=4, vocab_size=2048, max_position_embeddings=2048)\n"
+        "torch.manual_seed(0)\n"
+        "model = transformers.LlamaForCausalLM(config).to(torch.bfloat16); model.save_pretrained(sys.argv[1])\n"
+        "for path in (demo_dir() / 'model').iterdir():\n"
+        "    if 'token' in path.name or 'template' in path.name: shutil.copy(path, sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
+    return folder
+
+
+def test_a_probe_promises_the_run_that_follows_it(tmp_path: Path) -> None:
+    planned = demo_spec()
+    spec = msgspec.structs.replace(
+        planned,
+        model=ModelSection(source=str(random_model(tmp_path / "model"))),
+        data=msgspec.structs.replace(planned.data, max_length=1024),
+        training=msgspec.structs.replace(planned.training, batch_size=4, max_steps=60, gradient_checkpointing=True),
+        evaluation=EvaluationSection(exact_match_rows=8),
+    )
+    path = tmp_path / "spec.toml"
+    path.write_text(dump_spec(spec))
+    probed = scaler("estimate", str(path), "--probe")
+    assert probed["origin"] == "probe"
+    lines = {line.name: line for line in read_card(run_to_end(spec, tmp_path)).predicted}
+    print({name: (line.likely, line.measured, line.origin) for name, line in lines.items()})
+    assert lines["memory"].likely == pytest.approx(lines["memory"].measured, rel=0.05)
+    assert lines["speed"].likely == pytest.approx(lines["speed"].measured, rel=0.10)
