@@ -99,8 +99,7 @@ def with_method(base: Any, rehearsal: Rehearsal) -> Any:
         if rehearsal.adapter_bytes != 4:
             _cast_trainable(model, DTYPES[rehearsal.adapter_bytes])
         if rehearsal.train_embeddings:
-            for module in (base.get_input_embeddings(), base.get_output_embeddings()):
-                module.weight.requires_grad_(True)
+            _learn_beside(base.get_input_embeddings(), base.get_output_embeddings())
     else:
         model = base
         if rehearsal.checkpointing:
@@ -112,6 +111,17 @@ def with_method(base: Any, rehearsal: Rehearsal) -> Any:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return model.train() if not rehearsal.evaluate else model.eval()
+
+
+def _learn_beside(*modules: nn.Module) -> None:
+    """A copy learns and the frozen original stays, as with peft's `modules_to_save`; tied ones stay tied."""
+    made: dict[int, Tensor] = {}
+    for module in modules:
+        weight: Any = module.weight
+        if id(weight) not in made:
+            made[id(weight)] = weight.detach().clone()
+            module.register_buffer("frozen_original", made[id(weight)], persistent=False)
+        weight.requires_grad_(True)
 
 
 def _prepare_kbit(base: Any) -> None:

@@ -59,6 +59,15 @@ class FakeLinear4bit(bnb_nn.Linear4bit):  # type: ignore[misc, name-defined]
         product: Tensor = _Product.apply(x, self.weight, (self.out_features, self.in_features), bias)  # type: ignore[no-untyped-call]
         return product.to(given)
 
+    @property
+    def W_q(self) -> nn.Parameter:
+        """Its presence has peft ask the layer itself for its whole matrix, which DoRA needs."""
+        return self.weight
+
+    def dequantize(self) -> Tensor:
+        """The matrix in the type it was packed from."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device=self.weight.device)
+
 
 def pack_linears(model: nn.Module, head: nn.Module | None, dtype: torch.dtype, kind: str, *, double: bool) -> None:
     """Replace every linear layer but the head, as transformers does when it loads in 4 bits."""

@@ -144,6 +144,9 @@ REAL = {
     "Qwen 3": real(config={"model_type": "qwen3", "head_dim": 64}, checkpointing=False),
     "Gemma 3": real(config={"model_type": "gemma3_text", "head_dim": 64}, masked=True),
     "DoRA": real(dora=True),
+    "DoRA on packed weights": real(dora=True, quantization="nf4"),
+    "dropout": real(dropout=0.05, checkpointing=False),
+    "embeddings learn beside the adapter": real(train_embeddings=True),
     "evaluation": real(evaluate=True),
 }
 
