@@ -260,6 +260,18 @@ def step_loss(model: Any, head: SelectiveHead, rehearsal: Rehearsal, inputs: dic
     return output.loss, output if rehearsal.holds_output else None
 
 
+def evaluation_logits(
+    model: Any, head: SelectiveHead, rehearsal: Rehearsal, inputs: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(logits, targets) of one batch as the rehearsed stack evaluates it: at the positions that count, or at all."""
+    with autocast(rehearsal, inputs["input_ids"].device.type):
+        if rehearsal.selective_head:
+            logits = head.logits_at(model, inputs["input_ids"], inputs["position_ids"], inputs["positions"])
+            return logits, inputs["targets"]
+        output = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
+    return output.logits.flatten(0, 1), inputs["input_ids"].flatten()
+
+
 def autocast(rehearsal: Rehearsal, device: str) -> contextlib.AbstractContextManager[Any]:
     """bf16 autocast where the stack uses it."""
     return torch.autocast(device, torch.bfloat16) if rehearsal.autocast else contextlib.nullcontext()

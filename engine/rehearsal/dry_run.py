@@ -117,7 +117,7 @@ def _moments(rehearsal: Rehearsal, depth: int, real: int, detail: dict[str, Any]
             with tracker:
                 inputs = build.make_inputs(rehearsal, "cpu", int(config.vocab_size))
                 if rehearsal.evaluate:
-                    _forward_only(model, rehearsal, inputs, tracker)
+                    _forward_only(model, head, rehearsal, inputs, tracker)
                 else:
                     _train(model, base, head, rehearsal, inputs, tracker)
     return {
@@ -169,12 +169,14 @@ def _count_state(model: nn.Module, tracker: Tracker) -> None:
     tracker.adopt(model.buffers(), "weights")
 
 
-def _forward_only(model: Any, rehearsal: Rehearsal, inputs: dict[str, Tensor], tracker: Tracker) -> None:
+def _forward_only(
+    model: Any, head: SelectiveHead, rehearsal: Rehearsal, inputs: dict[str, Tensor], tracker: Tracker
+) -> None:
     tracker.stretch = "forward"
-    with torch.no_grad(), build.autocast(rehearsal, "cpu"):
-        logits = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False).logits
+    with torch.no_grad():
+        logits, targets = build.evaluation_logits(model, head, rehearsal, inputs)
     tracker.stretch = "loss"
-    summed_loss(logits.flatten(0, 1), inputs["input_ids"].flatten())
+    summed_loss(logits, targets)
 
 
 def _train(

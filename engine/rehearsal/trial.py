@@ -60,12 +60,9 @@ class Trial:
         return shown
 
     def _evaluate(self, rehearsal: Rehearsal, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        with torch.no_grad(), build.autocast(rehearsal, self.device.type):
-            logits = self.model(
-                input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
-            ).logits
-        loss = summed_loss(logits.flatten(0, 1), inputs["input_ids"].flatten())
-        return loss / inputs["input_ids"].numel()
+        with torch.no_grad():
+            logits, targets = build.evaluation_logits(self.model, self.head, rehearsal, inputs)
+        return summed_loss(logits, targets) / targets.numel()
 
     def inputs(self, rehearsal: Rehearsal) -> dict[str, torch.Tensor]:
         """Random tokens. Positions of a packed row restart with every text, which is what makes transformers mask."""
