@@ -32,11 +32,18 @@ class Devices:
         """True when there is no GPU."""
         return not self.gpus
 
-    def verdict(self, likely_bytes: float, high_bytes: float) -> Verdict:
-        """fits: the upper bound is free; tight: the likely figure is; no: neither."""
+    def verdict(self, low_bytes: float, likely_bytes: float, high_bytes: float) -> Verdict:
+        """fits: the upper bound is free; tight: the low end is (on a CPU the likely figure); no: neither.
+
+        On a card torch gives unused memory back before it fails; on a CPU the system would swap.
+        """
         if high_bytes <= self.free_bytes:
             return Verdict.FITS
-        return Verdict.TIGHT if likely_bytes <= self.free_bytes else Verdict.NO
+        return Verdict.TIGHT if self.least(low_bytes, likely_bytes) <= self.free_bytes else Verdict.NO
+
+    def least(self, low_bytes: float, likely_bytes: float) -> float:
+        """What must be free for the job to run at all."""
+        return likely_bytes if self.on_cpu else low_bytes
 
 
 def single_device(machine: Machine) -> Devices:

@@ -37,8 +37,8 @@ class Plan:
 
     @property
     def memory_verdict(self) -> Verdict:
-        """fits: the upper bound is free; tight: the likely figure is; no: neither."""
-        return self.devices.verdict(self.bounds[1], self.bounds[2])
+        """See `Devices.verdict`."""
+        return self.devices.verdict(*self.bounds)
 
 
 def plan_of(

@@ -167,7 +167,7 @@ def _judged(
     device = device_of(found.plan, found.machine)
     memory = estimate_memory_on(work, found.plan.calibration)
     hours = hours_with(found.load, work, device, found.plan.calibration)
-    verdict = found.plan.devices.verdict(memory.likely, memory.high)
+    verdict = found.plan.devices.verdict(memory.low, memory.likely, memory.high)
     cost = cost_with(found.load, hours, device)
     return Fix("+".join(ids), change, words, price, memory, hours, cost, verdict, edits)
 

@@ -61,8 +61,8 @@ def _offer(found: Appraisal, card: GpuProfile, count: int) -> Offer | None:
         return None
     devices = Devices((gpu,) * count, gpu.free_vram_bytes, gpu.vram_bytes)
     work = on_devices(found.plan.work, devices)
-    _, likely, high = memory_bounds(work)
-    if devices.verdict(likely, high) is not Verdict.FITS:
+    low, likely, high = memory_bounds(work)
+    if devices.verdict(low, likely, high) is not Verdict.FITS:
         return None
     load = replace(found.load, tariff=Tariff(True, None, None, count))
     hours = hours_with(load, work, device)

@@ -18,8 +18,8 @@ TIGHT_HOURS = 90 * 24.0
 NO_HOURS = 365 * 24.0
 """A job that likely takes over a year is no."""
 RULE = (
-    "fits: the upper bound is free; tight: the likely figure is; no: neither. The same for RAM and disk; "
-    "over 90 days is tight, over a year no"
+    "fits: the upper bound is free; tight: the low end is (RAM, disk: the likely figure); no: neither. "
+    "Over 90 days is tight, over a year no"
 )
 _WORST_FIRST = (Verdict.NO, Verdict.TIGHT, Verdict.FITS)
 
@@ -38,7 +38,7 @@ def judge(
     devices: Devices, machine: Machine, memory: Estimate, ram: Estimate, disk: Estimate, hours: Estimate
 ) -> Judgement:
     """The worst of memory, time, RAM and disk, and the sentence of the first that is so bad."""
-    alone = devices.verdict(memory.likely, memory.high)
+    alone = devices.verdict(memory.low, memory.likely, memory.high)
     found = (
         (alone, _memory_words(devices, memory, alone)),
         _time(devices, hours),
@@ -56,6 +56,9 @@ def _memory_words(devices: Devices, memory: Estimate, verdict: Verdict) -> str:
     likely, high = format_bytes(memory.likely), format_bytes(memory.high)
     if verdict is Verdict.NO:
         return f"needs about {likely} (up to {high}); {free_words(devices)}"
+    if verdict is Verdict.TIGHT and memory.likely > devices.free_bytes:
+        low = format_bytes(memory.low)
+        return f"runs in {low} at the least, would take {likely} (up to {high}); {free_words(devices)}"
     if verdict is Verdict.TIGHT:
         return f"likely {likely}, but could need {high}; {free_words(devices)}"
     return f"at most {high}; {free_words(devices)}"

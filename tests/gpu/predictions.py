@@ -44,8 +44,9 @@ def formula(configuration: Configuration, device: DeviceKind = DeviceKind.GPU) -
     return Formula(allocated, reserved, reserved + base_of(work).likely, low, high, peak.phase)
 
 
-def longest_sequence(work: Workload, cap_gib: float, *, slack: str = "likely") -> int:
-    """The longest sequence whose reserved memory stays under the cap, to 64 tokens; 0 for none."""
+def longest_sequence(work: Workload, cap_gib: float, *, slack: str = "low") -> int:
+    """The longest sequence whose memory stays under the cap, to 64 tokens; 0 for none. "low" counts no holes: torch
+    gives them back before it fails."""
     low, high = 0, LONGEST
     while high - low > 64:
         middle = (low + high) // 2

@@ -38,12 +38,22 @@ def appraised(approach: str, place: Machine, answers: Answers = ANSWERS, model: 
 
 # ── verdicts ──────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
-    ("likely", "high", "expected"),
-    [(10, 20, Verdict.FITS), (10, 20.1, Verdict.TIGHT), (20, 25, Verdict.TIGHT), (20.1, 25, Verdict.NO)],
+    ("low", "likely", "high", "expected"),
+    [
+        (9, 10, 20, Verdict.FITS),
+        (9, 10, 20.1, Verdict.TIGHT),
+        (20, 22, 25, Verdict.TIGHT),
+        (20.1, 22, 25, Verdict.NO),
+    ],
 )
-def test_the_upper_bound_is_held_against_free_memory(likely: float, high: float, expected: Verdict) -> None:
+def test_bounds_are_held_against_free_memory(low: float, likely: float, high: float, expected: Verdict) -> None:
     devices = single_device(machine(card("RTX 4090", 24, free_gib=20)))
-    assert devices.verdict(likely * GIB, high * GIB) is expected
+    assert devices.verdict(low * GIB, likely * GIB, high * GIB) is expected
+
+
+def test_a_processor_would_swap_where_a_card_gives_memory_back() -> None:
+    devices = single_device(machine(ram_gib=20 / 0.9))
+    assert devices.verdict(19 * GIB, 20.1 * GIB, 25 * GIB) is Verdict.NO
 
 
 def test_what_others_use_is_said_and_counts() -> None:
