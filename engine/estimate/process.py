@@ -83,7 +83,7 @@ def _holes(work: Workload) -> float:
     if work.method is Method.ADAPTER:
         return hole
     if work.optimizer is OptimizerKind.ADAMW_MIXED:
-        return max(gradient_bytes(work) / 3, hole)
+        return max(gradient_bytes(work) * 2 / 3, hole)
     gradients = gradient_bytes(work)
     passed_by = 12.0 * logits > PASSED_BY * gradients and work.accumulation == 1
     return hole / 2 + (gradients if passed_by and work.optimizer in _STATES_ON_CARD else 0.0)
