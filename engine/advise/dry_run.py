@@ -129,10 +129,10 @@ def _followed_parts(answer: DryRun, work: Workload, workspaces: float) -> tuple[
     parts = []
     for name in names:
         size = answer.kinds.get(name, 0.0)
-        text = where if size else "not alive at the peak"
+        text = (where if name == names[0] else "alive then") if size else "not alive at the peak"
         if name == "temporary buffers" and workspaces:
             size, text = size + workspaces, f"{text}; cuBLAS workspaces"
-        parts.append(Part(name, size, text, source))
+        parts.append(Part(name, size, text, source if name == names[0] else "dry run"))
     return tuple(parts)
 
 

@@ -80,13 +80,13 @@ def _holes(work: Workload) -> float:
     logits = work.architecture.vocab_size * work.tokens * logit_share(work)
     narrow = work.compute_bytes == 2 and not (work.packed and work.stack.kbit_prepared)
     hole = 2.0 * logits if narrow and not work.stack.holds_output else logits
-    if work.method is Method.ADAPTER:
+    if work.method is Method.ADAPTER or work.accumulation > 1:  # gradients stay between micro-batches: no empty places
         return hole
-    if work.optimizer is OptimizerKind.ADAMW_MIXED:
-        return max(gradient_bytes(work) * 2 / 3, hole)
     gradients = gradient_bytes(work)
-    passed_by = 12.0 * logits > PASSED_BY * gradients and work.accumulation == 1
-    return hole / 2 + (gradients if passed_by and work.optimizer in _STATES_ON_CARD else 0.0)
+    if work.optimizer is OptimizerKind.ADAMW_MIXED:
+        return max(gradients * 2 / 3, hole)
+    passed_by = work.optimizer in _STATES_ON_CARD and 12.0 * logits > PASSED_BY * gradients
+    return hole / 2 + (gradients if passed_by else 0.0)
 
 
 _STATES_ON_CARD = (OptimizerKind.ADAMW, OptimizerKind.ADAMW_8BIT)
