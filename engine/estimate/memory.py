@@ -142,13 +142,16 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
         one = (walk.boundary_bytes * tokens) if work.checkpointing else walk.kept.total(tokens, length)
         others = 0.0 if work.offload_activations else max(kept - (0.0 if work.checkpointing else one), 0.0)
         waiting = one if work.offload_activations and work.checkpointing else 0.0
-        if not work.checkpointing:
-            for moment in walk.forward:
-                yield _with(moment, work, "forward", early, others + around + _masks(work) * tokens, share)
         for moment in walk.backward:
             top = _with(moment, work, "layers", 0.0, others + waiting + around, share)
             made = max(top.gradients + head_gradient * share, early) if not work.step_in_backward else top.gradients
             yield _Candidate("layers", made, top.activations, top.logits + held[LOGITS], top.temporary)
+    if not work.checkpointing:
+        embedded = stack.bottom.boundary_bytes * tokens  # a local of the model holds it
+        for walk in (*stack.walks, stack.bottom):
+            others = max(kept - walk.kept.total(tokens, length), 0.0)
+            for moment in walk.forward:
+                yield _with(moment, work, "forward", early, others + embedded + around + _masks(work) * tokens, share)
     walk = stack.bottom
     last = walk.boundary_bytes * tokens if work.checkpointing else 0.0
     above = gradients - (walk.gradient_bytes + (0.0 if stack.tied else stack.embedding)) * share
@@ -281,15 +284,16 @@ def _asking_moments(work: Workload) -> Iterable[_Candidate]:
     Evaluation turns the logits of every position to fp32 and takes their log_softmax; generation keeps one position's.
     """
     tokens, a = float(work.tokens), work.architecture
-    walk = layer_walk(work, learns=False)
+    walk = layer_walk(replace(work, checkpointing=True), learns=False)  # nothing is kept
     cache = key_value_cache_bytes(work) if work.purpose is Purpose.GENERATE else 0.0
     for moment in walk.forward:
         kinds = moment.at(tokens, float(work.sequence))
-        yield _Candidate("forward", 0.0, sum(kinds) + cache + _around(work), 0.0, 0.0)
+        embedded = walk.boundary_bytes * tokens  # a local of the model holds it
+        yield _Candidate("forward", 0.0, sum(kinds) + embedded + cache + _around(work), 0.0, 0.0)
     positions = float(work.batch) if work.purpose is Purpose.GENERATE else tokens * logit_share(work)
-    width = work.compute_bytes + 4.0 + (4.0 if work.purpose is Purpose.EVALUATE else 0.0)
-    hidden = walk.boundary_bytes * tokens
-    yield _Candidate("loss", 0.0, hidden + cache + _around(work), width * a.vocab_size * positions, 0.0)
+    widened = 4.0 if work.compute_bytes == 2 else 0.0
+    width = work.compute_bytes + widened + (4.0 if work.purpose is Purpose.EVALUATE else 0.0)
+    yield _Candidate("loss", 0.0, cache + 24.0 * tokens, width * a.vocab_size * positions, 0.0)
 
 
 def allocated_bytes(work: Workload) -> float:

@@ -232,9 +232,12 @@ class Tape:
         self.record(y, backward)
         return y
 
-    def elementwise(self, x: Var, *, saves_input: bool = False, saves_output: bool = False, flashes: int = 0) -> Var:
-        """One value in, one value out (scaling, activation functions). `flashes`: values made within its backward."""
-        y = self.var(x.values, x.value_bytes, learns=x.learns)
+    def elementwise(
+        self, x: Var, *, saves_input: bool = False, saves_output: bool = False, flashes: int = 0, learns: bool = False
+    ) -> Var:
+        """One value in, one value out (scaling, activation functions). `flashes`: values made within its backward;
+        `learns`: by a parameter of its own."""
+        y = self.var(x.values, x.value_bytes, learns=x.learns or learns)
         size = x.values * x.value_bytes
 
         def backward(gradient: Buffer) -> None:
@@ -246,6 +249,12 @@ class Tape:
 
         saves = (*((x.buffer,) if saves_input else ()), *((y.buffer,) if saves_output else ()))
         self.record(y, backward, saves)
+        return y
+
+    def copy(self, x: Var) -> Var:
+        """`clone`, `contiguous` of another order: a new storage; its gradient is handed on as it is."""
+        y = self.var(x.values, x.value_bytes, learns=x.learns)
+        self.record(y, lambda gradient: self.give(x, gradient))
         return y
 
     def add(self, x: Var, y: Var) -> Var:

@@ -136,7 +136,6 @@ def _head_walk(work: Workload, share: float) -> HeadWalk:
     moments = tape.take_peaks()
     if x.gradient is not None:
         tape.free(x.gradient)
-    tape.drop(x)
     return HeadWalk(_frontier(moments), tape.now())
 
 

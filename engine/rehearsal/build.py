@@ -193,7 +193,8 @@ def as_on_a_card() -> Iterator[None]:
     peft asks `torch.is_autocast_enabled()`, which means CUDA's; and CUDA's autocast computes layer norms in fp32. Its
     softmax differs in what it makes: `_CudaSoftmax`.
     """
-    asked, layer_norm, softmax = torch.is_autocast_enabled, nn.functional.layer_norm, nn.functional.softmax
+    asked, layer_norm = torch.is_autocast_enabled, nn.functional.layer_norm
+    softmax, dropout = nn.functional.softmax, nn.functional.dropout
 
     def enabled(device: str = "cpu") -> bool:
         return bool(asked("cpu"))
@@ -207,12 +208,14 @@ def as_on_a_card() -> Iterator[None]:
     torch.is_autocast_enabled = enabled  # type: ignore[assignment]
     nn.functional.layer_norm = wide_layer_norm  # type: ignore[assignment]
     nn.functional.softmax = _softmax  # type: ignore[assignment]
+    nn.functional.dropout = _dropout  # type: ignore[assignment]
     try:
         yield
     finally:
         torch.is_autocast_enabled = asked
         nn.functional.layer_norm = layer_norm
         nn.functional.softmax = softmax
+        nn.functional.dropout = dropout
 
 
 class _CudaSoftmax(torch.autograd.Function):
@@ -233,6 +236,11 @@ class _CudaSoftmax(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         product = gradients[0] * y
         return torch.empty_like(product, dtype=ctx.given), None
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """A card keeps a mask of one byte per value; the CPU's dropout one in the values' type."""
+    return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
 
 
 def _softmax(x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:

@@ -177,7 +177,10 @@ def _config(rng: random.Random, family: str) -> dict[str, Any]:
     if family == "gpt_neox":
         del config["num_key_value_heads"]
     if family == "falcon":
-        config.update(new_decoder_architecture=True, num_kv_heads=shared, ffn_hidden_size=config["intermediate_size"])
+        # One key head is the older block of Falcon-7B, several the newer one of Falcon-40B.
+        config.update(
+            new_decoder_architecture=shared > 1, num_kv_heads=shared, ffn_hidden_size=config["intermediate_size"]
+        )
     return config
 
 

@@ -16,13 +16,11 @@ from engine.models.architecture import Architecture
 def attention(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
     """Projections, rotary positions, scores, output projection; as `self_attn.forward` frees its locals."""
     s = shape_of(a)
-    query, key, value = _projections(tape, x, a, style)
+    query, key, value, held = _projections(tape, x, a, style)
     if a.qk_norm != "none":
         query, key = _head_norm(tape, query, a, style), _head_norm(tape, key, a, style)
     if a.rope.kind != "none":
         query, key = _rotate_both(tape, query, key, a)
-    if a.family == "falcon" and s.key_value < s.query and a.key_value_heads > 1:
-        key, value = _repeat_dropping(tape, key, s.query), _repeat_dropping(tape, value, s.query)
     if style.autocast and query.value_bytes != style.compute:  # autocast turns the operands of attention to 16 bits
         wide, (query, key, value) = (query, key, value), [tape.cast(v, style.compute) for v in (query, key, value)]
         out = _scores(tape, query, key, value, a, style)
@@ -31,24 +29,60 @@ def attention(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
         out = _scores(tape, query, key, value, a, style)
     tape.drop(query, key, value)
     if a.family in JOINED_ROTATION and not style.eager:  # heads stand before tokens: turned round by a copy
-        turned = tape.elementwise(out)
+        turned = tape.copy(out)
         tape.drop(out)
         out = turned
     projected = linear(tape, out, ("o_proj",), s.query, s.hidden, style)
-    tape.drop(out)
+    tape.drop(out, *held)
     return projected
 
 
-def _projections(tape: Tape, x: Var, a: Architecture, style: Style) -> tuple[Var, Var, Var]:
+def _projections(tape: Tape, x: Var, a: Architecture, style: Style) -> tuple[Var, Var, Var, tuple[Var, ...]]:
+    """Query, key, value, and what the function's locals hold until it returns."""
     s = shape_of(a)
     if a.family in FUSED_ATTENTION:
         fused = linear(tape, x, ("q_proj", "k_proj", "v_proj"), s.hidden, s.query + 2 * s.key_value, style)
-        return slices(tape, fused, (s.query, s.key_value, s.key_value))
+        if a.family == "falcon":
+            return (*_falcon_slices(tape, fused, a), (fused,))
+        return (*slices(tape, fused, (s.query, s.key_value, s.key_value)), ())
     return (
         linear(tape, x, ("q_proj",), s.hidden, s.query, style),
         linear(tape, x, ("k_proj",), s.hidden, s.key_value, style),
         linear(tape, x, ("v_proj",), s.hidden, s.key_value, style),
+        (),
     )
+
+
+def _falcon_slices(tape: Tape, fused: Var, a: Architecture) -> tuple[Var, Var, Var]:
+    """A view of the queries (a copy where groups stand between them); keys and values picked out by index, which
+    copies, and spread to every query head where there are several."""
+    s, whole = shape_of(a), fused.values * fused.value_bytes
+    query = Var(s.query, fused.value_bytes, tape.hold(fused.buffer), learns=fused.learns)
+    _spread_back(tape, query, fused, whole)
+    grouped = 1 < a.key_value_heads < a.attention_heads
+    if grouped:
+        copied = tape.copy(query)
+        tape.drop(query)
+        query = copied
+    picked = []
+    for _ in range(2):
+        part = tape.var(s.key_value, fused.value_bytes, learns=fused.learns)
+        _spread_back(tape, part, fused, whole)
+        if grouped:
+            wide = _repeat(tape, part, s.query)
+            tape.drop(part)
+            part = wide
+        picked.append(part)
+    return query, picked[0], picked[1]
+
+
+def _spread_back(tape: Tape, part: Var, whole: Var, size: float) -> None:
+    def backward(gradient: Buffer) -> None:
+        back = tape.make(size)
+        tape.free(gradient)
+        tape.give(whole, back)
+
+    tape.record(part, backward)
 
 
 def slices(tape: Tape, fused: Var, widths: tuple[int, int, int]) -> tuple[Var, Var, Var]:
@@ -77,13 +111,6 @@ def _head_norm(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
 
 JOINED_ROTATION = ("phi3", "gpt_neox", "stablelm")
 """Families whose rotated and unrotated parts are joined into a new tensor, also when nothing is left unrotated."""
-
-
-def _repeat_dropping(tape: Tape, x: Var, values: float) -> Var:
-    """Falcon spreads keys and values to every query head before anything else."""
-    y = _repeat(tape, x, values)
-    tape.drop(x)
-    return y
 
 
 def _rotate_both(tape: Tape, query: Var, key: Var, a: Architecture) -> tuple[Var, Var]:
@@ -226,7 +253,7 @@ def _eager(tape: Tape, query: Var, key: Var, value: Var, a: Architecture, style:
         tape.give(value, back_value)
 
     tape.record(y, backward, (narrow.buffer, value.buffer))
-    out = tape.elementwise(y)  # transposed to token order: a copy
+    out = tape.copy(y)  # transposed to token order: a copy
     tape.drop(y, narrow)
     if s.query != s.key_value:
         tape.drop(key, value)

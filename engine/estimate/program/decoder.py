@@ -80,10 +80,14 @@ def _residual_part(
 def _parallel(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
     """Attention and feed-forward side by side on norms of the same input (GPT-NeoX, Falcon)."""
     entering = norm(tape, x, a, style)
+    both = a.family == "falcon" and a.key_value_heads > 1  # each its own norm, made before attention
+    beside = norm(tape, x, a, style) if both else None
     first = attention(tape, entering, a, style)
-    if a.family == "gpt_neox" or (a.family == "falcon" and a.key_value_heads > 1):
+    if a.family == "gpt_neox":
+        beside = norm(tape, x, a, style)
+    if beside is not None:
         tape.drop(entering)
-        entering = norm(tape, x, a, style)
+        entering = beside
     second = feed_forward(tape, entering, a, style)
     tape.drop(entering)
     joined = tape.add(second, first)

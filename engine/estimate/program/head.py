@@ -13,11 +13,15 @@ from engine.estimate.workload import Method, Workload
 
 
 def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
-    """Final norm, output head, cross-entropy, and backward to the last hidden state. `share` of the tokens reach it."""
+    """Final norm, output head, cross-entropy, and backward to the last hidden state, which is let go once normed.
+
+    `share` of the tokens reach the head.
+    """
     a, stack = work.architecture, work.stack
     full = work.method is Method.FULL
     style = style_of(work, learns=full)
     normed = norm(tape, x, a, style)
+    tape.drop(x)
     if share < 1.0 or stack.selective_head:
         picked = tape.var(share * normed.values, normed.value_bytes, learns=normed.learns)
         whole = normed

@@ -24,7 +24,7 @@ def _rms_norm(tape: Tape, x: Var, style: Style, *, late_gain: bool) -> Var:
     scaled = _normalise(tape, wide)
     if late_gain:
         tape.drop(wide)
-        gained = tape.elementwise(scaled, saves_input=style.learns)
+        gained = tape.elementwise(scaled, saves_input=style.learns, learns=style.learns)
         tape.drop(scaled)
         out = tape.cast(gained, x.value_bytes)
         tape.drop(gained)
@@ -34,7 +34,8 @@ def _rms_norm(tape: Tape, x: Var, style: Style, *, late_gain: bool) -> Var:
     if style.norm_weight > x.value_bytes:
         out = _promote(tape, narrow, style.norm_weight)
     else:
-        out = tape.elementwise(narrow, saves_input=style.learns, flashes=1 if style.learns else 0)
+        flashes = 1 if style.learns else 0
+        out = tape.elementwise(narrow, saves_input=style.learns, flashes=flashes, learns=style.learns)
     tape.drop(narrow)
     return out
 
@@ -81,7 +82,7 @@ def _normalise(tape: Tape, x: Var) -> Var:
 def _layer_norm(tape: Tape, x: Var, style: Style) -> Var:
     """One kernel; keeps its input. Under CUDA autocast it computes in fp32 and returns fp32."""
     source = tape.cast(x, FP32) if style.autocast else x
-    y = tape.var(source.values, source.value_bytes, learns=x.learns)
+    y = tape.var(source.values, source.value_bytes, learns=x.learns or style.learns)
 
     def backward(gradient: Buffer) -> None:
         back = tape.make(source.values * source.value_bytes)

@@ -88,7 +88,7 @@ def _adapted_plain(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) 
 def _adapted_packed(tape: Tape, x: Var, inputs: int, outputs: int, style: Style) -> Var:
     """peft `lora.bnb.Linear4bit.forward`: a defensive copy of the base result; no cast of the input under autocast."""
     base = _packed(tape, x, inputs, outputs, style)
-    result = tape.elementwise(base)
+    result = tape.copy(base)
     tape.drop(base)
     source = tape.view(x) if style.autocast else tape.cast(x, style.adapter)
     update = _low_rank(tape, source, inputs, outputs, style)
