@@ -14,6 +14,7 @@ from functools import lru_cache
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Origin, Part
 from engine.estimate.process import base_parts, process_bounds
+from engine.estimate.program.style import widens
 from engine.estimate.shapes import shape_of
 from engine.estimate.state import (
     adapter_weight_bytes,
@@ -28,14 +29,12 @@ from engine.estimate.state import (
     weight_bytes,
     weight_formula,
 )
+from engine.estimate.surroundings import around, masks, windowed_layers
 from engine.estimate.tape import ACTIVATIONS, GRADIENTS, LOGITS, NOTHING, TEMPORARY, Moment
 from engine.estimate.walks import HeadWalk, LayerWalk, head_walk, layer_walk, logit_share
-from engine.estimate.workload import Attention, DeviceKind, Loss, Method, OptimizerKind, Purpose, TeacherHeld, Workload
+from engine.estimate.workload import DeviceKind, Loss, Method, OptimizerKind, Purpose, Workload
 
 TRACED = "operators of transformers 5 and peft walked tensor by tensor, checked against fake-tensor traces"
-CACHED_LOGITS = 64
-"""Top logits per token that a cached teacher left on disk."""
-
 PHASE_WORDS = {
     "loss": "logits and loss",
     "layers": "the layer in work during backward",
@@ -131,10 +130,10 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
     stack = _Stack.of(work)
     gradients = gradient_bytes(work) * share
     early = gradients if work.accumulation > 1 else 0.0
-    around = _around(work)
+    alive = around(work)
     kept = 0.0 if work.offload_activations else stack.kept(work)
     for moment in head.moments:
-        yield _with(moment, work, "loss", early, kept + around, share)
+        yield _with(moment, work, "loss", early, kept + alive, share)
     length = float(work.sequence)
     held = head.held.at(tokens, length)
     head_gradient = head.held.fixed[GRADIENTS]
@@ -143,7 +142,7 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
         others = 0.0 if work.offload_activations else max(kept - (0.0 if work.checkpointing else one), 0.0)
         waiting = one if work.offload_activations and work.checkpointing else 0.0
         for moment in walk.backward:
-            top = _with(moment, work, "layers", 0.0, others + waiting + around, share)
+            top = _with(moment, work, "layers", 0.0, others + waiting + alive, share)
             made = max(top.gradients + head_gradient * share, early) if not work.step_in_backward else top.gradients
             yield _Candidate("layers", made, top.activations, top.logits + held[LOGITS], top.temporary)
     if not work.checkpointing:
@@ -151,19 +150,22 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
         for walk in (*stack.walks, stack.bottom):
             others = max(kept - walk.kept.total(tokens, length), 0.0)
             for moment in walk.forward:
-                yield _with(moment, work, "forward", early, others + embedded + around + _masks(work) * tokens, share)
+                yield _with(moment, work, "forward", early, others + embedded + alive + masks(work) * tokens, share)
     walk = stack.bottom
     last = walk.boundary_bytes * tokens if work.checkpointing else 0.0
+    if widens(work):  # the embedding's 16 bits are cast once for every norm that reads them
+        reads = 2 if work.architecture.norm_placement == "parallel" else 1
+        last += (4.0 * reads + 2.0) * work.architecture.hidden_size * tokens  # and the stream's gradient cast back
     above = gradients - (walk.gradient_bytes + (0.0 if stack.tied else stack.embedding)) * share
     for moment in walk.backward:
-        bottom = _with(moment, work, "gradients", 0.0, last + around, share)
+        bottom = _with(moment, work, "gradients", 0.0, last + alive, share)
         made = bottom.gradients if work.step_in_backward else max(above + bottom.gradients, early)
         yield _Candidate("gradients", made, bottom.activations, held[LOGITS], bottom.temporary)
     if stack.embedding:
         yield _Candidate(
             "gradients",
             stack.embedding * share if work.step_in_backward else gradients,
-            around,
+            alive,
             held[LOGITS],
             tokens * stack.bottom.boundary_bytes + (stack.summing * share if stack.tied else 0.0),
         )
@@ -226,12 +228,6 @@ class _Stack:
         )
 
 
-def windowed_layers(work: Workload) -> int:
-    """Layers whose sliding window is no longer than the sequence: transformers gives them a mask of their own."""
-    a = work.architecture
-    return a.sliding_layers if a.sliding_window and work.sequence >= a.sliding_window else 0
-
-
 def _with(moment: Moment, work: Workload, phase: str, gradients: float, kept: float, share: float) -> _Candidate:
     """A walk's moment on top of what is kept."""
     kinds = moment.at(float(work.tokens), float(work.sequence))
@@ -242,40 +238,6 @@ def _with(moment: Moment, work: Workload, phase: str, gradients: float, kept: fl
         max(kinds[LOGITS], 0.0),
         max(kinds[TEMPORARY], 0.0),
     )
-
-
-def _around(work: Workload) -> float:
-    """Alive through a whole step: token numbers, cosines and sines, the mask; and the teacher's answer.
-
-    24 B of token numbers; 2·hd values of rotary tables; s bytes per token of a boolean mask for each kind of mask, or
-    s values where attention is eager. Without checkpoints the masks die with the forward pass.
-    """
-    a = work.architecture
-    tables = 2.0 * a.head_dim * a.rope.partial_factor * work.compute_bytes if a.rope.kind != "none" else 0.0
-    masks = _masks(work) if work.checkpointing else 0.0
-    scaled = a.family in SCALED_EMBEDDINGS and work.checkpointing
-    per_token = 24.0 + tables + masks + (float(a.hidden_size * work.compute_bytes) if scaled else 0.0)
-    if work.teacher is not None:
-        if work.teacher_held is TeacherHeld.CACHED:
-            per_token += 8.0 * CACHED_LOGITS
-        else:
-            per_token += 8.0 * work.teacher.vocab_size * logit_share(work)
-    return per_token * work.tokens
-
-
-SCALED_EMBEDDINGS = ("gemma", "gemma2", "gemma3", "granite")
-"""Families that multiply the embedding's output by a constant: with checkpoints both stay, the first as a leaf."""
-
-
-def _masks(work: Workload) -> float:
-    """Bytes per token of the masks that the model builds once: one for full attention, one for windowed layers."""
-    a = work.architecture
-    eager = work.attention is Attention.EAGER or a.family == "gemma2"
-    windowed = windowed_layers(work)
-    kinds = (1 if windowed else 0) + (1 if a.layers > windowed and (work.masked or a.family == "falcon") else 0)
-    if eager:
-        return float(work.sequence * work.compute_bytes * (2 if a.sliding_layers else 1))
-    return float(work.sequence * kinds)
 
 
 def _asking_moments(work: Workload) -> Iterable[_Candidate]:
@@ -289,7 +251,7 @@ def _asking_moments(work: Workload) -> Iterable[_Candidate]:
     for moment in walk.forward:
         kinds = moment.at(tokens, float(work.sequence))
         embedded = walk.boundary_bytes * tokens  # a local of the model holds it
-        yield _Candidate("forward", 0.0, sum(kinds) + embedded + cache + _around(work), 0.0, 0.0)
+        yield _Candidate("forward", 0.0, sum(kinds) + embedded + cache + around(work), 0.0, 0.0)
     positions = float(work.batch) if work.purpose is Purpose.GENERATE else tokens * logit_share(work)
     widened = 4.0 if work.compute_bytes == 2 else 0.0
     width = work.compute_bytes + widened + (4.0 if work.purpose is Purpose.EVALUATE else 0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.estimate.estimate import Estimate, Origin, Part
-from engine.estimate.memory import CACHED_LOGITS
+from engine.estimate.surroundings import CACHED_LOGITS
 from engine.estimate.state import adapter_weight_bytes, optimizer_bytes, trainable_parameters
 from engine.estimate.walks import layer_walk
 from engine.estimate.workload import Method, OptimizerKind, Purpose, TeacherHeld, Workload

@@ -177,9 +177,13 @@ def _config(rng: random.Random, family: str) -> dict[str, Any]:
     if family == "gpt_neox":
         del config["num_key_value_heads"]
     if family == "falcon":
-        # One key head is the older block of Falcon-7B, several the newer one of Falcon-40B.
+        # Falcon-7B's block with a single key head falls back to unfused attention, which the formula does not follow.
+        several = max(shared, 2)
         config.update(
-            new_decoder_architecture=shared > 1, num_kv_heads=shared, ffn_hidden_size=config["intermediate_size"]
+            new_decoder_architecture=True,
+            num_key_value_heads=several,
+            num_kv_heads=several,
+            ffn_hidden_size=config["intermediate_size"],
         )
     return config
 

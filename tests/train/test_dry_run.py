@@ -37,7 +37,7 @@ from tests.support.rehearsal_grid import (
 SEED = 20_261_126
 WORKERS = 2
 FORMULA_BOUND = 0.02
-ROUGHER = {"dora": 0.12, "dropout": 0.12}
+ROUGHER = {"dora": 0.12, "dropout": 0.03}
 """Dropout: a CPU keeps its masks in the type of the input, a card (and the formula) in one byte each."""
 EXTRAPOLATION_BOUND = 0.005
 REAL_BOUND = 0.03

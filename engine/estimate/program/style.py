@@ -48,8 +48,7 @@ def style_of(work: Workload, *, learns: bool, windowed: bool = False) -> Style:
     kbit = work.stack.kbit_prepared and work.packed
     adapter = work.method is Method.ADAPTER
     autocast = work.stack.autocast and work.compute_bytes == 2
-    # Layer norms under autocast return fp32, and 4-bit layers return the type they are given.
-    widened = work.packed and autocast and work.architecture.norm == "layernorm"
+    widened = widens(work)
     return Style(
         compute=float(work.compute_bytes),
         hidden=FP32 if kbit or widened else float(work.compute_bytes),
@@ -68,3 +67,10 @@ def style_of(work: Workload, *, learns: bool, windowed: bool = False) -> Style:
         repeats=work.stack.repeats_keys and work.attention is not Attention.FLASH,
         packed_input=work.stack.packed_input_bytes,
     )
+
+
+def widens(work: Workload) -> bool:
+    """Whether the residual stream becomes fp32 behind the embedding: layer norms under autocast return fp32, and 4-bit
+    layers return the type they are given."""
+    half = work.stack.autocast and work.compute_bytes == 2
+    return work.packed and half and work.architecture.norm == "layernorm"

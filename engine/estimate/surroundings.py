@@ -1,0 +1,54 @@
+"""What is alive through a whole step beside state and layers: token numbers, rotary tables, masks, a teacher's answer.
+
+Owns those few terms, in bytes. Must not know moments or totals.
+"""
+
+from __future__ import annotations
+
+from engine.estimate.walks import logit_share
+from engine.estimate.workload import Attention, Method, TeacherHeld, Workload
+
+CACHED_LOGITS = 64
+"""Top logits per token that a cached teacher left on disk."""
+
+
+def windowed_layers(work: Workload) -> int:
+    """Layers whose sliding window is no longer than the sequence: transformers gives them a mask of their own."""
+    a = work.architecture
+    return a.sliding_layers if a.sliding_window and work.sequence >= a.sliding_window else 0
+
+
+def around(work: Workload) -> float:
+    """Alive through a whole step: token numbers, cosines and sines, the mask; and the teacher's answer.
+
+    24 B of token numbers; 2·hd values of rotary tables; s bytes per token of a boolean mask for each kind of mask, or
+    s values where attention is eager. Without checkpoints the masks die with the forward pass.
+    """
+    a = work.architecture
+    tables = 2.0 * a.head_dim * a.rope.partial_factor * work.compute_bytes if a.rope.kind != "none" else 0.0
+    kept = masks(work) if work.checkpointing else 0.0
+    frozen = work.method is not Method.FULL and not work.train_embeddings
+    scaled = a.family in SCALED_EMBEDDINGS and work.checkpointing and frozen
+    per_token = 24.0 + tables + kept + (float(a.hidden_size * work.compute_bytes) if scaled else 0.0)
+    if work.teacher is not None:
+        if work.teacher_held is TeacherHeld.CACHED:
+            per_token += 8.0 * CACHED_LOGITS
+        else:
+            per_token += 8.0 * work.teacher.vocab_size * logit_share(work)
+    return per_token * work.tokens
+
+
+SCALED_EMBEDDINGS = ("gemma", "gemma2", "gemma3", "granite")
+"""Families that multiply the embedding's output by a constant: with checkpoints both stay, the first as a leaf,
+unless the embedding learns."""
+
+
+def masks(work: Workload) -> float:
+    """Bytes per token of the masks that the model builds once: one for full attention, one for windowed layers."""
+    a = work.architecture
+    eager = work.attention is Attention.EAGER or a.family == "gemma2"
+    windowed = windowed_layers(work)
+    kinds = (1 if windowed else 0) + (1 if a.layers > windowed and (work.masked or a.family == "falcon") else 0)
+    if eager:
+        return float(work.sequence * work.compute_bytes * (2 if windowed else 1))
+    return float(work.sequence * kinds)
