@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.estimate.estimate import Estimate, Origin, Part
-from engine.estimate.surroundings import CACHED_LOGITS
 from engine.estimate.state import adapter_weight_bytes, optimizer_bytes, trainable_parameters
+from engine.estimate.surroundings import CACHED_LOGITS
 from engine.estimate.walks import layer_walk
 from engine.estimate.workload import Method, OptimizerKind, Purpose, TeacherHeld, Workload
 from engine.models.architecture import Architecture
