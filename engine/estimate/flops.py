@@ -254,7 +254,8 @@ def _sizes(shape: Shape, f: int, modules: tuple[str, ...]) -> tuple[tuple[int, i
         "up_proj": (h, f),
         "down_proj": (f, h),
     }
-    return tuple(table[name] for name in modules)
+    # What adapters of fused experts add is small beside the experts themselves and is left out.
+    return tuple(table[name] for name in modules if name in table)
 
 
 def _dora_flops(view: _View) -> float:

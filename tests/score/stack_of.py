@@ -17,6 +17,7 @@ from engine.estimate.stacks import (
     LITGPT_2023,
     LLAMA_FACTORY,
     MS_SWIFT,
+    OURS,
     PEFT_BENCH,
     QWEN_2023,
     QWEN_2023_DEEPSPEED,
@@ -32,7 +33,7 @@ from tests.score.rows import Row
 
 MODERN, MODERN_EAGER, OTHER = "modern", "modern eager", "2023 and foreign"
 
-_MODERN_STACKS = (HF.id, PEFT_BENCH.id)
+_MODERN_STACKS = (OURS.id, HF.id, PEFT_BENCH.id)
 _T4_CONTEXT = Range(138 * MIB, 141 * MIB, 160 * MIB)
 """A T4 with kernels loaded on demand: 140.9 MiB in every published run."""
 
@@ -72,6 +73,8 @@ def class_of(row: Row, stack: Stack) -> str:
 
 def _stack(row: Row) -> Stack:
     where = f"{row.framework} {row.source.lower()}"
+    if "scaler-wizard" in where:
+        return HF if "stock" in row.notes else OURS
     if "unsloth" in row.framework:
         return UNSLOTH
     if "unsloth" in row.attention:

@@ -94,9 +94,10 @@ def _workload(row: Row, architecture: Architecture) -> Workload:
         rank=rank_of(row, stack),
         targets=targets_of(row, stack) if method is Method.ADAPTER else ("all-linear",),
         checkpointing=_checkpointing(row, stack),
-        masked=_masked(row, batch),
+        masked=_masked(row, batch) or "packed rows" in row.notes,
         attention=_attention(row, stack),
         loss=_loss(row, stack),
+        trained_share=_trained_share(row),
         accumulation=_accumulation(row, stack, batch),
         optimizer=optimizer,
         foreach=_foreach(row, stack, optimizer),
@@ -110,9 +111,10 @@ def _workload(row: Row, architecture: Architecture) -> Workload:
         train_embeddings=trains_embeddings(row),
         offload_activations="offload" in row.checkpointing or "unsloth" in row.framework,
         shards=shards,
-        workspace_bytes=_HOPPER_WORKSPACES if re.search(r"\b(h100|h200|gh200|h800|h20)\b", row.gpu.lower())
+        capability=9 if _HOPPER.search(row.gpu.lower()) else 0,
+        workspace_bytes=_HOPPER_WORKSPACES if _HOPPER.search(row.gpu.lower())
         else 2 * 8_519_680,
-        expandable_segments=row.frontier or stack.id.startswith("unsloth"),
+        expandable_segments=row.frontier or "scaler-wizard" in row.framework or stack.id.startswith("unsloth"),
         stack=stack,
     )  # fmt: skip
 
@@ -175,6 +177,15 @@ def _attention(row: Row, stack: Stack) -> Attention:
     if "eager" in words and "sdpa" not in words:
         return Attention.EAGER
     return Attention.SDPA
+
+
+_HOPPER = re.compile(r"\b(h100|h200|gh200|h800|h20)\b")
+
+
+def _trained_share(row: Row) -> float:
+    """Our own rows say for which share of the positions logits were computed."""
+    share = re.search(r"trained positions \(share ([0-9.]+)\)", row.loss)
+    return float(share[1]) if share else 1.0
 
 
 def _loss(row: Row, stack: Stack) -> Loss:

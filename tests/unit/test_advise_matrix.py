@@ -25,6 +25,7 @@ from engine.advise.targets import deeper, larger, wider
 from engine.errors import EngineError, ExitCode
 from engine.estimate.estimate import Verdict
 from engine.jobs.spec import JobSpec, Task
+from engine.models.analyze import analyze
 from engine.units import GIB
 
 IDS = (
@@ -324,3 +325,9 @@ def test_a_rented_machine_brings_price_and_budget_into_the_spec() -> None:
 def test_no_data_is_said_before_anything_else_goes_wrong() -> None:
     with pytest.raises(EngineError, match="no data"):
         build_spec(LLAMA_3B, BIG, ANSWERS, approach="qlora")
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-30b-a3b"])
+def test_mixtures_of_experts_have_a_whole_matrix(name: str) -> None:
+    matrix = build_matrix(analyze(name), machine(card("A100 80GB", 80)), answers_of({"model": name}))
+    assert all(row.hours.likely > 0 and row.vram.likely > 0 for row in matrix.rows)
