@@ -38,8 +38,8 @@ SEED = 20_261_126
 WORKERS = 2
 FORMULA_BOUND = 0.02
 ROUGHER = {"dora": 0.12, "dropout": 0.03}
-"""DoRA on 4-bit layers without checkpoints is the rough one. Dropout has no real step below: a CPU keeps its masks in the
-type of the input, a card (and with it the dry run and the formula) in one byte each."""
+"""DoRA on 4-bit layers without checkpoints is the rough one. Dropout has no real step below: a CPU keeps its masks in
+the type of the input, a card (and with it the dry run and the formula) in one byte each."""
 EXTRAPOLATION_BOUND = 0.005
 REAL_BOUND = 0.03
 
