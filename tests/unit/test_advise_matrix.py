@@ -24,6 +24,7 @@ from engine.advise.recipes import CardClass, card_class_of, choose_recipe, load_
 from engine.advise.targets import deeper, larger, wider
 from engine.errors import EngineError, ExitCode
 from engine.estimate.estimate import Verdict
+from engine.estimate.workload import Workload
 from engine.jobs.spec import JobSpec, Task
 from engine.models.analyze import analyze
 from engine.units import GIB
@@ -193,17 +194,31 @@ def test_a_rented_machine_of_ones_own_session_is_paid_by_the_hour() -> None:
     assert (spec.cost.usd_per_hour, spec.cost.budget_usd) == (2.0, 7.0)
 
 
+def _yardstick_seconds() -> float:
+    """Processor seconds of a fixed piece of the same kind of work: 10 ms where the budgets were set.
+
+    Budgets are ratios to it, so that they mean the same on a slower or a busier machine.
+    """
+    started = time.process_time()
+    workload = Workload(architecture=LLAMA_3B)
+    for index in range(1_000):
+        workload = replace(workload, sequence=1 + index)
+    assert workload.sequence == 1_000
+    return time.process_time() - started
+
+
 def test_the_whole_matrix_is_recomputed_within_ten_milliseconds_of_work() -> None:
     build_matrix(LLAMA_3B, BIG, ANSWERS)
-    times = []
+    times, yardsticks = [], []
     for length in range(1000, 1020):
         answers = ANSWERS.with_values(context=length)
         started = time.process_time()
         build_matrix(LLAMA_3B, BIG, answers)
         times.append(time.process_time() - started)
-    best = min(times)
-    print(f"\nmatrix of {len(IDS)} approaches: best {best * 1e3:.1f} ms, median {sorted(times)[10] * 1e3:.1f} ms")
-    assert best < 0.010
+        yardsticks.append(_yardstick_seconds())
+    ratio = min(times) / min(yardsticks)
+    print(f"\nmatrix of {len(IDS)} approaches: best {min(times) * 1e3:.1f} ms, {ratio:.2f} of the yardstick")
+    assert ratio < 1
 
 
 def test_the_matrix_of_all_cards_of_the_catalogue_takes_less_than_300_milliseconds_of_work() -> None:
@@ -212,14 +227,16 @@ def test_the_matrix_of_all_cards_of_the_catalogue_takes_less_than_300_millisecon
 
     places = [simulate(profile.name, BIG) for profile in load_gpu_profiles() if profile.visible_bytes]
     assert len(places) >= 40
-    times = []
+    times, yardsticks = [], []
     for _ in range(4):
         started = time.process_time()
         for place in places:
             build_matrix(LLAMA_3B, place, ANSWERS)
         times.append(time.process_time() - started)
-    print(f"\nmatrices of {len(places)} cards: best {min(times) * 1e3:.0f} ms, first {times[0] * 1e3:.0f} ms")
-    assert min(times) < 0.300
+        yardsticks.append(min(_yardstick_seconds() for _ in range(3)))
+    ratio = min(times) / min(yardsticks)
+    print(f"\nmatrices of {len(places)} cards: best {min(times) * 1e3:.0f} ms, {ratio:.1f} of the yardstick")
+    assert ratio < 30
 
 
 def test_grown_shapes_come_close_to_their_target() -> None:
