@@ -1,0 +1,15 @@
+"""What each family stores: config in, one rule per stored tensor out. Importing the package registers all families.
+
+To add a family, decorate a builder with `@family("model_type", ...)` in the module of its block style; to refuse one
+by name, add it in `refused`. Must not know what growth does to a tensor.
+"""
+
+from __future__ import annotations
+
+from engine.expansion.layouts import dense, normed_branches
+from engine.expansion.layouts.registry import known_families, layout_for, refused_families
+
+STYLES = (dense, normed_branches)
+"""Modules that register families, one per block style."""
+
+__all__ = ["STYLES", "known_families", "layout_for", "refused_families"]

@@ -1,0 +1,165 @@
+"""RMSNorm decoders whose branches are normed before they join the stream: sandwich and post-norm blocks.
+
+Owns the rules of those families. Must not know what growth does to a tensor. The post-norm's gain closes a branch:
+a zero matrix before it would sit where x / rms(x) is discontinuous, and the first step would throw the loss.
+
+    sandwich   x -> norm -> branch -> norm -> +          Gemma 2 and 3, GLM-4
+    post       x ---------> branch -> norm -> +          OLMo 2 and 3, EXAONE 4: the branch reads the raw stream
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engine.expansion.axes import Role
+from engine.expansion.layout import Layout, Rule, Traits
+from engine.expansion.layouts.dense import ROTARY_TABLES
+from engine.expansion.layouts.pieces import (
+    CONFIG_KEYS,
+    FINAL,
+    LAYER,
+    AttentionStyle,
+    MlpStyle,
+    attention,
+    bias_names,
+    ends,
+    gain,
+    layer_list,
+    mlp,
+    read_dims,
+)
+from engine.expansion.layouts.registry import family
+from engine.models.config import ConfigReader
+
+
+@dataclass(frozen=True, slots=True)
+class NormedBlock:
+    """One family's block. `attention` and `mlp` are completed with what the placement decides."""
+
+    family: str
+    placement: str
+    post_norms: tuple[str, str]
+    """Norms of the two branches' outputs."""
+    pre_norms: tuple[str, ...] = ()
+    attention: AttentionStyle = field(default_factory=AttentionStyle)
+    mlp: MlpStyle = field(default_factory=MlpStyle)
+    norm: str = "rmsnorm"
+    epsilon: float = 1e-6
+    heads_divide_hidden: bool = False
+    embedding_times_root: bool = False
+    scaling: tuple[str, ...] = ()
+    partial_rotary: float = 1.0
+    per_layer: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    layer_period: int = 1
+
+
+def normed_branches(reader: ConfigReader, block: NormedBlock) -> Layout:
+    """The layout of a sandwich or post-norm decoder. Raises EngineError `model.config_*` for impossible sizes."""
+    tied = reader.flag("tie_word_embeddings")
+    raw = block.placement == "post"
+    attend = replace(block.attention, raw=raw, closes=False)
+    feed = replace(block.mlp, raw=raw, closes=False)
+    traits = Traits(
+        norm=block.norm,
+        placement=block.placement,
+        tied=tied,
+        qk_norm=attend.qk_norm,
+        qk_norm_shares_epsilon=attend.qk_norm != "none",
+        embedding_times_root=block.embedding_times_root,
+        biases=bias_names(qkv=attend.qkv_bias, output=attend.output_bias, mlp=feed.bias),
+        fused=("gate_up",) if feed.fused else (),
+        heads_divide_hidden=block.heads_divide_hidden,
+        partial_rotary=block.partial_rotary,
+        scaling=block.scaling,
+        per_layer_keys=tuple(block.per_layer),
+        layer_period=block.layer_period,
+    )
+    rules: tuple[Rule, ...] = (
+        *ends(tied=tied),
+        *(gain(f"{LAYER}{name}", Role.PRE_GAIN) for name in block.pre_norms),
+        *attention(attend),
+        *mlp(feed),
+        *(gain(f"{LAYER}{name}", Role.POST_GAIN, closes=True) for name in block.post_norms),
+        FINAL,
+    )
+    return Layout(
+        family=block.family,
+        dims=read_dims(reader),
+        traits=traits,
+        rules=rules,
+        config_keys=CONFIG_KEYS,
+        epsilon=reader.number("rms_norm_eps", default=block.epsilon),
+        per_layer=block.per_layer,
+        ignored=ROTARY_TABLES,
+    )
+
+
+def every_nth_full(reader: ConfigReader, layers: int, pattern: int) -> dict[str, tuple[Any, ...]]:
+    """`layer_types`: given, or windows in all but every `pattern`-th layer."""
+    listed = layer_list(reader, "layer_types", layers)
+    derived = tuple("full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers))
+    return {"layer_types": listed or derived}
+
+
+SANDWICH_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+GEMMA_SCALING = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
+
+
+@family("gemma2", handles=("attention_bias",))
+def _gemma2(reader: ConfigReader) -> Layout:
+    bias = reader.flag("attention_bias")
+    return normed_branches(
+        reader,
+        NormedBlock(
+            "gemma2",
+            "sandwich",
+            pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
+            post_norms=SANDWICH_NORMS,
+            attention=AttentionStyle(qkv_bias=bias, output_bias=bias),
+            norm="rmsnorm+1",
+            heads_divide_hidden=True,
+            embedding_times_root=True,
+            scaling=GEMMA_SCALING,
+            per_layer=every_nth_full(reader, reader.integer("num_hidden_layers"), 2),
+            layer_period=2,
+        ),
+    )
+
+
+@family("gemma3_text", handles=("attention_bias",))
+def _gemma3(reader: ConfigReader) -> Layout:
+    bias = reader.flag("attention_bias")
+    pattern = reader.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    return normed_branches(
+        reader,
+        NormedBlock(
+            "gemma3",
+            "sandwich",
+            pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
+            post_norms=SANDWICH_NORMS,
+            attention=AttentionStyle(qkv_bias=bias, output_bias=bias, qk_norm="head"),
+            norm="rmsnorm+1",
+            heads_divide_hidden=True,
+            embedding_times_root=True,
+            scaling=GEMMA_SCALING,
+            per_layer=every_nth_full(reader, reader.integer("num_hidden_layers"), pattern),
+            layer_period=pattern,
+        ),
+    )
+
+
+@family("olmo2", handles=("attention_bias",))
+def _olmo2(reader: ConfigReader) -> Layout:
+    bias = reader.flag("attention_bias")
+    return normed_branches(
+        reader,
+        NormedBlock(
+            "olmo2",
+            "post",
+            post_norms=SANDWICH_NORMS,
+            attention=AttentionStyle(qkv_bias=bias, output_bias=bias, qk_norm="full"),
+            epsilon=1e-5,
+        ),
+    )
