@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from engine.expansion.axes import Axis, Dims, Fused, Role
+from engine.expansion.axes import Axis, Dim, Dims, Fused, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Rule:
     axes: tuple[Axis | Fused, ...]
     closes: bool = False
     """Zeroing it makes the block an identity: the last affine operation of a branch, or its post-norm gain."""
+    counted: Dim | None = None
+    """What {h} in the name counts where each head has a tensor of its own (StableLM's QK-norms): QUERY or KEY_VALUE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Traits:
     """What decides which growth is exact. A trait no code here knows must end in a refusal, not in a guess."""
 
     norm: str
-    """ "rmsnorm", "rmsnorm+1" (multiplies by 1 + w), "layernorm"."""
+    """ "rmsnorm", "rmsnorm+1" (multiplies by 1 + w), "layernorm", "layernorm+1"."""
     placement: str
     """ "pre", "post", "sandwich", "parallel"."""
     tied: bool
@@ -39,6 +41,10 @@ class Traits:
     """ "none", "head" (one vector over the head size), "per-head" (a vector for each head), "full"."""
     qk_norm_shares_epsilon: bool = False
     """Whether the QK-norm uses the config's one epsilon, so that it cannot be rescaled for the stream alone."""
+    fixed_epsilon: bool = False
+    """The norms' epsilon is a constant of the code, which no config can change."""
+    gainless: bool = False
+    """Norms over the stream have no gain (OLMo 1): what reads them absorbs the stretch."""
     embedding_times_root: bool = False
     """The embedding is multiplied by sqrt(hidden) (Gemma)."""
     biases: tuple[str, ...] = ()
@@ -47,6 +53,8 @@ class Traits:
     """Of "qkv", "gate_up", "experts"."""
     head_dim_key: bool = True
     """An explicit `head_dim` is honoured, so that hidden may grow while heads stay."""
+    key_value_follows: bool = False
+    """Every query head has a key and a value of its own: kv_heads always equals heads and has no config key."""
     heads_divide_hidden: bool = False
     """transformers refuses a config where hidden is not a multiple of heads, whatever head_dim says."""
     partial_rotary: float = 1.0
@@ -62,6 +70,16 @@ class Traits:
     """ "none", "renormalised" (weights of the chosen experts sum to 1), "plain"."""
     experts_on_disk: str = "none"
     """ "none", "each" (a file entry per expert), "stacked" (one tensor for all)."""
+
+    @property
+    def centred(self) -> bool:
+        """Whether norms subtract the mean, so that new stream coordinates must hold it."""
+        return self.norm.startswith("layernorm")
+
+    @property
+    def plus_one(self) -> bool:
+        """Whether norms multiply by 1 + their stored gain."""
+        return self.norm.endswith("+1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +102,41 @@ class Layout:
     """Axis name ("hidden", "depth", ...) -> why this family cannot grow there."""
     ignored: tuple[str, ...] = ()
     """Patterns of stored buffers that are copied as they are, or dropped with a layer (rotary tables)."""
+    optional_prefix: str = ""
+    """Start of names that files saved from the class without an output head leave out ("transformer.")."""
 
     def find(self, name: str) -> Match | None:
         """The rule of a stored tensor and the numbers in its name; None when no rule knows it."""
-        for rule, compiled in zip(self.rules, _compiled(tuple(rule.pattern for rule in self.rules)), strict=True):
+        return _find(self.rules, name) or _find(_without(self.rules, self.optional_prefix), name)
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a stored tensor is a buffer that loaders make anew."""
+        bare = tuple(pattern.removeprefix(self.optional_prefix) for pattern in self.ignored)
+        return any(compiled.fullmatch(name) for compiled in _compiled((*self.ignored, *bare)))
+XXX
             found = compiled.fullmatch(name)
             if found:
                 groups = found.groupdict()
-                layer, expert = groups.get("i"), groups.get("e")
-                return Match(rule, int(layer) if layer else None, int(expert) if expert else None)
+                layer, expert, head = (int(groups[key]) if groups.get(key) else None for key in ("i", "e", "h"))
+                return Match(rule, layer, expert, head)
         return None
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a stored tensor is a buffer that loaders make anew."""
+        return any(compiled.fullmatch(name) for compiled in _compiled(self.ignored))
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A stored tensor's rule, layer and expert."""
+    """A stored tensor's rule, layer, expert and head."""
 
     rule: Rule
     layer: int | None
     expert: int | None
+    head: int | None = None
 
 
 @lru_cache(maxsize=256)
 def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    return tuple(
-        re.compile(re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{e\}", r"(?P<e>\d+)"))
-        for pattern in patterns
-    )
+    numbers = r"\\{([ieh])\\}"
+    return tuple(re.compile(re.sub(numbers, r"(?P<\1>\\d+)", re.escape(pattern))) for pattern in patterns)
