@@ -86,7 +86,9 @@ class Role(StrEnum):
     QK_MATRIX_FULL = "qk matrix under a norm over the projection"
     """Query or key projection whose output a full-width norm normalises."""
     INNER = "inner"
-    """No end on the stream, or an end that no rescaling touches: biases of q, k, v, gate; QK-norms per head; sinks."""
+    """No end on the stream, or an end that no rescaling touches: biases of q, k, v, gate; sinks."""
+    HEAD_GAIN = "head gain"
+    """Of a norm over each head's query or key."""
     ROUTER = "router"
     """Reads the normalised stream, one row per expert."""
 

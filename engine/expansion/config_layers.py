@@ -35,6 +35,8 @@ def splice_layers(tree: dict[str, Any], layout: Layout, plan: ExpansionPlan) -> 
     for key, entries in layout.per_layer.items():
         if key not in INDEX_KEYS and (key in tree or not plan.target_family):
             tree[key] = [entries[base] for base in order]
+    if "attention_layers" in layout.per_layer:  # GPT-Neo derives that list from this one
+        tree["attention_types"] = [[tree["attention_layers"], 1]]
     _splice_unlisted(tree, layout, order, count)
     _splice_sparse_steps(tree, order, count)
     _splice_leading_dense(tree, layout, order)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -113,17 +113,6 @@ class Layout:
         """Whether a stored tensor is a buffer that loaders make anew."""
         bare = tuple(pattern.removeprefix(self.optional_prefix) for pattern in self.ignored)
         return any(compiled.fullmatch(name) for compiled in _compiled((*self.ignored, *bare)))
-XXX
-            found = compiled.fullmatch(name)
-            if found:
-                groups = found.groupdict()
-                layer, expert, head = (int(groups[key]) if groups.get(key) else None for key in ("i", "e", "h"))
-                return Match(rule, layer, expert, head)
-        return None
-
-    def is_ignored(self, name: str) -> bool:
-        """Whether a stored tensor is a buffer that loaders make anew."""
-        return any(compiled.fullmatch(name) for compiled in _compiled(self.ignored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +129,20 @@ class Match:
 def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
     numbers = r"\\{([ieh])\\}"
     return tuple(re.compile(re.sub(numbers, r"(?P<\1>\\d+)", re.escape(pattern))) for pattern in patterns)
+
+
+def _find(rules: tuple[Rule, ...], name: str) -> Match | None:
+    for rule, compiled in zip(rules, _compiled(tuple(rule.pattern for rule in rules)), strict=True):
+        found = compiled.fullmatch(name)
+        if found:
+            groups = found.groupdict()
+            layer, expert, head = (int(groups[key]) if groups.get(key) else None for key in ("i", "e", "h"))
+            return Match(rule, layer, expert, head)
+    return None
+
+
+@lru_cache(maxsize=64)
+def _without(rules: tuple[Rule, ...], prefix: str) -> tuple[Rule, ...]:
+    """The rules whose names begin with `prefix`, without it."""
+    named = (rule for rule in rules if prefix and rule.pattern.startswith(prefix))
+    return tuple(replace(rule, pattern=rule.pattern.removeprefix(prefix)) for rule in named)

@@ -152,9 +152,34 @@ def _check_layers(by_layer: Mapping[int, list[Found]], layout: Layout, plan: Exp
 
 def _layer_recipes(work: Work, found: Found, layer: LayerSource, above: Iterable[Found], number: int) -> list[Recipe]:
     expert = found.match.expert
+    if found.match.rule.counted is not None:
+        return _head_recipes(work, found, layer, above, number)
     if expert is None or work.plan.before.experts == work.plan.after.experts:
         return [_recipe(work, found, layer, above, number)]
     return _expert_recipes(work, found, layer, above, number)
+
+
+def _head_recipes(work: Work, found: Found, layer: LayerSource, above: Iterable[Found], number: int) -> list[Recipe]:
+    """What each head stores on its own, once for every head made from this one; free heads go with the first."""
+    growth = work.growths[found.match.rule.counted or Dim.QUERY]
+    recipes = []
+    position = 0
+    for run in growth.out:
+        for index in range(run.count):
+            copied = run.fill is Fill.COPY
+            if (run.start + index if copied else 0) == found.match.head:
+                made = _recipe(work, found, layer, above, number)
+                target = replace(found, match=replace(found.match, head=position + index))
+                made = replace(made, name=_name(target, number, None), new=made.new or run.new)
+                if not copied:
+                    made = replace(made, sources=(), maps=_free(made.shape))
+                recipes.append(replace(made, operators=_with(made.operators, growth.operator)))
+        position += run.count
+    return recipes
+
+
+def _free(shape: tuple[int, ...]) -> tuple[AxisMap, ...]:
+    return tuple((Run(Fill.FREE, size, new=True),) for size in shape)
 
 
 def _expert_recipes(work: Work, found: Found, layer: LayerSource, above: Iterable[Found], number: int) -> list[Recipe]:
@@ -192,7 +217,7 @@ def _recipe(
     header, rule, traits = found.header, found.match.rule, work.layout.traits
     maps = tuple(_map(work, axis, rule.role, size) for axis, size in zip(rule.axes, _shape(found), strict=True))
     factor = _factor(work, rule.role, rule.axes)
-    plus_one = traits.norm == "rmsnorm+1" and _is_gain(rule.role)
+    plus_one = traits.plus_one and _is_gain(rule.role)
     recipe = Recipe(
         name=_name(found, number, expert),
         shape=tuple(length(axis) for axis in maps),
@@ -209,8 +234,7 @@ def _recipe(
     if layer is not None and layer.closed and rule.closes:
         return replace(recipe, sources=(), constant=-1.0 if plus_one else 0.0)
     if layer is not None and layer.kind is LayerKind.FRESH:
-        free = tuple((Run(Fill.FREE, size, new=True),) for size in recipe.shape)
-        return replace(recipe, sources=(), maps=free)
+        return replace(recipe, sources=(), maps=_free(recipe.shape))
     return recipe
 
 
@@ -253,7 +277,7 @@ def _factor(work: Work, role: Role, axes: Iterable[Axis | Fused]) -> float:
 
 
 def _is_gain(role: Role) -> bool:
-    return role in (Role.PRE_GAIN, Role.POST_GAIN, Role.FINAL_GAIN, Role.QK_GAIN_FULL)
+    return role in (Role.PRE_GAIN, Role.POST_GAIN, Role.FINAL_GAIN, Role.QK_GAIN_FULL, Role.HEAD_GAIN)
 
 
 def _neutral(role: Role, axes: tuple[Axis | Fused, ...], *, plus_one: bool) -> float | None:
@@ -282,7 +306,10 @@ def _sources(
         return (Source(name, weight=1 - layer.weight), Source(other, weight=layer.weight))
     if any(run.source for axis in maps for run in axis):
         upper = [
-            item for item in above if item.match.rule is found.match.rule and item.match.expert == found.match.expert
+            item
+            for item in above
+            if (item.match.rule, item.match.expert, item.match.head)
+            == (found.match.rule, found.match.expert, found.match.head)
         ]
         same_shape = [item for item in upper if item.header.shape == found.header.shape]
         return (Source(name), Source(same_shape[0].header.name if same_shape else name))
@@ -297,7 +324,8 @@ def _name(found: Found, number: int, expert: int | None) -> str:
 
 def _with_layer(found: Found, layer: int, expert: int | None = None) -> str:
     number = found.match.expert if expert is None else expert
-    return found.match.rule.pattern.replace("{i}", str(layer)).replace("{e}", str(number))
+    named = found.match.rule.pattern.replace("{i}", str(layer)).replace("{e}", str(number))
+    return named.replace("{h}", str(found.match.head))
 
 
 def _operators(work: Work, axes: Iterable[Axis | Fused], layer: LayerSource | None, factor: float) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def stream_scales(old: int, new: int, hidden: AxisGrowth, traits: Traits, dtype:
     stretch = sqrt(new / (hidden.copies * old))
     multiplier = sqrt(new / old) if traits.embedding_times_root else 1.0
     half = dtype in HALF_TYPES
-    if traits.qk_norm_shares_epsilon and not half:
+    if traits.fixed_epsilon or (traits.qk_norm_shares_epsilon and not half):
         return StreamScales(stretch, stretch, stretch, multiplier, hidden.copies)
     if half and traits.embedding_times_root and has_post_norm(traits):
         # Gemma 2 and 3: the embedding's multiplier supplies t = s and post-norms undo u = 1, so nothing is rounded;
@@ -62,6 +62,8 @@ def role_factor(role: Role, scales: StreamScales, traits: Traits) -> float:
             return scales.stream / scales.stretch
         case Role.RAW_READ:
             return 1 / scales.stream
+        case Role.READ | Role.ROUTER | Role.HEAD if traits.gainless:
+            return 1 / scales.stretch
         case Role.FINAL_GAIN if traits.tied:
             return scales.multiplier / (scales.copies * scales.stretch * scales.stream)
         case Role.FINAL_GAIN:

@@ -56,6 +56,8 @@ class Inventory:
         copies = 1 if held is None else sum(1 for base in order if base in held)
         if "{e}" in holding.rule.pattern:
             copies *= dims.experts
+        if holding.rule.counted is not None:
+            copies *= dims.of(holding.rule.counted)
         return copies * prod(
             axis_extent(axis, dims, old) for axis, old in zip(holding.rule.axes, holding.extents, strict=True)
         )
@@ -116,7 +118,10 @@ def _twice(rule: Rule, layout: Layout) -> bool:
     if not layout.traits.tied or len(rule.axes) != 2 or not isinstance(rule.axes[0], Axis):
         return False
     first = next(one for one in layout.rules if _has(one, (Dim.VOCAB,)) and len(one.axes) == 2)
-    return rule.axes[0].dim is Dim.VOCAB and rule.pattern != first.pattern
+    return rule.axes[0].dim is Dim.VOCAB and rule.pattern not in (
+        first.pattern,
+        first.pattern.removeprefix(layout.optional_prefix),
+    )
 
 
 def _of_mixture(rule: Rule) -> bool:

@@ -142,7 +142,7 @@ def _qk_norms(style: AttentionStyle) -> tuple[Rule, ...]:
         return ()
     names = tuple(f"{style.prefix}{name}.weight" for name in style.norm_names)
     if style.qk_norm == "head":
-        return tuple(Rule(name, Role.INNER, (HEAD_ALONG,)) for name in names)
+        return tuple(Rule(name, Role.HEAD_GAIN, (HEAD_ALONG,)) for name in names)
     axes = (Axis(Dim.QUERY, Side.ALONG), Axis(Dim.KEY_VALUE, Side.ALONG))
     return tuple(Rule(name, Role.QK_GAIN_FULL, (axis,)) for name, axis in zip(names, axes, strict=True))
 

@@ -27,7 +27,7 @@ def grow(request: AxisRequest) -> AxisGrowth:
         share = None if request.traits.tied else unequal_share
         out, into, along = whole_copies(request.old, copies, share=share)
         if rest:
-            written = Fill.MEAN if request.traits.norm == "layernorm" else Fill.ZERO
+            written = Fill.MEAN if request.traits.centred else Fill.ZERO
             free = Run(Fill.FREE, rest, new=True)
             out, into, along = (*out, Run(written, rest, new=True)), (*into, free), (*along, free)
         return AxisGrowth(request.dim, out, into, along, "lemon", copies=copies)

@@ -32,7 +32,7 @@ def grow(request: AxisRequest) -> AxisGrowth:
     free, zero = Run(Fill.FREE, added, new=True), Run(Fill.ZERO, added, new=True)
     if request.dim is Dim.HIDDEN:
         mean = Run(Fill.MEAN, added, new=True)
-        written = mean if request.traits.norm == "layernorm" else zero
+        written = mean if request.traits.centred else zero
         return AxisGrowth(request.dim, (old, written), (old, free), (old, free), "pad")
     return AxisGrowth(request.dim, (old, free), (old, zero), (old, free), "pad")
 
