@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from engine.errors import EngineError
 from engine.expansion.operators.bert2bert import AKI, FPI
+from engine.expansion.operators.depth_blend import BLEND, BLEND_SILENT
+from engine.expansion.operators.depth_deus import DEUS
+from engine.expansion.operators.depth_fresh import FRESH
+from engine.expansion.operators.depth_identity import IDENTITY
+from engine.expansion.operators.depth_interpolate import INTERPOLATE
+from engine.expansion.operators.depth_lesa import LESA, LESA_SILENT
+from engine.expansion.operators.depth_solar import SOLAR
+from engine.expansion.operators.depth_stack import STACK
 from engine.expansion.operators.kv_replicate import REPLICATE
 from engine.expansion.operators.lemon import LEMON
 from engine.expansion.operators.net2wider import NET2WIDER
@@ -18,7 +26,11 @@ from engine.expansion.operators.tile import TILE, TILE_PLAIN
 __all__ = ["DEFAULTS", "LAYERS", "OPERATORS", "LayerRequest", "Operator", "operator_named"]
 
 OPERATORS: dict[str, Operator] = {
-    operator.name: operator for operator in (PAD, TILE, TILE_PLAIN, LEMON, NET2WIDER, FPI, AKI, REPLICATE)
+    operator.name: operator
+    for operator in (
+        *(PAD, TILE, TILE_PLAIN, LEMON, NET2WIDER, FPI, AKI, REPLICATE),
+        *(IDENTITY, FRESH, SOLAR, STACK, INTERPOLATE, BLEND, BLEND_SILENT, DEUS, LESA, LESA_SILENT),
+    )
 }
 
 DEFAULTS = {

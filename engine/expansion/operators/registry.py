@@ -24,8 +24,8 @@ class LayerRequest:
     new: int
     traits: Traits
     seed: int = 17
-    placement: str = "interleaved"
-    """ "interleaved", "start", "end", "upper" (upper half)."""
+    placement: str = ""
+    """ "interleaved", "start", "end", "upper" (upper half); "" is the operator's own."""
 
 
 @dataclass(frozen=True, slots=True)
