@@ -109,6 +109,8 @@ class StreamScales:
     multiplier: float = 1.0
     """sqrt(new / old) where the family multiplies the embedding by sqrt(hidden)."""
     copies: int = 1
+    query_key: float = 1.0
+    """Factor of query and key under a norm over the whole projection, which shares the changed epsilon."""
 
     @property
     def epsilon_factor(self) -> float:

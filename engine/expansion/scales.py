@@ -8,8 +8,14 @@ A norm over the wider stream sees other statistics: with x' = t [copies of x; 0]
     norm(x')        = s norm(x)      if the epsilon is multiplied by (t / s)^2
 
 so gains after it are divided by s. Two choices of t matter: t = s leaves the epsilon and scales the matrices, t = 1
-leaves every matrix as it is, bit for bit, and scales gains and epsilon only. The second is the rule; the first is for
-float32 nets whose QK-norm uses the same epsilon and would feel its change.
+leaves every matrix as it is, bit for bit, and scales gains and epsilon only. The second is the rule. Nets whose QK-norm
+uses the same epsilon would feel its change:
+
+    float32                          t = s
+    16 bits, QK-norm per head        t = 1: the epsilon is off by s^2 for the QK-norm alone, whose mean square is 10^6
+                                     times larger in trained nets; scaling matrices instead would round them
+    16 bits, over the projection     t = 1, and query and key scaled like the epsilon's root (OLMo: its raw stream is small)
+
 Source: own derivation; the case t = 1, RMSNorm, without epsilon is Gesmundo & Maile (arXiv 2308.06103).
 """
 
@@ -44,7 +50,8 @@ def stream_scales(old: int, new: int, hidden: AxisGrowth, traits: Traits, dtype:
         # Gemma 2 and 3: the embedding's multiplier supplies t = s and post-norms undo u = 1, so nothing is rounded;
         # the epsilon is then off for the post-norms alone, by less than one part in 10^6 of their mean square.
         return StreamScales(stretch, multiplier, 1.0, multiplier, hidden.copies)
-    return StreamScales(stretch, 1.0, 1.0, multiplier, hidden.copies)
+    query_key = 1 / stretch if traits.qk_norm == "full" and traits.qk_norm_shares_epsilon else 1.0
+    return StreamScales(stretch, 1.0, 1.0, multiplier, hidden.copies, query_key)
 
 
 def role_factor(role: Role, scales: StreamScales, traits: Traits) -> float:
@@ -62,6 +69,8 @@ def role_factor(role: Role, scales: StreamScales, traits: Traits) -> float:
             return scales.stream / scales.stretch
         case Role.RAW_READ:
             return 1 / scales.stream
+        case Role.QK_MATRIX_FULL:
+            return scales.query_key
         case Role.READ | Role.ROUTER | Role.HEAD if traits.gainless:
             return 1 / scales.stretch
         case Role.FINAL_GAIN if traits.tied:
