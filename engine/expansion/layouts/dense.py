@@ -1,124 +1,75 @@
-"""RMSNorm decoders with one norm before each branch: the Llama block and its relatives.
+"""The pre-norm RMSNorm families: Llama and its relatives.
 
-Owns the rules of those families. Must not know what growth does to a tensor.
-
-    x -> norm -> q k v -> attention -> o -> + -> norm -> gate up -> act -> down -> +
+Owns their differences from Llama. Must not know what growth does to a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 from engine.expansion.axes import Role
-from engine.expansion.layout import Layout, Rule, Traits
-from engine.expansion.layouts.pieces import (
-    CONFIG_KEYS,
-    FINAL,
-    LAYER,
-    AttentionStyle,
-    MlpStyle,
-    attention,
-    bias_names,
-    ends,
-    gain,
-    layer_list,
-    mlp,
-    read_dims,
+from engine.expansion.layout import Layout, Rule
+from engine.expansion.layouts.pieces import HEAD_ALONG, LAYER, SINKS, AttentionStyle, MlpStyle, layer_list, sizes
+from engine.expansion.layouts.pre_norm import (
+    LLAMA_BIASES,
+    MULTIPLIERS,
+    Block,
+    first_of_each_full,
+    llama_block,
+    pre_norm,
+    rotary_share,
+    uniform_bias,
+    window_layers,
 )
 from engine.expansion.layouts.registry import family
 from engine.models.config import ConfigReader
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """What sets a pre-norm family apart from Llama."""
-
-    family: str
-    attention: AttentionStyle = field(default_factory=AttentionStyle)
-    mlp: MlpStyle = field(default_factory=MlpStyle)
-    norm: str = "rmsnorm"
-    norm_names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
-    epsilon: float = 1e-6
-    derived_head_dim: bool = False
-    heads_divide_hidden: bool = False
-    embedding_times_root: bool = False
-    scaling: tuple[str, ...] = ()
-    partial_rotary: float = 1.0
-    per_layer: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    layer_period: int = 1
-    unsupported: Mapping[str, str] = field(default_factory=dict)
-    extra: tuple[Rule, ...] = ()
-
-
-def pre_norm(reader: ConfigReader, block: Block) -> Layout:
-    """The layout of a pre-norm decoder. Raises EngineError `model.config_*` for sizes that cannot be."""
-    tied = reader.flag("tie_word_embeddings")
-    fused = (("qkv",) if block.attention.fused else ()) + (("gate_up",) if block.mlp.fused else ())
-    head_normed = block.attention.qk_norm != "none"
-    traits = Traits(
-        norm=block.norm,
-        placement="pre",
-        tied=tied,
-        qk_norm=block.attention.qk_norm,
-        qk_norm_shares_epsilon=head_normed,
-        embedding_times_root=block.embedding_times_root,
-        biases=bias_names(qkv=block.attention.qkv_bias, output=block.attention.output_bias, mlp=block.mlp.bias),
-        fused=fused,
-        head_dim_key=not block.derived_head_dim,
-        heads_divide_hidden=block.heads_divide_hidden,
-        partial_rotary=block.partial_rotary,
-        scaling=block.scaling,
-        per_layer_keys=tuple(block.per_layer),
-        layer_period=block.layer_period,
-    )
-    rules = (
-        *ends(tied=tied),
-        gain(f"{LAYER}{block.norm_names[0]}", Role.PRE_GAIN),
-        *attention(block.attention),
-        gain(f"{LAYER}{block.norm_names[1]}", Role.PRE_GAIN),
-        *mlp(block.mlp),
-        *block.extra,
-        FINAL,
-    )
-    return Layout(
-        family=block.family,
-        dims=read_dims(reader, derived_head_dim=block.derived_head_dim),
-        traits=traits,
-        rules=rules,
-        config_keys=CONFIG_KEYS,
-        epsilon=reader.number("rms_norm_eps", default=block.epsilon),
-        per_layer=block.per_layer,
-        unsupported=block.unsupported,
-        ignored=ROTARY_TABLES,
-    )
-
-
-ROTARY_TABLES = (f"{LAYER}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
-"""Buffers that old files store; current loaders ignore them."""
-
-
-def window_layers(reader: ConfigReader, layers: int) -> dict[str, tuple[Any, ...]]:
-    """Qwen's `layer_types`: given, or full attention below `max_window_layers` and windows above."""
-    listed = layer_list(reader, "layer_types", layers)
-    if listed:
-        return {"layer_types": listed}
-    windows = reader.flag("use_sliding_window") and reader.raw("sliding_window") is not None
-    first = reader.integer("max_window_layers", low=0) if windows else layers
-    return {"layer_types": tuple("sliding_attention" if i >= first else "full_attention" for i in range(layers))}
-
-
-@family("llama", handles=("attention_bias", "mlp_bias"))
+@family("llama", handles=LLAMA_BIASES)
 def _llama(reader: ConfigReader) -> Layout:
-    bias = reader.flag("attention_bias")
+    return pre_norm(reader, llama_block(reader, "llama", heads_divide_hidden=True))
+
+
+@family("iquestcoder", defaults=sizes(76800, 5120, 27648, 80, 40, 8, head_dim=128), handles=LLAMA_BIASES)
+def _iquestcoder(reader: ConfigReader) -> Layout:
+    return pre_norm(reader, llama_block(reader, "iquestcoder", epsilon=1e-5, heads_divide_hidden=True))
+
+
+@family(
+    "internlm3",
+    defaults=sizes(128512, 4096, 10240, 48, 32, 2, head_dim=128),
+    handles=("attention_bias", "qkv_bias", "mlp_bias"),
+)
+def _internlm3(reader: ConfigReader) -> Layout:
+    bias = reader.flag("attention_bias", "qkv_bias")
     return pre_norm(
         reader,
         Block(
-            "llama",
+            "internlm3",
             attention=AttentionStyle(qkv_bias=bias, output_bias=bias),
-            mlp=MlpStyle(bias=reader.flag("mlp_bias")),
+            mlp=MlpStyle(bias=reader.flag("mlp_bias", "bias")),
+            epsilon=1e-5,
             heads_divide_hidden=True,
+        ),
+    )
+
+
+@family("arcee", defaults=sizes(32000, 2560, 18432, 32, 32), handles=LLAMA_BIASES)
+def _arcee(reader: ConfigReader) -> Layout:
+    plain = MlpStyle(inputs=("up_proj",), bias=reader.flag("mlp_bias"))
+    return pre_norm(reader, llama_block(reader, "arcee", mlp=plain, epsilon=1e-5, heads_divide_hidden=True))
+
+
+@family("cwm", defaults=sizes(128256, 6144, 21504, 64, 48, 8, head_dim=128), handles=("mlp_bias",))
+def _cwm(reader: ConfigReader) -> Layout:
+    layers = reader.integer("num_hidden_layers")
+    return pre_norm(
+        reader,
+        Block(
+            "cwm",
+            mlp=MlpStyle(bias=reader.flag("mlp_bias")),
+            epsilon=1e-5,
+            heads_divide_hidden=True,
+            per_layer=first_of_each_full(reader, layers, 4),
+            layer_period=4,
         ),
     )
 
@@ -126,6 +77,19 @@ def _llama(reader: ConfigReader) -> Layout:
 @family("mistral")
 def _mistral(reader: ConfigReader) -> Layout:
     return pre_norm(reader, Block("mistral"))
+
+
+@family("ministral", defaults=sizes(32000, 4096, 14336, 32, 32, 8, sliding_window=4096))
+def _ministral(reader: ConfigReader) -> Layout:
+    layers = reader.integer("num_hidden_layers")
+    kind = "full_attention" if reader.raw("sliding_window") is None else "sliding_attention"
+    kinds = layer_list(reader, "layer_types", layers) or (kind,) * layers
+    return pre_norm(reader, Block("ministral", per_layer={"layer_types": kinds}))
+
+
+@family("ministral3", defaults=sizes(131072, 4096, 14336, 34, 32, 8, head_dim=128))
+def _ministral3(reader: ConfigReader) -> Layout:
+    return pre_norm(reader, Block("ministral3", epsilon=1e-5))
 
 
 @family("qwen2")
@@ -139,27 +103,194 @@ def _qwen2(reader: ConfigReader) -> Layout:
 
 @family("qwen3", handles=("attention_bias",))
 def _qwen3(reader: ConfigReader) -> Layout:
-    bias = reader.flag("attention_bias")
     layers = reader.integer("num_hidden_layers")
     return pre_norm(
         reader,
+        Block("qwen3", attention=uniform_bias(reader, qk_norm="head"), per_layer=window_layers(reader, layers)),
+    )
+
+
+@family(
+    "seed_oss",
+    defaults=sizes(155136, 4096, 27648, 64, 80, 8, head_dim=128),
+    handles=(
+        "attention_bias",
+        "attention_out_bias",
+        "mlp_bias",
+    ),
+)
+def _seed_oss(reader: ConfigReader) -> Layout:
+    style = AttentionStyle(
+        qkv_bias=reader.flag("attention_bias", default=True), output_bias=reader.flag("attention_out_bias")
+    )
+    return pre_norm(reader, Block("seed_oss", attention=style, mlp=MlpStyle(bias=reader.flag("mlp_bias"))))
+
+
+@family(
+    "ernie4_5",
+    defaults=sizes(103424, 1024, 3072, 18, 16, 2, head_dim=128, tie_word_embeddings=True),
+    handles=("use_bias",),
+)
+def _ernie4_5(reader: ConfigReader) -> Layout:
+    bias = reader.flag("use_bias")
+    style = AttentionStyle(qkv_bias=bias, output_bias=bias)
+    return pre_norm(reader, Block("ernie4_5", attention=style, mlp=MlpStyle(bias=bias), epsilon=1e-5))
+
+
+@family("hunyuan_v1_dense", defaults=sizes(290943, 4096, 11008, 32, 32), handles=("attention_bias",))
+def _hunyuan(reader: ConfigReader) -> Layout:
+    bias = reader.flag("attention_bias")
+    style = AttentionStyle(
+        qkv_bias=bias, output_bias=bias, qk_norm="head", norm_names=("query_layernorm", "key_layernorm")
+    )
+    return pre_norm(reader, Block("hunyuan_v1_dense", attention=style, epsilon=1e-5))
+
+
+@family("helium", defaults=sizes(48000, 2560, 7040, 24, 20, 20, head_dim=128), handles=LLAMA_BIASES)
+def _helium(reader: ConfigReader) -> Layout:
+    style = AttentionStyle(qkv_bias=reader.flag("attention_bias"))
+    layout = pre_norm(
+        reader,
         Block(
-            "qwen3",
-            attention=AttentionStyle(qkv_bias=bias, output_bias=bias, qk_norm="head"),
-            per_layer=window_layers(reader, layers),
+            "helium",
+            attention=style,
+            mlp=MlpStyle(bias=reader.flag("mlp_bias")),
+            epsilon=1e-8,
+            square_output=True,
+        ),
+    )
+    dims = layout.dims
+    if dims.heads * dims.head_dim != dims.hidden:
+        raise reader.wrong("head_dim", dims.head_dim, f"hidden_size / num_attention_heads = {dims.hidden}/{dims.heads}")
+    return layout
+
+
+@family("apertus", defaults=sizes(131072, 4096, 14336, 32, 32, hidden_act="xielu"), handles=("attention_bias",))
+def _apertus(reader: ConfigReader) -> Layout:
+    learned = reader.text("hidden_act") == "xielu"
+    return pre_norm(
+        reader,
+        Block(
+            "apertus",
+            attention=uniform_bias(reader, qk_norm="head"),
+            mlp=MlpStyle(inputs=("up_proj",)),
+            norm_names=("attention_layernorm", "feedforward_layernorm"),
+            epsilon=1e-5,
+            extra=XIELU if learned else (),
+        ),
+    )
+
+
+XIELU = (
+    *(Rule(f"{LAYER}mlp.act_fn.{name}", Role.INNER, (HEAD_ALONG,)) for name in ("alpha_p", "alpha_n")),
+    *(Rule(f"{LAYER}mlp.act_fn.{name}", Role.INNER, ()) for name in ("beta", "eps")),
+)
+"""The activation's own numbers; they do not depend on any width."""
+
+
+@family("phi3")
+def _phi3(reader: ConfigReader) -> Layout:
+    rope = reader.table("rope_parameters") or reader.table("rope_scaling")
+    return pre_norm(
+        reader,
+        Block(
+            "phi3",
+            attention=AttentionStyle(fused=True),
+            mlp=MlpStyle(fused="gate_up_proj"),
+            epsilon=1e-5,
+            partial_rotary=rotary_share(reader),
+            # its config checks the number of long-rope factors against hidden / heads, whatever head_dim says
+            derived_head_dim=rope.get("short_factor") is not None,
+        ),
+    )
+
+
+@family("glm", defaults=sizes(151552, 4096, 13696, 40, 32, 2, head_dim=128), handles=("attention_bias",))
+def _glm(reader: ConfigReader) -> Layout:
+    return pre_norm(
+        reader,
+        Block(
+            "glm",
+            attention=AttentionStyle(qkv_bias=reader.flag("attention_bias", default=True)),
+            mlp=MlpStyle(fused="gate_up_proj"),
+            epsilon=1.5625e-7,
+            partial_rotary=rotary_share(reader, 0.5),
+        ),
+    )
+
+
+@family("smollm3", handles=LLAMA_BIASES)
+def _smollm3(reader: ConfigReader) -> Layout:
+    layers = reader.integer("num_hidden_layers")
+    interval = reader.integer("no_rope_layer_interval", default=4)
+    rotary = layer_list(reader, "no_rope_layers", layers) or tuple(int((i + 1) % interval != 0) for i in range(layers))
+    windows = reader.flag("use_sliding_window") and reader.raw("sliding_window") is not None
+    derived = tuple("sliding_attention" if windows and not rotates else "full_attention" for rotates in rotary)
+    return pre_norm(
+        reader,
+        llama_block(
+            reader,
+            "smollm3",
+            per_layer={
+                "layer_types": layer_list(reader, "layer_types", layers) or derived,
+                "no_rope_layers": rotary,
+            },
+            layer_period=interval,
+        ),
+    )
+
+
+@family("granite", handles=LLAMA_BIASES)
+def _granite(reader: ConfigReader) -> Layout:
+    return pre_norm(reader, llama_block(reader, "granite", scaling=MULTIPLIERS))
+
+
+@family("granite_swa", defaults=sizes(100352, 2560, 8192, 24, 20, 4, tie_word_embeddings=True), handles=LLAMA_BIASES)
+def _granite_swa(reader: ConfigReader) -> Layout:
+    layers = reader.integer("num_hidden_layers")
+    bases = layer_list(reader, "layer_rope_theta", layers)
+    return pre_norm(
+        reader,
+        llama_block(
+            reader,
+            "granite_swa",
+            epsilon=1e-5,
+            scaling=MULTIPLIERS,
+            per_layer=first_of_each_full(reader, layers, 4) | ({"layer_rope_theta": bases} if bases else {}),
+            layer_period=4,
+            extra=(Rule(f"{LAYER}self_attn.sinks", Role.INNER, (SINKS,)),),
         ),
     )
 
 
 @family("gemma", handles=("attention_bias",))
 def _gemma(reader: ConfigReader) -> Layout:
-    bias = reader.flag("attention_bias")
+    return pre_norm(
+        reader,
+        Block("gemma", attention=uniform_bias(reader), norm="rmsnorm+1", embedding_times_root=True),
+    )
+
+
+@family(
+    "vaultgemma",
+    defaults=sizes(256000, 2304, 9216, 26, 8, 4, head_dim=256, tie_word_embeddings=True),
+    handles=("attention_bias",),
+)
+def _vaultgemma(reader: ConfigReader) -> Layout:
+    layers = reader.integer("num_hidden_layers")
+    kinds = layer_list(reader, "layer_types", layers)
+    alternate = tuple("full_attention" if i % 2 else "sliding_attention" for i in range(layers))
     return pre_norm(
         reader,
         Block(
-            "gemma",
-            attention=AttentionStyle(qkv_bias=bias, output_bias=bias),
+            "vaultgemma",
+            attention=uniform_bias(reader),
             norm="rmsnorm+1",
+            norm_names=("input_layernorm", "pre_feedforward_layernorm"),
+            heads_divide_hidden=True,
             embedding_times_root=True,
+            scaling=("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+            per_layer={"layer_types": kinds or alternate},
+            layer_period=2,
         ),
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 from engine.expansion.axes import Role
 from engine.expansion.layout import Layout, Rule, Traits
-from engine.expansion.layouts.dense import ROTARY_TABLES
 from engine.expansion.layouts.pieces import (
     CONFIG_KEYS,
     FINAL,
@@ -29,6 +28,16 @@ from engine.expansion.layouts.pieces import (
     layer_list,
     mlp,
     read_dims,
+    sizes,
+)
+from engine.expansion.layouts.pre_norm import (
+    LLAMA_BIASES,
+    MULTIPLIERS,
+    ROTARY_TABLES,
+    llama_block,
+    pre_norm,
+    rotary_share,
+    uniform_bias,
 )
 from engine.expansion.layouts.registry import family
 from engine.models.config import ConfigReader
@@ -77,7 +86,7 @@ def normed_branches(reader: ConfigReader, block: NormedBlock) -> Layout:
         layer_period=block.layer_period,
     )
     rules: tuple[Rule, ...] = (
-        *ends(tied=tied),
+        *ends(),
         *(gain(f"{LAYER}{name}", Role.PRE_GAIN) for name in block.pre_norms),
         *attention(attend),
         *mlp(feed),
@@ -107,59 +116,114 @@ SANDWICH_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 GEMMA_SCALING = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
 
+def _gemma(reader: ConfigReader, name: str, pattern: int, qk_norm: str) -> NormedBlock:
+    return NormedBlock(
+        name,
+        "sandwich",
+        pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
+        post_norms=SANDWICH_NORMS,
+        attention=uniform_bias(reader, qk_norm=qk_norm),
+        norm="rmsnorm+1",
+        heads_divide_hidden=True,
+        embedding_times_root=True,
+        scaling=GEMMA_SCALING,
+        per_layer=every_nth_full(reader, reader.integer("num_hidden_layers"), pattern),
+        layer_period=pattern,
+    )
+
+
 @family("gemma2", handles=("attention_bias",))
 def _gemma2(reader: ConfigReader) -> Layout:
-    bias = reader.flag("attention_bias")
-    return normed_branches(
-        reader,
-        NormedBlock(
-            "gemma2",
-            "sandwich",
-            pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
-            post_norms=SANDWICH_NORMS,
-            attention=AttentionStyle(qkv_bias=bias, output_bias=bias),
-            norm="rmsnorm+1",
-            heads_divide_hidden=True,
-            embedding_times_root=True,
-            scaling=GEMMA_SCALING,
-            per_layer=every_nth_full(reader, reader.integer("num_hidden_layers"), 2),
-            layer_period=2,
-        ),
-    )
+    return normed_branches(reader, _gemma(reader, "gemma2", 2, "none"))
 
 
 @family("gemma3_text", handles=("attention_bias",))
 def _gemma3(reader: ConfigReader) -> Layout:
-    bias = reader.flag("attention_bias")
     pattern = reader.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    return normed_branches(reader, _gemma(reader, "gemma3", pattern, "head"))
+
+
+@family("olmo2", handles=("attention_bias",))
+def _olmo2(reader: ConfigReader) -> Layout:
+    style = uniform_bias(reader, qk_norm="full")
+    return normed_branches(
+        reader, NormedBlock("olmo2", "post", post_norms=SANDWICH_NORMS, attention=style, epsilon=1e-5)
+    )
+
+
+@family("olmo3", defaults=sizes(50304, 4096, 11008, 32, 32), handles=("attention_bias",))
+def _olmo3(reader: ConfigReader) -> Layout:
     return normed_branches(
         reader,
         NormedBlock(
-            "gemma3",
-            "sandwich",
-            pre_norms=("input_layernorm", "pre_feedforward_layernorm"),
+            "olmo3",
+            "post",
             post_norms=SANDWICH_NORMS,
-            attention=AttentionStyle(qkv_bias=bias, output_bias=bias, qk_norm="head"),
-            norm="rmsnorm+1",
-            heads_divide_hidden=True,
-            embedding_times_root=True,
-            scaling=GEMMA_SCALING,
-            per_layer=every_nth_full(reader, reader.integer("num_hidden_layers"), pattern),
+            attention=uniform_bias(reader, qk_norm="full"),
+            epsilon=1e-5,
+            per_layer=every_nth_full(reader, reader.integer("num_hidden_layers"), 4),
+            layer_period=4,
+        ),
+    )
+
+
+@family("exaone4", defaults=sizes(102400, 4096, 16384, 32, 32, 32, sliding_window=4096, sliding_window_pattern=4))
+def _exaone4(reader: ConfigReader) -> Layout:
+    layers = reader.integer("num_hidden_layers")
+    pattern = exaone_pattern(reader)
+    return normed_branches(
+        reader,
+        NormedBlock(
+            "exaone4",
+            "post",
+            post_norms=SANDWICH_NORMS,
+            attention=AttentionStyle(qk_norm="head"),
+            epsilon=1e-5,
+            per_layer=every_nth_full(reader, layers, pattern),
             layer_period=pattern,
         ),
     )
 
 
-@family("olmo2", handles=("attention_bias",))
-def _olmo2(reader: ConfigReader) -> Layout:
-    bias = reader.flag("attention_bias")
+def exaone_pattern(reader: ConfigReader) -> int:
+    """Layers in a period of EXAONE's attention: an interval, or a text with a letter per layer; 1 without windows."""
+    pattern = reader.raw("sliding_window_pattern")
+    if reader.raw("sliding_window") is None:
+        return 1
+    return len(pattern) if isinstance(pattern, str) and pattern else reader.integer("sliding_window_pattern", default=4)
+
+
+@family("glm4", defaults=sizes(151552, 4096, 13696, 40, 32, 2, head_dim=128), handles=("attention_bias",))
+def _glm4(reader: ConfigReader) -> Layout:
     return normed_branches(
         reader,
         NormedBlock(
-            "olmo2",
-            "post",
-            post_norms=SANDWICH_NORMS,
-            attention=AttentionStyle(qkv_bias=bias, output_bias=bias, qk_norm="full"),
-            epsilon=1e-5,
+            "glm4",
+            "sandwich",
+            pre_norms=("input_layernorm", "post_attention_layernorm"),
+            post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"),
+            attention=AttentionStyle(qkv_bias=reader.flag("attention_bias", default=True)),
+            mlp=MlpStyle(fused="gate_up_proj"),
+            epsilon=1.5625e-7,
+            partial_rotary=rotary_share(reader, 0.5),
+        ),
+    )
+
+
+@family("hyperclovax", defaults=sizes(32000, 4096, 11008, 32, 32), handles=LLAMA_BIASES)
+def _hyperclovax(reader: ConfigReader) -> Layout:
+    if not reader.flag("use_post_norm", default=True):
+        return pre_norm(reader, llama_block(reader, "hyperclovax", heads_divide_hidden=True, scaling=MULTIPLIERS))
+    return normed_branches(
+        reader,
+        NormedBlock(
+            "hyperclovax",
+            "sandwich",
+            pre_norms=("input_layernorm", "post_attention_layernorm"),
+            post_norms=("post_norm1", "post_norm2"),
+            attention=uniform_bias(reader),
+            mlp=MlpStyle(bias=reader.flag("mlp_bias")),
+            heads_divide_hidden=True,
+            scaling=MULTIPLIERS,
         ),
     )

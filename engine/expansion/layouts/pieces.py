@@ -23,6 +23,8 @@ KEY_VALUE_OUT = Axis(Dim.KEY_VALUE)
 VOCAB = Axis(Dim.VOCAB)
 EXPERT = Axis(Dim.EXPERT)
 HEAD_ALONG = Axis(Dim.FIXED, Side.ALONG)
+"""A head's own coordinates."""
+SINKS = Axis(Dim.QUERY, Side.ALONG, per_head=False)
 
 CONFIG_KEYS = {
     "layers": ("num_hidden_layers",),
@@ -66,11 +68,11 @@ def _head_dim(reader: ConfigReader, hidden: int, heads: int, derived: bool) -> i
     return hidden // heads
 
 
-def ends(*, tied: bool, embedding: str = "model.embed_tokens.weight", head: str = "lm_head.weight") -> tuple[Rule, ...]:
-    """Embedding and output head. A tied head that a file stores nevertheless grows as the embedding does."""
+def ends(*, embedding: str = "model.embed_tokens.weight", head: str = "lm_head.weight") -> tuple[Rule, ...]:
+    """Embedding and output head. A tied head that a file stores nevertheless is known, and left out of the output."""
     return (
         Rule(embedding, Role.EMBEDDING, (VOCAB, HIDDEN_OUT)),
-        Rule(head, Role.EMBEDDING, (VOCAB, HIDDEN_OUT)) if tied else Rule(head, Role.HEAD, (VOCAB, HIDDEN_IN)),
+        Rule(head, Role.HEAD, (VOCAB, HIDDEN_IN)),
     )
 
 
@@ -186,6 +188,21 @@ def bias_names(*, qkv: bool = False, output: bool = False, mlp: bool = False, he
     return tuple(name for name, there in present if there)
 
 
+def sizes(
+    vocab: int, hidden: int, ffn: int, layers: int, heads: int, kv: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """The keys every config has, as defaults of a family; None where the class derives the value."""
+    keys = {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+    }
+    return {key: value for key, value in (keys | more).items() if value is not None}
+
+
 def layer_list(reader: ConfigReader, key: str, layers: int) -> tuple[Any, ...]:
     """A per-layer list of the config, () when it is missing. Raises EngineError when its length is not `layers`."""
     listed = reader.items(key)
@@ -195,12 +212,9 @@ def layer_list(reader: ConfigReader, key: str, layers: int) -> tuple[Any, ...]:
 
 
 def period(*lists: tuple[Any, ...]) -> int:
-    """Layers after which per-layer lists repeat; 1 when every layer is alike.
-
-    A tail that stops inside a period counts as a repetition; lists that never repeat have their own length.
-    """
+    """Layers after which per-layer lists repeat; 1 when every layer is alike, or none of two whole periods repeats."""
     rows = tuple(zip(*(one for one in lists if one), strict=True))
-    for length in range(1, len(rows)):
+    for length in range(1, len(rows) // 2 + 1):
         if all(rows[index] == rows[index % length] for index in range(len(rows))):
             return length
-    return max(len(rows), 1)
+    return 1
