@@ -65,6 +65,11 @@ def note(text: str) -> None:
     _put(sys.stderr, text + "\n")
 
 
+def draw(text: str) -> None:
+    """Part of a line on stderr, at once: a progress line that is drawn over."""
+    _put(sys.stderr, text)
+
+
 def flush() -> None:
     """Everything written so far reaches its reader now."""
     _put(sys.stdout, "", flush=True)

@@ -70,10 +70,21 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warnings: tuple[str, ...] = ()
 
 
+class Frank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What must be said before some approaches start; `text` has {figures} to fill in (`engine.advise.frank`)."""
+
+    approaches: tuple[str, ...]
+    label: str
+    text: str
+    source: str
+
+
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     approach: tuple[Approach, ...]
     rule: tuple[Rule, ...]
+    frank: tuple[Frank, ...] = ()
+    frank_line: str = ""
 
 
 @lru_cache(maxsize=1)
@@ -93,6 +104,16 @@ def find_approach(approach_id: str) -> Approach:
             return approach
     known = ", ".join(approach.id for approach in load_approaches())
     raise EngineError("approach.unknown", f"There is no approach '{approach_id}'.", next_step=f"Known: {known}.")
+
+
+def frank_texts() -> tuple[Frank, ...]:
+    """The warnings before growing a model, in the order they are shown."""
+    return _file().frank
+
+
+def frank_line() -> str:
+    """The same in one line, for commands."""
+    return _file().frank_line
 
 
 def rule_for(goal: str) -> Rule:

@@ -52,6 +52,7 @@ class RunScreen(Screen[None]):
         Binding("c", "control('checkpoint')", "Save", id="run.checkpoint", tooltip="Checkpoint now and go on"),
         Binding("s", "stop", "Stop", id="run.stop", tooltip="Finish the step, save the adapter, end"),
         Binding("o", "card", "Card", id="run.card", tooltip="The before/after card, once it is ready"),
+        Binding("v", "proof", "Proof", id="run.proof", tooltip="What was proven of the grown model"),
         Binding("1", "pane('overview')", "Overview", show=False, id="run.overview"),
         Binding("2", "pane('log')", "Log", show=False, id="run.log"),
         Binding("3", "pane('samples')", "Samples", show=False, id="run.samples"),
@@ -270,6 +271,8 @@ class RunScreen(Screen[None]):
             return True if state is not None and state.state.is_live else None
         if action == "card":
             return True if state is not None and state.card_path else None
+        if action == "proof":
+            return state is not None and state.proof is not None
         return action != "log_level" or self.pane == "log"
 
     async def action_control(self, command: str) -> None:
@@ -304,6 +307,13 @@ class RunScreen(Screen[None]):
         from scaler_tui.screens.card import CardScreen
 
         self.app.push_screen(CardScreen(self.run_dir))
+
+    def action_proof(self) -> None:
+        """The proof of the grown model."""
+        from scaler_tui.screens.proof import ProofScreen
+
+        if self.snapshot is not None and self.snapshot.state.proof is not None:
+            self.app.push_screen(ProofScreen.of_run(self.run_dir, self.snapshot.state.proof))
 
     async def action_pane(self, name: str) -> None:
         """Show another pane and give it the arrow keys."""
@@ -352,6 +362,6 @@ def _newest_save(state: RunState) -> float:
     return state.checkpoints[-1].t if state.checkpoints else 0.0
 
 
-def _keys_of(snapshot: RunSnapshot) -> tuple[RunPhase, bool]:
+def _keys_of(snapshot: RunSnapshot) -> tuple[RunPhase, bool, bool]:
     """What decides which keys are available."""
-    return snapshot.state.state, bool(snapshot.state.card_path)
+    return snapshot.state.state, bool(snapshot.state.card_path), snapshot.state.proof is not None

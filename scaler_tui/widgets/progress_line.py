@@ -7,15 +7,25 @@ from __future__ import annotations
 
 from textual.content import Content
 
+from engine.jobs.events import Growth
 from engine.jobs.state import RunPhase, RunState
-from engine.units import format_duration
+from engine.units import format_bytes, format_duration
+from scaler_tui.growth_progress import remaining_seconds
 from scaler_tui.widgets.status_line import FixedText, clip, toned
 
 SHORTEST_BAR = 6
 
 
+def growth_now(state: RunState) -> Growth | None:
+    """The surgery's newest word while it is at work."""
+    return state.growth if state.state is RunPhase.GROWING else None
+
+
 def counted(state: RunState) -> tuple[int, int, str]:
     """(done, total, what is counted) of the current phase; total 0 means it cannot be counted."""
+    growth = growth_now(state)
+    if growth is not None:
+        return growth.done_bytes, growth.total_bytes, "bytes"
     if state.phase in ("", "training") or not state.state.is_live:
         return state.step, state.total_steps, "step"
     return state.phase_done, state.phase_total, ""
@@ -27,10 +37,13 @@ def progress_text(state: RunState) -> str:
     phase = state.phase if state.state.is_live and state.phase else ""
     if not state.state.is_live and state.state is not RunPhase.QUEUED:
         phase = "done" if state.state is RunPhase.FINISHED else f"{state.state.value} at"
-    parts = [phase or state.state.value]
-    if total:
+    growth = growth_now(state)
+    parts = [f"growing: {growth.phase}" if growth else phase or state.state.value]
+    if total and noun == "bytes":
+        parts.append(f"{format_bytes(done)} of {format_bytes(total)}")
+    elif total:
         parts.append(f"{noun} {done:,} of {total:,}".strip())
-    elif noun and done:
+    elif noun == "step" and done:
         parts.append(f"{noun} {done:,}")
     return (" " if parts[0].endswith(" at") else "  ").join(parts)
 
@@ -38,10 +51,21 @@ def progress_text(state: RunState) -> str:
 def remaining_text(state: RunState) -> str:
     """ "1 min 12 s left", or how long it took."""
     if state.state.is_live:
+        if growth_now(state) is not None:
+            return growth_remaining_text(state)
         if state.eta_seconds is not None and state.phase == "training":
             return f"{format_duration(state.eta_seconds)} left"
         return ""
     return f"worked {format_duration(state.working_seconds)}" if state.working_seconds else ""
+
+
+def growth_remaining_text(state: RunState) -> str:
+    """What the rest of the surgery's phase takes at its speed so far."""
+    growth = growth_now(state)
+    if growth is None:
+        return ""
+    left = remaining_seconds(growth.done_bytes, growth.total_bytes, growth.t - state.growth_began)
+    return "" if left is None else f"{format_duration(left)} left"
 
 
 def progress_line(state: RunState, width: int, *, unicode: bool) -> Content:
@@ -57,14 +81,19 @@ def progress_line(state: RunState, width: int, *, unicode: bool) -> Content:
         full, empty = ("━", "─") if unicode else ("#", "-")
         filled = int(share * bar_cells)
         parts += [Content("  "), toned(full * filled, "busy"), toned(empty * (bar_cells - filled), "quiet")]
-    elif share is None and state.phase_detail and state.state.is_live and bar_cells > SHORTEST_BAR:
-        parts += [Content("  "), toned(clip(state.phase_detail, bar_cells, unicode=unicode), "quiet")]
+    elif share is None and (detail := _detail(state)) and state.state.is_live and bar_cells > SHORTEST_BAR:
+        parts += [Content("  "), toned(clip(detail, bar_cells, unicode=unicode), "quiet")]
     room = width - sum(part.cell_length for part in parts)
     for text in (percent, right):
         if text and room >= len(text) + 2:
             parts.append(Content(f"  {text}"))
             room -= len(text) + 2
     return Content.assemble(*parts)
+
+
+def _detail(state: RunState) -> str:
+    growth = growth_now(state)
+    return growth.words if growth else state.phase_detail
 
 
 class ProgressLine(FixedText):

@@ -14,6 +14,7 @@ from engine.jobs.spec import JobSpec, PredictionSection
 from engine.jobs.state import RunState
 from engine.jobs.summary import cost_usd
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
+from scaler_tui.spec_growth_text import growth_lines
 from scaler_tui.widgets.status_line import toned
 
 
@@ -177,13 +178,17 @@ def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tup
     if spec is not None:
         targets = ", ".join(spec.adapter.targets)
         batch = spec.training.batch_size * spec.training.gradient_accumulation
+        base = f", base in {spec.quantization_kind}" if spec.task.trains_adapter else ""
         rows += [
-            ("task", f"{spec.task.value}, base in {spec.quantization_kind}"),
+            ("task", f"{spec.task.value}{base}"),
             ("model", spec.model.source + (f" at {spec.model.revision}" if spec.model.revision else "")),
             ("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row"),
-            ("adapter", f"rank {spec.adapter.rank}, alpha {spec.adapter.alpha:g}, on {targets}"),
+            *([("adapter", f"rank {spec.adapter.rank}, alpha {spec.adapter.alpha:g}, on {targets}")]
+              if spec.task.trains_adapter else growth_lines(spec)),
             ("batch", f"{batch} rows a step, rate {spec.training.learning_rate:g}, {spec.training.schedule.value}"),
         ]
+    if state.stage_count:
+        rows.append(("stage", f"{state.stage_index} of {state.stage_count} {state.stage_name}".rstrip()))
     if state.parameters:
         share = state.trainable_parameters / state.parameters * 100
         trained = f"{format_count(state.trainable_parameters)} of {format_count(state.parameters)} ({share:.2f} %)"

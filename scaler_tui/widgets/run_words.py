@@ -12,6 +12,7 @@ from textual.content import Content
 
 from engine.jobs.events import Sample
 from engine.jobs.state import RunPhase, RunState
+from engine.units import format_count
 from scaler_tui.feeds.journal_feed import RunSnapshot
 from scaler_tui.widgets.before_after import Pair, answer, verdict
 from scaler_tui.widgets.run_figures import format_loss, spent_text
@@ -38,7 +39,10 @@ def banner(snapshot: RunSnapshot, asked: str) -> Banner | None:
     state = snapshot.state
     request = asked or state.pending_control
     if request:
-        return Banner(Content(ASKED.get(request, f"{request.capitalize()} requested.")), "busy")
+        words = ASKED.get(request, f"{request.capitalize()} requested.")
+        if state.state is RunPhase.GROWING:
+            words = words.replace("for the step to finish", "for the file being written")
+        return Banner(Content(words.replace("adapter", "model") if trains_model(snapshot) else words), "busy")
     if state.state in (RunPhase.FAILED, RunPhase.LOST):
         what = state.what or f"The run {'failed' if state.state is RunPhase.FAILED else 'was lost'}."
         return Banner(_trouble(what, state.cause, _resume_line(state)), "bad")
@@ -46,18 +50,25 @@ def banner(snapshot: RunSnapshot, asked: str) -> Banner | None:
         what = state.what or f"Paused at step {state.step:,}; its memory is free and nothing is lost."
         return Banner(_trouble(what, state.cause, _resume_line(state)), "warn")
     if state.state is RunPhase.STOPPED:
-        what = state.what or f"Stopped at step {state.step:,}; the adapter is saved."
+        saved = "model" if trains_model(snapshot) else "adapter"
+        what = state.what or f"Stopped at step {state.step:,}; the {saved} is saved."
         card = "o shows the card. " if state.card_path else ""
         return Banner(_trouble(what, state.cause, card + _resume_line(state)), "warn")
     if state.state is RunPhase.STALLED:
         what = state.warning or "No sign of life from the worker."
         return Banner(_trouble(what, "", "2 shows its log; s stops it."), "warn")
     if state.state is RunPhase.FINISHED:
-        text = "Finished. o shows what it changed: the before/after card."
-        return Banner(Content(text), "good") if state.card_path else None
+        parts = ["o shows what it changed: the before/after card."] if state.card_path else []
+        parts += ["v shows the proof of the grown model."] if state.proof is not None else []
+        return Banner(Content(f"Finished. {' '.join(parts)}"), "good") if parts else None
     if state.warning or snapshot.spec_problem:
         return Banner(Content(state.warning or snapshot.spec_problem), "warn")
     return None
+
+
+def trains_model(snapshot: RunSnapshot) -> bool:
+    """Whether the run's result is a whole model instead of an adapter."""
+    return snapshot.spec is not None and not snapshot.spec.task.trains_adapter
 
 
 def _trouble(what: str, cause: str, next_step: str) -> Content:
@@ -83,6 +94,8 @@ def marks(snapshot: RunSnapshot, *, skipped: int) -> tuple[tuple[str, str], ...]
     spent = spent_text(snapshot.spec, snapshot.state)
     if spent:
         found.append((spent, "warn"))
+    if snapshot.state.stage_count > 1:
+        found.append((stage_words(snapshot.state), "quiet"))
     if snapshot.state.attempt > 1:
         found.append((f"attempt {snapshot.state.attempt}", "quiet"))
     if skipped:
@@ -90,9 +103,33 @@ def marks(snapshot: RunSnapshot, *, skipped: int) -> tuple[tuple[str, str], ...]
     return tuple(found)
 
 
+def stage_words(state: RunState) -> str:
+    """ "stage 2 of 3"."""
+    return f"stage {state.stage_index} of {state.stage_count}"
+
+
+def growth_words(state: RunState) -> str:
+    """What the surgery is at, or what came of it; "" in a run that grows nothing."""
+    if state.proof is not None:
+        verdict = "kept the function" if state.proof.exact else "changed the function, as its operators do"
+        if not state.proof.proof.passed:
+            verdict = f"was refused: {state.proof.proof.reason}"
+        grown = f"{format_count(state.proof.parameters_before)} to {format_count(state.proof.parameters_after)}"
+        return f"grown from {grown} parameters; it {verdict} (v)"
+    growth = state.growth
+    if growth is None:
+        return ""
+    grown = ""
+    if growth.parameters_after:
+        grown = f" {format_count(growth.parameters_before)} to {format_count(growth.parameters_after)} parameters"
+    return f"growing{grown}: {growth.phase} {growth.words}".rstrip()
+
+
 def legend(state: RunState, width: int, *, unicode: bool) -> Content:
     """Which mark is which, with the newest values; parts that do not fit are left out whole."""
     line, mark = ("━━", "◆") if unicode else ("**", "o")
+    if state.loss is None and (words := growth_words(state)):
+        return toned(clip(f" {words}", width, unicode=unicode), "quiet")
     parts = [Content.assemble(toned(f" {line} ", "busy"), "loss ", toned(format_loss(state.loss), "strong"))]
     if state.eval_loss is not None:
         parts.append(

@@ -9,31 +9,52 @@ from engine.advise.figures import Refined
 from engine.advise.matrix import ApproachRow
 from engine.jobs.spec import JobSpec
 from engine.units import format_bytes, format_duration, format_hours, format_range, format_usd
+from scaler_tui.spec_growth_text import growth_lines
 
 
 def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
     """(label, words) of what will be done."""
-    data, adapter, training = spec.data, spec.adapter, spec.training
+    if not spec.task.trains_adapter:
+        return [*growth_lines(spec), *_model_lines(spec)]
+    data, adapter = spec.data, spec.adapter
     extras = (", rsLoRA" if adapter.rslora else "") + (", DoRA" if adapter.dora else "")
     base = "unquantised"
     if spec.quantization_kind != "none":
         double = ", double quantisation" if spec.quantization.double else ""
         base = f"4-bit {spec.quantization_kind.upper()}{double}"
-    passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
-    checkpointing = ", gradient checkpointing" if training.gradient_checkpointing else ""
-    packing = "packed" if data.packing else "padded"
     merged = "; merged model at the end" if spec.output.merge else "; an adapter at the end"
     return [
-        ("Sequence", f"{data.max_length} tokens, {packing}, loss on {data.train_on}"),
+        _sequence_line(spec),
         ("Adapter", f"rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}{extras}"),
-        ("Base", f"{base}, compute {training.dtype}"),
-        (
-            "Training",
-            f"{passes}, batch {training.batch_size} x {training.gradient_accumulation}, "
-            f"rate {training.learning_rate:g} {training.schedule}{checkpointing}",
-        ),
+        ("Base", f"{base}, compute {spec.training.dtype}"),
+        _training_line(spec),
         ("Saved", f"every {spec.checkpoint.every_steps} steps, {spec.checkpoint.keep} kept{merged}"),
     ]
+
+
+def _model_lines(spec: JobSpec) -> list[tuple[str, str]]:
+    """Of a job that trains whole weights, or only grows them."""
+    if not spec.needs_data:
+        return [("Saved", "the grown model, once it is complete and proven; nothing is trained")]
+    saved = f"every {spec.checkpoint.every_steps} steps, {spec.checkpoint.keep} kept; a whole model at the end"
+    return [_sequence_line(spec), _training_line(spec), ("Saved", saved)]
+
+
+def _sequence_line(spec: JobSpec) -> tuple[str, str]:
+    packing = "packed" if spec.data.packing else "padded"
+    return "Sequence", f"{spec.data.max_length} tokens, {packing}, loss on {spec.data.train_on}"
+
+
+def _training_line(spec: JobSpec) -> tuple[str, str]:
+    training = spec.training
+    passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    checkpointing = ", gradient checkpointing" if training.gradient_checkpointing else ""
+    new = f", {training.new_learning_rate:g} for new parameters" if training.new_learning_rate else ""
+    return (
+        "Training",
+        f"{passes}, batch {training.batch_size} x {training.gradient_accumulation}, "
+        f"rate {training.learning_rate:g}{new} {training.schedule}, {training.optimizer.value}{checkpointing}",
+    )
 
 
 def price_lines(spec: JobSpec, row: ApproachRow | None, refined: Refined | None = None) -> list[tuple[str, str]]:

@@ -35,6 +35,7 @@ class StateLook:
 STATE_LOOKS = {
     RunPhase.QUEUED: StateLook("○", "o", "quiet"),
     RunPhase.STARTING: StateLook("◌", "~", "busy"),
+    RunPhase.GROWING: StateLook("▲", "^", "busy"),
     RunPhase.RUNNING: StateLook("●", "*", "busy"),
     RunPhase.EVALUATING: StateLook("◆", "=", "busy"),
     RunPhase.SAVING: StateLook("▼", "v", "busy"),
