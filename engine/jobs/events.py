@@ -45,7 +45,7 @@ class Phase(Event, tag="phase", frozen=True, kw_only=True):
 
     name: str
     """ "loading model", "preparing data", "measuring before", "training", "evaluating", "saving", "measuring after",
-    "merging", "writing card"."""
+    "merging", "growing", "proving", "writing card"."""
     detail: str = ""
     done: int = 0
     total: int = 0
@@ -144,6 +144,94 @@ class CardReady(Event, tag="card", frozen=True, kw_only=True):
     path: str = "card.json"
 
 
+class Stage(Event, tag="stage", frozen=True, kw_only=True):
+    """A stage of a staged job begins or has ended. Steps are counted over all stages."""
+
+    index: int
+    """From 1."""
+    count: int
+    name: str = ""
+    task: str = ""
+    state: str = "begin"
+    """ "begin" or "end"."""
+    first_step: int = 0
+    """Steps done before this stage."""
+    model: str = ""
+    """ "end": the folder of the stage's grown model, relative to the run directory, while it is kept."""
+
+
+class Growth(Event, tag="growth", frozen=True, kw_only=True):
+    """How far the surgery is; at most a few times a second."""
+
+    phase: str
+    """ "planning", "making layers", "writing", "proving", "renaming", "done"."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    words: str = ""
+    """What is worked on: a file, a layer."""
+    parameters_before: int = 0
+    parameters_after: int = 0
+
+
+class DriftReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`engine.expansion.certificate.Drift`, as the journal keeps it."""
+
+    max_abs_logit_diff: float = 0.0
+    mean_abs_logit_diff: float = 0.0
+    max_rel_logit_diff: float = 0.0
+    mean_kl: float = 0.0
+    top1_agreement: float = 0.0
+
+
+class LivenessReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`engine.expansion.certificate.Liveness`, as the journal keeps it."""
+
+    checked: bool = False
+    alive: bool = False
+    new_tensors: int = 0
+    dead: tuple[str, ...] = ()
+    twins: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class ProofReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`engine.expansion.certificate.Proof`, field by field, as the journal and the card keep it."""
+
+    passed: bool
+    exact_claimed: bool
+    reason: str = ""
+    text: str = ""
+    tokens: int = 0
+    method: str = ""
+    float32: DriftReport | None = None
+    arithmetic: DriftReport | None = None
+    bfloat16: DriftReport | None = None
+    bfloat16_source: DriftReport | None = None
+    generation_tokens: int = 0
+    generation_identical: bool | None = None
+    reloaded: bool | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+    liveness: LivenessReport = LivenessReport()
+    seconds: float = 0.0
+
+
+class ProofReady(Event, tag="proof", frozen=True, kw_only=True):
+    """The proof of a grown model is complete; one that failed is followed by a failed End."""
+
+    proof: ProofReport
+    model: str = ""
+    """The grown model's folder: relative to the run directory, or absolute where the spec names one outside."""
+    operators: dict[str, str] = {}
+    """Axis -> operator."""
+    parameters_before: int = 0
+    parameters_after: int = 0
+    exact: bool = True
+    bytes_written: int = 0
+    peak_rss_bytes: int = 0
+    seconds: float = 0.0
+
+
 class End(Event, tag="end", frozen=True, kw_only=True):
     """The worker's last word. `outcome`: finished, stopped, paused, failed."""
 
@@ -206,6 +294,9 @@ AnyEvent = (
     | Log
     | Control
     | CardReady
+    | Stage
+    | Growth
+    | ProofReady
     | End
     | RunnerStart
     | WorkerStart

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.jobs import events as ev
 from engine.jobs.series import Series
-from engine.jobs.state import RunPhase, RunState
+from engine.jobs.state import OUTCOMES, PHASES, RunPhase, RunState
 
 SERIES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 LOG_LIMIT = 2000
@@ -25,22 +25,6 @@ SILENCE_COUNTED_SECONDS = 15.0
 
 _INDEPENDENT = frozenset({ev.Meter, ev.Memory, ev.Log, ev.Warn, ev.Heartbeat})
 """Kinds that mean the same before and after a step, so they end no batch of steps."""
-
-_OUTCOMES = {
-    "finished": RunPhase.FINISHED,
-    "stopped": RunPhase.STOPPED,
-    "paused": RunPhase.PAUSED,
-    "failed": RunPhase.FAILED,
-}
-_PHASES = {
-    "training": RunPhase.RUNNING,
-    "evaluating": RunPhase.EVALUATING,
-    "measuring before": RunPhase.EVALUATING,
-    "measuring after": RunPhase.EVALUATING,
-    "saving": RunPhase.SAVING,
-    "merging": RunPhase.SAVING,
-    "writing card": RunPhase.SAVING,
-}
 
 
 class Fold:
@@ -78,6 +62,9 @@ class Fold:
             ev.Log: self._log_event,
             ev.Control: self._control,
             ev.CardReady: self._card,
+            ev.Stage: self._stage,
+            ev.Growth: self._growth,
+            ev.ProofReady: self._proof,
             ev.End: self._end,
             ev.RunnerStart: self._runner_start,
             ev.WorkerStart: self._worker_start,
@@ -218,7 +205,7 @@ class Fold:
         state.phase_detail = event.detail
         state.phase_done, state.phase_total = event.done, event.total
         if state.ended is None:
-            state.state = _PHASES.get(event.name, RunPhase.STARTING)
+            state.state = PHASES.get(event.name, RunPhase.STARTING)
 
     def _step_again(self, event: ev.Step) -> None:
         """A step at or before the newest one without a Start that says so: that line was torn."""
@@ -316,9 +303,29 @@ class Fold:
     def _card(self, event: ev.CardReady) -> None:
         self._state.card_path = event.path
 
+    def _stage(self, event: ev.Stage) -> None:
+        self._state.stage_index, self._state.stage_count = event.index, event.count
+        self._state.stage_name, self._state.stage_task = event.name, event.task
+        self._log(event.t, "info", f"Stage {event.index} of {event.count}: {event.state}")
+
+    def _growth(self, event: ev.Growth) -> None:
+        """A new growth begins with planning: the proof of the one before is history."""
+        state = self._state
+        if event.phase == "planning":
+            state.proof = None
+        if state.growth is None or state.growth.phase != event.phase:
+            state.growth_began = event.t
+        state.growth = event
+        if state.ended is None:
+            state.state = RunPhase.GROWING
+
+    def _proof(self, event: ev.ProofReady) -> None:
+        self._state.proof = event
+        self._log(event.t, "info" if event.proof.passed else "error", f"Proof: {event.proof.reason or 'passed'}")
+
     def _end(self, event: ev.End) -> None:
         state = self._state
-        state.state = _OUTCOMES.get(event.outcome, RunPhase.FAILED)
+        state.state = OUTCOMES.get(event.outcome, RunPhase.FAILED)
         state.ended = event.t
         state.pending_control = ""
         state.what, state.cause, state.next_step = event.what, event.cause, event.next_step
@@ -368,7 +375,7 @@ class Fold:
         self._state.heartbeat = event.t
         self._close_attempt(event.t)
         if self._state.ended is None:
-            self._state.state = _OUTCOMES.get(event.outcome, RunPhase.FAILED)
+            self._state.state = OUTCOMES.get(event.outcome, RunPhase.FAILED)
             self._state.ended = event.t
 
     def _log(self, t: float, level: str, message: str) -> None:

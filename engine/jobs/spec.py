@@ -13,15 +13,16 @@ import msgspec
 from msgspec import Meta
 
 from engine.errors import EngineError
+from engine.jobs.spec_checks import check_together
+from engine.jobs.spec_growth import OVERRIDES, ExpansionSection, StageSection
+from engine.jobs.spec_section import Section as _Section
+from engine.jobs.spec_section import Task
+
+__all__ = ["ExpansionSection", "JobSpec", "StageSection", "Task"]
 
 FALLBACK_WATTS = 350.0
 """A 250 W card and its machine."""
 SPEC_VERSION = 1
-
-
-class Task(StrEnum):
-    QLORA = "qlora"
-    LORA = "lora"
 
 
 class TrainOn(StrEnum):
@@ -46,10 +47,6 @@ class Schedule(StrEnum):
     COSINE = "cosine"
     LINEAR = "linear"
     CONSTANT = "constant"
-
-
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the spec; unknown keys are errors, so a typo cannot pass silently."""
 
 
 class ModelSection(_Section, frozen=True, kw_only=True):
@@ -135,6 +132,23 @@ class TrainingSection(_Section, frozen=True, kw_only=True):
     threads: Annotated[
         int, Meta(ge=0, description="CPU threads; 0 means every usable core. Exact resume needs the same number.")
     ] = 0
+    new_learning_rate: Annotated[
+        float, Meta(ge=0, description="Peak learning rate of what growth added; 0 means the same as learning_rate.")
+    ] = 0.0
+    new_warmup_ratio: Annotated[
+        float,
+        Meta(
+            ge=0.0, lt=1.0, description="Warm-up of what growth added, its own and only its own; 0 means warmup_ratio."
+        ),
+    ] = 0.0
+    unfreeze_after: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            description="new_coordinates only: when old coordinates join. Below 1 a share of the steps, from 1 on a "
+            "number of steps; 0 means never.",
+        ),
+    ] = 0.5
 
 
 class EvaluationSection(_Section, frozen=True, kw_only=True):
@@ -191,7 +205,13 @@ class JobSpec(_Section, frozen=True, kw_only=True):
     """One job. Equal specs have equal hashes (`engine.jobs.spec_toml.spec_hash`)."""
 
     version: Annotated[int, Meta(description="Format of this file.")] = SPEC_VERSION
-    task: Annotated[Task, Meta(description="qlora or lora.")] = Task.QLORA
+    task: Annotated[
+        Task,
+        Meta(
+            description="qlora or lora (an adapter); expand (grow and prove); full, new_blocks, new_coordinates or "
+            "qlora_grown (train whole weights, grown before where [expansion] or [[stages]] say so)."
+        ),
+    ] = Task.QLORA
     name: Annotated[str, Meta(max_length=80, description="A name for you; shown in the list of runs.")] = ""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
@@ -203,6 +223,8 @@ class JobSpec(_Section, frozen=True, kw_only=True):
     output: OutputSection = OutputSection()
     cost: CostSection = CostSection()
     prediction: PredictionSection = PredictionSection()
+    expansion: ExpansionSection = ExpansionSection()
+    stages: tuple[StageSection, ...] = ()
 
     def __post_init__(self) -> None:
         if self.version != SPEC_VERSION:
@@ -211,18 +233,7 @@ class JobSpec(_Section, frozen=True, kw_only=True):
                 f"This spec has version {self.version}; this program reads version {SPEC_VERSION}.",
                 next_step="Upgrade scaler-wizard, or make the spec again with the wizard.",
             )
-        if self.task is Task.QLORA and self.quantization.kind == "none":
-            raise EngineError(
-                "spec.conflict",
-                'task = "qlora" needs a quantised base, but quantization.kind is "none".',
-                next_step='Set task = "lora", or quantization.kind = "nf4".',
-            )
-        if self.task is Task.LORA and self.quantization.kind not in ("auto", "none"):
-            raise EngineError(
-                "spec.conflict",
-                f'task = "lora" keeps the base unquantised, but quantization.kind is "{self.quantization.kind}".',
-                next_step='Set task = "qlora", or quantization.kind = "none".',
-            )
+        check_together(self)
 
     @property
     def usd_per_hour(self) -> float:
@@ -238,4 +249,33 @@ class JobSpec(_Section, frozen=True, kw_only=True):
         """ "nf4", "fp4" or "none", with "auto" decided by the task."""
         if self.quantization.kind != "auto":
             return self.quantization.kind
-        return "nf4" if self.task is Task.QLORA else "none"
+        return "nf4" if self.task in (Task.QLORA, Task.QLORA_GROWN) else "none"
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether any part of the job trains."""
+        return any(self.task_of(stage).trains for stage in self.stages) if self.stages else self.task.trains
+
+    @property
+    def grows(self) -> bool:
+        """Whether any part of the job grows the model."""
+        return self.expansion.grows or any(stage.grows for stage in self.stages)
+
+    def task_of(self, stage: StageSection) -> Task:
+        """The task of a stage: its own, or the job's."""
+        return stage.task or self.task
+
+    def staged(self) -> tuple[JobSpec, ...]:
+        """The job as a row of jobs without stages: each grows the model where its [expansion] asks for it and then
+        trains by its own task. An adapter job, or one without [[stages]], is itself."""
+        return tuple(self._of_stage(stage) for stage in self.stages) or (self,)
+
+    def _of_stage(self, stage: StageSection) -> JobSpec:
+        own = {name: value for name in OVERRIDES if (value := getattr(stage, name)) is not None}
+        return msgspec.structs.replace(
+            self,
+            task=self.task_of(stage),
+            training=msgspec.structs.replace(self.training, **own),
+            expansion=stage.expansion(self.expansion),
+            stages=(),
+        )

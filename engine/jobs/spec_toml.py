@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import EngineError
-from engine.jobs.spec import JobSpec
+from engine.jobs.spec import ExpansionSection, JobSpec, StageSection, TrainingSection
 from engine.profiles import allowed_words, load_toml
 
 _HEADER = """\
@@ -25,6 +25,7 @@ _HEADER = """\
 # Relative file names are relative to this file's folder.
 """
 _COMMENT_WIDTH = 118
+_GROWTH_TRAINING = ("new_learning_rate", "new_warmup_ratio", "unfreeze_after")
 _LITERAL = "demo"
 NOT_FILES = ("", _LITERAL, "general")
 """Values of the data section that name something the program ships."""
@@ -64,10 +65,9 @@ def _unknown_task(error: EngineError) -> EngineError:
     return EngineError(
         error.code,
         error.what,
-        cause="A spec trains an adapter beside frozen weights. Weights packed to 4 bits cannot be trained themselves: "
-        "4-bit values have no usable gradient.",
-        next_step='Use task = "qlora" (4-bit base) or "lora"; what full training would take is in: '
-        "scaler-wizard matrix MODEL.",
+        cause="Weights packed to 4 bits cannot be trained themselves: 4-bit values have no usable gradient.",
+        next_step='Use task = "qlora" (4-bit base) or "lora" for an adapter, "full" to train every weight, "expand" to '
+        'grow a model, "new_blocks", "new_coordinates" or "qlora_grown" to train a grown one.',
     )
 
 
@@ -83,16 +83,22 @@ def with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
         heldout=resolve(spec.data.heldout),
         base_text=resolve(spec.data.base_text),
     )
+    expansion = msgspec.structs.replace(
+        spec.expansion, proof_text=resolve(spec.expansion.proof_text), out=resolve(spec.expansion.out)
+    )
     model = spec.model
     if model.source != _LITERAL and (base / Path(model.source).expanduser()).is_dir():
         model = msgspec.structs.replace(model, source=resolve(model.source))
-    return msgspec.structs.replace(spec, data=data, model=model)
+    return msgspec.structs.replace(spec, data=data, model=model, expansion=expansion)
 
 
 def spec_hash(spec: JobSpec) -> str:
     """SHA-256 over everything that changes the result; the prediction is a promise, not a setting."""
     tree = msgspec.to_builtins(canonical(spec))
     del tree["prediction"]
+    for key in _growth_keys_at_default(spec):
+        table, _, name = key.rpartition(".")
+        del (tree[table] if table else tree)[name]
     return hashlib.sha256(msgspec.json.encode(tree, order="sorted")).hexdigest()
 
 
@@ -101,19 +107,48 @@ def dump_spec(spec: JobSpec) -> str:
     lines = [_HEADER]
     tables: list[str] = []
     spec = canonical(spec)
+    hidden = _growth_keys_at_default(spec)
     for name, description in _described(type(spec)):
         value = getattr(spec, name)
+        if name in hidden:
+            continue
         if isinstance(value, msgspec.Struct):
-            tables += ["", *_comment(_doc_of(value)), f"[{name}]", *_entries(value)]
+            tables += ["", *_comment(_doc_of(value)), f"[{name}]", *_entries(value, name, hidden)]
+        elif name == "stages":
+            tables += _stages(value)
         else:
             lines += [*_comment(description), f"{name} = {_literal(value)}"]
     return "\n".join([*lines, *tables]) + "\n"
 
 
-def _entries(section: msgspec.Struct) -> list[str]:
+def _growth_keys_at_default(spec: JobSpec) -> frozenset[str]:
+    """Keys about growth that say nothing in this spec; a job without growth is written and hashed without them."""
+    if not spec.task.trains_adapter:
+        return frozenset() if spec.stages else frozenset({"stages"})
+    plain = TrainingSection()
+    keys = {f"training.{n}" for n in _GROWTH_TRAINING if getattr(spec.training, n) == getattr(plain, n)}
+    keys |= {"stages"} if not spec.stages else set()
+    keys |= {"expansion"} if spec.expansion == ExpansionSection() else set()
+    return frozenset(keys)
+
+
+def _entries(section: msgspec.Struct, table: str = "", hidden: frozenset[str] = frozenset()) -> list[str]:
     lines: list[str] = []
     for name, description in _described(type(section)):
-        lines += [*_comment(description), f"{name} = {_literal(getattr(section, name))}"]
+        if f"{table}.{name}" not in hidden:
+            lines += [*_comment(description), f"{name} = {_literal(getattr(section, name))}"]
+    return lines
+
+
+def _stages(stages: tuple[StageSection, ...]) -> list[str]:
+    """One table per stage; what a stage leaves out is shown as a comment, and explained in the first."""
+    lines: list[str] = []
+    for number, stage in enumerate(stages):
+        lines += ["", *(_comment(" ".join(_doc_of(stage).split())) if number == 0 else ()), "[[stages]]"]
+        for name, description in _described(type(stage)):
+            value = getattr(stage, name)
+            lines += _comment(description) if number == 0 else []
+            lines += [f"{name} = {_literal(value)}"] if value is not None else [f"# {name} ="] if number == 0 else []
     return lines
 
 

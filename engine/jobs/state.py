@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from engine.jobs.events import Checkpoint, GpuMeter, Sample
+from engine.jobs.events import Checkpoint, GpuMeter, Growth, ProofReady, Sample
 
 
 class RunPhase(StrEnum):
@@ -16,6 +16,7 @@ class RunPhase(StrEnum):
 
     QUEUED = "queued"
     STARTING = "starting"
+    GROWING = "growing"
     RUNNING = "running"
     EVALUATING = "evaluating"
     SAVING = "saving"
@@ -32,6 +33,7 @@ class RunPhase(StrEnum):
         return self in (
             RunPhase.QUEUED,
             RunPhase.STARTING,
+            RunPhase.GROWING,
             RunPhase.RUNNING,
             RunPhase.EVALUATING,
             RunPhase.SAVING,
@@ -42,6 +44,27 @@ class RunPhase(StrEnum):
     def is_resumable(self) -> bool:
         """Resume makes sense."""
         return self in (RunPhase.PAUSED, RunPhase.STOPPED, RunPhase.FAILED, RunPhase.LOST)
+
+
+OUTCOMES = {
+    "finished": RunPhase.FINISHED,
+    "stopped": RunPhase.STOPPED,
+    "paused": RunPhase.PAUSED,
+    "failed": RunPhase.FAILED,
+}
+"""How a run ended -> its state."""
+PHASES = {
+    "training": RunPhase.RUNNING,
+    "evaluating": RunPhase.EVALUATING,
+    "growing": RunPhase.GROWING,
+    "proving": RunPhase.GROWING,
+    "measuring before": RunPhase.EVALUATING,
+    "measuring after": RunPhase.EVALUATING,
+    "saving": RunPhase.SAVING,
+    "merging": RunPhase.SAVING,
+    "writing card": RunPhase.SAVING,
+}
+"""What the worker says it is doing -> the state of the run; anything else is starting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +141,14 @@ class RunState:
     worker_pid: int = 0
     worker_process_start: float = 0.0
     boot_id: str = ""
+    stage_index: int = 0
+    """From 1; 0 in a job without stages."""
+    stage_count: int = 0
+    stage_name: str = ""
+    stage_task: str = ""
+    growth: Growth | None = None
+    """The newest word of the surgery; stays after it is done."""
+    growth_began: float = 0.0
+    """Wall time at which the surgery's present phase began: what is left can be told from its speed."""
+    proof: ProofReady | None = None
+    """The newest proof; a new growth clears it."""

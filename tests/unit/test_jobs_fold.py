@@ -296,3 +296,29 @@ def test_rewinding_and_repeating_the_same_points_changes_nothing(killed: int, re
         broken.add(step, loss_at(step))
     assert [without_mean(b) for b in broken.buckets()] == [without_mean(b) for b in whole.buckets()]
     assert [b.mean for b in broken.buckets()] == pytest.approx([b.mean for b in whole.buckets()])
+
+
+def test_growth_stage_and_proof_are_in_the_state() -> None:
+    proof = ev.ProofReport(passed=True, exact_claimed=True, generation_tokens=64, generation_identical=True)
+    fold = Fold()
+    fold.apply_all(
+        [
+            ev.Start(t=1.0, attempt=1, pid=7),
+            ev.Stage(t=2.0, index=2, count=3, name="wide", task="full"),
+            ev.Phase(t=2.0, name="growing"),
+            ev.Growth(t=2.0, phase="planning"),
+            ev.Growth(t=3.0, phase="writing", done_bytes=5, total_bytes=10, words="model-00001"),
+        ]
+    )
+    state = fold.state
+    assert (state.stage_index, state.stage_count, state.stage_name, state.stage_task) == (2, 3, "wide", "full")
+    assert state.state is RunPhase.GROWING
+    assert state.state.is_live
+    assert state.growth is not None
+    assert (state.growth.done_bytes, state.growth.total_bytes) == (5, 10)
+    assert state.proof is None
+    fold.apply(ev.ProofReady(t=4.0, proof=proof, model="output/model"))
+    assert fold.state.proof is not None
+    assert fold.state.proof.proof == proof
+    fold.apply(ev.Growth(t=5.0, phase="planning"))
+    assert fold.state.proof is None, "a second growth is not certified by the first one's proof"

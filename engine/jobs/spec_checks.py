@@ -1,0 +1,142 @@
+"""What the fields of a spec must say together; each refusal names the keys and the way out.
+
+Owns the checks across sections. Must not know models or machines: what depends on them is checked before a start
+(`scaler_tui.preflight`) and by the worker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError
+from engine.jobs.spec_growth import SIZES, ExpansionSection, StageSection
+from engine.jobs.spec_section import Task
+
+if TYPE_CHECKING:
+    from engine.jobs.spec import JobSpec
+
+_GROWN_TASKS = "full, new_blocks, new_coordinates or qlora_grown"
+
+
+def check_together(spec: JobSpec) -> None:
+    """Raises EngineError `spec.conflict` or `spec.no_growth`."""
+    _check_quantization(spec.task, spec.quantization.kind)
+    if spec.stages:
+        _check_stages(spec)
+    elif spec.task is Task.EXPAND and not spec.expansion.grows:
+        raise EngineError(
+            "spec.no_growth",
+            'task = "expand" is to grow the model, but [expansion] names no size.',
+            next_step='Give expansion.to = "7B", or sizes: expansion.hidden, ffn, layers, heads, kv_heads, experts.',
+        )
+    _check_sizes(spec.expansion, "expansion")
+    if spec.task.trains_adapter:
+        _check_adapter_task(spec)
+    else:
+        _check_whole_model_task(spec)
+
+
+def _check_quantization(task: Task, kind: str) -> None:
+    if task is Task.QLORA and kind == "none":
+        raise EngineError(
+            "spec.conflict",
+            'task = "qlora" needs a quantised base, but quantization.kind is "none".',
+            next_step='Set task = "lora", or quantization.kind = "nf4".',
+        )
+    if task is Task.LORA and kind not in ("auto", "none"):
+        raise EngineError(
+            "spec.conflict",
+            f'task = "lora" keeps the base unquantised, but quantization.kind is "{kind}".',
+            next_step='Set task = "qlora", or quantization.kind = "none".',
+        )
+    if task is Task.QLORA_GROWN and kind == "none":
+        raise EngineError(
+            "spec.conflict",
+            'task = "qlora_grown" keeps the old part in 4 bits, but quantization.kind is "none".',
+            next_step='Set task = "new_blocks", which freezes it unquantised, or quantization.kind = "nf4".',
+        )
+    if task in (Task.EXPAND, Task.FULL, Task.NEW_BLOCKS, Task.NEW_COORDINATES) and kind not in ("auto", "none"):
+        raise EngineError(
+            "spec.conflict",
+            f'task = "{task.value}" keeps every weight unquantised, but quantization.kind is "{kind}".',
+            cause="Weights packed to 4 bits cannot be trained themselves: 4-bit values have no usable gradient.",
+            next_step='Set task = "qlora_grown" (old part in 4 bits), or quantization.kind = "none".',
+        )
+
+
+def _check_sizes(section: ExpansionSection | StageSection, where: str) -> None:
+    named = [name for name in SIZES if name != "experts" and getattr(section, name)]
+    if section.to and named:
+        raise EngineError(
+            "spec.conflict",
+            f"{where}.to and {where}.{named[0]} are both set.",
+            cause="Either the planner finds the sizes for a number of parameters, or they are named.",
+            next_step=f'Leave out one: {where}.to = "", or {where}.{named[0]} = 0.',
+        )
+
+
+def _check_adapter_task(spec: JobSpec) -> None:
+    if spec.expansion.grows:
+        raise EngineError(
+            "spec.conflict",
+            f'task = "{spec.task.value}" trains an adapter beside the model as it is, but [expansion] asks for growth.',
+            next_step=f'Set task to {_GROWN_TASKS}; or grow first with task = "expand", then train an adapter on that.',
+        )
+    training = spec.training
+    if training.new_learning_rate or training.new_warmup_ratio:
+        raise EngineError(
+            "spec.conflict",
+            f'training.new_learning_rate and new_warmup_ratio mean nothing with task = "{spec.task.value}".',
+            cause="They are for parameters that growth added.",
+            next_step=f"Leave them out, or set task to {_GROWN_TASKS}.",
+        )
+
+
+def _check_whole_model_task(spec: JobSpec) -> None:
+    if spec.output.merge:
+        raise EngineError(
+            "spec.conflict",
+            f'output.merge is for adapters; the result of task = "{spec.task.value}" is a whole model already.',
+            next_step="Set output.merge = false.",
+        )
+    tasks = {stage.task or spec.task for stage in spec.stages} or {spec.task}
+    if Task.NEW_COORDINATES in tasks and spec.training.optimizer.value != "adamw":
+        raise EngineError(
+            "spec.conflict",
+            f'task = "new_coordinates" needs training.optimizer = "adamw", not "{spec.training.optimizer.value}".',
+            cause="8-bit states share one scale per block, which keeps no old and new coordinates apart.",
+            next_step='Set training.optimizer = "adamw".',
+        )
+
+
+def _check_stages(spec: JobSpec) -> None:
+    if spec.task.trains_adapter:
+        raise EngineError(
+            "spec.conflict",
+            f'[[stages]] grow and train whole weights; task = "{spec.task.value}" trains an adapter.',
+            next_step=f"Set task to {_GROWN_TASKS}.",
+        )
+    if spec.expansion.grows:
+        raise EngineError(
+            "spec.conflict",
+            "[expansion] and [[stages]] both say how to grow.",
+            next_step="Name the sizes in the stages; [expansion] then holds seed, type, shard size and proof of all.",
+        )
+    for number, stage in enumerate(spec.stages, 1):
+        task = stage.task or spec.task
+        where = f"stages[{number}]"
+        if task.trains_adapter:
+            raise EngineError(
+                "spec.conflict",
+                f'{where}.task is "{task.value}", which trains an adapter; a stage trains whole weights.',
+                next_step=f"Set it to expand, {_GROWN_TASKS}.",
+            )
+        if task is Task.EXPAND and not stage.grows:
+            raise EngineError(
+                "spec.no_growth",
+                f"{where} neither grows nor trains.",
+                next_step="Give it sizes to grow to, or a task that trains.",
+            )
+        _check_sizes(stage, where)
+        if spec.quantization.kind != "auto":
+            _check_quantization(task, spec.quantization.kind)
