@@ -14,7 +14,7 @@ uses the same epsilon would feel its change:
     float32                          t = s
     16 bits, QK-norm per head        t = 1: the epsilon is off by s^2 for the QK-norm alone, whose mean square is 10^6
                                      times larger in trained nets; scaling matrices instead would round them
-    16 bits, over the projection     t = 1, and query and key scaled like the epsilon's root (OLMo: its raw stream is small)
+    16 bits, over the projection     t = 1, query and key scaled like the epsilon's root (OLMo: a small raw stream)
 
 Source: own derivation; the case t = 1, RMSNorm, without epsilon is Gesmundo & Maile (arXiv 2308.06103).
 """
