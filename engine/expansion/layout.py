@@ -24,6 +24,8 @@ class Rule:
     axes: tuple[Axis | Fused, ...]
     closes: bool = False
     """Zeroing it makes the block an identity: the last affine operation of a branch, or its post-norm gain."""
+    alias: bool = False
+    """Another name of a tensor that another rule knows; a file has one of them."""
     counted: Dim | None = None
     """What {h} in the name counts where each head has a tensor of its own (StableLM's QK-norms): QUERY or KEY_VALUE."""
 

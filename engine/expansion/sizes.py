@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from engine.expansion.axes import Axis, Dim, Dims, Fused
@@ -48,19 +47,24 @@ class Inventory:
 
         A tied head counts once. Stored buffers do not count.
         """
-        order = range(self.layout.dims.layers) if bases is None else bases
-        return sum(self._count(holding, dims, order) for holding in self.holdings)
+        order = tuple(range(self.layout.dims.layers)) if bases is None else tuple(bases)
+        return sum(_count(holding, dims, order) for holding in self.holdings)
 
-    def _count(self, holding: Holding, dims: Dims, order: Sequence[int]) -> int:
-        held = holding.layers
-        copies = 1 if held is None else sum(1 for base in order if base in held)
-        if "{e}" in holding.rule.pattern:
-            copies *= dims.experts
-        if holding.rule.counted is not None:
-            copies *= dims.of(holding.rule.counted)
-        return copies * prod(
-            axis_extent(axis, dims, old) for axis, old in zip(holding.rule.axes, holding.extents, strict=True)
-        )
+
+def _count(holding: Holding, dims: Dims, order: tuple[int, ...]) -> int:
+    copies = 1 if holding.layers is None else _copies(holding.layers, order)
+    if "{e}" in holding.rule.pattern:
+        copies *= dims.experts
+    if holding.rule.counted is not None:
+        copies *= dims.of(holding.rule.counted)
+    for axis, old in zip(holding.rule.axes, holding.extents, strict=True):
+        copies *= axis_extent(axis, dims, old)
+    return copies
+
+
+@lru_cache(maxsize=1024)
+def _copies(held: frozenset[int], order: tuple[int, ...]) -> int:
+    return sum(1 for base in order if base in held)
 
 
 def axis_extent(axis: Axis | Fused, dims: Dims, old: int) -> int:
@@ -101,7 +105,7 @@ def config_inventory(layout: Layout, config: Mapping[str, Any]) -> Inventory:
     every = frozenset(range(dims.layers))
     holdings = []
     for rule in layout.rules:
-        if _twice(rule, layout):
+        if rule.alias or _twice(rule, layout):
             continue
         held = every
         if dims.experts and _of_mixture(rule):
