@@ -1,0 +1,1 @@
+"""The proof: what a grown model computes, measured against the model it was grown from."""

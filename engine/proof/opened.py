@@ -1,0 +1,105 @@
+"""A model ready for a forward pass: all of it in memory, or streamed.
+
+Owns the choice between the two and plain loading. Must not know what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import EngineError, ExitCode
+from engine.hardware.memory import read_ram
+from engine.models.headers import Headers
+from engine.proof import skeleton
+from engine.proof.streamed import LayerDone, StreamedModel
+from engine.proof.weights import Replacement
+
+LOADING_OVERHEAD = 1.15
+"""Fused experts and casts exist twice for a moment while they are loaded."""
+WORKING_BYTES = 600 << 20
+"""Interpreter, torch, and the activations of a few hundred tokens."""
+SHARE_OF_FREE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the proof may use. Bytes."""
+
+    free_bytes: int
+
+    @classmethod
+    def measured(cls, limit_bytes: int | None) -> Memory:
+        """What is free now, or the limit that was asked for."""
+        return cls(limit_bytes if limit_bytes is not None else int(read_ram().available_bytes * SHARE_OF_FREE))
+
+    def holds(self, weights_bytes: float, logits_bytes: float) -> bool:
+        """Whether that many bytes of weights and logits fit at one time."""
+        return weights_bytes * LOADING_OVERHEAD + logits_bytes + WORKING_BYTES <= self.free_bytes
+
+
+def weights_bytes(headers: Headers, dtype: torch.dtype) -> int:
+    """Bytes of all stored numbers in `dtype`."""
+    return headers.elements * dtype.itemsize
+
+
+def load_whole(folder: Path, dtype: torch.dtype) -> Any:
+    """The folder through plain `AutoModelForCausalLM.from_pretrained`, in evaluation mode.
+
+    Raises EngineError `proof.load` when transformers refuses it, or had to make up a weight.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, StrictDataclassError) as error:
+        raise EngineError(
+            "proof.load",
+            f"transformers cannot load {folder}.",
+            cause=" ".join(str(error).split())[:300],
+            exit_code=ExitCode.RUN_FAILED,
+        ) from error
+    for kind, words in (("missing_keys", "is missing"), ("mismatched_keys", "has the wrong shape")):
+        if info[kind]:
+            raise skeleton.does_not_fit(model, [str(entry) for entry in info[kind]], words)
+    with contextlib.suppress(ValueError):
+        model.set_attn_implementation(skeleton.ATTENTION)
+    return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def opened(
+    folder: Path, dtype: torch.dtype, streamed: bool, layer_done: LayerDone, replacement: Replacement | None = None
+) -> Iterator[Any]:
+    """The model of `folder`; its memory is free again when the block ends."""
+    if streamed:
+        with StreamedModel(folder, dtype, replacement) as stream, wide_if(dtype):
+            stream.layer_done = layer_done
+            yield stream.model
+        del stream
+    else:
+        model = load_whole(folder, dtype)
+        with wide_if(dtype):
+            yield model
+        del model
+    gc.collect()
+
+
+def wide_if(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Fast products where the processor has none of this type."""
+    return skeleton.wide_products() if dtype is torch.bfloat16 else contextlib.nullcontext()
+
+
+def logits_of(model: Any, ids: Tensor) -> Tensor:
+    """(1, T) -> (T, V), without gradients and without a cache."""
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits[0]
