@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from engine.expansion.axes import Axis, Dim, Dims, Fused
@@ -20,6 +21,7 @@ from engine.expansion.plan import ExpansionPlan
 KV_CACHE_BYTES_PER_VALUE = 2
 """Caches are kept in 16 bits."""
 _HEADS = (Dim.QUERY, Dim.KEY_VALUE)
+_COUNTED = tuple(dim for dim in Dim if dim not in (Dim.FIXED, Dim.VOCAB))
 _MIXTURE = (Dim.EXPERT, Dim.EXPERT_FFN, Dim.SHARED_FFN)
 _MIXTURE_NAMES = re.compile(r"expert|router|\.gate\.(weight|bias)$")
 
@@ -48,17 +50,18 @@ class Inventory:
         A tied head counts once. Stored buffers do not count.
         """
         order = tuple(range(self.layout.dims.layers)) if bases is None else tuple(bases)
-        return sum(_count(holding, dims, order) for holding in self.holdings)
+        units = {dim: dims.of(dim) for dim in _COUNTED}
+        return sum(_count(holding, units, dims.head_dim, order) for holding in self.holdings)
 
 
-def _count(holding: Holding, dims: Dims, order: tuple[int, ...]) -> int:
+def _count(holding: Holding, units: Mapping[Dim, int], head_dim: int, order: tuple[int, ...]) -> int:
     copies = 1 if holding.layers is None else _copies(holding.layers, order)
     if "{e}" in holding.rule.pattern:
-        copies *= dims.experts
+        copies *= units[Dim.EXPERT]
     if holding.rule.counted is not None:
-        copies *= dims.of(holding.rule.counted)
+        copies *= units[holding.rule.counted]
     for axis, old in zip(holding.rule.axes, holding.extents, strict=True):
-        copies *= axis_extent(axis, dims, old)
+        copies *= _extent(axis, units, head_dim, old)
     return copies
 
 
@@ -69,11 +72,15 @@ def _copies(held: frozenset[int], order: tuple[int, ...]) -> int:
 
 def axis_extent(axis: Axis | Fused, dims: Dims, old: int) -> int:
     """Entries of an axis in a model of `dims`; `old` where growth does not touch it."""
+    return _extent(axis, {dim: dims.of(dim) for dim in _COUNTED}, dims.head_dim, old)
+
+
+def _extent(axis: Axis | Fused, units: Mapping[Dim, int], head_dim: int, old: int) -> int:
     if isinstance(axis, Fused):
-        return sum(axis_extent(part, dims, old) for part in axis.parts)
-    if axis.dim in (Dim.FIXED, Dim.VOCAB):
+        return sum(_extent(part, units, head_dim, old) for part in axis.parts)
+    if axis.dim not in units:
         return old
-    return dims.of(axis.dim) * (dims.head_dim if axis.dim in _HEADS and axis.per_head else 1)
+    return units[axis.dim] * (head_dim if axis.per_head and axis.dim in _HEADS else 1)
 
 
 def stored_inventory(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> Inventory:
