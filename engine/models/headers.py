@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,6 +44,8 @@ class TensorHeader:
     shape: tuple[int, ...]
     data_bytes: int
     file: Path
+    offset_bytes: int = 0
+    """Of its data, from the start of the file."""
 
     @property
     def elements(self) -> int:
@@ -98,7 +100,7 @@ def read_file_header(path: Path) -> tuple[TensorHeader, ...]:
             cause=error.strerror or str(error),
             next_step="Check that the file is there and that you may read it.",
         ) from error
-    return _parse_header(path, raw, file_bytes - 8 - header_bytes)
+    return _parse_header(path, raw, 8 + header_bytes, file_bytes)
 
 
 def _header_length(path: Path, prefix: bytes, file_bytes: int) -> int:
@@ -123,7 +125,8 @@ def _header_length(path: Path, prefix: bytes, file_bytes: int) -> int:
     return length
 
 
-def _parse_header(path: Path, raw: bytes, data_bytes: int) -> tuple[TensorHeader, ...]:
+def _parse_header(path: Path, raw: bytes, start_bytes: int, file_bytes: int) -> tuple[TensorHeader, ...]:
+    data_bytes = file_bytes - start_bytes
     try:
         tree = msgspec.json.decode(raw.rstrip(b" \x00"))
     except (ValueError, RecursionError) as error:
@@ -134,7 +137,8 @@ def _parse_header(path: Path, raw: bytes, data_bytes: int) -> tuple[TensorHeader
     for name, entry in tree.items():
         if name == "__metadata__":
             continue
-        spans.append(_parse_entry(path, name, entry, data_bytes))
+        begin, end, tensor = _parse_entry(path, name, entry, data_bytes)
+        spans.append((begin, end, replace(tensor, offset_bytes=start_bytes + begin)))
     spans.sort(key=lambda span: (span[0], span[1]))
     _check_spans(path, spans, data_bytes)
     return tuple(tensor for _, _, tensor in spans)

@@ -1,0 +1,103 @@
+"""Other processes of an expansion: the ones that need torch, started and listened to.
+
+Owns starting them, their progress lines and their failures. Must not know what they compute. Each prints JSON lines:
+{"phase", "done", "total", "words"} as it works, {"error": {...}} when it gives up.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.errors import EngineError, ExitCode
+
+_TAIL_BYTES = 2000
+_PATIENCE_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an expansion is."""
+
+    phase: str
+    """ "checks", "layers", "weights", "proof", "done"."""
+    done_bytes: int
+    """Bytes, or steps in the phases "layers" and "proof"."""
+    total_bytes: int
+    words: str
+
+
+Report = Callable[[Progress], None]
+
+
+def run_module(module: str, arguments: Sequence[str], log: Path, phase: str, report: Report) -> None:
+    """Run `python -m module` to its end. Raises the EngineError it printed, or `surgery.helper_failed`."""
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL
+        )
+        failure: EngineError | None = None
+        try:
+            for raw in process.stdout or ():
+                failure = _heard(raw, phase, report) or failure
+            code = process.wait()
+        finally:
+            _end(process)
+    if failure is not None:
+        raise failure
+    if code:
+        raise EngineError(
+            "surgery.helper_failed",
+            f"{module} ended with exit code {code}.",
+            cause=_tail(log) or ("It was killed; memory may have run out." if code < 0 else ""),
+            next_step="Use --resume to try that step again; finished weights are kept.",
+            exit_code=ExitCode.RUN_FAILED,
+        )
+
+
+def _heard(raw: bytes, phase: str, report: Report) -> EngineError | None:
+    try:
+        line: Any = msgspec.json.decode(raw)
+    except msgspec.MsgspecError:
+        return None
+    if not isinstance(line, dict):
+        return None
+    error = line.get("error")
+    if isinstance(error, dict):
+        texts = {key: str(error.get(key, "")) for key in ("code", "what", "cause", "next_step")}
+        return EngineError(
+            texts["code"] or "surgery.helper_failed",
+            texts["what"] or "A step failed.",
+            cause=texts["cause"],
+            next_step=texts["next_step"],
+            exit_code=ExitCode.RUN_FAILED,
+        )
+    report(Progress(phase, _whole(line.get("done")), _whole(line.get("total")), str(line.get("words", ""))))
+    return None
+
+
+def _whole(value: object) -> int:
+    return int(value) if isinstance(value, int | float) else 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """After Ctrl+C: the terminal told the process too; give it a moment, then insist."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""

@@ -1,0 +1,88 @@
+"""Shards written: each tensor's slices made, put into the pipeline, and the file sealed under its name.
+
+Owns the walk over shards and tensors. Must not know where they come from or what is recorded about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.surgery.evaluate import Evaluator
+from engine.surgery.pipeline import BUFFER_BYTES, OutFile, Pipeline
+from engine.surgery.reader import TensorReader
+from engine.surgery.shards import Placed, Shard
+
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A finished file."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    written_bytes: int
+    """Without holes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What writing a shard needs besides the shard."""
+
+    folder: Path
+    reader: TensorReader
+    seed: int
+    literals: Mapping[str, bytes]
+    """Tensors given as bytes: name -> content."""
+    on_bytes: Callable[[int], None]
+    """Called with the number of bytes done."""
+    on_sealed: Callable[[Sealed], None]
+    """Called from a thread when a shard is durable and has its name."""
+
+
+def write_shards(shards: Iterable[Shard], work: Writing) -> None:
+    """Write them in order; returns when all are durable. Raises EngineError from the sources, OSError from the disk."""
+    with Pipeline() as pipeline:
+        for shard in shards:
+            partial = work.folder / f".{shard.name}{PARTIAL}"
+            file = pipeline.open(partial, shard.size_bytes)
+            pipeline.put_bytes(file, 0, shard.header)
+            for index, placed in enumerate(shard.tensors):
+                _announce(shard.tensors[index + 1 : index + 2], work.reader)
+                _write_tensor(pipeline, file, placed, work)
+            pipeline.seal(file, lambda done, shard=shard: _named(done, shard, work))  # type: ignore[misc]
+
+
+def _announce(coming: Iterable[Placed], reader: TensorReader) -> None:
+    for placed in coming:
+        for source in placed.recipe.sources:
+            reader.ahead(reader.find(source))
+
+
+def _write_tensor(pipeline: Pipeline, file: OutFile, placed: Placed, work: Writing) -> None:
+    literal = work.literals.get(placed.recipe.name)
+    if literal is not None:
+        pipeline.put_bytes(file, placed.offset_bytes, literal)
+        work.on_bytes(len(literal))
+        return
+    evaluator = Evaluator(placed.recipe, work.reader, work.seed)
+    columns, offset = evaluator.planes.new[2], placed.offset_bytes
+    for part in evaluator.slices(BUFFER_BYTES):
+        rows = part.end - part.begin
+        count = rows * columns * evaluator.storage.itemsize
+        if part.zero:
+            pipeline.put_zeros(file, offset, count)
+        else:
+            buffer = pipeline.buffer(count)
+            evaluator.fill(part, buffer[:count].view(evaluator.storage).reshape(rows, columns))
+            pipeline.put(file, offset, buffer, count)
+        offset += count
+        work.on_bytes(count)
+
+
+def _named(file: OutFile, shard: Shard, work: Writing) -> None:
+    file.path.replace(work.folder / shard.name)
+    work.on_sealed(Sealed(shard.name, shard.size_bytes, file.sha256, file.written_bytes))
