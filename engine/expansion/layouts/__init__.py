@@ -6,10 +6,21 @@ by name, add it in `refused`. Must not know what growth does to a tensor.
 
 from __future__ import annotations
 
-from engine.expansion.layouts import dense, falcon, gpt2, layernorm_llama, neox, normed_branches, opt
+from engine.expansion.layouts import (
+    dense,
+    falcon,
+    gpt2,
+    layernorm_llama,
+    leading_dense,
+    mixtures,
+    neox,
+    normed_branches,
+    opt,
+    shared_mixtures,
+)
 from engine.expansion.layouts.registry import known_families, layout_for, refused_families
 
-STYLES = (dense, normed_branches, layernorm_llama, neox, falcon, gpt2, opt)
+STYLES = (dense, normed_branches, mixtures, shared_mixtures, leading_dense, layernorm_llama, neox, falcon, gpt2, opt)
 """Modules that register families, one per block style."""
 
 __all__ = ["STYLES", "known_families", "layout_for", "refused_families"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.expansion.axes import Role
 from engine.expansion.layout import Layout, Rule, Traits
+from engine.expansion.layouts.experts import Mixture
 from engine.expansion.layouts.pieces import (
     CONFIG_KEYS,
     FINAL,
@@ -53,7 +54,9 @@ class NormedBlock:
     """Norms of the two branches' outputs."""
     pre_norms: tuple[str, ...] = ()
     attention: AttentionStyle = field(default_factory=AttentionStyle)
-    mlp: MlpStyle = field(default_factory=MlpStyle)
+    mlp: MlpStyle | None = field(default_factory=MlpStyle)
+    """None where every layer is a mixture."""
+    mixture: Mixture | None = None
     norm: str = "rmsnorm"
     epsilon: float = 1e-6
     heads_divide_hidden: bool = False
@@ -62,6 +65,8 @@ class NormedBlock:
     partial_rotary: float = 1.0
     per_layer: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     layer_period: int = 1
+    extra: tuple[Rule, ...] = ()
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
 def normed_branches(reader: ConfigReader, block: NormedBlock) -> Layout:
@@ -69,7 +74,8 @@ def normed_branches(reader: ConfigReader, block: NormedBlock) -> Layout:
     tied = reader.flag("tie_word_embeddings")
     raw = block.placement == "post"
     attend = replace(block.attention, raw=raw, closes=False)
-    feed = replace(block.mlp, raw=raw, closes=False)
+    feed = replace(block.mlp, raw=raw, closes=False) if block.mlp else None
+    mixture = block.mixture
     traits = Traits(
         norm=block.norm,
         placement=block.placement,
@@ -77,30 +83,34 @@ def normed_branches(reader: ConfigReader, block: NormedBlock) -> Layout:
         qk_norm=attend.qk_norm,
         qk_norm_shares_epsilon=attend.qk_norm != "none",
         embedding_times_root=block.embedding_times_root,
-        biases=bias_names(qkv=attend.qkv_bias, output=attend.output_bias, mlp=feed.bias),
-        fused=("gate_up",) if feed.fused else (),
+        biases=bias_names(qkv=attend.qkv_bias, output=attend.output_bias, mlp=bool(feed and feed.bias)),
+        fused=("gate_up",) if feed and feed.fused else (),
         heads_divide_hidden=block.heads_divide_hidden,
         partial_rotary=block.partial_rotary,
         scaling=block.scaling,
         per_layer_keys=tuple(block.per_layer),
         layer_period=block.layer_period,
+        **(mixture.traits if mixture else {}),
     )
     rules: tuple[Rule, ...] = (
         *ends(),
         *(gain(f"{LAYER}{name}", Role.PRE_GAIN) for name in block.pre_norms),
         *attention(attend),
-        *mlp(feed),
+        *(mlp(feed) if feed else ()),
+        *(mixture.rules if mixture else ()),
+        *block.extra,
         *(gain(f"{LAYER}{name}", Role.POST_GAIN, closes=True) for name in block.post_norms),
         FINAL,
     )
     return Layout(
         family=block.family,
-        dims=read_dims(reader),
+        dims=read_dims(reader, **(mixture.sizes if mixture else {})),
         traits=traits,
         rules=rules,
-        config_keys=CONFIG_KEYS,
+        config_keys=mixture.keys if mixture else CONFIG_KEYS,
         epsilon=reader.number("rms_norm_eps", default=block.epsilon),
         per_layer=block.per_layer,
+        unsupported={**(mixture.unsupported if mixture else {}), **block.unsupported},
         ignored=ROTARY_TABLES,
     )
 

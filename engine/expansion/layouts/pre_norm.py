@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.expansion.axes import Role
 from engine.expansion.layout import Layout, Rule, Traits
+from engine.expansion.layouts.experts import Mixture
 from engine.expansion.layouts.pieces import (
     CONFIG_KEYS,
     FINAL,
@@ -36,7 +37,9 @@ class Block:
 
     family: str
     attention: AttentionStyle = field(default_factory=AttentionStyle)
-    mlp: MlpStyle = field(default_factory=MlpStyle)
+    mlp: MlpStyle | None = field(default_factory=MlpStyle)
+    """None where every layer is a mixture."""
+    mixture: Mixture | None = None
     norm: str = "rmsnorm"
     norm_names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
     epsilon: float = 1e-6
@@ -57,7 +60,10 @@ class Block:
 def pre_norm(reader: ConfigReader, block: Block) -> Layout:
     """The layout of a pre-norm decoder. Raises EngineError `model.config_*` for sizes that cannot be."""
     tied = reader.flag("tie_word_embeddings")
-    fused = (("qkv",) if block.attention.fused else ()) + (("gate_up",) if block.mlp.fused else ())
+    dense, mixture = block.mlp, block.mixture
+    fused = (("qkv",) if block.attention.fused else ()) + (("gate_up",) if dense and dense.fused else ())
+    if mixture and mixture.stacked:
+        fused = (*fused, "experts")
     head_normed = block.attention.qk_norm != "none"
     traits = Traits(
         norm=block.norm,
@@ -66,7 +72,9 @@ def pre_norm(reader: ConfigReader, block: Block) -> Layout:
         qk_norm=block.attention.qk_norm,
         qk_norm_shares_epsilon=head_normed,
         embedding_times_root=block.embedding_times_root,
-        biases=bias_names(qkv=block.attention.qkv_bias, output=block.attention.output_bias, mlp=block.mlp.bias),
+        biases=bias_names(
+            qkv=block.attention.qkv_bias, output=block.attention.output_bias, mlp=bool(dense and dense.bias)
+        ),
         fused=fused,
         head_dim_key=not (block.derived_head_dim or block.square_output),
         heads_divide_hidden=block.heads_divide_hidden,
@@ -74,25 +82,27 @@ def pre_norm(reader: ConfigReader, block: Block) -> Layout:
         scaling=block.scaling,
         per_layer_keys=tuple(block.per_layer),
         layer_period=block.layer_period,
+        **(mixture.traits if mixture else {}),
     )
     rules = (
         *ends(),
         gain(f"{LAYER}{block.norm_names[0]}", Role.PRE_GAIN),
         *attention(block.attention),
         gain(f"{LAYER}{block.norm_names[1]}", Role.PRE_GAIN),
-        *mlp(block.mlp),
+        *(mlp(dense) if dense else ()),
+        *(mixture.rules if mixture else ()),
         *block.extra,
         FINAL,
     )
     return Layout(
         family=block.family,
-        dims=read_dims(reader, derived_head_dim=block.derived_head_dim),
+        dims=read_dims(reader, derived_head_dim=block.derived_head_dim, **(mixture.sizes if mixture else {})),
         traits=traits,
         rules=rules,
-        config_keys=CONFIG_KEYS,
+        config_keys=mixture.keys if mixture else CONFIG_KEYS,
         epsilon=reader.number("rms_norm_eps", default=block.epsilon),
         per_layer=block.per_layer,
-        unsupported=block.unsupported,
+        unsupported={**(mixture.unsupported if mixture else {}), **block.unsupported},
         ignored=ROTARY_TABLES,
     )
 
