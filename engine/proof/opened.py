@@ -75,31 +75,42 @@ def load_whole(folder: Path, dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
+@dataclass(slots=True)
+class Opened:
+    """A model and, where it is streamed, what streams it."""
+
+    model: Any
+    stream: StreamedModel | None = None
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """(1, T) -> (T, V), without gradients and without a cache."""
+        with torch.no_grad():
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits[0]
+
+
 @contextlib.contextmanager
 def opened(
     folder: Path, dtype: torch.dtype, streamed: bool, layer_done: LayerDone, replacement: Replacement | None = None
-) -> Iterator[Any]:
+) -> Iterator[Opened]:
     """The model of `folder`; its memory is free again when the block ends."""
-    if streamed:
-        with StreamedModel(folder, dtype, replacement) as stream, wide_if(dtype):
+    with contextlib.ExitStack() as stack:
+        if streamed:
+            stream = stack.enter_context(StreamedModel(folder, dtype, replacement))
             stream.layer_done = layer_done
-            yield stream.model
-        del stream
-    else:
-        model = load_whole(folder, dtype)
-        with wide_if(dtype):
-            yield model
-        del model
+            handle = Opened(stream.model, stream)
+            del stream
+        else:
+            handle = Opened(load_whole(folder, dtype))
+        stack.enter_context(wide_if(dtype))
+        try:
+            yield handle
+        finally:
+            # The caller's name for the handle outlives the block; the weights must not.
+            handle.model = handle.stream = None
     gc.collect()
 
 
 def wide_if(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
     """Fast products where the processor has none of this type."""
     return skeleton.wide_products() if dtype is torch.bfloat16 else contextlib.nullcontext()
-
-
-def logits_of(model: Any, ids: Tensor) -> Tensor:
-    """(1, T) -> (T, V), without gradients and without a cache."""
-    with torch.no_grad():
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits[0]

@@ -7,6 +7,7 @@ Owns the order (one model in memory at a time, the source first) and what is mea
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,10 @@ from engine.proof import skeleton
 from engine.proof.drift import logit_drift, perplexity, require_numbers
 from engine.proof.gate import SAME_LOGITS, Findings, judge
 from engine.proof.generation import Continuation, first_difference, generate
-from engine.proof.opened import Memory, logits_of, opened, weights_bytes
+from engine.proof.liveness import check_streamed, check_whole
+from engine.proof.opened import Memory, Opened, opened, weights_bytes
 from engine.proof.progress import Report, silent
+from engine.proof.rounding import unrounded_tensors
 from engine.proof.text import LONGEST_ROW, ProofText, proof_text
 from engine.proof.weights import compute_dtype
 
@@ -65,6 +68,7 @@ class Work:
     text: ProofText
     ids: Tensor
     """(1, T)"""
+    vocab: int
     report: Report
     notes: list[str] = field(default_factory=list)
     generated: int = GENERATED_TOKENS
@@ -132,7 +136,7 @@ def _prepare(request: ProofRequest, report: Report) -> Work:
     longest = int(config.get("max_position_embeddings") or config.get("n_positions") or tokens)
     text = proof_text(request.source, vocab, max(min(tokens, longest), 2), request.text)
     ids = torch.tensor([text.ids])
-    return Work(request, certificate, source, grown, dtype, streamed, memory, text, ids, report)
+    return Work(request, certificate, source, grown, dtype, streamed, memory, text, ids, vocab, report)
 
 
 def _tokens(grown: Headers, vocab: int, dtype: torch.dtype, streamed: bool) -> int:
@@ -153,12 +157,13 @@ def _measure(work: Work) -> Proof:
         reloaded = _reloaded(work, logits)
         del logits
         noise = _bfloat16(work, request.grown, reference, "grown")
+        arithmetic = _arithmetic(work, reference)
     except EngineError as error:
         raise _Failed(error) from error
     parted = first_difference(source_text, grown_text) if source_text and grown_text else None
     identical = None if source_text is None or grown_text is None else parted is None
     tie = parted is not None and parted[1] <= 2 * float32.max_abs_logit_diff
-    passed, against = judge(Findings(work.certificate.exact, float32, None, identical, tie, reloaded, after))
+    passed, against = judge(Findings(work.certificate.exact, float32, arithmetic, identical, tie, reloaded, after))
     if tie and parted is not None:
         work.notes.append(
             f"Generation parts at token {parted[0]}, where the source's two best tokens are {parted[1]:.1e} apart."
@@ -168,6 +173,7 @@ def _measure(work: Work) -> Proof:
         exact_claimed=work.certificate.exact,
         reason=" ".join((*against, *work.notes)),
         float32=float32,
+        arithmetic=arithmetic,
         bfloat16=noise,
         bfloat16_source=source_noise,
         generation_tokens=0 if source_text is None else source_text.ids.numel(),
@@ -182,20 +188,36 @@ def _measure(work: Work) -> Proof:
 def _source(work: Work) -> tuple[Tensor, Continuation | None]:
     with opened(work.request.source, work.dtype, work.streamed, _layers(work, "source")) as model:
         work.report("source", 0, 1, "The source model reads the text")
-        reference = logits_of(model, work.ids)
+        reference = model.logits(work.ids)
         require_numbers(reference, "source")
         if work.streamed:
-            work.generated = _affordable_tokens(work, model)
-        return reference, _continued(work, model, "source") if work.generated else None
+            work.generated = _affordable_tokens(work, model.model)
+        return reference, _continued(work, model.model, "source") if work.generated else None
 
 
 def _grown(work: Work) -> tuple[Tensor, Continuation | None, Liveness]:
     with opened(work.request.grown, work.dtype, work.streamed, _layers(work, "grown")) as model:
         work.report("grown", 0, 1, "The grown model reads the text")
-        logits = logits_of(model, work.ids)
+        logits = model.logits(work.ids)
         require_numbers(logits, "grown")
-        continued = _continued(work, model, "grown") if work.generated else None
-        return logits, continued, Liveness(reason="Not checked.")
+        continued = _continued(work, model.model, "grown") if work.generated else None
+        return logits, continued, _liveness(work, model)
+
+
+def _liveness(work: Work, grown: Opened) -> Liveness:
+    entries = work.certificate.tensors
+    work.report("liveness", 0, 1, "Gradients are sent to the new parameters")
+    if not any(entry.new or any(entry.new_spans) for entry in entries.values()):
+        return Liveness(reason="The certificate names no new parameters.")
+    logits_bytes = 4 * work.ids.shape[1] * work.vocab * work.dtype.itemsize
+    if grown.stream is not None:
+        return check_streamed(grown.stream, work.ids, entries, work.memory.free_bytes // 4)
+    if work.memory.holds(2 * weights_bytes(work.grown, work.dtype), logits_bytes):
+        return check_whole(grown.model, work.ids, entries)
+    grown.model = None
+    with opened(work.request.grown, work.dtype, True, _layers(work, "liveness")) as streamed:
+        assert streamed.stream is not None
+        return check_streamed(streamed.stream, work.ids, entries, work.memory.free_bytes // 4)
 
 
 def _continued(work: Work, model: Any, whose: str) -> Continuation:
@@ -230,18 +252,33 @@ def _reloaded(work: Work, logits: Tensor) -> bool | None:
         return None
     with opened(work.request.grown, work.dtype, False, _layers(work, "reload")) as model:
         work.report("reload", 0, 1, "The grown model, loaded from disk again, reads the text")
-        again = logits_of(model, work.ids)
+        again = model.logits(work.ids)
     return torch.equal(again, logits) or logit_drift(logits, again).max_rel_logit_diff <= SAME_LOGITS
 
 
 def _bfloat16(work: Work, folder: Path, reference: Tensor, whose: str) -> Drift | None:
     with opened(folder, torch.bfloat16, work.streamed, _layers(work, f"{whose} bfloat16")) as model:
         work.report(f"{whose} bfloat16", 0, 1, f"The {whose} model reads the text in bfloat16")
-        logits = logits_of(model, work.ids)
+        logits = model.logits(work.ids)
     if not bool(torch.isfinite(logits).all()):
         work.notes.append(f"In bfloat16 the {whose} model's logits are not all numbers.")
         return None
     return logit_drift(reference, logits)
+
+
+def _arithmetic(work: Work, reference: Tensor) -> Drift | None:
+    """The grown model with unrounded weights, always streamed: they are made as they are needed."""
+    if not work.certificate.exact:
+        return None
+    unrounded = unrounded_tensors(work.request.source, work.certificate, work.source, work.grown)
+    if unrounded is None:
+        return None
+    with contextlib.closing(unrounded):
+        with opened(work.request.grown, work.dtype, True, _layers(work, "unrounded"), unrounded) as model:
+            work.report("unrounded", 0, 1, "The grown model with unrounded weights reads the text")
+            logits = model.logits(work.ids)
+        require_numbers(logits, "grown")
+        return logit_drift(reference, logits)
 
 
 def _layers(work: Work, phase: str) -> Any:

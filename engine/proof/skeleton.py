@@ -94,6 +94,10 @@ class Places:
             found, _ = rename_source_key(name, [], [], prefix, self._parameters)
         return found if found in self._parameters else None
 
+    def remember_conversions(self) -> None:
+        """Tell the model which conversions its whole checkpoint needed; each partial load overwrites that."""
+        self._model._weight_conversions = [entry for entry in self._mapping if entry.was_used()]
+
     def load(self, tensors: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Put stored tensors into the model, converted as `from_pretrained` does.
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ HEAD_BYTES_AT_ONCE = 256 << 20
 
 LayerDone = Callable[[int, int], None]
 """(layers done, layers in all)."""
+GradientsReady = Callable[[int, Mapping[str, Tensor], Mapping[str, Tensor]], None]
+"""(layer, `RESIDENT` or `HEAD`; values; gradients), both by parameter name."""
+RESIDENT, HEAD = -1, -2
 
 
 class StreamedModel:
@@ -42,6 +46,11 @@ class StreamedModel:
         self._runs = [layer.forward for layer in self.layers]
         self.layer_names: dict[int, list[str]] = defaultdict(list)
         self.embedding_name = self.head_name = ""
+        """Stored names."""
+        self.embedding_place = self.head_place = ""
+        """Parameter names."""
+        self.on_gradients: GradientsReady | None = None
+        self._changes: dict[str, Tensor] = {}
         self._sort_names()
         for index, layer in enumerate(self.layers):
             layer.forward = self._layer_forward(index)
@@ -68,12 +77,17 @@ class StreamedModel:
             if layer is not None:
                 self.layer_names[layer].append(name)
             elif parameter is embedding or parameter is head:
-                self.embedding_name = name if parameter is embedding else self.embedding_name
-                self.head_name = name if parameter is head else self.head_name
+                self._note_vocabulary(name, place, parameter is embedding, parameter is head)
             else:
                 resident.append(name)
         self.places.load(self.tensors.lazily(resident), self.dtype)
         self._require_all(embedding, head)
+
+    def _note_vocabulary(self, name: str, place: str, embeds: bool, reads_out: bool) -> None:
+        if embeds:
+            self.embedding_name, self.embedding_place = name, place
+        if reads_out:
+            self.head_name, self.head_place = name, place
 
     def _layer_of(self, place: str) -> int | None:
         if not place.startswith(f"{self.layer_path}."):
@@ -100,22 +114,89 @@ class StreamedModel:
         """The layer with its weights, for as long as the block runs."""
         layer = self.layers[index]
         self.places.load(self.tensors.lazily(self.layer_names[index]), self.dtype)
-        lacking = [n for n, p in layer.named_parameters() if p.device.type == "meta"]
+        parameters = self._parameters_of(index)
+        lacking = [name for name, parameter in parameters.items() if parameter.device.type == "meta"]
         if lacking:
-            raise skeleton.does_not_fit(self.model, [f"{self.layer_path}.{index}.{n}" for n in lacking], "is missing")
+            raise skeleton.does_not_fit(self.model, lacking, "is missing")
+        with torch.no_grad():
+            for name in parameters.keys() & self._changes.keys():
+                parameters[name] += self._changes[name]
         try:
             yield layer
         finally:
             skeleton.release(layer)
 
+    def _parameters_of(self, index: int) -> dict[str, nn.Parameter]:
+        return {f"{self.layer_path}.{index}.{name}": p for name, p in self.layers[index].named_parameters()}
+
     def _layer_forward(self, index: int) -> Callable[..., Any]:
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            with self.layer(index):
-                result = self._runs[index](hidden, *args, **kwargs)
-            self.layer_done(index + 1, len(self.layers))
-            return result
+            call = partial(self.run_layer, index, args=args, kwargs=kwargs)
+            if torch.is_grad_enabled() and hidden.requires_grad:
+                return RunAgain.apply(hidden, call)  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                return call(hidden)
 
         return forward
+
+    def run_layer(
+        self, index: int, hidden: Tensor, gradient: Tensor | None = None, *, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """A layer's output for `hidden`; with the `gradient` of the output, the one of `hidden` instead."""
+        with self.layer(index):
+            output = self._runs[index](hidden, *args, **(kwargs or {}))
+            if gradient is None:
+                self.layer_done(index + 1, len(self.layers))
+                return output
+            torch.autograd.backward(output[0] if isinstance(output, tuple) else output, gradient)
+            self._hand_on(index, self._parameters_of(index))
+            self.layer_done(len(self.layers) - index, len(self.layers))
+            return hidden.grad
+
+    def _hand_on(self, layer: int, parameters: Mapping[str, nn.Parameter]) -> None:
+        if self.on_gradients is not None:
+            values = {name: parameter.detach() for name, parameter in parameters.items()}
+            gradients = {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.detach() for name, p in parameters.items()
+            }
+            self.on_gradients(layer, values, gradients)
+
+    @contextlib.contextmanager
+    def gradients(self, ready: GradientsReady) -> Iterator[None]:
+        """Within the block a backward pass through the model hands the gradients to `ready`, layer by layer, last first.
+
+        The head's come first, in pieces of the vocabulary; what belongs to no layer follows when the block ends: the
+        embedding's used rows, norms, biases.
+        """
+        self.on_gradients = ready
+        resident = self._resident()
+        for parameter in resident.values():
+            parameter.requires_grad_(True)
+        try:
+            yield
+            self._hand_on(RESIDENT, self._resident())
+        finally:
+            self.on_gradients = None
+            for parameter in self._resident().values():
+                parameter.grad = None
+                parameter.requires_grad_(False)
+
+    def _resident(self) -> dict[str, nn.Parameter]:
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if self._layer_of(name) is None and parameter.device.type != "meta"
+        }
+
+    def adjust(self, changes: Mapping[str, Tensor]) -> None:
+        """Add `changes` (by parameter name) to the weights from now on; those of an earlier call are taken back only
+        for what is loaded again: layers and the embedding."""
+        self._changes = dict(changes)
+        resident = self._resident()
+        with torch.no_grad():
+            for name in resident.keys() & changes.keys():
+                if name != self.embedding_place:
+                    resident[name] += changes[name]
 
     def _stream_embedding(self) -> None:
         module = self.model.get_input_embeddings()
@@ -123,8 +204,11 @@ class StreamedModel:
 
         def choose_rows(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
             used, positions = arguments[0].unique(return_inverse=True)
-            rows = [self.tensors.rows(self.embedding_name, number, number + 1) for number in used.tolist()]
-            module.weight = nn.Parameter(torch.cat(rows).to(self.dtype), requires_grad=False)
+            rows = torch.cat([self.tensors.rows(self.embedding_name, n, n + 1) for n in used.tolist()]).to(self.dtype)
+            change = self._changes.get(self.embedding_place)
+            if change is not None:
+                rows = rows + change
+            module.weight = nn.Parameter(rows, requires_grad=torch.is_grad_enabled())
             return (positions,)
 
         module.register_forward_pre_hook(choose_rows)
@@ -133,14 +217,48 @@ class StreamedModel:
         head = self.model.get_output_embeddings()
 
         def forward(hidden: Tensor) -> Tensor:
-            size, width = self.tensors.shape(self.head_name)
-            logits = torch.empty(*hidden.shape[:-1], size, dtype=hidden.dtype)  # (B, L, V)
-            step = max(HEAD_BYTES_AT_ONCE // (width * logits.element_size()), 1)
-            for begin in range(0, size, step):
-                end = min(begin + step, size)
-                rows = self.tensors.rows(self.head_name, begin, end).to(self.dtype)
-                bias = None if head.bias is None else head.bias[begin:end]
-                logits[..., begin:end] = nn.functional.linear(hidden, rows, bias)
-            return logits
+            if torch.is_grad_enabled() and hidden.requires_grad:
+                logits: Tensor = RunAgain.apply(hidden, partial(self._head, head))  # type: ignore[no-untyped-call]
+                return logits
+            with torch.no_grad():
+                return self._head(head, hidden)
 
         head.forward = forward
+
+    def _head(self, head: Any, hidden: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """Logits piece by piece; with their `gradient`, the one of `hidden` instead."""
+        size, width = self.tensors.shape(self.head_name)
+        result = torch.zeros_like(hidden) if gradient is not None else hidden.new_empty(*hidden.shape[:-1], size)
+        step = max(HEAD_BYTES_AT_ONCE // (width * hidden.element_size()), 1)
+        for begin in range(0, size, step):
+            piece = slice(begin, min(begin + step, size))
+            rows = self.tensors.rows(self.head_name, piece.start, piece.stop).to(self.dtype)
+            if gradient is None:
+                bias = None if head.bias is None else head.bias[piece]
+                result[..., piece] = nn.functional.linear(hidden, rows, bias)  # (B, L, v)
+                continue
+            upstream = gradient[..., piece].detach()  # (B, L, v)
+            result += upstream @ rows
+            if self.on_gradients is not None:
+                weight = upstream.flatten(0, -2).T @ hidden.detach().flatten(0, -2)  # (v, D)
+                self.on_gradients(HEAD, {self.head_place: rows}, {self.head_place: weight})
+        return result
+
+
+class RunAgain(torch.autograd.Function):
+    """A part of the model that is run without gradients, and once more with them when they are needed.
+
+    The call gives the output for a hidden state, or the hidden state's gradient for the output's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, call: Callable[..., Any]) -> Any:
+        ctx.call = call
+        ctx.save_for_backward(hidden)
+        return call(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        hidden = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            return ctx.call(hidden, upstream[0]), None

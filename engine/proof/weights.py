@@ -15,9 +15,6 @@ from torch import Tensor
 
 from engine.models.headers import TensorHeader, read_headers
 
-TORCH_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-NARROW = frozenset({"BF16", "F16"})
-
 
 class Replacement(Protocol):
     """Other values for some tensors of a folder: their unrounded ones, for example."""
@@ -28,6 +25,10 @@ class Replacement(Protocol):
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
         """Rows `begin` to `end` of the tensor."""
+        ...
+
+    def check(self, name: str, stored: Tensor, unrounded: Tensor) -> None:
+        """Raises EngineError when the rows cannot stand for those stored."""
         ...
 
 
@@ -60,16 +61,17 @@ class StoredTensors:
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
         """Rows `begin` to `end` as stored, or replaced."""
-        if name in self._replaced and self._replacement is not None:
-            return self._replacement.rows(name, begin, end)
-        part: Tensor = self._file(name).get_slice(name)[begin:end]
-        return part
+        stored: Tensor = self._file(name).get_slice(name)[begin:end]
+        if self._replacement is None or name not in self._replaced:
+            return stored
+        replaced = self._replacement.rows(name, begin, end)
+        self._replacement.check(name, stored, replaced)
+        return replaced
 
     def whole(self, name: str) -> Tensor:
         """The tensor as stored, or replaced."""
-        shape = self.shape(name)
-        if name in self._replaced and self._replacement is not None:
-            return self._replacement.rows(name, 0, shape[0] if shape else 1)
+        if name in self._replaced:
+            return self.rows(name, 0, self.shape(name)[0])
         tensor: Tensor = self._file(name).get_tensor(name)
         return tensor
 

@@ -1,0 +1,167 @@
+"""Which new parts of a model learn: what was seen of their gradients, and the verdict.
+
+Owns counting, by stored tensor and by coordinate. Must not know where gradients come from. A coordinate (a row, a
+column, an expert) lives when any of its entries had a gradient at step 0 or at step 1; exactly zero is dead, because a
+structure that cannot learn multiplies by exact zeros.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.expansion.certificate import Liveness, TensorEntry
+from engine.proof.twins import Pair, same_signatures, signature, twin_pairs
+
+DEAD_SHARE = 0.05
+"""More dead coordinates than that, and a tensor's new part does not count as alive; ReLUs lose a few by themselves."""
+
+_EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<expert>\d+)\.(?P<after>.*)")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of one tensor with new parts."""
+
+    new: dict[int, Tensor]
+    """Axis -> (n,) True for new coordinates."""
+    alive: dict[int, Tensor]
+    """Axis -> (n,) True where a gradient arrived."""
+    any_gradient: bool = False
+    last_step: int = -1
+
+
+@dataclass(slots=True)
+class Census:
+    """Feed it with `see`, then ask for `verdict`."""
+
+    entries: Mapping[str, TensorEntry]
+    prefix: str = ""
+    """The model's base prefix: some checkpoints store names without it."""
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+    _twins: dict[str, tuple[int, list[Pair]]] = field(default_factory=dict)
+    _experts: dict[str, dict[int, tuple[float, ...]]] = field(default_factory=dict)
+
+    def see(self, step: int, gradients: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        """Gradients under stored names; those of step 1 with the values that they belong to."""
+        for given, gradient in gradients.items():
+            name = self._stored_name(given)
+            if name is None or not _has_new(self.entries[name]):
+                continue
+            seen = self._seen.setdefault(name, _begin(self.entries[name], gradient))
+            self._note(seen, gradient)
+            seen.last_step = max(seen.last_step, step)
+            if step == 1:
+                self._look_for_twins(name, seen, gradient, values[given])
+
+    def _stored_name(self, name: str) -> str | None:
+        for candidate in (name, name.removeprefix(f"{self.prefix}."), f"{self.prefix}.{name}"):
+            if candidate in self.entries:
+                return candidate
+        return None
+
+    @staticmethod
+    def _note(seen: _Seen, gradient: Tensor) -> None:
+        moved = gradient != 0
+        seen.any_gradient |= bool(moved.any())
+        for axis, alive in seen.alive.items():
+            others = [number for number in range(gradient.dim()) if number != axis]
+            found = moved.any(dim=others) if others else moved
+            if found.shape == alive.shape:  # of an embedding only the rows of the text are there
+                alive |= found
+
+    def _look_for_twins(self, name: str, seen: _Seen, gradient: Tensor, value: Tensor) -> None:
+        for axis, new in seen.new.items():
+            if new.shape[0] == gradient.shape[axis]:
+                pairs = twin_pairs(value, gradient, axis, new)
+                if pairs:
+                    self._twins[f"{name}:{axis}"] = (axis, pairs)
+        expert = _EXPERT.fullmatch(name)
+        if expert and gradient.dim() > 1:
+            group = f"{expert['before']}.*.{expert['after']}"
+            self._experts.setdefault(group, {})[int(expert["expert"])] = signature(value, gradient)
+
+    def verdict(self, judged: frozenset[str] | None = None, note: str = "") -> Liveness:
+        """The section of the certificate. `judged` are the tensors seen at both steps, where not all could be."""
+        new = [name for name, entry in self.entries.items() if _has_new(entry)]
+        unseen = [name for name in new if name not in self._seen]
+        dead: list[str] = []
+        gravely, idle = False, 0
+        for name, seen in self._seen.items():
+            if judged is not None and name not in judged:
+                continue
+            if not seen.any_gradient and _EXPERT.fullmatch(name):
+                idle += 1
+                dead.append(f"{name}: its expert was never chosen on this text")
+                continue
+            words, share = _dead_parts(seen)
+            if words:
+                dead.append(f"{name}: {words}")
+                gravely |= share > DEAD_SHARE
+        reasons = [note] if note else []
+        if unseen and judged is None:
+            reasons.append(f"{len(unseen)} new tensors have no parameter of that name, {unseen[0]} among them.")
+        if idle:
+            reasons.append(f"{idle} tensors belong to experts that no token of the text chose; that is no defect.")
+        return Liveness(
+            checked=True,
+            alive=not gravely and not (unseen and judged is None),
+            new_tensors=len(new),
+            dead=tuple(dead),
+            twins=tuple(self._twin_words()),
+            reason=" ".join(reasons),
+        )
+
+    def _twin_words(self) -> list[str]:
+        words = []
+        for key, (axis, pairs) in self._twins.items():
+            name = key.rpartition(":")[0]
+            first = f"{pairs[0][0]} and {pairs[0][1]}"
+            words.append(f"{name}: {len(pairs)} pairs on axis {axis}, such as {first}")
+        for group, found in self._experts.items():
+            numbers = sorted(found)
+            pairs = [
+                (a, b)
+                for position, a in enumerate(numbers)
+                for b in numbers[position + 1 :]
+                if same_signatures(found[a], found[b]) and self._is_new(group, a, b)
+            ]
+            if pairs:
+                words.append(f"{group}: {len(pairs)} pairs of experts, such as {pairs[0][0]} and {pairs[0][1]}")
+        return words
+
+    def _is_new(self, group: str, *experts: int) -> bool:
+        return any(_has_new(self.entries[group.replace("*", str(number), 1)]) for number in experts)
+
+
+def _has_new(entry: TensorEntry) -> bool:
+    return entry.new or any(entry.new_spans)
+
+
+def _begin(entry: TensorEntry, gradient: Tensor) -> _Seen:
+    spans = entry.new_spans
+    if entry.new and not any(spans):
+        spans = (((0, entry.shape[0]),),) if entry.shape else ()
+    new: dict[int, Tensor] = {}
+    for axis, ranges in enumerate(spans):
+        if ranges:
+            mask = torch.zeros(entry.shape[axis], dtype=torch.bool)
+            for begin, end in ranges:
+                mask[begin:end] = True
+            new[axis] = mask
+    return _Seen(new, {axis: torch.zeros_like(mask) for axis, mask in new.items()})
+
+
+def _dead_parts(seen: _Seen) -> tuple[str, float]:
+    """(words, worst share of new coordinates that are dead)."""
+    parts, worst = [], 0.0
+    for axis, new in seen.new.items():
+        lost, count = int((new & ~seen.alive[axis]).sum()), int(new.sum())
+        if lost:
+            parts.append(f"{lost} of {count} new on axis {axis}")
+            worst = max(worst, lost / count)
+    return ", ".join(parts), worst
