@@ -18,6 +18,8 @@ from engine.expansion.plan import ExpansionPlan
 SLIDING = "sliding_attention"
 INDEX_KEYS = ("mlp_only_layers", "first_k_dense_replace", "decoder_sparse_step", "moe_layer_freq")
 """Hold layer numbers or a rule over them, and are not lists with one entry per layer."""
+_DENSE_BY_DEFAULT = {"flint": (0, 1)}
+"""`mlp_only_layers` of families whose class fills in more than none."""
 _NUMBERED = re.compile(r"\b(layers|h|blocks)\.[\d\[(]")
 
 
@@ -37,8 +39,10 @@ def splice_layers(tree: dict[str, Any], layout: Layout, plan: ExpansionPlan) -> 
             tree[key] = [entries[base] for base in order]
     if "attention_layers" in layout.per_layer:  # GPT-Neo derives that list from this one
         tree["attention_types"] = [[tree["attention_layers"], 1]]
+    if "attention_layers" in layout.per_layer:  # GPT-Neo reads these from pairs of (kinds, times) only
+        tree["attention_types"] = [[tree["attention_layers"], 1]]
     _splice_unlisted(tree, layout, order, count)
-    _splice_sparse_steps(tree, order, count)
+    _splice_sparse_steps(tree, layout, order, count)
     _splice_leading_dense(tree, layout, order)
     _refuse_numbered_modules(tree, layout)
     _correct_compact(tree, order, count)
@@ -67,17 +71,20 @@ def _splice_unlisted(tree: dict[str, Any], layout: Layout, order: list[int], cou
             continue
         if len(value) != count:
             raise _refusal(layout, f"it has a list '{key}' of {len(value)} entries for {count} layers")
-        if key not in ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type"):
+        if key not in ("layer_types", "mlp_layer_types", "no_rope_layers"):
             raise _refusal(layout, f"what its list '{key}' means for added layers is not known")
         tree[key] = [value[base] for base in order]
 
 
-def _splice_sparse_steps(tree: dict[str, Any], order: list[int], count: int) -> None:
+def _splice_sparse_steps(tree: dict[str, Any], layout: Layout, order: list[int], count: int) -> None:
     """Qwen's rule: every `decoder_sparse_step`-th layer but `mlp_only_layers` is a mixture."""
-    if "mlp_only_layers" not in tree and "decoder_sparse_step" not in tree:
+    listed = tree.get("mlp_only_layers")
+    if listed is None:
+        listed = _DENSE_BY_DEFAULT.get(layout.family)
+    if listed is None and "decoder_sparse_step" not in tree:
         return
     step = _integer(tree.get("decoder_sparse_step"), 1)
-    before = [i not in (tree.get("mlp_only_layers") or ()) and bool(step) and (i + 1) % step == 0 for i in range(count)]
+    before = [i not in (listed or ()) and bool(step) and (i + 1) % step == 0 for i in range(count)]
     after = [before[base] for base in order]
     if step <= 1 or any(sparse and (i + 1) % step for i, sparse in enumerate(after)):
         step = 1 if any(after) else step
