@@ -16,11 +16,16 @@ from engine.expansion.layouts import (
     neox,
     normed_branches,
     opt,
+    refused,
     shared_mixtures,
 )
 from engine.expansion.layouts.registry import known_families, layout_for, refused_families
 
-STYLES = (dense, normed_branches, mixtures, shared_mixtures, leading_dense, layernorm_llama, neox, falcon, gpt2, opt)
-"""Modules that register families, one per block style."""
+MODULES = (
+    *(dense, normed_branches, mixtures, shared_mixtures, leading_dense),
+    *(layernorm_llama, neox, falcon, gpt2, opt),
+    refused,
+)
+"""Modules that register families, one per block style, and the one that refuses some by name."""
 
-__all__ = ["STYLES", "known_families", "layout_for", "refused_families"]
+__all__ = ["MODULES", "known_families", "layout_for", "refused_families"]

@@ -5,6 +5,8 @@ Owns their differences from Llama. Must not know what growth does to a tensor.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.expansion.axes import Role
 from engine.expansion.layout import Layout, Rule
 from engine.expansion.layouts.pieces import HEAD_ALONG, LAYER, SINKS, AttentionStyle, MlpStyle, layer_list, sizes
@@ -186,6 +188,23 @@ XIELU = (
     *(Rule(f"{LAYER}mlp.act_fn.{name}", Role.INNER, ()) for name in ("beta", "eps")),
 )
 """The activation's own numbers; they do not depend on any width."""
+
+
+@family("nanochat", defaults=sizes(50304, 768, 8192, 12, 6), handles=("attention_bias",))
+def _nanochat(reader: ConfigReader) -> Layout:
+    tied = {"hidden": "without gains, nothing can make a tied head read a rescaled stream"}
+    return pre_norm(
+        reader,
+        Block(
+            "nanochat",
+            attention=replace(uniform_bias(reader), qk_norm="head", norm_names=()),
+            mlp=MlpStyle(inputs=("fc1",), output="fc2"),
+            norm_names=(),
+            normed_embedding=True,
+            scaling=("final_logit_softcapping",),
+            unsupported=tied if reader.flag("tie_word_embeddings") else {},
+        ),
+    )
 
 
 @family("phi3")

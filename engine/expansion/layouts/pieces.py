@@ -97,7 +97,8 @@ class AttentionStyle:
     output_bias: bool = False
     qk_norm: str = "none"
     """ "none", "head", "full"."""
-    norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    norm_names: tuple[str, ...] = ("q_norm", "k_norm")
+    """Empty where the QK-norms have no gain."""
     output: str = "o_proj"
     closes: bool = True
     """False where a post-norm follows, whose gain closes the branch."""

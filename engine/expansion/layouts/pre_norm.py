@@ -41,7 +41,8 @@ class Block:
     """None where every layer is a mixture."""
     mixture: Mixture | None = None
     norm: str = "rmsnorm"
-    norm_names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
+    norm_names: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    """Empty where the norms have no gain."""
     epsilon: float = 1e-6
     derived_head_dim: bool = False
     """The head size is always hidden / heads."""
@@ -49,6 +50,8 @@ class Block:
     """The output projection is hidden x hidden: hidden and heads grow together, though head_dim is a key."""
     heads_divide_hidden: bool = False
     embedding_times_root: bool = False
+    normed_embedding: bool = False
+    """The stream begins with a norm, so that its size is not the embedding's to choose."""
     scaling: tuple[str, ...] = ()
     partial_rotary: float = 1.0
     per_layer: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -71,6 +74,8 @@ def pre_norm(reader: ConfigReader, block: Block) -> Layout:
         tied=tied,
         qk_norm=block.attention.qk_norm,
         qk_norm_shares_epsilon=head_normed,
+        fixed_epsilon=block.normed_embedding,
+        gainless=not block.norm_names,
         embedding_times_root=block.embedding_times_root,
         biases=bias_names(
             qkv=block.attention.qkv_bias, output=block.attention.output_bias, mlp=bool(dense and dense.bias)
@@ -86,13 +91,12 @@ def pre_norm(reader: ConfigReader, block: Block) -> Layout:
     )
     rules = (
         *ends(),
-        gain(f"{LAYER}{block.norm_names[0]}", Role.PRE_GAIN),
+        *(gain(f"{LAYER}{name}", Role.PRE_GAIN) for name in block.norm_names),
         *attention(block.attention),
-        gain(f"{LAYER}{block.norm_names[1]}", Role.PRE_GAIN),
         *(mlp(dense) if dense else ()),
         *(mixture.rules if mixture else ()),
         *block.extra,
-        FINAL,
+        *((FINAL,) if block.norm_names else ()),
     )
     return Layout(
         family=block.family,

@@ -6,8 +6,16 @@ Owns their differences. Must not know what growth does to a tensor.
 from __future__ import annotations
 
 from engine.expansion.axes import Role
-from engine.expansion.layout import Layout, Rule
-from engine.expansion.layouts.experts import each_expert, feed_kinds, router, routing_limits, shared_expert
+from engine.expansion.layout import Layout, Rule, Traits
+from engine.expansion.layouts.experts import (
+    MIXTRAL_NAMES,
+    each_expert,
+    feed_kinds,
+    router,
+    routing_limits,
+    shared_expert,
+)
+from engine.expansion.layouts.layernorm_pieces import head_bias, norm
 from engine.expansion.layouts.mixtures import mixture_keys, read_mixture
 from engine.expansion.layouts.normed_branches import NormedBlock, every_nth_full, normed_branches
 from engine.expansion.layouts.pieces import (
@@ -16,10 +24,14 @@ from engine.expansion.layouts.pieces import (
     SINKS,
     AttentionStyle,
     MlpStyle,
+    attention,
+    bias_names,
+    ends,
     layer_list,
+    read_dims,
     sizes,
 )
-from engine.expansion.layouts.pre_norm import Block, pre_norm, uniform_bias
+from engine.expansion.layouts.pre_norm import ROTARY_TABLES, Block, pre_norm, uniform_bias
 from engine.expansion.layouts.registry import family
 from engine.models.config import ConfigReader
 
@@ -167,3 +179,49 @@ def _kolibri1(reader: ConfigReader) -> Layout:
             layer_period=5,
         ),
     )
+
+
+@family(
+    "phimoe",
+    defaults=sizes(32064, 4096, 6400, 32, 32, 8, num_local_experts=16, num_experts_per_tok=2),
+    handles=("attention_bias", "lm_head_bias"),
+)
+def _phimoe(reader: ConfigReader) -> Layout:
+    """Phi-3.5-MoE: LayerNorm with biases, and a router that takes the best and the second best in turn."""
+    moe, tied, head = "block_sparse_moe", reader.flag("tie_word_embeddings"), reader.flag("lm_head_bias")
+    style = uniform_bias(reader)
+    mixture = read_mixture(
+        reader,
+        mixture_keys(),
+        (*router(f"{moe}.gate"), *each_expert(f"{moe}.experts", MIXTRAL_NAMES)),
+        renormalised=False,
+        unsupported={"experts": "its router compares the best expert with the second best, not with all"},
+    )
+    traits = Traits(
+        norm="layernorm",
+        placement="pre",
+        tied=tied,
+        biases=bias_names(qkv=style.qkv_bias, output=style.output_bias, head=head),
+        **mixture.traits,
+    )
+    rules = (
+        *ends(),
+        *(rule for name in BLOCK_NORMS for rule in norm(f"{LAYER}{name}")),
+        *attention(style),
+        *mixture.rules,
+        *norm("model.norm", final=True),
+        *((head_bias(),) if head else ()),
+    )
+    return Layout(
+        family="phimoe",
+        dims=read_dims(reader, **mixture.sizes),
+        traits=traits,
+        rules=rules,
+        config_keys=mixture.keys,
+        epsilon=reader.number("rms_norm_eps", default=1e-5),
+        unsupported=mixture.unsupported,
+        ignored=ROTARY_TABLES,
+    )
+
+
+BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm")
