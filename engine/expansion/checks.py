@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.expansion.axes import Dim, Dims
+from engine.expansion.config_keys import refuse_unknown_keys
 from engine.expansion.config_mixture import TARGETS
 from engine.expansion.growth import AxisRequest, LayerSource
 from engine.expansion.layout import Layout
@@ -62,10 +63,12 @@ def plan_for(layout: Layout, wish: Wish, config: Mapping[str, Any] | None = None
     """The complete plan for explicit sizes.
 
     Raises EngineError `expansion.size` for sizes that cannot be (with the nearest that can), `expansion.nothing` when
-    nothing grows, `expansion.unsupported` for an axis the family cannot grow, `expansion.operator`, `.placement`,
+    nothing grows, `expansion.unsupported` for an axis the family cannot grow, `expansion.trait` for a config key that
+    no rule understands, `expansion.operator`, `.placement`,
     `.layers`, `.multiple` for operators that do not fit.
     """
     _check_numbers(wish)
+    refuse_unknown_keys(config or {}, layout, f"This {layout.family} model")
     replicates = wished_for(wish.operators, Dim.KEY_VALUE.value) == "replicate"
     rules = Rules.of(layout, config or {}, replicates=replicates)
     after, notes = _completed(layout, wish, rules)

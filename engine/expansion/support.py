@@ -18,6 +18,8 @@ from engine.expansion.layout import Layout
 from engine.expansion.layouts import layout_for
 from engine.expansion.operators import DEFAULTS, LAYERS, OPERATORS
 from engine.expansion.shape_rules import FIELDS
+from engine.models.headers import read_headers
+from engine.models.source import ModelRef
 
 AXES = ("hidden", "ffn", "heads", "kv_heads", "depth", "experts")
 
@@ -63,6 +65,14 @@ def expansion_support(config: Mapping[str, Any], name: str, tensors: Iterable[st
         none = AxisSupport(False, False, reason=reason)
         return ExpansionSupport(none, none, none, none, none, none)
     return ExpansionSupport(**{axis: _axis(layout, axis) for axis in AXES})
+
+
+def support_of(ref: ModelRef) -> ExpansionSupport:
+    """What can grow of a model that was found: by its config, and by the names of its tensors where files are here."""
+    tensors = None
+    if ref.path is not None and ref.has_weights:
+        tensors = tuple(tensor.name for tensor in read_headers(ref.path).tensors)
+    return expansion_support(ref.config, ref.name, tensors)
 
 
 def supported_layout(config: Mapping[str, Any], name: str, tensors: Iterable[str] | None = None) -> Layout:

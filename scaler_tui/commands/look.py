@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_count, format_hours, format_range, format_usd
 from scaler_tui import output
@@ -17,6 +19,7 @@ from scaler_tui.machines import machine_for
 if TYPE_CHECKING:
     from engine.advise.matrix import ApproachRow, Matrix
     from engine.advise.session import Session
+    from engine.expansion.support import ExpansionSupport
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -63,12 +66,15 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """A model's architecture."""
-    from engine.models.analyze import analyze
+    """A model's architecture, and what of it can grow."""
+    from engine.expansion.support import support_of
+    from engine.models.analyze import analyze_model
+    from engine.models.resolve import resolve_model
 
-    found = analyze(arguments.model, revision=arguments.revision)
+    ref = resolve_model(arguments.model, revision=arguments.revision)
+    found, growth = analyze_model(ref), support_of(ref)
     if arguments.json:
-        output.emit_json(found)
+        output.emit_json({**msgspec.to_builtins(found), "expansion": growth})
         return int(ExitCode.DONE)
     moe = found.moe
     lines = [
@@ -84,11 +90,26 @@ def inspect(arguments: argparse.Namespace) -> int:
         lines.append(
             ("Experts", f"{moe.experts}, {moe.experts_per_token} per token, FFN {moe.expert_intermediate_size:,}")
         )
+    lines += _growth_lines(growth)
     for label, text in lines:
         output.say(f"{label:<11} {text}")
     for text in found.notes:
         output.say(f"{'Note':<11} {text}")
     return int(ExitCode.DONE)
+
+
+def _growth_lines(growth: ExpansionSupport) -> list[tuple[str, str]]:
+    """What can grow, axis by axis, or the one reason why nothing can."""
+    from engine.expansion.support import AXES
+
+    if growth.refused:
+        return [("Growth", f"not possible: {growth.refused}")]
+    lines = []
+    for axis in AXES:
+        found = getattr(growth, axis)
+        words = f"{'exact' if found.exact else 'not exact'}; {found.constraint}" if found.supported else found.reason
+        lines.append(("" if lines else "Growth", f"{axis}: {words}"))
+    return lines
 
 
 def answered_session(arguments: argparse.Namespace) -> Session:
