@@ -91,7 +91,7 @@ def verdict(certificate: Certificate) -> Finding:
     if not proof.passed:
         return Finding("Refused", grown, proof.reason or "the proof failed", "bad")
     if proof.exact_claimed:
-        worst = proof.float32.max_rel_logit_diff if proof.float32 else math.nan
+        worst = judged.max_rel_logit_diff if (judged := judged_drift(proof)) else math.nan
         return Finding(
             "The same function",
             grown,
@@ -103,6 +103,11 @@ def verdict(certificate: Certificate) -> Finding:
     return Finding("Not the same function, and none was promised", grown, change, "warn")
 
 
+def judged_drift(proof: Proof) -> Drift | None:
+    """The difference that decides about exactness: with unrounded values where storing them had to round."""
+    return proof.arithmetic or proof.float32
+
+
 def findings(certificate: Certificate) -> tuple[Finding, ...]:
     """Every figure of the proof, most important first; empty where nothing was proven."""
     proof = certificate.proof
@@ -112,9 +117,13 @@ def findings(certificate: Certificate) -> tuple[Finding, ...]:
 
 
 def _drift(proof: Proof) -> Iterator[Finding]:
-    drift = proof.float32
+    drift = judged_drift(proof)
     if drift is not None:
         yield _largest(drift, proof)
+        if proof.arithmetic is not None and proof.float32 is not None:
+            stored = proof.float32
+            meaning = f"{figure(stored.max_rel_logit_diff)} of their range: rounding to the stored type, which has no "
+            yield Finding("as stored", figure(stored.max_abs_logit_diff), meaning + "more digits")
         yield Finding("mean difference", figure(drift.mean_abs_logit_diff), "over all logits, in float32")
         yield Finding("KL divergence", figure(drift.mean_kl), "nats per token, source against grown")
         same = drift.top1_agreement
@@ -182,7 +191,7 @@ def noises(proof: Proof | None) -> tuple[Noise, ...]:
     if proof is None:
         return ()
     rows = (
-        ("grown, float32", proof.float32, "what growing changed"),
+        ("grown, float32", judged_drift(proof), "what growing changed"),
         ("source, bfloat16", proof.bfloat16_source, "the source's own rounding noise"),
         ("grown, bfloat16", proof.bfloat16, "the grown model as it is used"),
     )
@@ -208,7 +217,10 @@ def provenance(certificate: Certificate) -> tuple[Provenance, ...]:
     axes: dict[str, list[str]] = {}
     for axis, operator in certificate.operators.items():
         axes.setdefault(operator, []).append(axis)
-    order = [*[name for name in axes if name in tensors], *sorted(name for name in tensors if name and name not in axes)]
+    order = [
+        *[name for name in axes if name in tensors],
+        *sorted(name for name in tensors if name and name not in axes),
+    ]
     if "" in tensors:
         order.append("")
     return tuple(Provenance(name, ", ".join(axes.get(name, [])), tensors[name], parameters[name]) for name in order)

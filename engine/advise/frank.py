@@ -1,4 +1,4 @@
-"""Frank words before an expansion: research status, hardware, data, time, and what a pretrained model would give instead.
+"""Frank words before an expansion: research, hardware, data, time, and what a pretrained model would give instead.
 
 Owns filling this plan's figures into the texts of `profiles/approaches.toml`. Must not know who shows them or when they
 were agreed to.
@@ -55,4 +55,6 @@ def _memory(row: ApproachRow) -> str:
 
 def _larger(row: ApproachRow) -> str:
     name = row.settings.partition(",")[0]
-    return name if row.settings and not name.startswith("micro") else f"a pretrained {format_count(row.final_parameters)}"
+    return (
+        name if row.settings and not name.startswith("micro") else f"a pretrained {format_count(row.final_parameters)}"
+    )

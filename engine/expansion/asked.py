@@ -10,9 +10,9 @@ from engine.errors import EngineError
 from engine.expansion.checks import Wish, plan_for
 from engine.expansion.costs import TrainingQuestion
 from engine.expansion.grown import config_of
-from engine.expansion.layouts import layout_for
 from engine.expansion.planner import PlanChoice, Source, choice_of, parse_target, plans_for
 from engine.expansion.sizes import dominant_dtype, stored_inventory
+from engine.expansion.support import supported_layout
 from engine.jobs.spec_growth import SIZES, ExpansionSection, StageSection
 from engine.models.architecture import Architecture
 from engine.models.headers import read_headers
@@ -22,13 +22,13 @@ from engine.models.source import ModelRef
 def source_of(ref: ModelRef, architecture: Architecture | None = None) -> Source:
     """A model as planning sees it: exact where its files are here, else from its config, else from its known shape.
 
-    Raises EngineError `expansion.family`, `expansion.trait`, `safetensors.*`.
+    Raises EngineError `expansion.family`, `.trait`, `.tensor`, `.quantised`, `safetensors.*`.
     """
     config = dict(ref.config) or (config_of(architecture) if architecture is not None else {})
-    layout = layout_for(config, ref.name)
     if ref.path is None or not ref.has_weights:
-        return Source.of(layout, config)
+        return Source.of(supported_layout(config, ref.name), config)
     headers = read_headers(ref.path)
+    layout = supported_layout(config, ref.name, (tensor.name for tensor in headers.tensors))
     shapes = {tensor.name: tensor.shape for tensor in headers.tensors}
     stored = dominant_dtype((tensor.dtype, tensor.data_bytes) for tensor in headers.tensors)
     return Source.of(layout, config, stored_inventory(layout, shapes), stored)
@@ -82,10 +82,6 @@ def pick(choices: tuple[PlanChoice, ...], name: str = "") -> PlanChoice:
     )
 
 
-def plan_of_section(
-    source: Source, section: ExpansionSection, question: TrainingQuestion | None = None
-) -> PlanChoice:
+def plan_of_section(source: Source, section: ExpansionSection, question: TrainingQuestion | None = None) -> PlanChoice:
     """The plan that an `[expansion]` section asks for. Raises EngineError `expansion.*`."""
     return pick(choices_for(source, wish_of(section), section.to, question))
-
-

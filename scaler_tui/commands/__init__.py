@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from scaler_tui.commands import cards, estimate, look, prices, scores, work
+from scaler_tui.commands import cards, estimate, expand, look, prices, scores, work
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": look.doctor,
@@ -13,6 +13,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "matrix": look.matrix,
     "plan": look.plan,
     "estimate": estimate.estimate,
+    "expand": expand.expand,
     "prices": prices.prices,
     "scores": scores.scores,
     "data": look.data_check,

@@ -140,9 +140,7 @@ class ProofScreen(Screen[None]):
             return
         unicode = self.unicode
         width = max(self.query_one("#card").scrollable_content_region.width - 2, 30)
-        self.query_one("#card-headline", FixedText).show(
-            proof_lines.headline(certificate, width - 2, unicode=unicode)
-        )
+        self.query_one("#card-headline", FixedText).show(proof_lines.headline(certificate, width - 2, unicode=unicode))
         found = proof_text.findings(certificate)
         self._fill("findings", proof_lines.finding_lines(found, width, unicode=unicode))
         self._fill("noise", proof_lines.noise_bars(certificate, width, unicode=unicode))

@@ -87,7 +87,8 @@ def noise_bars(certificate: Certificate, width: int, *, unicode: bool) -> Conten
         lines.append(
             Content.assemble(toned(f"{row.name:<{names}}", "quiet"), "  ", toned(before, tone), after, figure, remark)
         )
-    scale = f"Shares of the logits' range on a logarithmic scale, 1e-09 to 1; {tick} is the limit {proof_text.EXACT_LIMIT:.0e}."
+    limit_text = f"{tick} is the limit {proof_text.EXACT_LIMIT:.0e}"
+    scale = f"Shares of the logits' range on a logarithmic scale, 1e-09 to 1; {limit_text}."
     lines += [toned(text, "quiet") for text in textwrap.wrap(scale, max(width, 20))]
     return Content("\n").join(lines)
 
@@ -125,7 +126,9 @@ def file_lines(certificate: Certificate, folder: str, width: int) -> Content:
     for file, size in zip(certificate.files, sizes, strict=True):
         name = clip(file.name, names)
         lines.append(
-            Content.assemble(f"  {name:<{names}}  {size:>{cells}}  ", toned(f"sha256 {file.sha256[:HASH_CELLS]}", "quiet"))
+            Content.assemble(
+                f"  {name:<{names}}  {size:>{cells}}  ", toned(f"sha256 {file.sha256[:HASH_CELLS]}", "quiet")
+            )
         )
     lines.append(toned(proof_text.work_line(certificate), "quiet"))
     return Content("\n").join(lines)

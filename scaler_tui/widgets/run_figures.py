@@ -183,8 +183,11 @@ def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tup
             ("task", f"{spec.task.value}{base}"),
             ("model", spec.model.source + (f" at {spec.model.revision}" if spec.model.revision else "")),
             ("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row"),
-            *([("adapter", f"rank {spec.adapter.rank}, alpha {spec.adapter.alpha:g}, on {targets}")]
-              if spec.task.trains_adapter else growth_lines(spec)),
+            *(
+                [("adapter", f"rank {spec.adapter.rank}, alpha {spec.adapter.alpha:g}, on {targets}")]
+                if spec.task.trains_adapter
+                else growth_lines(spec)
+            ),
             ("batch", f"{batch} rows a step, rate {spec.training.learning_rate:g}, {spec.training.schedule.value}"),
         ]
     if state.stage_count:

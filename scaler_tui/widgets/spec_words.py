@@ -16,7 +16,7 @@ def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
     """(label, words) of what will be done."""
     if not spec.task.trains_adapter:
         return [*growth_lines(spec), *_model_lines(spec)]
-    data, adapter = spec.data, spec.adapter
+    adapter = spec.adapter
     extras = (", rsLoRA" if adapter.rslora else "") + (", DoRA" if adapter.dora else "")
     base = "unquantised"
     if spec.quantization_kind != "none":
