@@ -92,7 +92,8 @@ def matrix_dtype(headers: Headers) -> str:
     """How a checkpoint stores most of its numbers, as safetensors calls it."""
     totals: dict[str, int] = {}
     for tensor in headers.tensors:
-        totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.elements
+        if tensor.dtype.startswith(("F", "BF")):  # stored masks of small models outnumber their weights
+            totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.elements
     return max(totals, key=lambda dtype: totals[dtype]) if totals else "F32"
 
 

@@ -42,7 +42,7 @@ FOLLOWING: Keys = {**GPT_KEYS, "kv_heads": GPT_KEYS["heads"]}
 
 
 def _traits(reader: ConfigReader, **more: Any) -> Traits:
-    settings = {
+    settings: dict[str, Any] = {
         "norm": "layernorm",
         "placement": "pre",
         "tied": reader.flag("tie_word_embeddings"),

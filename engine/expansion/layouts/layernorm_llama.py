@@ -59,7 +59,7 @@ class Biases:
 
 
 def _traits(reader: ConfigReader, placement: str, biases: Biases, **more: Any) -> Traits:
-    settings = {"norm": "layernorm", "placement": placement, "tied": reader.flag("tie_word_embeddings")}
+    settings: dict[str, Any] = {"norm": "layernorm", "placement": placement, "tied": reader.flag("tie_word_embeddings")}
     return Traits(**(settings | {"biases": biases.names} | more))
 
 

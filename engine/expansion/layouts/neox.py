@@ -57,7 +57,7 @@ def _block(layer: str, attention: str, *, bias: bool = True) -> tuple[Rule, ...]
 
 
 def _traits(reader: ConfigReader, *, parallel: bool = False, bias: bool = True, **more: Any) -> Traits:
-    settings = {
+    settings: dict[str, Any] = {
         "norm": "layernorm",
         "placement": "parallel" if parallel else "pre",
         "tied": reader.flag("tie_word_embeddings"),

@@ -22,7 +22,7 @@ from engine.models.config import ConfigReader
 
 
 def _traits(reader: ConfigReader, *, bias: bool = True, **more: Any) -> Traits:
-    settings = {
+    settings: dict[str, Any] = {
         "norm": "layernorm",
         "placement": "pre",
         "tied": reader.flag("tie_word_embeddings", default=True),
