@@ -8,7 +8,7 @@ and a compact key that no longer describes them is corrected or dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.errors import EngineError
@@ -18,6 +18,7 @@ from engine.expansion.plan import ExpansionPlan
 SLIDING = "sliding_attention"
 INDEX_KEYS = ("mlp_only_layers", "first_k_dense_replace", "decoder_sparse_step", "moe_layer_freq")
 """Hold layer numbers or a rule over them, and are not lists with one entry per layer."""
+_STARTS = ("moe_layer_start_index",)
 _DENSE_BY_DEFAULT = {"flint": (0, 1)}
 """`mlp_only_layers` of families whose class fills in more than none."""
 _NUMBERED = re.compile(r"\b(layers|h|blocks)\.[\d\[(]")
@@ -48,16 +49,32 @@ def splice_layers(tree: dict[str, Any], layout: Layout, plan: ExpansionPlan) -> 
     _correct_compact(tree, order, count)
 
 
-def mixture_layers(tree: dict[str, Any], layers: int) -> list[bool]:
-    """Which of `layers` layers are mixtures by the config's index rules; all of them where it has none."""
-    step = _integer(tree.get("decoder_sparse_step"), 1)
-    dense = set(tree.get("mlp_only_layers") or ())
-    first = _integer(tree.get("first_k_dense_replace"), 0)
+def mixture_layers(tree: Mapping[str, Any], layout: Layout) -> list[bool]:
+    """Which layers are mixtures, by a list of kinds or by the config's index rules; all of them where it has none."""
+    layers = layout.dims.layers
+    kinds = layout.per_layer.get("mlp_layer_types")
+    if kinds:
+        return [kind != "dense" for kind in kinds]
+    step = _integer(tree.get("decoder_sparse_step"), _integer(tree.get("moe_layer_interval"), 1))
+    dense = _dense_layers(tree, layout)
+    first = max(_integer(tree.get(key), 0) for key in ("first_k_dense_replace", "num_dense_layers", *_STARTS))
+    last = _integer(tree.get("moe_layer_end_index"), -1)
     frequency = _integer(tree.get("moe_layer_freq"), 1)
     return [
-        i not in dense and bool(step) and (i + 1) % step == 0 and i >= first and bool(frequency) and i % frequency == 0
+        i not in dense
+        and step > 0
+        and (i + 1) % step == 0
+        and first <= i <= (last if last >= 0 else layers)
+        and frequency > 0
+        and i % frequency == 0
         for i in range(layers)
     ]
+
+
+def _dense_layers(tree: Mapping[str, Any], layout: Layout) -> tuple[int, ...]:
+    """`mlp_only_layers`, or what the family's class takes for it."""
+    listed = tree.get("mlp_only_layers")
+    return _DENSE_BY_DEFAULT.get(layout.family, ()) if listed is None else tuple(listed)
 
 
 def _integer(value: object, default: int) -> int:
@@ -78,13 +95,11 @@ def _splice_unlisted(tree: dict[str, Any], layout: Layout, order: list[int], cou
 
 def _splice_sparse_steps(tree: dict[str, Any], layout: Layout, order: list[int], count: int) -> None:
     """Qwen's rule: every `decoder_sparse_step`-th layer but `mlp_only_layers` is a mixture."""
-    listed = tree.get("mlp_only_layers")
-    if listed is None:
-        listed = _DENSE_BY_DEFAULT.get(layout.family)
-    if listed is None and "decoder_sparse_step" not in tree:
+    listed = _dense_layers(tree, layout)
+    if not listed and "mlp_only_layers" not in tree and "decoder_sparse_step" not in tree:
         return
     step = _integer(tree.get("decoder_sparse_step"), 1)
-    before = [i not in (listed or ()) and bool(step) and (i + 1) % step == 0 for i in range(count)]
+    before = [i not in listed and bool(step) and (i + 1) % step == 0 for i in range(count)]
     after = [before[base] for base in order]
     if step <= 1 or any(sparse and (i + 1) % step for i, sparse in enumerate(after)):
         step = 1 if any(after) else step

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from engine.expansion.axes import Axis, Dim, Dims, Fused
+from engine.expansion.axes import Axis, Dim, Dims, Fused, Role
 from engine.expansion.config_layers import mixture_layers
 from engine.expansion.layout import Layout, Rule
 from engine.expansion.plan import ExpansionPlan
@@ -108,7 +108,7 @@ def stored_inventory(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> I
 def config_inventory(layout: Layout, config: Mapping[str, Any]) -> Inventory:
     """What a checkpoint with this config holds, when no file can be looked at."""
     dims = layout.dims
-    sparse = frozenset(i for i, mixed in enumerate(mixture_layers(dict(config), dims.layers)) if mixed)
+    sparse = frozenset(i for i, mixed in enumerate(mixture_layers(config, layout)) if mixed)
     every = frozenset(range(dims.layers))
     holdings = []
     for rule in layout.rules:
@@ -148,17 +148,19 @@ def _fixed(axis: Axis | Fused, dims: Dims, config: Mapping[str, Any], rule: Rule
     """Entries of an axis that growth does not touch, as far as a config says."""
     if isinstance(axis, Fused) or axis.dim is not Dim.FIXED:
         return dims.vocab
-    if "shared_expert_gate" in rule.pattern:
+    if any(name in rule.pattern for name in ("shared_expert_gate", "act_fn", "correction_bias")):
         return 1
-    if rule.role == "positions":
+    if rule.role is Role.POSITIONS:
         return _positions(config)
     return dims.head_dim
 
 
 def _positions(config: Mapping[str, Any]) -> int:
-    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
+    """Rows of a learned position table; two families keep rows for padding before the first position."""
+    offset = 2 if config.get("model_type") in ("opt", "biogpt") else 0
+    for key in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
         if isinstance(config.get(key), int):
-            return int(config[key])
+            return int(config[key]) + offset
     return 0
 
 
