@@ -17,6 +17,7 @@ from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes
 
 if TYPE_CHECKING:
+    from engine.advise.spec_growth import SpecGrowth
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
     from engine.models.architecture import Architecture
@@ -41,6 +42,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     """Hold `spec` against this machine. Files named in it are relative to `base`. Raises EngineError; with code 4
     and the ways out when it does not fit, unless `force`."""
     from engine.advise.refusal import refusal_of
+    from engine.advise.spec_growth import growth_of
     from engine.advise.spec_plan import appraise_spec, load_of_spec, prediction_of
     from engine.data.load import survey
     from engine.data.shape import data_shape
@@ -54,13 +56,17 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     spec = with_absolute_paths(spec, base.absolute())
     ref = _model_files(spec)
     assert ref.path is not None
-    report = survey(spec.data, ref.path)
     architecture, machine = analyze_model(ref), detect()
+    growth = growth_of(spec, ref, architecture)
     _require_libraries(spec, machine)
+    if growth is not None and not spec.needs_data:
+        return _only_growth(spec, ref, growth)
+    report = survey(spec.data, ref.path)
     notes = [*ref.notes, *(f"Data: {warning}" for warning in report.warnings)]
+    notes += [f"Growth: {warning}" for warning in growth.warnings] if growth else []
     shape = data_shape(report, batch_size=spec.training.batch_size, base_text=spec.data.base_text)
     load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=True, data=shape)
-    found = appraise_spec(spec, architecture, machine, load, trained_share=report.train.trained_share)
+    found = appraise_spec(spec, architecture, machine, load, trained_share=report.train.trained_share, growth=growth)
     refusal = ""
     if found.verdict is Verdict.NO:
         error = refusal_of(found, "fit.no", spec_keys=True)
@@ -74,6 +80,12 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
         notes.append(_download_note(ref, architecture, machine))
     spec = msgspec.structs.replace(spec, prediction=prediction_of(found))
     return Checked(spec, tuple(notes), refusal, max(round(found.disk.likely), 1))
+
+
+def _only_growth(spec: JobSpec, ref: ModelRef, growth: SpecGrowth) -> Checked:
+    """A job that trains nothing: it needs the model's weights, and disk for the larger one."""
+    notes = [*ref.notes, *(f"Growth: {warning}" for warning in growth.warnings)]
+    return Checked(spec, tuple(notes), "", max(round(growth.written_bytes), 1))
 
 
 def _with_force(error: EngineError) -> EngineError:

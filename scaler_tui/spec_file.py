@@ -74,4 +74,7 @@ def relative_to(spec: JobSpec, folder: Path) -> JobSpec:
         data=msgspec.structs.replace(
             data, train=moved(data.train), heldout=moved(data.heldout), base_text=moved(data.base_text)
         ),
+        expansion=msgspec.structs.replace(
+            spec.expansion, proof_text=moved(spec.expansion.proof_text), out=moved(spec.expansion.out)
+        ),
     )

@@ -45,10 +45,13 @@ def tokens_of_file(size_bytes: float) -> tuple[float, float, float]:
     return low, likely, high
 
 
-def run_tokens(plan: Plan, answers: Answers) -> tuple[float, float, float]:
-    """All tokens of the run: data x epochs, or what the approach needs where that is more than the data."""
+def run_tokens(plan: Plan, answers: Answers, *, own_data: bool = False) -> tuple[float, float, float]:
+    """All tokens of the run: data x epochs, or what the approach needs where that is more than the data.
+
+    `own_data`: only the data counts, which is what a run from here is trained on.
+    """
     low, likely, high = (tokens * plan.recipe.number("epochs") for tokens in data_tokens(answers))
-    if plan.approach.tokens:
+    if plan.approach.tokens and not own_data:
         need = plan.approach.tokens
         low, likely, high = max(low, need[0]), max(likely, need[1]), max(high, need[2])
     return low, likely, high
@@ -84,13 +87,13 @@ class Load:
     checkpoint_every: int = 0
 
 
-def load_of(plan: Plan, answers: Answers, machine: Machine) -> Load:
-    """The load of a planned approach under the answers."""
+def load_of(plan: Plan, answers: Answers, machine: Machine, *, own_data: bool = False) -> Load:
+    """The load of a planned approach under the answers; `own_data` as in `run_tokens`."""
     source = plan.work.teacher or (plan.base if plan.approach.model != "larger" else plan.final)
     base = plan.final if plan.approach.model == "larger" else plan.base
     rented = answers.rented or machine.price_usd_per_hour is not None
     cards = max(plan.work.shards, len(machine.gpus) if rented else 1)
-    tokens, epochs = run_tokens(plan, answers), plan.recipe.number("epochs")
+    tokens, epochs = run_tokens(plan, answers, own_data=own_data), plan.recipe.number("epochs")
     return Load(
         tokens=tokens,
         epochs=epochs,

@@ -57,7 +57,8 @@ class Approach(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Why the run button is off, in plain words; "" when it is on."""
         if self.runs:
             return ""
-        return f"This version plans {self.title.lower()} (memory, time, money) but does not carry it out yet."
+        words = f"This version plans {self.title.lower()} (memory, time, money) but does not carry it out yet."
+        return f"{words[:-1]}: it trains on one device." if self.shards else words
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ Owns rows, their words, and the JSON form. Must not know how it is drawn; never 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.advise.amounts import load_of
@@ -12,11 +13,12 @@ from engine.advise.answers import Answers
 from engine.advise.appraisal import appraise
 from engine.advise.approaches import Approach, TargetModel, load_approaches
 from engine.advise.fit import Plan, calibration_for, plan_of
+from engine.advise.grown import Grown
 from engine.advise.matrix import ApproachRow, Matrix
 from engine.advise.recommend import recommend
 from engine.estimate.calibration import Calibration
-from engine.estimate.estimate import Estimate, Origin
-from engine.estimate.workload import Loss
+from engine.estimate.estimate import Estimate, Origin, Verdict
+from engine.estimate.workload import Loss, Method
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
 
@@ -24,10 +26,18 @@ NO_GPU_BYTES = Estimate(0.0, 0.0, 0.0, "bytes", Origin.FORMULA)
 """VRAM on a machine without a GPU: the need is in RAM."""
 
 
-def build_matrix(architecture: Architecture, machine: Machine, answers: Answers) -> Matrix:
-    """One row per approach, and the recommendation. Raises EngineError only for impossible answers."""
-    calibration = calibration_for(machine)
-    rows = tuple(_row(approach, architecture, machine, answers, calibration) for approach in load_approaches())
+def build_matrix(
+    architecture: Architecture, machine: Machine, answers: Answers, grown: Mapping[str, Grown] | None = None
+) -> Matrix:
+    """One row per approach, and the recommendation. Raises EngineError only for impossible answers.
+
+    `grown`: the plans that were chosen for expansions; their rows are about them.
+    """
+    calibration, chosen = calibration_for(machine), grown or {}
+    rows = tuple(
+        _row(approach, architecture, machine, answers, calibration, chosen.get(approach.id))
+        for approach in load_approaches()
+    )
     advice = recommend(rows, answers)
     return Matrix(
         model=architecture.name,
@@ -92,8 +102,9 @@ def _row(
     machine: Machine,
     answers: Answers,
     calibration: Calibration | None,
+    grown: Grown | None,
 ) -> ApproachRow:
-    plan = plan_of(approach, architecture, machine, answers, calibration)
+    plan = plan_of(approach, architecture, machine, answers, calibration, grown)
     found = appraise(plan, machine, load_of(plan, answers, machine))
     larger_model = approach.model is TargetModel.LARGER
     return ApproachRow(
@@ -111,12 +122,18 @@ def _row(
         cost_usd=found.cost_usd,
         performance=approach.performance,
         reason=approach.reason,
-        runnable=approach.runs,
-        not_runnable_reason=approach.not_runnable_reason,
+        runnable=runs_here(approach, plan, found.verdict),
+        not_runnable_reason="" if runs_here(approach, plan, found.verdict) else approach.not_runnable_reason,
         settings=settings_words(plan),
         limiting=found.limiting,
         appraisal=found,
     )
+
+
+def runs_here(approach: Approach, plan: Plan, verdict: Verdict) -> bool:
+    """Whether this version carries it out: growth planned for a cluster does run where one device is enough."""
+    on_one_device = approach.model is TargetModel.WIDER and plan.work.shards == 1
+    return approach.runs or (on_one_device and verdict is not Verdict.NO)
 
 
 def settings_words(plan: Plan) -> str:
@@ -124,9 +141,9 @@ def settings_words(plan: Plan) -> str:
     work = plan.work
     words = [] if plan.approach.model is TargetModel.SAME else [work.architecture.name]
     words.append(f"micro-batch {work.batch} x {work.sequence:,} tokens")
-    if plan.approach.method == "adapter":
+    if work.method is Method.ADAPTER:
         words.append(f"rank {work.rank}")
-    elif plan.approach.method == "new blocks":
+    elif work.method is Method.NEW_BLOCKS:
         words.append(f"{work.trained_layers} new of {work.architecture.layers} layers learn")
     else:
         words.append(f"every parameter learns, {work.optimizer.value}")

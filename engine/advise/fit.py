@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from engine.advise.answers import Answers
 from engine.advise.approaches import Approach, TargetModel
 from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
+from engine.advise.grown import Grown
 from engine.advise.recipes import Recipe, choose_recipe
 from engine.advise.targets import deeper, larger, wider
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Verdict
 from engine.estimate.memory import estimate_memory, memory_bounds
-from engine.estimate.workload import ALL_LINEAR, DeviceKind, Loss, Method, Packing4Bit, Workload
+from engine.estimate.workload import ALL_LINEAR, DeviceKind, Loss, Method, OptimizerKind, Packing4Bit, Workload
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
 
@@ -47,12 +48,18 @@ def plan_of(
     machine: Machine,
     answers: Answers,
     calibration: Calibration | None = None,
+    grown: Grown | None = None,
 ) -> Plan:
-    """The gentlest settings of `approach` that fit; when nothing fits, the smallest job and its size."""
+    """The gentlest settings of `approach` that fit; when nothing fits, the smallest job and its size.
+
+    `grown` is the plan that was chosen for an expansion; without it a shape of about that size stands in.
+    """
     recipe = choose_recipe(answers, machine, architecture)
     devices = equal_devices(machine) if approach.shards else single_device(machine)
-    final = final_architecture(approach, architecture, answers)
+    final = grown.architecture if grown else final_architecture(approach, architecture, answers)
     first = _first_choice(approach, architecture, final, devices, recipe, answers)
+    if grown:
+        first = replace(first, method=grown.method, trained_layers=grown.added_layers)
     effective = recipe.whole("effective_batch")
     work, bounds = shrink_to_fit(first, devices.free_bytes, effective, calibration)
     return Plan(approach, architecture, final, work, devices, recipe, bounds, calibration)
@@ -140,7 +147,7 @@ def _first_choice(
         checkpointing=recipe.flag("gradient_checkpointing") or long_rows,
         masked=recipe.flag("packing") and not long_rows,
         accumulation=max(effective // batch, 1),
-        optimizer=approach.optimizer,
+        optimizer=OptimizerKind.ADAMW if devices.on_cpu and not adapter else approach.optimizer,
         loss=Loss.CHUNKED if approach.longer else Loss.FULL,
         trained_layers=final.layers - base.layers,
         compute_bytes=compute_bytes(devices),

@@ -14,14 +14,16 @@ from engine.advise.amounts import data_tokens, device_of, load_of
 from engine.advise.answers import Answers
 from engine.advise.appraisal import appraise
 from engine.advise.approaches import TargetModel, find_approach
+from engine.advise.compare import runs_here
 from engine.advise.fit import INSTALL_BITSANDBYTES, Plan, calibration_for, missing_library, plan_of
+from engine.advise.grown import Grown, expansion_section
 from engine.advise.recipes import Recipe
 from engine.advise.refusal import refusal_of
-from engine.advise.spec_plan import predict, workload_of
+from engine.advise.spec_plan import predict, prediction_of, workload_of
 from engine.errors import EngineError
 from engine.estimate.cost import Tariff, hourly_rent
 from engine.estimate.estimate import Verdict
-from engine.estimate.workload import Workload
+from engine.estimate.workload import OptimizerKind, Workload
 from engine.hardware.machine import Machine
 from engine.jobs.spec import (
     AdapterSection,
@@ -40,8 +42,20 @@ from engine.jobs.spec import (
 from engine.models.architecture import Architecture
 from engine.models.model_profiles import find_model_profile
 
-__all__ = ["JobWish", "build_spec", "draft_spec", "predict", "workload_of"]
+__all__ = ["JobWish", "build_spec", "draft_spec", "grown_spec", "predict", "workload_of"]
 
+FULL_RATE = 0.1
+"""Of an adapter's learning rate, for whole weights. Source: QLoRA and LoRA papers, adapters want about ten times it."""
+NEW_RATE = 0.4
+"""Of an adapter's learning rate, for parameters that growth added: more than old ones, they know nothing yet."""
+NEW_WARMUP = 0.1
+"""Share of the steps in which new parameters warm up, as after a restart (SPARKLING, arXiv 2602.02472)."""
+_OPTIMIZERS = {
+    OptimizerKind.ADAMW: Optimizer.ADAMW,
+    OptimizerKind.ADAMW_8BIT: Optimizer.ADAMW_8BIT,
+    OptimizerKind.PAGED_ADAMW_8BIT: Optimizer.PAGED_ADAMW_8BIT,
+    OptimizerKind.ADAMW_MIXED: Optimizer.ADAMW,
+}
 PACKED_FILL = 0.92
 """How full packed sequences are on short rows."""
 
@@ -54,6 +68,8 @@ class JobWish:
     name: str = ""
     force: bool = False
     """Make the spec although the estimate says it does not fit."""
+    grown: Grown | None = None
+    """The plan chosen for an expansion; needed by approaches that grow."""
 
 
 def build_spec(
@@ -64,18 +80,24 @@ def build_spec(
     Raises EngineError `plan.does_not_fit` (exit code 4) with the cheapest fixes, or `approach.*` when it cannot run.
     """
     chosen, wish = find_approach(approach), wish or JobWish()
-    if not chosen.runs:
+    plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), wish.grown)
+    found = appraise(plan, machine, load_of(plan, answers, machine, own_data=True))
+    if not runs_here(chosen, plan, found.verdict):
         raise EngineError(
             "approach.not_runnable",
             chosen.not_runnable_reason,
             next_step="Choose QLoRA, LoRA, LoRA with a large rank, or a larger model with QLoRA.",
         )
-    plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine))
+    if chosen.model in (TargetModel.DEEPER, TargetModel.WIDER) and wish.grown is None:
+        raise EngineError(
+            "plan.no_growth",
+            f"{chosen.title} needs a plan of how to grow.",
+            next_step="Choose one of the plans; scaler-wizard expand MODEL --dry-run shows them.",
+        )
     if missing := missing_library(plan, machine):
         raise EngineError(
             "plan.library", f"{chosen.title} cannot run here.", cause=missing, next_step=INSTALL_BITSANDBYTES
         )
-    found = appraise(plan, machine, load_of(plan, answers, machine))
     if found.verdict is Verdict.NO and not wish.force:
         raise refusal_of(found, "plan.does_not_fit")
     train = wish.train or answers.text("data")
@@ -87,6 +109,9 @@ def build_spec(
         )
     spec = draft_spec(plan, answers, machine, train=train, name=wish.name)
     tokens = data_tokens(answers if train == answers.text("data") else answers.with_values(data=train))
+    if wish.grown is not None:
+        spec = grown_spec(spec, plan, wish.grown)
+        return msgspec.structs.replace(spec, prediction=prediction_of(found))
     return msgspec.structs.replace(spec, prediction=predict(spec, plan.final, machine, tokens_per_epoch=tokens))
 
 
@@ -121,6 +146,28 @@ def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, na
         checkpoint=CheckpointSection(every_steps=min(max(steps // 6, 10), 500)),
         output=OutputSection(merge=answers.text("output") == "merged"),
         cost=_cost(plan, answers, machine),
+    )
+
+
+def grown_spec(spec: JobSpec, plan: Plan, grown: Grown) -> JobSpec:
+    """The spec with its growth, and with rates for whole weights: old ones move a tenth as far as an adapter would."""
+    rate = spec.training.learning_rate
+    old, new = (rate * FULL_RATE, rate * NEW_RATE)
+    if grown.task in (Task.NEW_BLOCKS, Task.QLORA_GROWN):
+        old, new = new, 0.0
+    training = msgspec.structs.replace(
+        spec.training,
+        learning_rate=old,
+        new_learning_rate=new,
+        new_warmup_ratio=NEW_WARMUP if new else 0.0,
+        optimizer=_OPTIMIZERS[plan.work.optimizer],
+    )
+    return msgspec.structs.replace(
+        spec,
+        task=grown.task,
+        training=training,
+        expansion=expansion_section(grown.choice.plan),
+        output=msgspec.structs.replace(spec.output, merge=False),
     )
 
 

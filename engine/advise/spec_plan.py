@@ -15,6 +15,7 @@ from engine.advise.approaches import find_approach
 from engine.advise.devices import capability_of, compute_bytes, single_device, workspace_bytes
 from engine.advise.fit import Plan, calibration_for, estimate_memory_on, memory_bounds_on
 from engine.advise.recipes import choose_recipe
+from engine.advise.spec_growth import SpecGrowth
 from engine.estimate.calibration import Calibration
 from engine.estimate.cost import Tariff, machine_watts
 from engine.estimate.data_shape import NO_PADDING, PACKED_FILL, DataShape
@@ -38,19 +39,29 @@ _CAPPED_SCORES = ("gemma2",)
 """Families that cap attention scores: SDPA cannot, so the worker computes them eagerly."""
 
 
-def workload_of(spec: JobSpec, architecture: Architecture, machine: Machine, *, trained_share: float = 1.0) -> Workload:
+def workload_of(
+    spec: JobSpec,
+    architecture: Architecture,
+    machine: Machine,
+    *,
+    trained_share: float = 1.0,
+    growth: SpecGrowth | None = None,
+) -> Workload:
     """The spec as the worker carries it out on this machine. Raises EngineError `estimate.value`.
 
     Frozen weights stay in the compute type (no kbit preparation), adapters are fp32 under autocast, the head computes
-    `trained_share` of the positions, and packed or padded rows bring a block-diagonal mask.
+    `trained_share` of the positions, and packed or padded rows bring a block-diagonal mask. `growth` is what becomes of
+    `architecture` before whole weights are trained.
     """
     devices = single_device(machine)
-    packed = spec.quantization_kind != "none"
+    method = Method.ADAPTER if spec.task.trains_adapter else growth.method(spec.task) if growth else Method.FULL
+    packed = spec.quantization_kind != "none" and method is Method.ADAPTER
     packing = Packing4Bit.NF4_DOUBLE if spec.quantization.double else Packing4Bit.NF4
     width = {Dtype.AUTO: compute_bytes(devices), Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4}[spec.training.dtype]
     return Workload(
-        architecture=architecture,
-        method=Method.ADAPTER,
+        architecture=growth.architecture if growth else architecture,
+        method=method,
+        trained_layers=growth.new_layers if growth else 0,
         packing=packing if packed else Packing4Bit.NONE,
         batch=spec.training.batch_size,
         sequence=spec.data.max_length,
@@ -77,14 +88,26 @@ def attention_of(architecture: Architecture) -> Attention:
 
 
 def plan_of_spec(
-    spec: JobSpec, architecture: Architecture, machine: Machine, calibration: Calibration | None = None
+    spec: JobSpec,
+    architecture: Architecture,
+    machine: Machine,
+    calibration: Calibration | None = None,
+    growth: SpecGrowth | None = None,
 ) -> Plan:
     """The spec as a plan, so that its verdict and its ways out are the wizard's."""
-    approach = find_approach("lora" if spec.quantization_kind == "none" else "qlora")
-    work = workload_of(spec, architecture, machine)
+    work = workload_of(spec, architecture, machine, growth=growth)
+    approach = find_approach(_approach_of(spec, work.method))
     recipe = choose_recipe(answers_of({"model": spec.model.source}), machine, architecture)
     bounds = memory_bounds_on(work, calibration)
-    return Plan(approach, architecture, architecture, work, single_device(machine), recipe, bounds, calibration)
+    return Plan(approach, architecture, work.architecture, work, single_device(machine), recipe, bounds, calibration)
+
+
+def _approach_of(spec: JobSpec, method: Method) -> str:
+    if method is Method.NEW_BLOCKS:
+        return "block-expansion"
+    if method is Method.FULL:
+        return "partial-expansion"
+    return "lora" if spec.quantization_kind == "none" else "qlora"
 
 
 def load_of_spec(
@@ -108,7 +131,13 @@ def load_of_spec(
     price = spec.cost.usd_per_hour or machine.price_usd_per_hour or None
     return Load(
         tokens=(low, likely, high),
-        disk=DiskPlan(architecture, here, merged=spec.output.merge, checkpoints_kept=spec.checkpoint.keep),
+        disk=DiskPlan(
+            architecture,
+            here,
+            writes_grown_model=spec.grows,
+            merged=spec.output.merge,
+            checkpoints_kept=spec.checkpoint.keep,
+        ),
         tariff=Tariff(price is not None, price, spec.cost.usd_per_kwh or None, 1),
         steps=spec.training.max_steps,
         epochs=spec.training.epochs,
@@ -141,9 +170,10 @@ def appraise_spec(
     *,
     trained_share: float = 1.0,
     memory: Estimate | None = None,
+    growth: SpecGrowth | None = None,
 ) -> Appraisal:
     """The appraisal of a spec; `memory` replaces the formula's figure (dry run, probe)."""
-    plan = plan_of_spec(spec, architecture, machine, calibration_for(machine))
+    plan = plan_of_spec(spec, architecture, machine, calibration_for(machine), growth)
     return appraise(plan, machine, load, memory=memory or memory_with_share(plan, trained_share))
 
 

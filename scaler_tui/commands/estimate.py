@@ -79,6 +79,7 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) -> Job:
     from engine.advise.overrides import spec_with
+    from engine.advise.spec_growth import growth_of
     from engine.advise.spec_plan import appraise_spec, load_of_spec
     from engine.jobs.spec_toml import load_spec, with_absolute_paths
     from engine.models.analyze import analyze_model
@@ -97,8 +98,9 @@ def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) 
     shape = _data_shape(spec, ref)
     counted = shape if shape.heldout_tokens or shape.width else None
     load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=ref.has_weights, data=counted)
-    share = shape.trained_share
-    return Job(appraise_spec(spec, architecture, machine, load, trained_share=share), spec, ref, share)
+    share, growth = shape.trained_share, growth_of(spec, ref, architecture)
+    found = appraise_spec(spec, architecture, machine, load, trained_share=share, growth=growth)
+    return Job(found, spec, ref, share)
 
 
 def _data_shape(spec: JobSpec, ref: ModelRef) -> DataShape:

@@ -26,8 +26,8 @@ from engine.units import GIB
 
 ANSWERS = answers_of({"model": "llama-3.2-3b", "data_tokens": 2_000_000})
 CARDS = [machine(card(f"{gib} GB", gib)) for gib in (4, 6, 8, 12, 16, 24, 80)]
-RUNNABLE = ("qlora", "lora", "lora-large", "pretrained-larger")
-PLANNED = ("context", "block-expansion", "partial-expansion", "full-expansion", "distillation")
+RUNNABLE = ("qlora", "lora", "lora-large", "pretrained-larger", "block-expansion", "partial-expansion")
+PLANNED = ("context", "full-expansion", "distillation")
 figure = partial(Estimate, unit="bytes", origin=Origin.FORMULA)
 
 

@@ -119,7 +119,7 @@ def test_the_cheapest_card_is_in_time_and_nothing_cheaper_is(hours: float) -> No
 
 
 def test_several_cards_are_considered_where_the_job_shards() -> None:
-    counts = {offer.count for offer in offers(appraised("block-expansion", PLACES[0]))}
+    counts = {offer.count for offer in offers(appraised("full-expansion", PLACES[0]))}
     assert counts > {1}
 
 
