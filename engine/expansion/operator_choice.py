@@ -26,6 +26,8 @@ AXES = (
     LAYERS,
 )
 """Keys of a plan's operators, in the order they are shown."""
+_SPOKEN = {Dim.EXPERT_FFN.value: (Dim.FFN.value,), Dim.SHARED_FFN.value: (Dim.FFN.value,)}
+"""Axis -> other names it goes by: in a mixture, the feed-forward width that is asked for is an expert's."""
 
 
 def changed_axes(before: Dims, after: Dims) -> tuple[str, ...]:
@@ -53,7 +55,7 @@ def choose_operators(names: Sequence[str], changed: Iterable[str], *, upcycling:
         fitting = [
             (index, operator)
             for index, (only, operator) in enumerate(wishes)
-            if axis in operator.axes and only in ("", axis)
+            if axis in operator.axes and only in ("", axis, *_SPOKEN.get(axis, ()))
         ]
         fitting.sort(key=lambda item: wishes[item[0]][0] != axis)
         if fitting:

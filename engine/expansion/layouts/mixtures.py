@@ -176,7 +176,9 @@ def _olmoe(reader: ConfigReader) -> Layout:
     rules = (*router("mlp.gate"), *each_expert("mlp.experts"))
     mixture = read_mixture(reader, mixture_keys(), rules, renormalised=reader.flag("norm_topk_prob"))
     style = uniform_bias(reader, qk_norm="full")
-    return pre_norm(reader, Block("olmoe", attention=style, mlp=None, mixture=mixture, epsilon=1e-5))
+    # its QK-norms are as wide as hidden, whatever head_dim says
+    block = Block("olmoe", attention=style, mlp=None, mixture=mixture, epsilon=1e-5, derived_head_dim=True)
+    return pre_norm(reader, block)
 
 
 @family(
