@@ -70,7 +70,7 @@ def plan_for(layout: Layout, wish: Wish, config: Mapping[str, Any] | None = None
     _check_numbers(wish)
     refuse_unknown_keys(config or {}, layout, f"This {layout.family} model")
     replicates = wished_for(wish.operators, Dim.KEY_VALUE.value) == "replicate"
-    rules = Rules.of(layout, config or {}, replicates=replicates)
+    rules = Rules(layout, replicates)
     after, notes = _completed(layout, wish, rules)
     _check_shape(layout, rules, wish, after)
     upcycling = layout.dims.experts == 0 and after.experts > 0

@@ -155,7 +155,7 @@ def plans_for(
     when no size of the family can grow, and what `plan_for` raises for operators that fit none of the plans.
     """
     base = wish or Wish()
-    space = search.Space(source.inventory, Rules.of(source.layout, source.config))
+    space = search.Space(source.inventory, Rules(source.layout))
     choices: list[PlanChoice] = []
     failures: list[EngineError] = []
     for name, dims in shapes_for(space, target_parameters).items():

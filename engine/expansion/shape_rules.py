@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from engine.expansion.axes import Dim, Dims
 from engine.expansion.layout import Layout
@@ -33,13 +32,6 @@ class Rules:
     layout: Layout
     replicates: bool = False
     """Key/value heads are replicated: their groups become smaller."""
-    rotary_pairs: int = 0
-    """Length of Phi-3's long-context factor lists, which its config class checks against hidden / heads; 0: none."""
-
-    @classmethod
-    def of(cls, layout: Layout, config: Mapping[str, Any], *, replicates: bool = False) -> Rules:
-        """The rules for a checkpoint with this config."""
-        return cls(layout, replicates, _factor_pairs(config) if layout.family == "phi3" else 0)
 
     def problem(self, after: Dims) -> str:
         """Why the shape cannot be, as a sentence; "" when it can."""
@@ -86,13 +78,6 @@ class Rules:
             )
         if traits.heads_divide_hidden and after.heads and after.hidden % after.heads:
             return f"transformers refuses hidden {after.hidden:,} with {after.heads} heads: it is no multiple."
-        if self.rotary_pairs:
-            rotated = int(after.hidden // after.heads * traits.partial_rotary)
-            if rotated // 2 != self.rotary_pairs:
-                return (
-                    f"Its long-context factors have {self.rotary_pairs} entries, and transformers wants as many as "
-                    f"half of hidden / heads, which would be {rotated // 2}."
-                )
         return ""
 
     def nearest(self, wanted: Dims, field: str) -> tuple[int, ...]:
@@ -116,15 +101,6 @@ def _words(field: str) -> str:
     return {"ffn": "The feed-forward width", "kv_heads": "The number of key/value heads", "hidden": "Hidden"}.get(
         field, f"The number of {field}"
     )
-
-
-def _factor_pairs(config: Mapping[str, Any]) -> int:
-    for key in ("rope_parameters", "rope_scaling"):
-        section = config.get(key)
-        factors = section.get("short_factor") if isinstance(section, Mapping) else None
-        if isinstance(factors, list):
-            return len(factors)
-    return 0
 
 
 def unsupported_axis(layout: Layout, after: Dims) -> tuple[str, str]:
