@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("startup", "display", "training")
+NAMES = ("startup", "display", "training", "growth")
 TABLES = ("brief",)
 """Not measured, so not among "all"."""
 
