@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,8 @@ def windows(encoder: Any, chats: Iterator[Any]) -> Iterator[tuple[list[int], lis
         answers += encoded.is_answer
         while len(ids) > WINDOW:
             cut, said = ids[: WINDOW + 1], answers[: WINDOW + 1]
-            yield (
-                cut[:-1],
-                [token if is_answer else IGNORED for token, is_answer in zip(cut[1:], said[1:], strict=True)],
-            )
+            pairs = zip(cut[1:], said[1:], strict=True)
+            yield cut[:-1], [token if is_answer else IGNORED for token, is_answer in pairs]
             ids, answers = ids[WINDOW:], answers[WINDOW:]
 
 
@@ -162,9 +161,7 @@ def training_chats(seed: int) -> Iterator[Any]:
     rng = random.Random(seed)
     table = festivals()
     places = list(table)
-    old = {
-        skill: _endless(lambda skill=skill, part=0: chats(5000 + seed, "train", skill, 4000)) for skill in OLD_SKILLS
-    }  # type: ignore[misc]
+    old = {skill: _endless(partial(chats, 5000 + seed, "train", skill, 4000)) for skill in OLD_SKILLS}
     while True:
         if rng.random() < 0.75:
             yield _festival_chat(rng, table, rng.choice(places), rng.choice(FESTIVAL_QUESTIONS))
@@ -364,13 +361,16 @@ def measure(options: argparse.Namespace) -> None:
                 result = run(arm, seed, options.steps, folder, largest)
                 with options.out.open("a") as stream:
                     stream.write(json.dumps(asdict(result)) + "\n")
-                last = result.points[-1]
-                print(
-                    f"{arm.name:28} seed {seed}  {result.parameters / 1e6:5.2f} M  old {result.points[0].old_loss:.3f} -> "
-                    f"{last.old_loss:.3f}  new {result.points[0].new_loss:.3f} -> {last.new_loss:.3f}  "
-                    f"right {last.new_right:.2f}  {result.seconds:.0f} s",
-                    flush=True,
-                )
+                print(_line(result), flush=True)
+
+
+def _line(result: Result) -> str:
+    first, last = result.points[0], result.points[-1]
+    return (
+        f"{result.arm:28} seed {result.seed}  {result.parameters / 1e6:5.2f} M  old {first.old_loss:.3f} -> "
+        f"{last.old_loss:.3f}  new {first.new_loss:.3f} -> {last.new_loss:.3f}  right {last.new_right:.2f}  "
+        f"{result.seconds:.0f} s"
+    )
 
 
 def largest_operations(folder: Path) -> float:
