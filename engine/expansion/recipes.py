@@ -19,6 +19,7 @@ from engine.expansion.operators import operator_named
 from engine.expansion.plan import ExpansionPlan
 from engine.expansion.recipe import Recipe, Source
 from engine.expansion.scales import GAINS, HALF_TYPES, is_power_of_two, role_factor, stream_scales
+from engine.expansion.upcycling import upcycled_recipes
 from engine.models.headers import Headers, TensorHeader
 
 FRESH_STD = 0.02
@@ -63,7 +64,8 @@ def _growth(layout: Layout, plan: ExpansionPlan, dim: Dim) -> AxisGrowth:
         plan.after.heads,
         plan.after.kv_heads,
     )
-    if old == new and not heads_move:
+    becomes_mixture = bool(plan.target_family) and dim in (Dim.EXPERT, Dim.EXPERT_FFN)
+    if becomes_mixture or (old == new and not heads_move):
         return AxisGrowth.unchanged(dim, old)
     operator = operator_named(name or "pad")
     if operator.grow is None:
@@ -112,6 +114,8 @@ def build_recipes(
         above = by_layer.get(layer.base + 1, ())
         for found in by_layer.get(layer.base, ()):
             recipes.extend(_layer_recipes(work, found, layer, above, number))
+    if plan.target_family:
+        return upcycled_recipes(recipes, layout, plan, fresh_std)
     return tuple(recipes)
 
 
@@ -252,6 +256,8 @@ def _shape(found: Found) -> tuple[int, ...]:
 
 
 def _map(work: Work, axis: Axis | Fused, role: Role, extent: int) -> AxisMap:
+    if role is Role.WRITE and isinstance(axis, Axis) and axis.dim is Dim.EXPERT:
+        axis = replace(axis, side=Side.IN)  # what experts stacked in one tensor write, as those with files of their own
     made = axis_map(axis, work.growths, work.plan.before, work.plan.after, extent)
     alone = isinstance(axis, Axis)
     if role is Role.QK_MATRIX_FULL and alone and axis.dim in (Dim.QUERY, Dim.KEY_VALUE) and axis.side is Side.OUT:

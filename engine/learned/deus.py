@@ -97,8 +97,9 @@ def _head_orders(layers: Neighbours) -> dict[Dim, Tensor]:
 
 def aligned(kind: Kind, layer: int, orders: Orders, dims: Dims, kinds: Sequence[Kind]) -> Tensor:
     """A layer's tensor with its units in the order found. Where each head has a tensor of its own, another head's."""
-    if kind.head is not None and kind.rule.counted in orders:
-        head = int(orders[kind.rule.counted][kind.head])
+    counted = kind.rule.counted
+    if kind.head is not None and counted is not None and counted in orders:
+        head = int(orders[counted][kind.head])
         kind = next(one for one in kinds if one.rule == kind.rule and one.head == head)
     return reordered(read_tensor(kind.layers[layer]), kind.rule.axes, dims, orders)
 

@@ -53,7 +53,8 @@ class Predictor:
         first, first_bias, second, second_bias, last, last_bias = self.parameters
         hidden = torch.relu(torch.cat([before, after], dim=-1) @ first.T + first_bias)
         hidden = torch.relu(hidden @ second.T + second_bias)
-        return hidden @ last.T + last_bias
+        predicted: Tensor = hidden @ last.T + last_bias
+        return predicted
 
     def at(self, before: Tensor, after: Tensor, share: float) -> Tensor:
         """At `share` of the way: the prediction in the middle, straight lines from it to both neighbours."""
@@ -89,7 +90,8 @@ def train(samples: Samples, rank: int, step: int, seed: int) -> tuple[Predictor,
 def between_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Squared error, and a little of the squared difference in length: (n, r), (n, r) -> ()."""
     error = (predicted - true).square().mean()
-    gap = (predicted.norm(dim=-1) - true.norm(dim=-1)).square().mean()
+    lengths = [torch.linalg.vector_norm(rows, dim=-1) for rows in (predicted, true)]
+    gap = (lengths[0] - lengths[1]).square().mean()
     return (1 - NORM_WEIGHT) * error + NORM_WEIGHT * gap
 
 
@@ -97,6 +99,8 @@ def _batches(sample: Sample, step: int, draw: torch.Generator) -> Iterator[tuple
     """Rows of layers i - step, i, i + step for every i that has both, in random order."""
     layers, rows = sample.shape[0], sample.shape[1]
     middles = layers - 2 * step
-    for picked in torch.randperm(middles * rows, generator=draw).split(BATCH_ROWS):
+    order = torch.randperm(middles * rows, generator=draw)
+    for begin in range(0, len(order), BATCH_ROWS):
+        picked = order[begin : begin + BATCH_ROWS]
         layer, row = picked // rows + step, picked % rows
         yield sample[layer - step, row], sample[layer, row], sample[layer + step, row]

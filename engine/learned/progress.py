@@ -23,6 +23,6 @@ def json_lines(phase: str, done: int, total: int, words: str) -> None:
         sys.stdout.write(json.dumps({"phase": phase, "done": done, "total": total, "words": words}) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
     except AttributeError:
         return

@@ -75,8 +75,8 @@ def decompose(kind: Kind) -> Spectrum:
     precision = torch.float64 if rows <= DOUBLE_UP_TO else torch.float32
     gram = torch.zeros(rows, rows, dtype=precision)
     for matrix in _matrices(kind, transposed=transposed):
-        for block in matrix.split(COLUMNS_AT_ONCE, dim=1):
-            part = block.to(precision)
+        for begin in range(0, columns, COLUMNS_AT_ONCE):
+            part = matrix[:, begin : begin + COLUMNS_AT_ONCE].to(precision)
             gram.addmm_(part, part.T)
     squares, vectors = torch.linalg.eigh(gram)
     values = squares.flip(0).clamp_min(0).sqrt()

@@ -109,7 +109,7 @@ class TensorFile:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {shape}")
         flat = tensor.detach().to(dtype).contiguous().reshape(-1).view(torch.uint8)
-        content = memoryview(flat.numpy())
+        content = memoryview(flat.numpy().data)
         done = 0
         while done < len(content):
             done += os.pwrite(self._stream.fileno(), content[done:], self._data_start + offset + done)

@@ -16,6 +16,8 @@ from engine.expansion.operators.depth_interpolate import INTERPOLATE
 from engine.expansion.operators.depth_lesa import LESA, LESA_SILENT
 from engine.expansion.operators.depth_solar import SOLAR
 from engine.expansion.operators.depth_stack import STACK
+from engine.expansion.operators.experts_duplicate import DUPLICATE
+from engine.expansion.operators.experts_upcycle import DROP_UPCYCLE, UPCYCLE
 from engine.expansion.operators.kv_replicate import REPLICATE
 from engine.expansion.operators.lemon import LEMON
 from engine.expansion.operators.net2wider import NET2WIDER
@@ -30,6 +32,7 @@ OPERATORS: dict[str, Operator] = {
     for operator in (
         *(PAD, TILE, TILE_PLAIN, LEMON, NET2WIDER, FPI, AKI, REPLICATE),
         *(IDENTITY, FRESH, SOLAR, STACK, INTERPOLATE, BLEND, BLEND_SILENT, DEUS, LESA, LESA_SILENT),
+        *(DUPLICATE, UPCYCLE, DROP_UPCYCLE),
     )
 }
 
