@@ -19,6 +19,10 @@ from engine.proof.twins import Pair, same_signatures, signature, twin_pairs
 
 DEAD_SHARE = 0.05
 """More dead coordinates than that, and a tensor's new part does not count as alive; ReLUs lose a few by themselves."""
+DEAD_SHARE_OF_VECTOR = 0.5
+"""Biases of keys have no gradient but rounding's: softmax does not see them."""
+JUDGED_STEP = 1
+"""Up to which step a gradient has to have arrived."""
 
 _EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<expert>\d+)\.(?P<after>.*)")
 
@@ -30,9 +34,10 @@ class _Seen:
     new: dict[int, Tensor]
     """Axis -> (n,) True for new coordinates."""
     alive: dict[int, Tensor]
-    """Axis -> (n,) True where a gradient arrived."""
+    """Axis -> (n,) True where a gradient arrived by `JUDGED_STEP`."""
+    late: dict[int, Tensor]
+    """Axis -> (n,) True where one arrived after it."""
     any_gradient: bool = False
-    last_step: int = -1
 
 
 @dataclass(slots=True)
@@ -53,9 +58,8 @@ class Census:
             if name is None or not _has_new(self.entries[name]):
                 continue
             seen = self._seen.setdefault(name, _begin(self.entries[name], gradient))
-            self._note(seen, gradient)
-            seen.last_step = max(seen.last_step, step)
-            if step == 1:
+            self._note(seen, seen.alive if step <= JUDGED_STEP else seen.late, gradient)
+            if step == JUDGED_STEP:
                 self._look_for_twins(name, seen, gradient, values[given])
 
     def _stored_name(self, name: str) -> str | None:
@@ -65,10 +69,10 @@ class Census:
         return None
 
     @staticmethod
-    def _note(seen: _Seen, gradient: Tensor) -> None:
+    def _note(seen: _Seen, arrived: dict[int, Tensor], gradient: Tensor) -> None:
         moved = gradient != 0
         seen.any_gradient |= bool(moved.any())
-        for axis, alive in seen.alive.items():
+        for axis, alive in arrived.items():
             others = [number for number in range(gradient.dim()) if number != axis]
             found = moved.any(dim=others) if others else moved
             if found.shape == alive.shape:  # of an embedding only the rows of the text are there
@@ -85,11 +89,18 @@ class Census:
             group = f"{expert['before']}.*.{expert['after']}"
             self._experts.setdefault(group, {})[int(expert["expert"])] = signature(value, gradient)
 
+    def all_alive(self, judged: frozenset[str] | None = None) -> bool:
+        """Whether every new coordinate of the judged tensors has had a gradient by `JUDGED_STEP`."""
+        judged_ones = (seen for name, seen in self._seen.items() if judged is None or name in judged)
+        return not any(bool((seen.new[axis] & ~seen.alive[axis]).any()) for seen in judged_ones for axis in seen.new)
+
     def verdict(self, judged: frozenset[str] | None = None, note: str = "") -> Liveness:
-        """The section of the certificate. `judged` are the tensors seen at both steps, where not all could be."""
+        """The section of the certificate. `judged` are the tensors whose surroundings took the step, where not all
+        could."""
         new = [name for name, entry in self.entries.items() if _has_new(entry)]
-        unseen = [name for name in new if name not in self._seen]
+        unseen = [name for name in new if name not in self._seen and (judged is None or name in judged)]
         dead: list[str] = []
+        late: list[str] = []
         gravely, idle = False, 0
         for name, seen in self._seen.items():
             if judged is not None and name not in judged:
@@ -98,22 +109,19 @@ class Census:
                 idle += 1
                 dead.append(f"{name}: its expert was never chosen on this text")
                 continue
-            words, share = _dead_parts(seen)
+            words, grave = _dead_parts(seen, len(self.entries[name].shape))
             if words:
                 dead.append(f"{name}: {words}")
-                gravely |= share > DEAD_SHARE
-        reasons = [note] if note else []
-        if unseen and judged is None:
-            reasons.append(f"{len(unseen)} new tensors have no parameter of that name, {unseen[0]} among them.")
-        if idle:
-            reasons.append(f"{idle} tensors belong to experts that no token of the text chose; that is no defect.")
+                gravely |= grave
+            elif any(bool((seen.new[axis] & ~seen.alive[axis]).any()) for axis in seen.new):
+                late.append(name)
         return Liveness(
             checked=True,
-            alive=not gravely and not (unseen and judged is None),
+            alive=not gravely and not unseen,
             new_tensors=len(new),
             dead=tuple(dead),
             twins=tuple(self._twin_words()),
-            reason=" ".join(reasons),
+            reason=" ".join(_reasons(note, unseen, idle, late)),
         )
 
     def _twin_words(self) -> list[str]:
@@ -153,15 +161,26 @@ def _begin(entry: TensorEntry, gradient: Tensor) -> _Seen:
             for begin, end in ranges:
                 mask[begin:end] = True
             new[axis] = mask
-    return _Seen(new, {axis: torch.zeros_like(mask) for axis, mask in new.items()})
+    return _Seen(new, *({axis: torch.zeros_like(mask) for axis, mask in new.items()} for _ in range(2)))
 
 
-def _dead_parts(seen: _Seen) -> tuple[str, float]:
-    """(words, worst share of new coordinates that are dead)."""
-    parts, worst = [], 0.0
+def _dead_parts(seen: _Seen, axes: int) -> tuple[str, bool]:
+    """(words, whether too much of the new part is dead)."""
+    parts, grave = [], False
     for axis, new in seen.new.items():
-        lost, count = int((new & ~seen.alive[axis]).sum()), int(new.sum())
+        lost, count = int((new & ~seen.alive[axis] & ~seen.late[axis]).sum()), int(new.sum())
         if lost:
             parts.append(f"{lost} of {count} new on axis {axis}")
-            worst = max(worst, lost / count)
-    return ", ".join(parts), worst
+            grave |= lost / count > (DEAD_SHARE if axes > 1 else DEAD_SHARE_OF_VECTOR)
+    return ", ".join(parts), grave
+
+
+def _reasons(note: str, unseen: list[str], idle: int, late: list[str]) -> list[str]:
+    reasons = [note] if note else []
+    if unseen:
+        reasons.append(f"{len(unseen)} new tensors have no parameter of that name, {unseen[0]} among them.")
+    if idle:
+        reasons.append(f"{idle} tensors belong to experts that no token of the text chose; that is no defect.")
+    if late:
+        reasons.append(f"{len(late)} tensors get their first whole gradient at step 2, {late[0]} among them.")
+    return reasons

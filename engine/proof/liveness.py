@@ -1,8 +1,9 @@
 """Does new capacity learn: one backward pass as the model is, a small step, and another.
 
-Owns the two passes. Must not know how gradients are judged (`engine.proof.census`). The step is plain gradient descent
-on all parameters, of length `STEP` in all: what is zero on one side gets its gradient at step 0, the other side at step
-1, and nothing is hidden by an optimizer that scales every gradient up to the same size.
+Owns the passes. Must not know how gradients are judged (`engine.proof.census`). The step is plain gradient descent on
+all parameters, of length `STEP` in all: what is zero on one side gets its gradient at step 0, the other side at step 1,
+and nothing is hidden by an optimizer that scales every gradient up to the same size. Only where something has had no
+gradient by then does a third pass tell what is late from what is dead.
 
     whole      gradients of all parameters in memory
     streamed   exact back-propagation too, a layer at a time; only some layers take the step, because the gradients of
@@ -24,21 +25,23 @@ from engine.proof.streamed import RESIDENT, StreamedModel
 
 STEP = 0.1
 """Euclidean length of the step."""
+STEPS = 3
 TOKENS = 256
 STREAMED_TOKENS = 64
 
 
 def check_whole(model: Any, ids: Tensor, entries: Mapping[str, TensorEntry]) -> Liveness:
-    """Both passes on a model in memory; its parameters are changed. Needs room for the gradients."""
+    """The passes on a model in memory; its parameters are changed. Needs room for the gradients."""
     census = Census(entries, model.base_model_prefix)
     model.requires_grad_(True)
-    for step in (0, 1):
+    for step in range(STEPS):
+        if step == STEPS - 1 and census.all_alive():
+            break
         model.zero_grad(set_to_none=True)
         _loss(model, ids[:, :TOKENS]).backward()
         for part in _parts(model):
             _show(census, model, step, part)
-        if step == 0:
-            _descend([parameter for parameter in model.parameters() if parameter.grad is not None])
+        _descend([parameter for parameter in model.parameters() if parameter.grad is not None])
     model.zero_grad(set_to_none=True)
     model.requires_grad_(False)
     return census.verdict()
@@ -79,7 +82,7 @@ def _show(census: Census, model: Any, step: int, part: Mapping[str, nn.Parameter
 
 
 def check_streamed(stream: StreamedModel, ids: Tensor, entries: Mapping[str, TensorEntry], step_bytes: int) -> Liveness:
-    """Both passes with a layer in memory at a time; at most `step_bytes` of gradients are kept for the step."""
+    """The passes with a layer in memory at a time; at most `step_bytes` of gradients are kept for a step."""
     census = Census(entries, stream.model.base_model_prefix)
     chosen = _chosen_layers(stream, entries, step_bytes)
     stepping = chosen | {RESIDENT}
@@ -91,32 +94,34 @@ def check_streamed(stream: StreamedModel, ids: Tensor, entries: Mapping[str, Ten
         stream.places.remember_conversions()
         stored = skeleton.as_stored(stream.model, gradients)
         census.see(step, stored, skeleton.as_stored(stream.model, values) if step == 1 else {})
-        if step == 0 and keep:
+        if keep and step < STEPS - 1:
             kept.update(gradients)
             squares += sum(float(gradient.double().square().sum()) for gradient in gradients.values())
 
-    for step in (0, 1):
+    names = {name for index in range(len(stream.layers)) if index not in chosen for name in stream.layer_names[index]}
+    judged = frozenset(name for name in entries if name not in names)
+    for step in range(STEPS):
+        if step == STEPS - 1 and census.all_alive(judged):
+            break
         with stream.gradients(
             lambda layer, values, gradients, step=step: seen(step, values, gradients, layer in stepping)
         ):
             _loss(stream.model, ids[:, :STREAMED_TOKENS]).backward()
-        if step == 0 and squares > 0:
+        if squares > 0:
             stream.adjust({name: gradient * (-STEP / squares**0.5) for name, gradient in kept.items()})
-            kept.clear()
-    stream.adjust({})
+        kept.clear()
+        squares = 0.0
     if len(chosen) == len(stream.layers):
         return census.verdict()
-    names = {name for index in range(len(stream.layers)) if index not in chosen for name in stream.layer_names[index]}
-    judged = frozenset(name for name in entries if name not in names)
     listed = ", ".join(map(str, sorted(chosen)))
     return census.verdict(judged, f"Judged on layers {listed} of {len(stream.layers)}: larger than memory.")
 
 
 def _chosen_layers(stream: StreamedModel, entries: Mapping[str, TensorEntry], step_bytes: int) -> frozenset[int]:
-    """The layers that take the step: the first, the last, the first that is new, then others as far as room allows."""
+    """The layers that take the step: the first that is new, the first, the last, and others as far as room allows."""
     count = len(stream.layers)
     largest = max(sum(stream.tensors.headers[name].elements for name in names) for names in stream.layer_names.values())
     room = max(int(step_bytes // max(2 * largest * stream.dtype.itemsize, 1)), 1)
     added = [i for i in range(count) if any(entries[n].new for n in stream.layer_names[i] if n in entries)]
-    order = [0, count - 1, *added[:1], *added[-1:], count // 2, *added, *range(count)]
+    order = [*added[:1], 0, count - 1, *added[-1:], count // 2, *added, *range(count)]
     return frozenset(list(dict.fromkeys(order))[:room])

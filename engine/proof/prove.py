@@ -32,6 +32,8 @@ from engine.proof.text import LONGEST_ROW, ProofText, proof_text
 from engine.proof.weights import compute_dtype
 
 GENERATED_TOKENS = 64
+STREAMED_GENERATED = 16
+"""For each of several prompts."""
 STREAMED_TOKENS = 256
 STREAMED_ELEMENTS_FOR_HALF = 2_000_000_000
 STREAMED_PROMPTS = 8
@@ -239,7 +241,7 @@ def _affordable_tokens(work: Work, model: Any) -> int:
     began = time.monotonic()
     generate(model, _prompts(work)[:, :1], 1)
     each = (time.monotonic() - began) * (1 + work.grown.elements / max(work.source.elements, 1))
-    tokens = min(int(GENERATION_SECONDS / max(each, 1e-9)), GENERATED_TOKENS)
+    tokens = min(int(GENERATION_SECONDS / max(each, 1e-9)), STREAMED_GENERATED)
     if tokens < FEWEST_GENERATED:
         work.notes.append(f"Generation was not tried: each token takes {each:.0f} s with models larger than memory.")
         return 0

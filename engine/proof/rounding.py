@@ -16,16 +16,15 @@ from torch import Tensor
 
 from engine.errors import EngineError, ExitCode
 from engine.expansion.certificate import Certificate
-from engine.expansion.layouts import layout_for
 from engine.expansion.maps import Fill
 from engine.expansion.plan_io import plan_from_tree
 from engine.expansion.recipe import Recipe
-from engine.expansion.recipes import build_recipes
-from engine.models.config import read_json_object
 from engine.models.headers import Headers
 from engine.surgery.evaluate import Evaluator
+from engine.surgery.order import prepare
 from engine.surgery.planes import Slice
 from engine.surgery.reader import TensorReader
+from engine.surgery.shards import DEFAULT_SHARD_BYTES
 
 UNIT = {"BF16": 2.0**-8, "F16": 2.0**-10, "F32": 2.0**-23}
 """Largest relative error of rounding to nearest, doubled: the computation before it may have rounded once more."""
@@ -84,13 +83,12 @@ def unrounded_tensors(
 ) -> UnroundedTensors | None:
     """None where storage rounded nothing, or the certificate holds no plan (and then a stored tensor is all there is).
 
-    Raises EngineError `expansion.*` when the plan does not fit the source.
+    Raises EngineError `expansion.*`, `surgery.*` when the plan does not fit the source.
     """
     if not certificate.plan:
         return None
     plan = plan_from_tree(certificate.plan)
-    config = read_json_object(source_dir / "config.json", code="proof.config", what="a config")
-    recipes = build_recipes(source, layout_for(config), plan)
+    recipes = prepare(source_dir, plan, DEFAULT_SHARD_BYTES).recipes
     stored = {tensor.name for tensor in grown.tensors}
     dtypes = {tensor.name: tensor.dtype for tensor in source.tensors}
     rounded = {recipe.name: recipe for recipe in recipes if recipe.name in stored and storage_rounds(recipe, dtypes)}

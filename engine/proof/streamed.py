@@ -51,6 +51,8 @@ class StreamedModel:
         """Parameter names."""
         self.on_gradients: GradientsReady | None = None
         self._changes: dict[str, Tensor] = {}
+        self._used = torch.zeros(0, dtype=torch.long)
+        """(U,) ids of the last text: the rows that the embedding holds."""
         self._sort_names()
         for index, layer in enumerate(self.layers):
             layer.forward = self._layer_forward(index)
@@ -163,7 +165,7 @@ class StreamedModel:
 
     @contextlib.contextmanager
     def gradients(self, ready: GradientsReady) -> Iterator[None]:
-        """Within the block a backward pass through the model hands the gradients to `ready`, layer by layer, last first.
+        """Within the block a backward pass hands the gradients of the model to `ready`, layer by layer, last first.
 
         The head's come first, in pieces of the vocabulary; what belongs to no layer follows when the block ends: the
         embedding's used rows, norms, biases.
@@ -189,9 +191,9 @@ class StreamedModel:
         }
 
     def adjust(self, changes: Mapping[str, Tensor]) -> None:
-        """Add `changes` (by parameter name) to the weights from now on; those of an earlier call are taken back only
-        for what is loaded again: layers and the embedding."""
-        self._changes = dict(changes)
+        """Add `changes` (by parameter name) to the weights from now on, on top of earlier ones."""
+        for name, change in changes.items():
+            self._changes[name] = self._changes[name] + change if name in self._changes else change
         resident = self._resident()
         with torch.no_grad():
             for name in resident.keys() & changes.keys():
@@ -208,6 +210,7 @@ class StreamedModel:
             change = self._changes.get(self.embedding_place)
             if change is not None:
                 rows = rows + change
+            self._used = used
             module.weight = nn.Parameter(rows, requires_grad=torch.is_grad_enabled())
             return (positions,)
 
@@ -232,7 +235,7 @@ class StreamedModel:
         step = max(HEAD_BYTES_AT_ONCE // (width * hidden.element_size()), 1)
         for begin in range(0, size, step):
             piece = slice(begin, min(begin + step, size))
-            rows = self.tensors.rows(self.head_name, piece.start, piece.stop).to(self.dtype)
+            rows = self._head_rows(piece)
             if gradient is None:
                 bias = None if head.bias is None else head.bias[piece]
                 result[..., piece] = nn.functional.linear(hidden, rows, bias)  # (B, L, v)
@@ -243,6 +246,15 @@ class StreamedModel:
                 weight = upstream.flatten(0, -2).T @ hidden.detach().flatten(0, -2)  # (v, D)
                 self.on_gradients(HEAD, {self.head_place: rows}, {self.head_place: weight})
         return result
+
+    def _head_rows(self, piece: slice) -> Tensor:
+        """Rows of the head, (v, D); of a tied one with the changes that the embedding has."""
+        rows = self.tensors.rows(self.head_name, piece.start, piece.stop).to(self.dtype)
+        change = self._changes.get(self.embedding_place)
+        if change is not None and self.head_place == self.embedding_place:
+            here = (self._used >= piece.start) & (self._used < piece.stop)
+            rows = rows.index_add(0, self._used[here] - piece.start, change[here])
+        return rows
 
 
 class RunAgain(torch.autograd.Function):
