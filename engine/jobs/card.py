@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.jobs.events import ProofReport
+
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of a model, before or after."""
@@ -34,10 +36,31 @@ class SampleComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out: an adapter, or a whole model."""
+
     path: str
-    """Relative to the run directory."""
+    """Relative to the run directory; absolute where the spec names a folder outside."""
     size_bytes: int
     parameters: int
+    """That learned; of all the model's where nothing was trained."""
+    kind: str = "adapter"
+    """ "adapter" or "model"."""
+
+
+class GrowthResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One growth of the job, and what was proven of it."""
+
+    stage: int
+    """From 1."""
+    operators: dict[str, str]
+    parameters_before: int
+    parameters_after: int
+    exact: bool
+    proof: ProofReport | None = None
+    """None where the spec asked for none."""
+    seconds: float = 0.0
+    bytes_written: int = 0
+    peak_rss_bytes: int = 0
 
 
 class MergeCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,8 +102,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     model: str
     created: float
-    before: Scores
-    after: Scores
+    before: Scores | None
+    """None where nothing was trained."""
+    after: Scores | None
     samples: tuple[SampleComparison, ...]
     steps: int
     tokens: int
@@ -100,4 +124,5 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     versions: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+    growths: tuple[GrowthResult, ...] = ()
     v: int = 1

@@ -11,6 +11,7 @@ import time
 from html import escape
 
 from engine.jobs.card import Card, MergeCheck, PredictedMeasured, SampleComparison
+from engine.jobs.card_growth import growth_section
 from engine.jobs.card_plots import loss_plot, range_bar
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
 
@@ -66,7 +67,7 @@ dd { margin:0; overflow-wrap:anywhere } code { font:13px/1.5 ui-monospace,Menlo,
 def render(card: Card) -> str:
     """The page as text, UTF-8."""
     title = escape(card.name or card.run_id)
-    sections = [_figures(card), _curves(card), _samples(card), _promises(card), _details(card), _notes(card)]
+    sections = [_figures(card), growth_section(card), _curves(card), _samples(card), _promises(card), _details(card), _notes(card)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -79,7 +80,15 @@ def render(card: Card) -> str:
 
 def _subtitle(card: Card) -> str:
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(card.created))
-    names = {"qlora": "QLoRA", "lora": "LoRA"}
+    names = {
+        "qlora": "QLoRA",
+        "lora": "LoRA",
+        "expand": "Expansion",
+        "full": "Full training",
+        "new_blocks": "New blocks",
+        "new_coordinates": "New coordinates first",
+        "qlora_grown": "4-bit old part, full new part",
+    }
     parts = [names.get(card.task, card.task), card.model, f"{card.steps:,} steps"]
     parts += [format_duration(card.working_seconds), *([format_usd(card.cost_usd)] if card.cost_usd else []), day]
     return " · ".join(escape(part) for part in parts)
@@ -88,6 +97,8 @@ def _subtitle(card: Card) -> str:
 # ── the three figures that matter ─────────────────────────────────────────────────────────────────────────────────
 def _figures(card: Card) -> str:
     before, after = card.before, card.after
+    if before is None or after is None:
+        return ""
     figures = [
         _figure(
             "Loss on held-out rows",
@@ -209,8 +220,8 @@ def _details(card: Card) -> str:
     adapter = f"<code>{escape(card.adapter.path)}</code>, {format_bytes(card.adapter.size_bytes)}, "
     pairs = [
         ("Run", f"<code>{escape(card.run_id)}</code>"),
-        ("Trained", f"{card.steps:,} steps in {format_duration(card.training_seconds)}; {trained}"),
-        ("Adapter", adapter + f"{format_count(card.adapter.parameters)} parameters"),
+        ("Trained", f"{card.steps:,} steps in {format_duration(card.training_seconds)}; {trained}" if card.steps else ""),
+        (card.adapter.kind.capitalize(), adapter + f"{format_count(card.adapter.parameters)} parameters"),
         ("Merged model", _merged(card.merged) if card.merged else ""),
         ("Device", escape(card.device)),
         ("Workers", "1, never interrupted" if card.attempts == 1 else f"{card.attempts}: the run was resumed"),

@@ -15,7 +15,7 @@ from engine.jobs.spec_section import Section, Task
 
 _UNITS = "0 leaves it as it is."
 _AS_TRAINING = "As in [training] when left out."
-SIZE_PATTERN = r"^(|[0-9]+(\.[0-9]+)?[KMBTkmbt]?)$"
+SIZE_PATTERN = r"^(|[0-9]*\.?[0-9]+([eE]\+?[0-9]{1,3}|[KMBTkmbtxX]?))$"
 SIZES = ("hidden", "ffn", "layers", "heads", "kv_heads", "experts")
 """Names of the dimensions, in `ExpansionSection` and `StageSection` alike."""
 
@@ -25,7 +25,7 @@ class ExpansionSection(Section, frozen=True, kw_only=True):
 
     to: Annotated[
         str,
-        Meta(pattern=SIZE_PATTERN, description='Parameters to reach, "7B" or "900M"; "" when sizes are named below.'),
+        Meta(pattern=SIZE_PATTERN, description='Parameters to reach: "7B", "900M", "2x"; "" when sizes are named below.'),
     ] = ""
     hidden: Annotated[int, Meta(ge=0, le=1 << 20, description=f"Width of the residual stream. {_UNITS}")] = 0
     ffn: Annotated[int, Meta(ge=0, le=1 << 22, description=f"Width of the feed-forward layers. {_UNITS}")] = 0

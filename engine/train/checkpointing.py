@@ -17,6 +17,9 @@ import msgspec
 from engine.errors import EngineError, ExitCode
 from engine.jobs import checkpoints, layout
 
+FIRST = "trained-00001.safetensors"
+"""The first file of `engine.train.trained_weights`."""
+
 PROGRESS = "progress.json"
 REQUIRED = (
     "adapter_config.json",
@@ -28,6 +31,8 @@ REQUIRED = (
     PROGRESS,
 )
 """Without any one of these a resumed run would silently be another run."""
+REQUIRED_GROWN = (FIRST, *REQUIRED[2:])
+"""The same for whole-model training: what learns instead of an adapter."""
 NOT_KEPT = ("training_args.bin", "README.md")
 _STAGING = ".staging-trainer"
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")
@@ -51,6 +56,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Sum of the steps' seconds, evaluations and saves left out."""
     tokens: int = 0
     trained_tokens: int = 0
+    stage: int = 0
+    """Of a staged job, from 0; `complete` then speaks of this stage."""
+    stage_first_step: int = 0
     v: int = 1
 
 
@@ -67,10 +75,15 @@ def trainer_output(run_dir: Path) -> Path:
     return run_dir / layout.CHECKPOINTS / _STAGING
 
 
-def take_over(run_dir: Path, progress: Progress) -> Path:
-    """Turn the folder that the Trainer just wrote into the checkpoint of `progress.step`. Raises EngineError."""
+def take_over(
+    run_dir: Path, progress: Progress, *, written_step: int | None = None, required: tuple[str, ...] = REQUIRED
+) -> Path:
+    """Turn the folder that the Trainer just wrote into the checkpoint of `progress.step`. Raises EngineError.
+
+    `written_step` is the Trainer's own count where it differs: it begins anew in every stage.
+    """
     step = progress.step
-    written = trainer_output(run_dir) / f"checkpoint-{step}"
+    written = trainer_output(run_dir) / f"checkpoint-{step if written_step is None else written_step}"
     staging = checkpoints.stage_dir(run_dir, step)
     staging.rmdir()
     written.rename(staging)
@@ -78,7 +91,7 @@ def take_over(run_dir: Path, progress: Progress) -> Path:
         for name in NOT_KEPT:
             (staging / name).unlink(missing_ok=True)
         layout.write_atomic(staging / PROGRESS, msgspec.json.format(msgspec.json.encode(progress)))
-        return checkpoints.commit(staging, step, required=REQUIRED)
+        return checkpoints.commit(staging, step, required=required)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -99,12 +112,14 @@ def is_full_disk(error: BaseException, *, while_saving: bool) -> bool:
     return checkpoints.is_disk_full(error) or any(words in str(error) for words in _TORCH_WRITER)
 
 
-def find_resume(run_dir: Path, spec_hash: str) -> tuple[Resume | None, tuple[str, ...]]:
+def find_resume(
+    run_dir: Path, spec_hash: str, *, required: tuple[str, ...] = REQUIRED
+) -> tuple[Resume | None, tuple[str, ...]]:
     """The newest sound checkpoint and a sentence per newer one passed over; None when the run has none yet.
 
     Raises EngineError when there are checkpoints and none is sound, or when the spec is another one.
     """
-    found = checkpoints.latest(run_dir, required=REQUIRED)
+    found = checkpoints.latest(run_dir, required=required)
     if found.path is None:
         if found.messages:
             raise EngineError(

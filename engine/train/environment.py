@@ -118,6 +118,11 @@ def prepare_torch(threads: int, wanted: Dtype) -> Device:
     return Device("cpu", name, _dtype(wanted, bfloat16_native=False))
 
 
+def without_torch(threads: int) -> Device:
+    """This machine for a job that computes nothing itself: growth, whose proof is a process of its own."""
+    return Device("cpu", f"{read_cpu().name}, {threads} threads", None)  # type: ignore[arg-type]
+
+
 def _dtype(wanted: Dtype, bfloat16_native: bool) -> torch.dtype:
     """bfloat16 where the hardware multiplies it; elsewhere float32, which is faster there and exact."""
     import torch

@@ -1,34 +1,27 @@
 """One attempt at a run, from the spec to the card, in the order a person would tell it.
 
-Owns the phases and what is kept between attempts (`before.json`). Must not know processes, exit codes or signals beyond
-the wish to pause: those are the worker's (`engine.train.worker`). Heavy imports happen inside the phases that need
-them, so that bad data is refused before the first of them.
+Owns the phases of training an adapter; jobs on whole weights are `engine.train.grown_job`'s. Must not know processes,
+exit codes or signals beyond the wish to pause: those are the worker's (`engine.train.worker`). Heavy imports happen
+inside the phases that need them, so that bad data is refused before the first of them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
-from engine.jobs import card, checkpoints, control, layout
+from engine.jobs import card, checkpoints
 from engine.jobs import events as ev
-from engine.jobs.journal import JournalWriter
-from engine.jobs.spec import JobSpec
-from engine.models.resolve import download_weights, resolve_model
 from engine.models.source import ModelRef
 from engine.train import checkpointing, report
+from engine.train.attempt import Attempt, Outcome, find_model, prepare_data
 from engine.train.data_hash import rows_sha256
-from engine.train.environment import Device
-from engine.train.questions import card_questions, total_steps
-from engine.train.signals import PauseRequested, PauseSignals
+from engine.train.measuring import measured_after, measured_before, write_samples, yardstick_of
+from engine.train.questions import total_steps
 from engine.train.tally import Tally
+
+__all__ = ["Attempt", "Outcome", "run"]
 
 if TYPE_CHECKING:
     from engine.data.load import PreparedData
@@ -37,88 +30,16 @@ if TYPE_CHECKING:
     from engine.train.batches import SequenceDataset
     from engine.train.loop import RunCallback
 
-BEFORE = "before.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What the worker hands over."""
-
-    run_dir: Path
-    spec: JobSpec
-    spec_hash: str
-    created: float
-    journal: JournalWriter
-    signals: PauseSignals
-    device: Device
-    threads: int
-    versions: dict[str, str]
-    resume: checkpointing.Resume | None
-    worked_before_seconds: float
-    began: float = field(default_factory=time.time)
-
-    def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
-        """Say what is going on."""
-        self.journal.write(ev.Phase(t=time.time(), name=name, detail=detail, done=done, total=total))
-
-    def warn(self, message: str, next_step: str = "") -> None:
-        """Say what is not as it should be."""
-        self.journal.write(ev.Warn(t=time.time(), message=message, next_step=next_step))
-
-    def worked_seconds(self) -> float:
-        """Wall time with a worker alive, over all attempts."""
-        return self.worked_before_seconds + time.time() - self.began
-
-    def obey_before_training(self) -> None:
-        """Pause and stop are honoured between the phases before the first step as well."""
-        command = control.take(self.run_dir)
-        if command in ("pause", "stop"):
-            self.journal.write(ev.Control(t=time.time(), command=command))
-            raise PauseRequested("", command)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The texts of an End event for everything but failure."""
-
-    outcome: str
-    step: int
-    what: str = ""
-    next_step: str = ""
-
 
 def run(attempt: Attempt) -> Outcome:
     """Everything. Raises EngineError, PauseRequested, or whatever a library raises."""
-    ref = _find_model(attempt)
-    data = _prepare_data(attempt, ref)
+    if not attempt.spec.task.trains_adapter:
+        from engine.train import grown_job
+
+        return grown_job.run(attempt)
+    ref = find_model(attempt)
+    data = prepare_data(attempt, ref)
     return _Job(attempt, ref, data).run()
-
-
-def _find_model(attempt: Attempt) -> ModelRef:
-    attempt.phase("loading model")
-    source = attempt.spec.model
-    ref = resolve_model(source.source, revision=source.revision)
-    last = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 1 or done >= total:
-            last = time.monotonic()
-            attempt.phase("loading model", f"downloading {ref.repo_id}", done, total)
-
-    return download_weights(ref, progress)
-
-
-def _prepare_data(attempt: Attempt, ref: ModelRef) -> PreparedData:
-    from engine.data.load import prepare
-
-    attempt.phase("preparing data")
-    assert ref.path is not None
-    data = prepare(attempt.spec.data, ref.path, now=datetime.fromtimestamp(attempt.created))
-    for warning in data.report.warnings:
-        attempt.warn(warning)
-    attempt.obey_before_training()
-    return data
 
 
 class _Job:
@@ -144,9 +65,9 @@ class _Job:
                 attempt.warn(message)
                 self.notes.append(message)
         loaded, dataset = self._load()
-        yardstick = self._yardstick()
+        yardstick = yardstick_of(self.spec, self.data)
         attempt.obey_before_training()
-        before = self._before(loaded, yardstick)
+        before = measured_before(attempt, loaded, yardstick)
         attempt.obey_before_training()
         callback = self._train(loaded, dataset, yardstick, tally)
         if callback.ending == "paused":
@@ -223,41 +144,6 @@ class _Job:
         )
         return loaded, dataset
 
-    def _yardstick(self) -> Yardstick:
-        from engine.evaluation.measure import Yardstick
-
-        section = self.spec.evaluation
-        return Yardstick(
-            heldout=self.data.heldout,
-            base_text=self.data.base_text,
-            questions=card_questions(self.spec, self.data),
-            exact_match_rows=section.exact_match_rows,
-            max_new_tokens=section.max_new_tokens,
-        )
-
-    def _before(self, loaded: LoadedModel, yardstick: Yardstick) -> Measurement:
-        """Measured once per run, with the adapter switched off, and kept for later attempts."""
-        from engine.evaluation.measure import Measurement
-
-        attempt = self.attempt
-        path = attempt.run_dir / BEFORE
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            kept = msgspec.json.decode(path.read_bytes(), type=Measurement)
-            if len(kept.answers) == len(yardstick.questions):
-                return kept
-        attempt.phase("measuring before")
-        with loaded.base_only():
-            before = yardstick.measure(loaded, lambda *what: attempt.phase("measuring before", *what))
-        layout.write_atomic(path, msgspec.json.format(msgspec.json.encode(before)))
-        self._write_samples(0, yardstick, before.answers)
-        return before
-
-    def _write_samples(self, step: int, yardstick: Yardstick, answers: Any) -> None:
-        for question, text in zip(yardstick.questions, answers, strict=True):
-            self.attempt.journal.write(
-                ev.Sample(t=time.time(), step=step, prompt=question.prompt, text=text, expected=question.expected)
-            )
-
     def _train(self, loaded: LoadedModel, dataset: SequenceDataset, yardstick: Yardstick, tally: Tally) -> RunCallback:
         from engine.evaluation.answers import answer_all
         from engine.evaluation.rows import score_rows
@@ -268,7 +154,7 @@ class _Job:
 
         def sample(step: int) -> None:
             answers = answer_all(loaded, yardstick.questions, yardstick.max_new_tokens)
-            self._write_samples(step, yardstick, answers)
+            write_samples(attempt, step, yardstick, answers)
 
         context = LoopContext(
             run_dir=attempt.run_dir,
@@ -332,13 +218,7 @@ class _Job:
         from engine.jobs.card_io import write_card
 
         attempt = self.attempt
-        attempt.phase("measuring after")
-        after = yardstick.measure(loaded, lambda *what: attempt.phase("measuring after", *what))
-        self._write_samples(tally.step, yardstick, after.answers)
-        if self.data.heldout:
-            attempt.journal.write(
-                ev.Eval(t=time.time(), step=tally.step, loss=after.scores.task_loss, seconds=after.scores.seconds)
-            )
+        after = measured_after(attempt, loaded, yardstick, tally.step)
         merged = self._merge(loaded) if self.spec.output.merge else None
         if tally.early_stopped:
             why = "the held-out loss no longer fell; the adapter is that of the last step"

@@ -57,6 +57,12 @@ class LoopContext:
     progress: Callable[[Tally], checkpointing.Progress]
     worked_seconds: Callable[[], float]
     """Wall time with a worker alive, over all attempts."""
+    first_step: int = 0
+    """Steps done before this training began: those of earlier stages."""
+    required: tuple[str, ...] = checkpointing.REQUIRED
+    """Files that a checkpoint must have."""
+    checkpoint_parameters: int = 0
+    """How many parameters a checkpoint holds; 0 for those that learn now."""
 
 
 class RunCallback(TrainerCallback):
@@ -69,7 +75,8 @@ class RunCallback(TrainerCallback):
         self.ending = ""
         """ "paused" or "stopped" when the run was asked to end; empty while it goes on or has no step left."""
         self.ending_reason = ""
-        self._checkpoint_bytes = STATE_BYTES_PER_PARAMETER * trainable_parameters(context.model)
+        held = context.checkpoint_parameters or trainable_parameters(context.model)
+        self._checkpoint_bytes = STATE_BYTES_PER_PARAMETER * held
         self.saving = False
         """A checkpoint is being written: a failure now is a failure of writing."""
         self._mark = time.perf_counter()
@@ -92,7 +99,7 @@ class RunCallback(TrainerCallback):
         state.log_history.clear()  # the journal has it; the list would grow with every step
         self._record(state, logs)
         step = self.tally.step
-        last = step >= state.max_steps
+        last = int(state.global_step) >= state.max_steps
         self._evaluate(step, last)
         command = self._command(step)
         self.tally.complete = last or self.tally.early_stopped
@@ -109,7 +116,9 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The Trainer has written a folder: seal it and put it in its place."""
         context = self.context
-        path = checkpointing.take_over(context.run_dir, context.progress(self.tally))
+        path = checkpointing.take_over(
+            context.run_dir, context.progress(self.tally), written_step=state.global_step, required=context.required
+        )
         self.saving = False
         checkpoints.prune(context.run_dir, context.spec.checkpoint.keep)
         context.journal.write(
@@ -127,7 +136,7 @@ class RunCallback(TrainerCallback):
     # ── parts of a step's end ─────────────────────────────────────────────────────────────────────────────────────
     def _record(self, state: Any, logs: dict[str, float]) -> None:
         loss = float(logs["loss"])
-        step = int(state.global_step)
+        step = self.context.first_step + int(state.global_step)
         if not math.isfinite(loss):
             raise EngineError(
                 "train.loss_not_finite",

@@ -40,6 +40,8 @@ class BaseRequest:
     dtype: torch.dtype
     """Compute type, and the type of everything that is not quantised."""
     device: str
+    unpacked: tuple[str, ...] = ()
+    """Modules to keep out of 4 bits; empty leaves the choice to transformers."""
 
 
 def base_request(spec: JobSpec, folder: Path, device: Device) -> BaseRequest:
@@ -121,6 +123,7 @@ def _quantization(request: BaseRequest) -> Any:
         bnb_4bit_quant_type=request.quantization,
         bnb_4bit_use_double_quant=request.double_quantization,
         bnb_4bit_compute_dtype=request.dtype,
+        llm_int8_skip_modules=list(request.unpacked) or None,
     )
 
 

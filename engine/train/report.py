@@ -36,12 +36,13 @@ class Facts:
     tokens: int
     trained_tokens: int
     training_seconds: float
-    before: Measurement
-    after: Measurement
+    before: Measurement | None
+    after: Measurement | None
     questions: tuple[Question, ...]
     adapter: card.Adapter
     merged: card.MergeCheck | None
     notes: tuple[str, ...]
+    growths: tuple[card.GrowthResult, ...] = ()
 
 
 def fold_of(run_dir: Path) -> Fold:
@@ -61,12 +62,9 @@ def build_card(facts: Facts) -> card.Card:
         task=facts.spec.task.value,
         model=facts.spec.model.source,
         created=facts.created,
-        before=facts.before.scores,
-        after=facts.after.scores,
-        samples=tuple(
-            card.SampleComparison(prompt=question.prompt, before=before, after=after, expected=question.expected)
-            for question, before, after in zip(facts.questions, facts.before.answers, facts.after.answers, strict=True)
-        ),
+        before=facts.before.scores if facts.before else None,
+        after=facts.after.scores if facts.after else None,
+        samples=_samples(facts),
         steps=facts.steps,
         tokens=facts.tokens,
         trained_tokens=facts.trained_tokens,
@@ -84,6 +82,16 @@ def build_card(facts: Facts) -> card.Card:
         device=facts.device,
         versions=facts.versions,
         notes=facts.notes,
+        growths=facts.growths,
+    )
+
+
+def _samples(facts: Facts) -> tuple[card.SampleComparison, ...]:
+    if facts.before is None or facts.after is None:
+        return ()
+    return tuple(
+        card.SampleComparison(prompt=question.prompt, before=before, after=after, expected=question.expected)
+        for question, before, after in zip(facts.questions, facts.before.answers, facts.after.answers, strict=True)
     )
 
 

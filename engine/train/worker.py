@@ -17,7 +17,13 @@ from engine.errors import ExitCode
 from engine.jobs import events as ev
 from engine.jobs import layout
 from engine.jobs.journal import JournalWriter
-from engine.train.environment import choose_threads, library_versions, prepare_process, prepare_torch
+from engine.train.environment import (
+    choose_threads,
+    library_versions,
+    prepare_process,
+    prepare_torch,
+    without_torch,
+)
 from engine.train.failure import explain, is_out_of_memory
 from engine.train.signals import PauseRequested, PauseSignals
 
@@ -66,9 +72,10 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals) -> ev
     record = read_record(run_dir)
     checkpointing.discard_staging(run_dir)
     fold = fold_of(run_dir)
-    resume, messages = checkpointing.find_resume(run_dir, record.spec_hash)
+    required = checkpointing.REQUIRED if spec.task.trains_adapter else checkpointing.REQUIRED_GROWN
+    resume, messages = checkpointing.find_resume(run_dir, record.spec_hash, required=required)
     threads = choose_threads(spec.training.threads)
-    device = prepare_torch(threads, spec.training.dtype)
+    device = prepare_torch(threads, spec.training.dtype) if spec.needs_data else without_torch(threads)
     versions = library_versions()
     number = int(os.environ.get(ATTEMPT, "0")) or fold.state.attempt + 1
     journal.write(
@@ -107,13 +114,14 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals) -> ev
     try:
         outcome = job.run(attempt)
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) and not spec.grows:
             record_score(run_dir, spec, device, "out of memory", attempt.worked_seconds())
         raise
     finally:
         meters.stop()
     signals.ignore()
-    record_score(run_dir, spec, device, outcome.outcome, attempt.worked_seconds())
+    if not spec.grows:  # the figures of a model that changes under way say nothing about a formula
+        record_score(run_dir, spec, device, outcome.outcome, attempt.worked_seconds())
     return ev.End(
         t=time.time(),
         outcome=outcome.outcome,

@@ -14,7 +14,7 @@ import msgspec
 
 from engine.errors import EngineError, ExitCode
 from engine.jobs import layout
-from engine.units import format_bytes, format_duration, format_usd
+from engine.units import format_bytes, format_count, format_duration, format_usd
 from scaler_tui import output
 
 if TYPE_CHECKING:
@@ -62,7 +62,12 @@ def print_card(run_dir: Path) -> None:
         f"{c.name or c.run_id}: {c.task} of {c.model}, {c.steps} steps, trained {format_duration(c.training_seconds)}"
     )
     output.say()
-    output.table(["", "BEFORE", "AFTER"], _score_rows(c), right=(1, 2))
+    if rows := _score_rows(c):
+        output.table(["", "BEFORE", "AFTER"], rows, right=(1, 2))
+    for growth in c.growths:
+        size = f"{format_count(growth.parameters_before)} to {format_count(growth.parameters_after)} parameters"
+        proven = "no proof" if growth.proof is None else "proof passed" if growth.proof.passed else "proof failed"
+        output.say(f"  Grown: {size} ({', '.join(growth.operators.values())}), {proven}")
     for sample in c.samples[:_SAMPLES_SHOWN]:
         output.say()
         for label, text in (("Prompt", sample.prompt), ("Before", sample.before), ("After", sample.after)):
@@ -74,7 +79,7 @@ def print_card(run_dir: Path) -> None:
         output.say(f"  Cost: {format_usd(c.cost_usd)}")
     for text in c.notes:
         output.say(f"  Note: {text}")
-    output.say(f"  Adapter: {run_dir / c.adapter.path} ({format_bytes(c.adapter.size_bytes)})")
+    output.say(f"  {c.adapter.kind.capitalize()}: {run_dir / c.adapter.path} ({format_bytes(c.adapter.size_bytes)})")
     if c.merged is not None:
         output.say("  " + _merged(run_dir, c.merged))
     output.say(f"  Page: {run_dir / layout.CARD_PAGE}")
@@ -82,6 +87,8 @@ def print_card(run_dir: Path) -> None:
 
 def _score_rows(c: Card) -> list[list[str]]:
     before, after = c.before, c.after
+    if before is None or after is None:
+        return []
     rows = [["Task loss (held-out rows)", f"{before.task_loss:.3f}", f"{after.task_loss:.3f}"]]
     if before.exact_match is not None and after.exact_match is not None:
         heading = f"Exact match ({after.exact_match_rows} held-out rows)"

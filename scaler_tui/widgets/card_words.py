@@ -81,6 +81,8 @@ def forgetting_row(before: float, after: float) -> ScoreRow:
 def score_rows(card: Card) -> list[ScoreRow]:
     """The scores that were measured both before and after."""
     before, after = card.before, card.after
+    if before is None or after is None:
+        return []
     rows = [loss_row(before.task_loss, after.task_loss)]
     if before.exact_match is not None and after.exact_match is not None:
         rows.append(exact_row(before.exact_match, after.exact_match, after.exact_match_rows))
@@ -89,9 +91,25 @@ def score_rows(card: Card) -> list[ScoreRow]:
     return rows
 
 
+def _growth_headline(card: Card, *, unicode: bool) -> Content:
+    """A job that only grew: to what, and whether that was proven."""
+    last = card.growths[-1] if card.growths else None
+    if last is None:
+        return toned("Nothing was trained.", "quiet")
+    size = f"Grown from {format_count(last.parameters_before)} to {format_count(last.parameters_after)} parameters"
+    proven = last.proof is not None and last.proof.passed
+    claim = "its function is proven unchanged" if last.exact else "its function is another, measured in the proof"
+    tone = "good" if proven and last.exact else "warn"
+    sign = {"good": "✓" if unicode else "+", "warn": "!"}[tone]
+    text = f"{size}; {claim if proven else 'nothing was proven'}."
+    return Content.assemble(toned(f"{sign} ", tone), toned(text, "strong"))
+
+
 def headline(card: Card, *, unicode: bool) -> Content:
     """One or two sentences: did it learn, did it forget."""
     rows = {row.name: row for row in score_rows(card)}
+    if not rows:
+        return _growth_headline(card, unicode=unicode)
     learned = rows.get("exact answers") or rows["task loss"]
     dash = "–" if unicode else "-"
     first = {
@@ -150,7 +168,7 @@ def promise_table(card: Card, width: int, *, unicode: bool) -> Content:
 def file_lines(card: Card, run_dir: Path, *, merging: bool) -> Content:
     """Where everything is, and the check of the merged model."""
     adapter = f"{format_bytes(card.adapter.size_bytes)}, {format_count(card.adapter.parameters)} parameters"
-    rows = [("adapter", f"{run_dir / card.adapter.path}"), ("", adapter)]
+    rows = [(card.adapter.kind, f"{run_dir / card.adapter.path}"), ("", adapter)]
     merged = card.merged
     if merged is not None:
         same, loss = merged.same_top_token * 100, merged.merged_task_loss

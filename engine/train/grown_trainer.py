@@ -1,0 +1,160 @@
+"""The Trainer for whole weights: own groups and schedules, checkpoints that hold what learns, old entries that join.
+
+Owns the subclass. Must not know stages or folders' names. `_load_from_checkpoint` is the one private method of
+transformers' Trainer that is replaced (it insists on a complete model); `tests/train/test_grown_training.py` fails when
+it is called no longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainingArguments
+
+from engine.evaluation.model import LoadedModel
+from engine.jobs.spec import Optimizer, TrainingSection
+from engine.train.batches import SequenceDataset
+from engine.train.grown_model import GrownModel
+from engine.train.grown_optimizer import GrownAdamW, Schedules, new_rate, parameter_groups, unfreeze_step
+from engine.train.parts import Kind
+from engine.train.trained_weights import load_trained, save_trained
+from engine.train.trainer import TokenTrainer
+
+Moments = Mapping[str, Mapping[str, Tensor]]
+"""Parameter name -> optimizer state as `GrownAdamW` keeps it: moments of the stage before, grown."""
+
+
+class GrownTrainer(TokenTrainer):
+    """Trains the parameters of a `GrownModel` as its parts ask for."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        dataset: SequenceDataset,
+        arguments: TrainingArguments,
+        grown: GrownModel,
+        training: TrainingSection,
+    ) -> None:
+        super().__init__(loaded, dataset, arguments)
+        self.grown = grown
+        self.training = training
+        self.carried: Moments = {}
+        self.grown_optimizer: GrownAdamW | None = None
+        self.add_callback(_Joining(self))
+
+    @property
+    def old_from(self) -> int:
+        """Step at which old entries join; 0 where they learn from the start, or never."""
+        return unfreeze_step(self.training, self.state.max_steps) if self.grown.joins_later else 0
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Groups by part; the moments of the stage before where they were carried."""
+        if self.optimizer is not None:
+            return self.optimizer
+        grown, training = self.grown, self.training
+        named = list(grown.ever_learning())
+        first = Kind.OLD if grown.task == "full" else Kind.NEW
+        decayed = self.get_decay_parameter_names(grown.model)
+        groups = parameter_groups(named, grown.parts, decayed, training, first=first)
+        if training.optimizer is Optimizer.ADAMW:
+            mixed = {id(p): grown.parts[n] for n, p in named if grown.parts[n].kind is Kind.MIXED}
+            self.optimizer = self.grown_optimizer = GrownAdamW(groups, mixed, training.learning_rate)
+            self._take_along(dict(named))
+        else:
+            self.optimizer = self._eight_bit(groups)
+        return self.optimizer
+
+    def _eight_bit(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """bitsandbytes' AdamW keeps one scale per block, so a widened matrix has one rate: that of new parameters."""
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        for group in groups:
+            if group["part"] == Kind.MIXED:
+                group["part"], group["lr"] = Kind.NEW.value, new_rate(self.training)
+        optimizer: torch.optim.Optimizer = kind([group for group in groups if group["params"]], **settings)
+        return optimizer
+
+    def _take_along(self, named: Mapping[str, nn.Parameter]) -> None:
+        assert self.grown_optimizer is not None
+        for name, state in self.carried.items():
+            parameter = named.get(name)
+            if parameter is not None:
+                kept = {key: value.to(parameter.device, torch.float32) for key, value in state.items()}
+                self.grown_optimizer.state[parameter] = kept
+        self.carried = {}
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """A factor per part: only new parameters warm up again, old ones begin when they join."""
+        training = self.training
+        joins = unfreeze_step(training, num_training_steps) if self.grown.joins_later else 0
+        schedules = Schedules(
+            training.schedule, num_training_steps, training.warmup_ratio, training.new_warmup_ratio, joins
+        )
+        assert self.optimizer is not None
+        factors: list[Callable[[int], float]] = [schedules.of(group["part"]) for group in self.optimizer.param_groups]
+        self.lr_scheduler = LambdaLR(self.optimizer, factors)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What learns, and nothing that the model's own files hold already."""
+        assert output_dir is not None
+        save_trained(Path(output_dir), self.grown.ever_learning())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained(Path(resume_from_checkpoint), self.grown.ever_learning())
+
+
+class _Joining(TrainerCallback):
+    """Holds old entries still until they join: no gradient, no decay, no moment."""
+
+    def __init__(self, trainer: GrownTrainer) -> None:
+        self._trainer = trainer
+        self._waiting: bool | None = None
+        self._hooks: list[Any] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Looked at before every step, so that a resume anywhere finds the same."""
+        trainer = self._trainer
+        if trainer.grown.task != "new_coordinates":
+            return
+        waiting = not trainer.grown.joins_later or state.global_step < trainer.old_from
+        if waiting != self._waiting:
+            self._waiting = waiting
+            if waiting:
+                self._hold()
+            else:
+                self._join()
+
+    def _hold(self) -> None:
+        grown = self._trainer.grown
+        for name, parameter in grown.learning():
+            part = grown.parts[name]
+            if part.kind is Kind.MIXED:
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(_only_new(part)))
+        if self._trainer.grown_optimizer is not None:
+            self._trainer.grown_optimizer.old_waits = True
+
+    def _join(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+        for _, parameter in self._trainer.grown.ever_learning():
+            parameter.requires_grad_(True)
+        if self._trainer.grown_optimizer is not None:
+            self._trainer.grown_optimizer.old_waits = False
+
+
+def _only_new(part: Any) -> Callable[[Tensor], None]:
+    """Zeroes the gradient of old entries, so that it counts neither in the update nor in the norm that is clipped."""
+
+    def mask(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(~part.new_entries(parameter.grad), 0.0)
+
+    return mask
