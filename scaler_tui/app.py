@@ -252,6 +252,16 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
 
         self.push_screen(DataScreen())
 
+    def choose_approach(self, approach: str) -> None:
+        """The next screen of a chosen row: the plans of an expansion, else the review."""
+        from engine.advise.growth import grows
+        from scaler_tui.screens.expansion import ExpansionScreen
+
+        if grows(approach):
+            self.push_screen(ExpansionScreen(approach))
+        else:
+            self.open_review(approach)
+
     def open_review(self, approach: str) -> None:
         """Everything that was decided, before anything is spent."""
         from scaler_tui.screens.review import ReviewScreen

@@ -146,6 +146,8 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
     matrix.add_argument("--explain", metavar="APPROACH", default="", help="the parts and formulas behind one row")
     plan = add("plan", "write the spec the wizard would write, from answers given as flags")
     plan.add_argument("--approach", default="", help="a row of the matrix; the recommended one when left out")
+    plan.add_argument("--growth", metavar="NAME", default="", help="of an expansion: wider, deeper, mixed, experts ...")
+    plan.add_argument("--understood", action="store_true", help="of an expansion: its warnings were read; needed once")
     plan.add_argument("--name", default="", help="a name for the run")
     plan.add_argument("--write", "-o", metavar="SPEC", default="-", help="a new file; - is standard output")
     for command in (matrix, plan):

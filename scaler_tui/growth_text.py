@@ -29,6 +29,8 @@ class Measure:
     """For the bar; 0 where there is none."""
     share: float = 0.0
     """Of the largest amount among the columns."""
+    rank: int = 0
+    """Which need loses its bar first where room is short: the highest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +114,15 @@ def _measures(
     parameters: float, cache: float, disk: float, need: Need, place: str, tokens: float
 ) -> tuple[Measure, ...]:
     memory = format_bytes(need.memory_bytes) if need.memory_bytes else NO_FIGURE
+    hours = format_hours(need.hours) if need.hours else NO_FIGURE
     if need.fits == "no":
         memory += " !"
     return (
         Measure("Parameters", format_count(parameters), parameters),
-        Measure("KV/token", format_bytes(cache), cache),
-        Measure("Disk", format_bytes(disk), disk),
-        Measure(place, memory, need.memory_bytes),
-        Measure(f"{short_count(tokens)} tok", format_hours(need.hours) if need.hours else NO_FIGURE, need.hours),
+        Measure("KV/token", format_bytes(cache), cache, rank=2),
+        Measure("Disk", format_bytes(disk), disk, rank=4),
+        Measure(place, memory, need.memory_bytes, rank=1),
+        Measure(f"{short_count(tokens)} tokens", hours, need.hours, rank=3),
     )
 
 

@@ -17,6 +17,8 @@ from engine.paths import state_home
 class Preferences(msgspec.Struct, frozen=True):
     theme: str = "scaler-dark"
     seen_ssh_hint: bool = False
+    agreed_to_expansion: bool = False
+    """The warnings before growing a model were read and agreed to."""
 
 
 def _path() -> Path:

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from typing import Any
 
     from engine.advise.answers import Answers
-    from engine.advise.matrix import Matrix
+    from engine.advise.frank import FrankWord
+    from engine.advise.grown import Grown
+    from engine.advise.growth import Setting
+    from engine.advise.matrix import ApproachRow, Matrix
     from engine.advise.option_state import OptionState
     from engine.advise.questions import AnswerValue, Question
     from engine.advise.session import ChangeReport, Session
@@ -39,6 +43,8 @@ class Wizard:
         """Why the answered data cannot be trained on, when the check said so."""
         self.started = False
         """Whether a run was started from these answers."""
+        self.grown: dict[str, Grown] = {}
+        """Approach -> the plan that was chosen for an expansion."""
         self._what_if = ""
         self._checked: tuple[str, str, int] | None = None
         self._session: Session | None = None
@@ -59,6 +65,7 @@ class Wizard:
 
         self._session = Session(load_graph(), save_to=default_progress_path() if save else None)
         self.architecture = self.model_problem = None
+        self.grown = {}
         self._forget_data()
         self.started, self._saves = False, save
 
@@ -98,6 +105,8 @@ class Wizard:
             self._what_if = ""
         if self.model_source != model:
             self.architecture = self.model_problem = None
+        if self.model_source != model or question.id == "target_parameters":
+            self.grown = {}
         self._forget_stale_data()
         self.plan_for_answers()
         return report
@@ -236,9 +245,9 @@ class Wizard:
     @property
     def matrix(self) -> Matrix | None:
         """The matrix under the answers; None until machine and model are known."""
-        return self.matrix_for(self.session.answers())
+        return self.matrix_for(self.session.answers(), self.grown)
 
-    def matrix_for(self, answers: Answers) -> Matrix | None:
+    def matrix_for(self, answers: Answers, grown: Mapping[str, Grown] | None = None) -> Matrix | None:
         """The matrix under other answers, for a preview; on the machine those answers mean."""
         from engine.advise.compare import build_matrix
 
@@ -248,7 +257,7 @@ class Wizard:
             machine = _planned(answers, self.detected)
         except EngineError:
             machine = self.machine
-        return build_matrix(self.architecture, machine, answers)
+        return build_matrix(self.architecture, machine, answers, grown)
 
     def preview(self, question: Question, value: AnswerValue) -> Matrix | None:
         """The matrix as if `question` were answered with `value`, its dependants recomputed."""
@@ -273,8 +282,40 @@ class Wizard:
 
         assert self.machine is not None
         assert self.architecture is not None
-        wish = JobWish(force=force)
+        wish = JobWish(force=force, grown=self.grown.get(approach))
         return build_spec(self.architecture, self.machine, self.session.answers(), approach=approach, wish=wish)
+
+    def frank_words(self, approach: str, grown: Grown | None = None) -> tuple[FrankWord, ...]:
+        """What must be said before an approach starts, about the plan `grown` (None: the chosen one); empty where
+        nothing must."""
+        from engine.advise.amounts import data_tokens
+        from engine.advise.frank import frank_words, needs_frank_words
+
+        if not needs_frank_words(approach):
+            return ()
+        plans = {**self.grown, approach: grown} if grown else self.grown
+        matrix = self.matrix_for(self.session.answers(), plans)
+        if matrix is None:
+            return ()
+        return frank_words(approach, matrix, data_tokens(self.session.answers())[1])
+
+    def run_row(self, approach: str) -> ApproachRow | None:
+        """The row of an approach as a run from here would be: of expansions only the user's data is trained on."""
+        from engine.advise.compare import row_of
+
+        if self.machine is None or self.architecture is None:
+            return None
+        return row_of(
+            approach, self.architecture, self.machine, self.session.answers(), self.grown.get(approach), own_data=True
+        )
+
+    def growth_setting(self, approach: str) -> Setting | None:
+        """For whom expansion plans are made; None until machine and model are known."""
+        from engine.advise.growth import Setting
+
+        if self.machine is None or self.architecture is None:
+            return None
+        return Setting(approach, self.architecture, self.machine, self.session.answers())
 
     @property
     def card(self) -> str:

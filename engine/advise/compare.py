@@ -10,8 +10,8 @@ from typing import Any
 
 from engine.advise.amounts import load_of
 from engine.advise.answers import Answers
-from engine.advise.appraisal import appraise
-from engine.advise.approaches import Approach, TargetModel, load_approaches
+from engine.advise.appraisal import Appraisal, appraise
+from engine.advise.approaches import Approach, TargetModel, find_approach, load_approaches
 from engine.advise.fit import Plan, calibration_for, plan_of
 from engine.advise.grown import Grown
 from engine.advise.matrix import ApproachRow, Matrix
@@ -96,6 +96,21 @@ def _range(estimate: Estimate) -> dict[str, float]:
     return {"low": estimate.low, "likely": estimate.likely, "high": estimate.high}
 
 
+def row_of(
+    approach: str,
+    architecture: Architecture,
+    machine: Machine,
+    answers: Answers,
+    grown: Grown | None = None,
+    *,
+    own_data: bool = False,
+) -> ApproachRow:
+    """One row alone; `own_data`: its hours are for the user's data, however much more the approach asks for."""
+    chosen = find_approach(approach)
+    plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), grown)
+    return _filled(plan, appraise(plan, machine, load_of(plan, answers, machine, own_data=own_data)))
+
+
 def _row(
     approach: Approach,
     architecture: Architecture,
@@ -105,7 +120,11 @@ def _row(
     grown: Grown | None,
 ) -> ApproachRow:
     plan = plan_of(approach, architecture, machine, answers, calibration, grown)
-    found = appraise(plan, machine, load_of(plan, answers, machine))
+    return _filled(plan, appraise(plan, machine, load_of(plan, answers, machine)))
+
+
+def _filled(plan: Plan, found: Appraisal) -> ApproachRow:
+    approach, architecture = plan.approach, plan.base
     larger_model = approach.model is TargetModel.LARGER
     return ApproachRow(
         id=approach.id,

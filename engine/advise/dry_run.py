@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from engine.advise.fit import calibration_for
+from engine.advise.spec_growth import SpecGrowth
 from engine.advise.spec_plan import workload_of
 from engine.errors import EngineError, ExitCode
 from engine.estimate.calibration import Calibration
@@ -60,14 +61,22 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: _Failure
 
 
-def dry_run(spec: JobSpec, architecture: Architecture, machine: Machine, *, trained_share: float = 1.0) -> Estimate:
+def dry_run(
+    spec: JobSpec,
+    architecture: Architecture,
+    machine: Machine,
+    *,
+    trained_share: float = 1.0,
+    growth: SpecGrowth | None = None,
+) -> Estimate:
     """Process memory in bytes of the device that trains, from following the job; the parts sum to `likely`.
 
-    `trained_share` is the share of positions that carry loss. Raises EngineError `dry_run.*`, `rehearsal.*`, `model.*`,
-    `hub.*`.
+    `trained_share` is the share of positions that carry loss; `growth` what becomes of the model before it is trained.
+    Raises EngineError `dry_run.*`, `rehearsal.*`, `model.*`, `hub.*`.
     """
-    work = workload_of(spec, architecture, machine, trained_share=trained_share)
-    config = config_of(resolve_model(spec.model.source, revision=spec.model.revision).config)
+    work = workload_of(spec, architecture, machine, trained_share=trained_share, growth=growth)
+    stored = growth.config if growth else resolve_model(spec.model.source, revision=spec.model.revision).config
+    config = config_of(stored)
     return estimate_from(dry_run_of(work, config), work, calibration_for(machine))
 
 

@@ -18,6 +18,7 @@ from engine.advise.grown import Grown, only_adds_layers, tasks_for
 from engine.advise.operator_options import with_operators
 from engine.errors import EngineError
 from engine.estimate.estimate import Verdict
+from engine.expansion.asked import pick, source_of
 from engine.expansion.checks import Wish
 from engine.expansion.costs import TrainingQuestion
 from engine.expansion.grown import grown_architecture
@@ -25,6 +26,7 @@ from engine.expansion.planner import PlanChoice, Source, choice_of, plans_for
 from engine.hardware.machine import Machine
 from engine.jobs.spec_section import Task
 from engine.models.architecture import Architecture
+from engine.models.source import ModelRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,18 @@ def growth_options(setting: Setting, source: Source, target: int = 0, *, seed: i
     choices = plans_for(source, wanted, _question(setting), Wish(seed=seed))
     options = tuple(option_of(setting, choice) for choice in choices)
     return _recommended(options, find_approach(setting.approach))
+
+
+def recommended_growth(setting: Setting, ref: ModelRef, name: str = "", *, seed: int = 17) -> Grown | None:
+    """The plan called `name`, or the recommended one; None for an approach that does not grow the model.
+
+    Raises EngineError `expansion.*`, also when there is no such plan.
+    """
+    if not grows(setting.approach):
+        return None
+    options = growth_options(setting, source_of(ref, setting.architecture), seed=seed)
+    chosen = pick(tuple(option.choice for option in options), name)
+    return next(option.grown for option in options if option.choice is chosen)
 
 
 def option_of(setting: Setting, choice: PlanChoice, task: Task | None = None) -> GrowthOption:

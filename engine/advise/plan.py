@@ -94,6 +94,8 @@ def build_spec(
             f"{chosen.title} needs a plan of how to grow.",
             next_step="Choose one of the plans; scaler-wizard expand MODEL --dry-run shows them.",
         )
+    if wish.grown is not None and not wish.grown.task.trains:
+        return grown_spec(draft_spec(plan, answers, machine, train="demo", name=wish.name), plan, wish.grown)
     if missing := missing_library(plan, machine):
         raise EngineError(
             "plan.library", f"{chosen.title} cannot run here.", cause=missing, next_step=INSTALL_BITSANDBYTES

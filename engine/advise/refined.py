@@ -21,6 +21,7 @@ from engine.models.source import ModelRef
 
 if TYPE_CHECKING:
     from engine.advise.probe import ProbeReport
+    from engine.advise.spec_growth import SpecGrowth
 
 LONG_HOURS = 0.5
 """From here on a minute of measuring first is well spent."""
@@ -31,11 +32,13 @@ def is_long(hours: Estimate) -> bool:
     return hours.high >= LONG_HOURS
 
 
-def by_dry_run(found: Appraisal, spec: JobSpec) -> Appraisal:
-    """The appraisal with the dry run's memory. Raises EngineError `dry_run.*`."""
+def by_dry_run(found: Appraisal, spec: JobSpec, growth: SpecGrowth | None = None) -> Appraisal:
+    """The appraisal with the dry run's memory; of the grown model where the spec grows it. Raises EngineError
+    `dry_run.*`."""
     from engine.advise.dry_run import dry_run
 
-    return appraise(found.plan, found.machine, found.load, memory=dry_run(spec, found.plan.final, found.machine))
+    memory = dry_run(spec, found.plan.final, found.machine, growth=growth)
+    return appraise(found.plan, found.machine, found.load, memory=memory)
 
 
 def by_probe(
@@ -52,6 +55,12 @@ def by_probe(
             "probe.simulated",
             "A probe measures this machine; a simulated one cannot be measured.",
             next_step="Leave --gpu out, or use --dry-run.",
+        )
+    if spec.grows:
+        raise EngineError(
+            "probe.grown",
+            "The larger model does not exist yet, so it cannot be measured.",
+            next_step='Use --dry-run; or grow it first (task = "expand") and probe a spec that trains the result.',
         )
     from engine.advise.probe import probe
 

@@ -19,9 +19,11 @@ from scaler_tui.machines import machine_for
 if TYPE_CHECKING:
     from engine.advise.answers import Answers
     from engine.advise.appraisal import Appraisal
+    from engine.advise.grown import Grown
     from engine.advise.inverse import Largest
     from engine.advise.overrides import Settings
     from engine.advise.rented import Offer
+    from engine.advise.spec_growth import SpecGrowth
     from engine.estimate.data_shape import DataShape
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
@@ -40,6 +42,8 @@ class Job:
     """None for an approach that is planned but not carried out."""
     ref: ModelRef
     trained_share: float = 1.0
+    growth: SpecGrowth | None = None
+    """What becomes of the model before it is trained; None for an adapter."""
 
 
 def estimate(arguments: argparse.Namespace) -> int:
@@ -100,7 +104,7 @@ def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) 
     load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=ref.has_weights, data=counted)
     share, growth = shape.trained_share, growth_of(spec, ref, architecture)
     found = appraise_spec(spec, architecture, machine, load, trained_share=share, growth=growth)
-    return Job(found, spec, ref, share)
+    return Job(found, spec, ref, share, growth)
 
 
 def _data_shape(spec: JobSpec, ref: ModelRef) -> DataShape:
@@ -127,7 +131,9 @@ def _job_of_answers(arguments: argparse.Namespace, settings: Settings) -> Job:
     from engine.advise.approaches import find_approach
     from engine.advise.compare import build_matrix
     from engine.advise.fit import calibration_for, plan_of
+    from engine.advise.growth import Setting, recommended_growth
     from engine.advise.overrides import plan_with
+    from engine.advise.spec_growth import growth_of
     from engine.models.analyze import analyze_model
     from engine.models.resolve import resolve_model
 
@@ -136,16 +142,21 @@ def _job_of_answers(arguments: argparse.Namespace, settings: Settings) -> Job:
     ref = resolve_model(arguments.model)
     architecture = analyze_model(ref)
     wanted = arguments.approach or build_matrix(architecture, machine, answers).recommended
-    plan = plan_of(find_approach(wanted), architecture, machine, answers, calibration_for(machine))
+    grown = recommended_growth(Setting(wanted, architecture, machine, answers), ref)
+    plan = plan_of(find_approach(wanted), architecture, machine, answers, calibration_for(machine), grown)
     plan = plan_with(plan, settings)
     found = appraise(plan, machine, load_of(plan, answers, machine))
-    return Job(found, _spec_of(found, answers, machine) if plan.approach.runs else None, ref)
+    if not plan.approach.runs:
+        return Job(found, None, ref)
+    spec = _spec_of(found, answers, machine, grown)
+    return Job(found, spec, ref, growth=growth_of(spec, ref, architecture))
 
 
-def _spec_of(found: Appraisal, answers: Answers, machine: Machine) -> JobSpec:
-    from engine.advise.plan import draft_spec
+def _spec_of(found: Appraisal, answers: Answers, machine: Machine, grown: Grown | None) -> JobSpec:
+    from engine.advise.plan import draft_spec, grown_spec
 
-    return draft_spec(found.plan, answers, machine, train=answers.text("data") or "demo")
+    spec = draft_spec(found.plan, answers, machine, train=answers.text("data") or "demo")
+    return spec if grown is None else grown_spec(spec, found.plan, grown)
 
 
 def _refined(job: Job, arguments: argparse.Namespace) -> Job:
@@ -162,7 +173,7 @@ def _refined(job: Job, arguments: argparse.Namespace) -> Job:
             next_step="Leave the flag out: the formula covers it.",
         )
     if arguments.dry_run:
-        return replace(job, found=by_dry_run(job.found, job.spec))
+        return replace(job, found=by_dry_run(job.found, job.spec, job.growth))
     return replace(job, found=by_probe(job.found, job.spec, job.ref, force=arguments.again, progress=output.note))
 
 

@@ -196,18 +196,25 @@ def _cells(row: ApproachRow, recommended: str) -> list[str]:
 def plan(arguments: argparse.Namespace) -> int:
     """Write the spec that the answers lead to."""
     from engine.advise.compare import build_matrix
+    from engine.advise.growth import Setting, recommended_growth
     from engine.advise.plan import JobWish, build_spec
     from engine.jobs.spec_toml import dump_spec
-    from engine.models.analyze import analyze
+    from engine.models.analyze import analyze_model
+    from engine.models.resolve import resolve_model
+    from scaler_tui.frank import require_agreement
     from scaler_tui.spec_file import write_spec
 
     session = answered_session(arguments)
-    machine = machine_for(arguments.gpu, session.answers())
-    architecture = analyze(arguments.model)
-    approach = arguments.approach or build_matrix(architecture, machine, session.answers()).recommended
+    answers = session.answers()
+    machine = machine_for(arguments.gpu, answers)
+    ref = resolve_model(arguments.model)
+    architecture = analyze_model(ref)
+    approach = arguments.approach or build_matrix(architecture, machine, answers).recommended
+    grown = recommended_growth(Setting(approach, architecture, machine, answers), ref, arguments.growth)
     spec = build_spec(
-        architecture, machine, session.answers(), approach=approach, wish=JobWish(name=arguments.name[:80])
+        architecture, machine, answers, approach=approach, wish=JobWish(name=arguments.name[:80], grown=grown)
     )
+    require_agreement(approach, architecture, machine, answers, grown, agreed=arguments.understood)
     target = None if arguments.write == "-" else Path(arguments.write)
     _note_missing_data(spec.data.train)
     if target is not None:

@@ -168,7 +168,7 @@ class MatrixScreen(FramedScreen):
         if not row.runnable:
             self.notify(row.not_runnable_reason or "This version cannot run it.", title=row.title, severity="warning")
             return
-        self.scaler.open_review(row.id)
+        self.scaler.choose_approach(row.id)
 
     def _show_detail(self) -> None:
         row, machine = self.row, self.scaler.wizard.machine

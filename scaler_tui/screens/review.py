@@ -17,16 +17,18 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Static
 
+from engine.advise.approaches import frank_line
 from engine.advise.refined import is_long
 from engine.errors import EngineError, ExitCode
 from engine.estimate.estimate import Verdict
 from scaler_tui.feeds.data_check import DataChecked
 from scaler_tui.feeds.estimate_feed import TIERS, EstimateRefined, refine_in_thread
 from scaler_tui.feeds.startup import StartupNews
+from scaler_tui.frank import agree, must_agree
 from scaler_tui.screens.base import BACK_KEYS, FramedScreen
 from scaler_tui.widgets.fit_bar import FitBar
 from scaler_tui.widgets.review_words import REFUSED, refined_words, refused_content, savings_content
-from scaler_tui.widgets.spec_words import data_line, price_lines, setting_lines
+from scaler_tui.widgets.spec_words import data_line, growth_price_lines, price_lines, setting_lines
 
 if TYPE_CHECKING:
     from engine.advise.figures import Refined
@@ -43,6 +45,7 @@ class ReviewScreen(FramedScreen):
     place = "review"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "start", "Start the run"),
+        Binding("a", "agree", "I have read it", tooltip="Agree to the warnings; asked once"),
         Binding(BACK_KEYS, "back", "Back", key_display="b"),
         Binding("F", "force", "Force", tooltip="Plan it although it does not fit; the journal will say so"),
         Binding("w", "write", "Write spec", tooltip="Write the spec into the current folder, never over a file"),
@@ -146,9 +149,8 @@ class ReviewScreen(FramedScreen):
     # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────
     @property
     def row(self) -> ApproachRow | None:
-        """The matrix row under review."""
-        matrix = self.scaler.wizard.matrix
-        return matrix.row(self.approach) if matrix else None
+        """The row under review, for a run on the data that was answered."""
+        return self.scaler.wizard.run_row(self.approach)
 
     def show_page(self) -> None:
         """Draw everything."""
@@ -158,7 +160,8 @@ class ReviewScreen(FramedScreen):
             self.query_one("#review-rest", Static),
         )
         row, machine = self.row, self.scaler.wizard.machine
-        bar.display = row is not None and machine is not None and not self.scaler.launching
+        trains = self.spec is None or self.spec.needs_data
+        bar.display = row is not None and machine is not None and not self.scaler.launching and trains
         if row is not None and machine is not None:
             from scaler_tui.wizard import free_bytes_for
 
@@ -176,11 +179,24 @@ class ReviewScreen(FramedScreen):
             top.update(self.scaler.wizard.waiting_for or "Looking at the machine and the model ...")
             rest.update("")
         else:
-            top.update(self._lines(self._before_bar(self.spec))[:-1])
+            top.update(Content.assemble(self._warnings(), self._lines(self._before_bar(self.spec)))[:-1])
             after = self._lines(self._after_bar(self.spec))
             rest.update(
                 Content.assemble(after, self._end(), savings_content(self.row, self.size.width - 3), self._answers())
             )
+
+    def _warnings(self) -> Content:
+        """Frank words, until they were agreed to once; afterwards in one line."""
+        if not self.scaler.wizard.frank_words(self.approach):
+            return Content("")
+        if not must_agree(self.approach):
+            return self._lines([("Research", frank_line().partition(": ")[2])])
+        words = [(word.label, word.text) for word in self.scaler.wizard.frank_words(self.approach)]
+        return Content.assemble(
+            ("Before you start: read this; a agrees, once and for all\n", "bold $text-warning"),
+            self._lines(words),
+            "\n",
+        )
 
     def _lines(self, lines: list[tuple[str, str]]) -> Content:
         """Labels in bold, words wrapped beside them."""
@@ -196,18 +212,21 @@ class ReviewScreen(FramedScreen):
         assert wizard.machine is not None
         sim = "  SIM: not this machine, so it cannot start here" if wizard.machine.simulated else ""
         lines = [("Approach", f"{row.title if row else spec.task} on {spec.model.source}")]
-        lines += [("Machine", wizard.machine.label + sim), data_line(spec, wizard.data_words)]
+        lines.append(("Machine", wizard.machine.label + sim))
+        lines += [data_line(spec, wizard.data_words)] if spec.needs_data else []
         return lines + setting_lines(spec)
 
     def _after_bar(self, spec: JobSpec) -> list[tuple[str, str]]:
         row, wizard = self.row, self.scaler.wizard
+        if not spec.needs_data:
+            return growth_price_lines(self.scaler.wizard.grown.get(self.approach))
         lines = [("Fits?", f"{row.verdict}: {row.verdict_reason}")] if row else []
         lines += [(TIERS[tier], refined_words(answer)) for tier, answer in self.refined.items()]
         if self.forced and row is not None and row.verdict is Verdict.NO:
             lines.append(("Forced", "it was refused. Enter starts it all the same, and the journal will say so."))
         lines += price_lines(spec, row, self.better)
         if row is not None and not self.refined and is_long(row.hours):
-            here = "" if wizard.machine is None or wizard.machine.simulated else ", p measures it here in a minute"
+            here = ", p measures it here in a minute" if self._can_probe(spec) else ""
             lines.append(("Before", f"a long run: y rehearses its memory in seconds{here}."))
         if wizard.data_problem is not None and wizard.data_is_checked:
             lines.append(("Problem", f"{wizard.data_problem.what} {wizard.data_problem.next_step}"))
@@ -232,16 +251,22 @@ class ReviewScreen(FramedScreen):
         ]
         return Content.assemble(("Answers", "bold"), ("".join(told), QUIET))
 
+    def _can_probe(self, spec: JobSpec) -> bool:
+        """Whether there is something to measure here: a model that is still to be grown cannot be."""
+        machine = self.scaler.wizard.machine
+        return machine is not None and not machine.simulated and not spec.grows
+
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The key line offers only what makes sense for this plan."""
         wizard = self.scaler.wizard
         if action == "refine":
             tier = str(parameters[0])
-            simulated = wizard.machine is not None and wizard.machine.simulated
-            if self.spec is None or (tier == "probe" and simulated):
+            if self.spec is None or (tier == "probe" and not self._can_probe(self.spec)) or not self.spec.needs_data:
                 return False
             return None if self.scaler.launching or None in self.refined.values() else True
+        if action == "agree":
+            return self.spec is not None and must_agree(self.approach)
         if action == "force":
             return self.refusal is not None and self.refusal.code == REFUSED
         if action in ("start", "write"):
@@ -266,6 +291,13 @@ class ReviewScreen(FramedScreen):
         refine_in_thread(self, tier, self.spec, self.scaler.wizard.card)
         self.show_page()
         self.refresh_bindings()
+
+    def action_agree(self) -> None:
+        """The warnings were read."""
+        agree()
+        self.show_page()
+        self.refresh_bindings()
+        self.query_one("#review-scroll", VerticalScroll).scroll_home(animate=False)
 
     def action_force(self) -> None:
         """Plan what does not fit all the same; nothing starts before Enter."""
@@ -334,7 +366,14 @@ class ReviewScreen(FramedScreen):
                 next_step="Write the spec (w), copy it to that machine, and run: scaler-wizard run spec.toml. "
                 "Or plan for this machine (x).",
             )
-        if row is not None and row.verdict is Verdict.NO and not self.forced:
+        if must_agree(self.approach):
+            return EngineError(
+                "plan.not_understood",
+                f"{row.title if row else 'This'} is research, and its warnings are not agreed to yet.",
+                next_step="Read the lines at the top of the page, and press a. You are asked only once.",
+            )
+        trains = self.spec is not None and self.spec.needs_data
+        if row is not None and row.verdict is Verdict.NO and trains and not self.forced:
             return EngineError(
                 "fit.no",
                 f"{row.title} does not fit this machine.",

@@ -18,21 +18,15 @@ from scaler_tui.growth_text import PlanColumn
 LEAST_CELLS = 12
 MOST_CELLS = 26
 LABEL_CELLS = 11
-NARROW_LABEL_CELLS = 9
 QUIET = "$foreground 75%"
 
 
 def columns_shown(count: int, pointed: int, width: int) -> tuple[int, range]:
     """(cells of a column, which columns): all where they fit, else a window that holds the pointed one."""
-    room = width - label_cells(width)
+    room = width - LABEL_CELLS
     fit = max(min(room // (LEAST_CELLS + 1), count), 1)
     first = min(max(pointed - fit + 1, 0), count - fit) if pointed >= fit else 0
     return min(room // fit - 1, MOST_CELLS), range(first, first + fit)
-
-
-def label_cells(width: int) -> int:
-    """Room for the rows' names."""
-    return NARROW_LABEL_CELLS if width < 76 else LABEL_CELLS
 
 
 def bar(share: float, base_share: float, cells: int, *, unicode: bool) -> Content:
@@ -54,8 +48,8 @@ class PlanColumns(Widget):
 
     columns: reactive[tuple[PlanColumn, ...]] = reactive((), layout=True)
     pointer: reactive[int] = reactive(0)
-    bars: reactive[bool] = reactive(True, layout=True)
-    """False where there is no room for bars: the figures stay."""
+    bars: reactive[int] = reactive(99, layout=True)
+    """How many needs have a bar, the most telling first: where there is no room the figures stay."""
 
     def render(self) -> RenderResult:
         """Headings, shape, needs."""
@@ -65,7 +59,7 @@ class PlanColumns(Widget):
         unicode = policy.unicode if policy else True
         width = self.content_size.width or 78
         cells, shown = columns_shown(len(self.columns), self.pointer, width)
-        drawer = _Drawer(self.columns, shown, cells, label_cells(width), self.pointer, glyphs(unicode), unicode)
+        drawer = _Drawer(self.columns, shown, cells, self.pointer, glyphs(unicode), unicode)
         return Content("\n").join(drawer.lines(bars=self.bars))
 
 
@@ -77,7 +71,6 @@ class _Drawer:
         columns: Sequence[PlanColumn],
         shown: range,
         cells: int,
-        labels: int,
         pointer: int,
         signs: Glyphs,
         unicode: bool,
@@ -85,26 +78,26 @@ class _Drawer:
         self.columns = columns
         self.shown = shown
         self.cells = cells
-        self.labels = labels
         self.pointer = pointer
         self.signs = signs
         self.unicode = unicode
 
-    def lines(self, *, bars: bool) -> list[Content]:
-        """Every line."""
+    def lines(self, *, bars: int) -> list[Content]:
+        """Every line; bars for that many needs."""
         first = self.columns[self.shown[0]]
+        with_bar = {index for index, measure in enumerate(first.measures) if measure.rank < bars}
         lines = [self._headings()]
         for index, (label, _) in enumerate(first.shape):
             lines.append(self._row(label, [self.columns[at].shape[index][1] for at in self.shown]))
         for index, measure in enumerate(first.measures):
             lines.append(self._row(measure.label, [self.columns[at].measures[index].text for at in self.shown]))
-            if bars:
+            if index in with_bar:
                 lines.append(self._bars(index))
         lines.append(self._row("Function", [self.columns[at].exact for at in self.shown], strong=True))
         return lines
 
     def _headings(self) -> Content:
-        parts: list[Content] = [Content(" " * (self.labels - 1))]
+        parts: list[Content] = [Content(" " * (LABEL_CELLS - 1))]
         parts.append(Content(self.signs.left if self.shown[0] > 0 else " ") if self.unicode else Content(" "))
         for at in self.shown:
             column = self.columns[at]
@@ -118,7 +111,7 @@ class _Drawer:
         return Content.assemble(*parts)
 
     def _row(self, label: str, texts: Sequence[str], *, strong: bool = False) -> Content:
-        parts: list[Content] = [Content.styled(f"{label:<{self.labels}}"[: self.labels], QUIET)]
+        parts: list[Content] = [Content.styled(f"{label:<{LABEL_CELLS}}"[:LABEL_CELLS], QUIET)]
         for at, text in zip(self.shown, texts, strict=True):
             tone = "bold" if at == self.pointer or strong else ""
             cell = f"{text:<{self.cells}} "
@@ -126,7 +119,7 @@ class _Drawer:
         return Content.assemble(*parts)
 
     def _bars(self, index: int) -> Content:
-        parts: list[Content] = [Content(" " * self.labels)]
+        parts: list[Content] = [Content(" " * LABEL_CELLS)]
         base = self.columns[0].measures[index].share
         for at in self.shown:
             share = self.columns[at].measures[index].share

@@ -6,6 +6,7 @@ Owns the wording of settings. Must not choose or compute any: they are the spec'
 from __future__ import annotations
 
 from engine.advise.figures import Refined
+from engine.advise.grown import Grown
 from engine.advise.matrix import ApproachRow
 from engine.jobs.spec import JobSpec
 from engine.units import format_bytes, format_duration, format_hours, format_range, format_usd
@@ -75,6 +76,14 @@ def price_lines(spec: JobSpec, row: ApproachRow | None, refined: Refined | None 
         lines.append(("Cost", f"{span}{rate}{budget}"))
         lines.append(("Disk", f"{format_bytes(row.disk.likely)} (up to {format_bytes(row.disk.high)})"))
     return lines
+
+
+def growth_price_lines(grown: Grown | None) -> list[tuple[str, str]]:
+    """(label, words) of a job that only grows a model."""
+    if grown is None:
+        return []
+    disk = format_bytes(grown.choice.disk_bytes)
+    return [("Fits?", f"needs {disk} of disk, and 1.5 GiB of RAM whatever the size"), ("Disk", disk)]
 
 
 def data_line(spec: JobSpec, checked: str) -> tuple[str, str]:
