@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_duration, format_hours, format_usd
+from scaler_tui.plain_growth import choose_growth
 from scaler_tui.prompts import Back, Left, choose, prepare, read, say
+from scaler_tui.spec_growth_text import growth_lines
 from scaler_tui.wizard import Wizard
 
 if TYPE_CHECKING:
@@ -249,6 +251,8 @@ def _show(matrix: Matrix | None) -> None:
 
 def _decide(wizard: Wizard) -> int:
     """Show the matrix, have an approach chosen, start it or write its spec. Raises Back or Left."""
+    from engine.advise.growth import grows
+
     matrix = wizard.matrix
     assert matrix is not None
     _show(matrix)
@@ -259,9 +263,11 @@ def _decide(wizard: Wizard) -> int:
         if not line.isdecimal() or not 1 <= int(line) <= len(ids):
             say(f"  Type a number from 1 to {len(ids)}, b to go back, or q to leave.")
             continue
+        approach = ids[int(line) - 1]
         try:
-            spec = wizard.spec_for(ids[int(line) - 1])
-            return _finish(wizard, spec)
+            if matrix.row(approach).runnable and grows(approach):
+                choose_growth(wizard, approach)
+            return _finish(wizard, wizard.spec_for(approach))
         except Back:
             _show(matrix)
         except EngineError as error:
@@ -276,10 +282,13 @@ def _finish(wizard: Wizard, spec: JobSpec) -> int:
 
     p = spec.prediction
     say()
-    say(
-        f"Memory {_span(format_bytes(p.memory_bytes_low), format_bytes(p.memory_bytes_high))}, "
-        f"time {_span(format_duration(p.seconds_low), format_duration(p.seconds_high))}, by {p.origin}."
-    )
+    for label, words in growth_lines(spec):
+        say(f"{label}: {words}.")
+    if p.origin:
+        say(
+            f"Memory {_span(format_bytes(p.memory_bytes_low), format_bytes(p.memory_bytes_high))}, "
+            f"time {_span(format_duration(p.seconds_low), format_duration(p.seconds_high))}, by {p.origin}."
+        )
     machine = wizard.machine
     labels = ["Write the spec to a file", "Show the spec"]
     if machine is not None and machine.simulated:

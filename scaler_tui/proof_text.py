@@ -50,6 +50,7 @@ class Provenance:
     """What one operator did."""
 
     operator: str
+    """Its title and name; "" for copies."""
     axes: str
     tensors: int
     parameters: int
@@ -129,7 +130,7 @@ def _drift(proof: Proof) -> Iterator[Finding]:
         same = drift.top1_agreement
         tone = ("good" if same == 1 else "bad") if proof.exact_claimed else ""
         yield Finding("same top token", _percent(same), "of positions predict the same next token", tone)
-    if proof.perplexity_before is not None and proof.perplexity_after is not None:
+    if not proof.exact_claimed and proof.perplexity_before is not None and proof.perplexity_after is not None:
         ratio = proof.perplexity_after / proof.perplexity_before if proof.perplexity_before else math.nan
         yield Finding(
             "perplexity",
@@ -223,7 +224,17 @@ def provenance(certificate: Certificate) -> tuple[Provenance, ...]:
     ]
     if "" in tensors:
         order.append("")
-    return tuple(Provenance(name, ", ".join(axes.get(name, [])), tensors[name], parameters[name]) for name in order)
+    return tuple(
+        Provenance(_titled(name), ", ".join(axes.get(name, [])), tensors[name], parameters[name]) for name in order
+    )
+
+
+def _titled(name: str) -> str:
+    from engine.expansion.operators import OPERATORS
+
+    if name == "rescale":
+        return "rescaled for the wider stream"
+    return f"{OPERATORS[name].title} ({name})" if name in OPERATORS else name
 
 
 def new_share(certificate: Certificate) -> float:
@@ -243,9 +254,10 @@ def work_line(certificate: Certificate) -> str:
 
 def measured_on(proof: Proof) -> str:
     """On what and how the proof was made."""
-    text = proof.text or "text"
     how = {"": "", "whole": ", both models in memory"}.get(proof.method, f", {proof.method}")
-    return f"measured on {proof.tokens:,} tokens of {text}{how}, in {format_duration(proof.seconds)}"
+    counted = f"{proof.tokens:,} tokens"
+    text = proof.text if proof.text.startswith(counted) else f"{counted} of {proof.text or 'text'}"
+    return f"measured on {text}{how}, in {format_duration(proof.seconds)}"
 
 
 def _percent(share: float) -> str:
