@@ -1,7 +1,7 @@
 """Optimizer moments grown with the weights: old coordinates keep theirs, new ones begin at zero.
 
-Owns what a recipe means for the moments of AdamW-like optimizers. Must not know optimizers, files or the loop: moments
-come as arrays by tensor name and go as arrays.
+Owns what a recipe means for the moments of AdamW-like optimizers. Must not know optimizers or the loop: moments come
+and go by tensor name, as arrays or as files laid out like weights.
 
 A coordinate w that became w' = c w while the function stayed has the gradient dL/dw' = (dL/dw) / c, hence
 
@@ -22,14 +22,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from math import isclose, prod
+from pathlib import Path
 
 import numpy as np
 
-from engine.expansion.maps import AxisMap, Fill
+from engine.expansion.maps import AxisMap, Fill, Run, merged
 from engine.expansion.recipe import Recipe
+from engine.models.headers import INDEX_NAME, read_headers
 from engine.surgery.numbers import Array
+from engine.surgery.reader import TensorReader
+from engine.surgery.shards import DEFAULT_SHARD_BYTES, index_bytes, split
+from engine.surgery.writer import Writing, write_shards
 
 POWERS: Mapping[str, int] = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1}
 """Name in a torch optimizer's state -> the power of the gradient that it averages."""
@@ -69,37 +74,59 @@ def grown_moment(recipe: Recipe, old: Array, power: int) -> Array:
 
     `old` has the shape of the recipe's first source. `keeps_moments` must hold.
     """
-    grown = np.zeros(recipe.shape, dtype=np.float32)
-    for block in product(*(_old_spans(axis) for axis in recipe.maps)):
-        factor = prod((span.gradient for span in block), start=1 / recipe.scale) ** power
-        grown[tuple(span.new for span in block)] = old[tuple(span.old for span in block)] * factor
+    made = moment_recipe(recipe, power)
+    grown = np.zeros(made.shape, dtype=np.float32)
+    for block in product(*(_copied(axis) for axis in made.maps)):
+        factor = made.scale * prod(run.scale for _, run in block)
+        places = tuple(slice(begin, begin + run.count) for begin, run in block)
+        grown[places] = old[tuple(slice(run.start, run.start + run.count) for _, run in block)] * factor
     return grown
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Old entries where they are now, and what their gradient is multiplied by."""
-
-    new: slice
-    old: slice
-    gradient: float
+def moment_recipe(recipe: Recipe, power: int) -> Recipe:
+    """The tensor's moments as a recipe of its own, from the moments of its source under the source's name."""
+    maps = tuple(_moment_map(axis, power) for axis in recipe.maps)
+    return Recipe(recipe.name, recipe.shape, "F32", recipe.sources[:1], maps, scale=recipe.scale**-power)
 
 
-def _old_spans(axis: AxisMap) -> list[_Span]:
-    """Where the first copies of old entries are."""
+def grow_moment_files(before: Path, after: Path, recipes: Iterable[Recipe], power: int) -> tuple[str, ...]:
+    """The same from folder to folder, streamed like weights; returns the names of the tensors written.
+
+    `before` holds safetensors named like the source's tensors, `after` must exist and be empty; a folder without
+    tensors writes none. Raises EngineError `safetensors.*`, `surgery.*`, OSError from the disk.
+    """
+    headers = read_headers(before).tensors
+    stored = {tensor.name for tensor in headers}
+    made = [
+        moment_recipe(recipe, power) for recipe in recipes if keeps_moments(recipe) and recipe.sources[0].name in stored
+    ]
+    if made:
+        shards = split(made, DEFAULT_SHARD_BYTES)
+        with TensorReader(headers) as reader:
+            write_shards(shards, Writing(after, reader, 0, {}, lambda _: None, lambda _: None))
+        if len(shards) > 1:
+            (after / INDEX_NAME).write_bytes(index_bytes(shards))
+    return tuple(recipe.name for recipe in made)
+
+
+def _copied(axis: AxisMap) -> list[tuple[int, Run]]:
+    """(first new entry, run) of the runs that hold something."""
+    begins = accumulate((run.count for run in axis), initial=0)
+    return [(begin, run) for begin, run in zip(begins, axis, strict=False) if run.fill is Fill.COPY]
+
+
+def _moment_map(axis: AxisMap, power: int) -> AxisMap:
+    """First copies with what their gradient is multiplied by, zeros elsewhere."""
     copies, shares = _copies(axis)
-    spans = []
-    position = 0
+    shared_out = copies > 1 and isclose(shares, 1.0, rel_tol=1e-6)
+    runs = []
     for run in axis:
         if run.fill is Fill.COPY and not run.new and run.source == 0:
-            if copies == 1:
-                gradient = 1 / run.scale
-            else:
-                gradient = 1.0 if isclose(shares, 1.0, rel_tol=1e-6) else 1 / (copies * run.scale)
-            old = slice(run.start, run.start + run.count)
-            spans.append(_Span(slice(position, position + run.count), old, gradient))
-        position += run.count
-    return spans
+            gradient = 1.0 if shared_out else 1 / (copies * run.scale)
+            runs.append(Run(Fill.COPY, run.count, run.start, scale=gradient**power))
+        else:
+            runs.append(Run(Fill.ZERO, run.count, new=True))
+    return merged(runs)
 
 
 def _copies(axis: AxisMap) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from engine.expansion.checks import Wish, plan_for
@@ -19,7 +20,7 @@ from engine.expansion.recipe import Recipe, Source
 from engine.expansion.recipes import build_recipes
 from engine.models.headers import read_headers
 from engine.surgery.expand import ExpandRequest, expand
-from engine.surgery.moments import POWERS, Moments, grown_moment, grown_moments, keeps_moments
+from engine.surgery.moments import POWERS, Moments, grow_moment_files, grown_moment, grown_moments, keeps_moments
 
 SIZES: dict[str, Any] = {
     "hidden_size": 48,
@@ -32,6 +33,7 @@ SIZES: dict[str, Any] = {
 }
 IDS = torch.arange(2 * 40).reshape(2, 40) * 7 % 96
 LEARNING_RATE = 1e-3
+WEIGHTS = "model.safetensors"
 
 
 def loaded(folder: Path) -> PreTrainedModel:
@@ -197,6 +199,22 @@ def test_heads_moved_apart_take_their_moments_along() -> None:
     groups = (Run(Fill.COPY, 2), Run(Fill.FREE, 1, new=True), Run(Fill.COPY, 2, 2), Run(Fill.FREE, 1, new=True))
     recipe = Recipe("q", (6,), "F32", (Source("q"),), (groups,))
     np.testing.assert_allclose(grown_moment(recipe, np.array([1.0, 2, 3, 4]), 1), [1, 2, 0, 3, 4, 0])
+
+
+def test_moments_in_files_grow_like_moments_in_memory(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    small, optimizer = trained(source, tied=True)
+    before = moments_of(small, optimizer)
+    recipes = recipes_of(source, plan_of(source, GROWTHS["hybrid"]))
+    expected = grown_moments(recipes, before)
+    for kind in ("exp_avg", "exp_avg_sq"):
+        old, new = tmp_path / f"{kind}-before", tmp_path / f"{kind}-after"
+        old.mkdir()
+        new.mkdir()
+        save_file({name: moments.values[kind].astype(np.float32) for name, moments in before.items()}, old / WEIGHTS)
+        assert set(grow_moment_files(old, new, recipes, POWERS[kind])) == set(expected)
+        for name, value in load_file(new / WEIGHTS).items():
+            np.testing.assert_allclose(value, expected[name].values[kind], rtol=1e-5, atol=1e-30, err_msg=name)
 
 
 def test_what_was_never_trained_or_is_new_has_no_moments() -> None:
