@@ -13,7 +13,7 @@ from typing import Any
 from engine.errors import EngineError
 from engine.expansion.axes import Dim, Dims
 from engine.expansion.config_keys import refuse_unknown_keys
-from engine.expansion.config_mixture import TARGETS
+from engine.expansion.config_mixture import TARGETS, refuse_obstacle
 from engine.expansion.growth import AxisRequest, LayerSource
 from engine.expansion.layout import Layout
 from engine.expansion.operator_choice import changed_axes, choose_operators, is_exact, losses, wished_for
@@ -72,7 +72,7 @@ def plan_for(layout: Layout, wish: Wish, config: Mapping[str, Any] | None = None
     replicates = wished_for(wish.operators, Dim.KEY_VALUE.value) == "replicate"
     rules = Rules(layout, replicates)
     after, notes = _completed(layout, wish, rules)
-    _check_shape(layout, rules, wish, after)
+    _check_shape(layout, rules, wish, after, config or {})
     upcycling = layout.dims.experts == 0 and after.experts > 0
     operators = choose_operators(wish.operators, changed_axes(layout.dims, after), upcycling=upcycling)
     plan = ExpansionPlan(
@@ -176,7 +176,7 @@ def _experts(layout: Layout, wish: Wish, after: Dims) -> Dims:
 
 
 # ── checking ─────────────────────────────────────────────────────────────────────────────────────────────────────
-def _check_shape(layout: Layout, rules: Rules, wish: Wish, after: Dims) -> None:
+def _check_shape(layout: Layout, rules: Rules, wish: Wish, after: Dims, config: Mapping[str, Any]) -> None:
     axis, reason = unsupported_axis(layout, after)
     if axis:
         raise EngineError(
@@ -185,13 +185,8 @@ def _check_shape(layout: Layout, rules: Rules, wish: Wish, after: Dims) -> None:
             cause=_sentence(reason),
             next_step="Grow another size: scaler-wizard inspect says which can.",
         )
-    if after.experts and not layout.dims.experts and layout.family not in TARGETS:
-        raise EngineError(
-            "expansion.unsupported",
-            f"A {layout.family} model cannot be turned into a mixture of experts.",
-            cause="There is no family of mixtures with the same attention and norms to turn it into.",
-            next_step=f"Upcycling is possible for {', '.join(sorted(TARGETS))}; grow other sizes instead.",
-        )
+    if after.experts and not layout.dims.experts:
+        refuse_obstacle(config, layout)
     problem = rules.problem(after)
     if problem:
         raise EngineError(

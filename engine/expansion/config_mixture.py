@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import EngineError
-from engine.expansion.axes import Dims
 from engine.expansion.config_layers import SLIDING
 from engine.expansion.layout import Layout
 from engine.expansion.plan import ExpansionPlan
@@ -70,11 +69,11 @@ def as_mixture(tree: dict[str, Any], layout: Layout, plan: ExpansionPlan) -> Non
     target = MIXTURES.get(plan.target_family)
     if target is None or TARGETS.get(layout.family) != plan.target_family:
         raise _refusal(layout, plan.target_family, "no rule says how its config becomes that of a mixture")
+    refuse_obstacle(tree, layout)
     for key in target.unread:
-        if tree.pop(key, None):
-            raise _refusal(layout, plan.target_family, f"the mixture has no '{key}'")
+        tree.pop(key, None)
     _write_defaults(tree, layout)
-    _write_windows(tree, layout, target)
+    _write_windows(tree, layout)
     for field, key in target.keys.items():
         value = getattr(plan.after, field) or (plan.before.ffn if field in ("ffn", "expert_ffn") else 0)
         tree[key] = value
@@ -82,6 +81,25 @@ def as_mixture(tree: dict[str, Any], layout: Layout, plan: ExpansionPlan) -> Non
     tree["model_type"] = target.model_type
     tree["architectures"] = [target.causal_class]
     tree.pop("auto_map", None)
+
+
+def mixture_obstacle(config: Mapping[str, Any], layout: Layout) -> str:
+    """Why the model cannot become a mixture, as a clause; "" when it can."""
+    if layout.family not in TARGETS:
+        return "there is no family of mixtures with the same attention and norms to turn it into"
+    said = next((key for key in MIXTURES[TARGETS[layout.family]].unread if config.get(key)), "")
+    if said:
+        return f"its config sets '{said}', which the mixture does not have"
+    if layout.family == "qwen3" and len({kind == SLIDING for kind in layout.per_layer.get("layer_types", ())}) > 1:
+        return "only some of its layers use a sliding window, which the mixture cannot say"
+    return ""
+
+
+def refuse_obstacle(config: Mapping[str, Any], layout: Layout) -> None:
+    """Raises EngineError `expansion.config` when the model cannot become a mixture."""
+    obstacle = mixture_obstacle(config, layout)
+    if obstacle:
+        raise _refusal(layout, TARGETS.get(layout.family, ""), obstacle)
 
 
 def _write_defaults(tree: dict[str, Any], layout: Layout) -> None:
@@ -98,24 +116,15 @@ def _write_defaults(tree: dict[str, Any], layout: Layout) -> None:
         tree["rope_theta"] = family.rope_theta
 
 
-def _write_windows(tree: dict[str, Any], layout: Layout, target: MixtureFamily) -> None:
+def _write_windows(tree: dict[str, Any], layout: Layout) -> None:
     """A sliding window holds for all layers of these mixtures or for none."""
     if layout.family != "qwen3":
         tree.setdefault("sliding_window", None)
         return
     kinds = {kind == SLIDING for kind in layout.per_layer.get("layer_types", ())}
-    if len(kinds) > 1:
-        raise _refusal(layout, target.model_type, "only some of its layers use a sliding window")
     tree["use_sliding_window"] = kinds == {True}
     tree.pop("layer_types", None)
     tree.pop("max_window_layers", None)
-
-
-def mixture_dims(before: Dims, experts: int, per_token: int) -> Dims:
-    """The sizes of the mixture whose experts are copies of a dense model's feed-forward network."""
-    from dataclasses import replace
-
-    return replace(before, experts=experts, experts_per_token=per_token, expert_ffn=before.ffn)
 
 
 def _refusal(layout: Layout, target: str, cause: str) -> EngineError:

@@ -71,6 +71,23 @@ def choose_operators(names: Sequence[str], changed: Iterable[str], *, upcycling:
     return chosen
 
 
+def _for_experts(operator: Operator, *, upcycling: bool) -> bool:
+    """Experts are made of a feed-forward network, or of experts; operators do one of the two.
+
+    Raises EngineError `expansion.operator` for the wrong one.
+    """
+    if (operator.grow is None) == upcycling:
+        return True
+    raise EngineError(
+        "expansion.operator",
+        f"The operator {operator.name} does not fit this model.",
+        cause="It grows mixtures of experts, and this model is dense."
+        if upcycling
+        else "It turns a dense model into a mixture of experts, and this is one already.",
+        next_step=f"Use {UPCYCLE if upcycling else DEFAULTS[Dim.EXPERT.value]}, or leave the choice open.",
+    )
+
+
 def wished_for(names: Sequence[str], axis: str) -> str:
     """The operator named for `axis` alone or for all it grows, "" when none is; for sizes that depend on it."""
     wishes = [(only, operator) for only, operator in map(_parsed, names) if axis in operator.axes]

@@ -52,43 +52,44 @@ _ONE_SIDED = {"feed-forward": 1}
 
 
 def _why(choice: PlanChoice, others: Sequence[PlanChoice], free: float) -> str:
-    parts = ["it keeps the function" if choice.exact else "no plan with these operators keeps the function"]
-    if free and choice.memory is not None:
-        fitting = choice.costs.fits(free)
-        alone = fitting and not any(other.costs.fits(free) for other in others)
-        if alone:
-            parts.append(f"it is the only one that can be trained in {format_bytes(free)}{_frozen(choice)}")
-        elif not fitting:
-            parts.append(
-                f"none can be trained in {format_bytes(free)} whole, and it needs {format_bytes(choice.memory.likely)}"
-            )
-    parts.append(_size_words(choice))
-    parts.append(_cache_words(choice, others))
+    parts = [
+        "keeps the function" if choice.exact else "is as inexact as the others",
+        _size_words(choice),
+        _cache_words(choice, others),
+        _memory_words(choice, others, free),
+    ]
     if choice.portable and any(not other.portable for other in others):
-        parts.append("its shape suits other programs")
-    return f"{choice.title}: {', '.join(part for part in parts if part)}."
+        parts.append("suits other programs")
+    said = [part for part in parts if part]
+    return f"{choice.title}: {', '.join(said[:-1])} and {said[-1]}." if len(said) > 1 else f"{choice.title}: {said[0]}."
 
 
-def _frozen(choice: PlanChoice) -> str:
-    return " (old layers stay frozen)" if choice.costs.method == "new blocks" else ""
+def _memory_words(choice: PlanChoice, others: Sequence[PlanChoice], free: float) -> str:
+    if not free or choice.memory is None:
+        return ""
+    if not choice.costs.fits(free):
+        return f"needs {format_bytes(choice.memory.likely)} to train, which is not free here for any of the plans"
+    frozen = " with the old layers frozen" if choice.costs.method == "new blocks" else ""
+    alone = others and not any(other.costs.fits(free) for other in others)
+    return f"{'alone ' if alone else ''}trains in the {format_bytes(free)} free here{frozen}"
 
 
 def _size_words(choice: PlanChoice) -> str:
     if not choice.target_parameters:
         return ""
     share = abs(choice.deviation)
-    return "it meets the size" if share < 0.005 else f"it is {share:.1%} from the size"
+    return "meets the size" if share < 0.005 else f"is {share:.1%} from the size"
 
 
 def _cache_words(choice: PlanChoice, others: Sequence[PlanChoice]) -> str:
     mine = choice.kv_cache_factor
+    if mine >= 1.005:
+        return f"has {mine:.2f} times the KV cache"
     worst = max(others, key=lambda other: other.kv_cache_factor, default=None)
-    if mine < 1.005:
-        more = ""
-        if worst is not None and worst.kv_cache_factor > 1.05:
-            more = f" ({worst.title.lower()} needs {worst.kv_cache_factor:.2f} times as much)"
-        return f"its KV cache stays {format_bytes(choice.kv_cache_bytes_per_token)} per token{more}"
-    return f"its KV cache is {mine:.2f} times the old one"
+    more = ""
+    if worst is not None and worst.kv_cache_factor > 1.05:
+        more = f" ({worst.title.lower()} needs {worst.kv_cache_factor:.2f} times as much)"
+    return f"keeps a KV cache of {format_bytes(choice.kv_cache_bytes_per_token)} per token{more}"
 
 
 def _against(choice: PlanChoice, best: PlanChoice, free: float) -> str:

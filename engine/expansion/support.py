@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import EngineError
-from engine.expansion.axes import Dim
 from engine.expansion.config_keys import refuse_unknown_keys
-from engine.expansion.config_mixture import TARGETS
+from engine.expansion.config_mixture import TARGETS, mixture_obstacle
 from engine.expansion.layout import Layout
 from engine.expansion.layouts import layout_for
 from engine.expansion.operators import DEFAULTS, LAYERS, OPERATORS
@@ -64,7 +63,7 @@ def expansion_support(config: Mapping[str, Any], name: str, tensors: Iterable[st
         reason = " ".join(part for part in (error.what, error.cause) if part)
         none = AxisSupport(False, False, reason=reason)
         return ExpansionSupport(none, none, none, none, none, none)
-    return ExpansionSupport(**{axis: _axis(layout, axis) for axis in AXES})
+    return ExpansionSupport(**{axis: _axis(layout, axis, config) for axis in AXES})
 
 
 def support_of(ref: ModelRef) -> ExpansionSupport:
@@ -108,7 +107,7 @@ def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
     )
 
 
-def _axis(layout: Layout, axis: str) -> AxisSupport:
+def _axis(layout: Layout, axis: str, config: Mapping[str, Any]) -> AxisSupport:
     field = next(name for name, key in FIELDS.items() if key == axis)
     reason = layout.unsupported.get(axis) or layout.unsupported.get(field)
     if reason:
@@ -127,7 +126,7 @@ def _axis(layout: Layout, axis: str) -> AxisSupport:
         case "depth":
             return _depth(layout)
         case _:
-            return _experts(layout)
+            return _experts(layout, config)
 
 
 def _hidden(layout: Layout) -> str:
@@ -181,22 +180,12 @@ def _depth(layout: Layout) -> AxisSupport:
     return AxisSupport(True, exact, words)
 
 
-def _experts(layout: Layout) -> AxisSupport:
-    dims, traits = layout.dims, layout.traits
+def _experts(layout: Layout, config: Mapping[str, Any]) -> AxisSupport:
+    dims = layout.dims
     if dims.experts:
-        operator = OPERATORS.get(DEFAULTS[Dim.EXPERT.value])
-        if operator is None:
-            return AxisSupport(False, False, reason="Experts cannot be duplicated by this version.")
-        exact = traits.experts in ("renormalised", "plain")
-        return AxisSupport(True, exact, f"whole multiples of {dims.experts}, experts per token multiplied alike")
-    target = TARGETS.get(layout.family, "")
-    if not target:
-        return AxisSupport(
-            False, False, reason="There is no family of mixtures with the same attention and norms to turn it into."
-        )
-    return AxisSupport(
-        True,
-        True,
-        f"2 or more, as a {target} model",
-        reason="Exact because the router's weights sum to 1 over the chosen.",
-    )
+        return AxisSupport(True, True, f"whole multiples of {dims.experts}, experts per token multiplied alike")
+    obstacle = mixture_obstacle(config, layout)
+    if obstacle:
+        return AxisSupport(False, False, reason=f"{obstacle[:1].upper()}{obstacle[1:]}.")
+    why = "Exact because the router's weights sum to 1 over the chosen experts."
+    return AxisSupport(True, True, f"2 or more, as a {TARGETS[layout.family]} model", why)
