@@ -103,6 +103,18 @@ def read_file_header(path: Path) -> tuple[TensorHeader, ...]:
     return _parse_header(path, raw, 8 + header_bytes, file_bytes)
 
 
+def parse_head(path: Path, head: bytes) -> tuple[TensorHeader, ...]:
+    """The tensors that a file's first bytes (length and JSON) announce, whether or not the file is there; `path` is
+    what the tensors say they are in. Raises EngineError `safetensors.damaged`."""
+    try:
+        tree = msgspec.json.decode(head[8:].rstrip(b" \x00"))
+        ends = [entry["data_offsets"][1] for name, entry in tree.items() if name != "__metadata__"]
+        file_bytes = len(head) + max(ends, default=0)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise _damaged(path, "its header cannot be read", str(error)) from error
+    return _parse_header(path, head[8:], len(head), file_bytes)
+
+
 def _header_length(path: Path, prefix: bytes, file_bytes: int) -> int:
     if file_bytes == 0:
         raise _damaged(path, "the file is empty (0 bytes)")

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from pathlib import Path
 
 import msgspec
 
@@ -21,12 +21,16 @@ from engine.expansion.certificate import Certificate, FileEntry, TensorEntry
 from engine.expansion.operator_choice import is_exact, losses
 from engine.expansion.plan_io import plan_tree
 from engine.expansion.recipe import Recipe
-from engine.models.headers import TensorHeader
+from engine.models.config import CONFIG_NAME
+from engine.models.headers import INDEX_NAME, TensorHeader
+from engine.models.weights import EMBEDDING_NAMES
 from engine.surgery.order import Prepared, program, recipes_sha256
 from engine.surgery.reader import TensorReader
 
-_KEPT_BYTES = 4 << 20
-"""Originals of rescaled vectors up to this size are kept for an undo."""
+_KEPT_BYTES = 64 << 20
+"""Originals up to this size are kept for an undo, when they shrink below the next figure."""
+_PACKED_BYTES = 1 << 20
+_COMPARED_BYTES = 4 << 20
 
 
 class SourceFileLayout(msgspec.Struct, frozen=True):
@@ -38,14 +42,17 @@ class SourceFileLayout(msgspec.Struct, frozen=True):
 
 
 class Undo(msgspec.Struct, frozen=True, kw_only=True):
-    """`Certificate.undo`."""
+    """`Certificate.undo`. Files and values are deflated and in base64: `packed`."""
 
-    config: dict[str, Any]
+    config: str
+    """The source's config.json, byte for byte."""
     files: tuple[SourceFileLayout, ...]
     index: str = ""
-    """The source's index file, deflated, base64; "" when it had none."""
+    """The source's index file; "" when it had none."""
     values: dict[str, str]
-    """Small tensors whose values changed or that were left behind: name -> bytes, base64."""
+    """Small tensors that the output does not hold bit for bit: rescaled gains, tables that loaders make anew."""
+    same: dict[str, str] = {}
+    """Tensor left behind -> tensor that holds the same bytes: a head stored beside the embedding it is tied to."""
     recipes_sha256: str
 
 
@@ -86,12 +93,14 @@ def certificate(
 
 def undo_section(prepared: Prepared, reader: TensorReader) -> Undo:
     """What the output alone does not say about its source."""
-    index = prepared.source / "model.safetensors.index.json"
+    index = prepared.source / INDEX_NAME
+    values, same = _left_behind(prepared, reader)
     return Undo(
-        config=dict(prepared.config),
+        config=packed((prepared.source / CONFIG_NAME).read_bytes()),
         files=tuple(SourceFileLayout(path.name, packed(_head(path))) for path in prepared.headers.files),
         index=packed(index.read_bytes()) if index.is_file() else "",
-        values=_values(prepared, reader),
+        values=values,
+        same=same,
         recipes_sha256=recipes_sha256(prepared.recipes),
     )
 
@@ -106,7 +115,7 @@ def unpacked(text: str) -> bytes:
     return zlib.decompress(base64.b64decode(text))
 
 
-def _head(path: Any) -> bytes:
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         prefix: bytes = file.read(8)
         return prefix + file.read(int.from_bytes(prefix, "little"))
@@ -129,26 +138,41 @@ def _tensors(prepared: Prepared) -> dict[str, TensorEntry]:
     return entries
 
 
-def _values(prepared: Prepared, reader: TensorReader) -> dict[str, str]:
-    """Vectors that no output tensor holds bit for bit."""
-    whole = {recipe.sources[0].name for recipe in prepared.recipes if _holds_original(recipe, prepared)}
-    kept = {}
-    for tensor in prepared.headers.tensors:
-        if tensor.name not in whole and len(tensor.shape) <= 1 and tensor.data_bytes <= _KEPT_BYTES:
-            kept[tensor.name] = packed(reader.read_all(tensor))
-    return kept
+def _left_behind(prepared: Prepared, reader: TensorReader) -> tuple[dict[str, str], dict[str, str]]:
+    """Values of small tensors that no output tensor holds bit for bit, and tensors that equal another one."""
+    used = {source.name for recipe in prepared.recipes for source in recipe.sources}
+    whole = {recipe.sources[0].name for recipe in prepared.recipes if holds_original(recipe)}
+    tensors = {tensor.name: tensor for tensor in prepared.headers.tensors}
+    embedding = next((name for name in tensors if name.endswith(EMBEDDING_NAMES)), "")
+    values: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if name in whole or tensor.data_bytes > _KEPT_BYTES:
+            if name not in used and embedding and _equal(reader, tensor, tensors[embedding]):
+                same[name] = embedding
+            continue
+        if len(tensor.shape) <= 1 or name not in used:
+            text = packed(reader.read_all(tensor))
+            if len(text) <= _PACKED_BYTES:
+                values[name] = text
+            elif embedding and _equal(reader, tensor, tensors[embedding]):
+                same[name] = embedding
+    return values, same
 
 
-def _holds_original(recipe: Recipe, prepared: Prepared) -> bool:
+def _equal(reader: TensorReader, one: TensorHeader, other: TensorHeader) -> bool:
+    """Whether two stored tensors have the same bytes."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return all(
+        reader.read_part(one, start, _COMPARED_BYTES) == reader.read_part(other, start, _COMPARED_BYTES)
+        for start in range(0, one.data_bytes, _COMPARED_BYTES)
+    )
+
+
+def holds_original(recipe: Recipe) -> bool:
+    """Whether a tensor's first copies are its one source, bit for bit."""
     source = recipe.sources[0] if len(recipe.sources) == 1 else None
     plain = recipe.scale == 1.0 and recipe.shift == 0.0 and recipe.noise == 0.0 and recipe.constant is None
-    return source is not None and not source.made and not recipe.new and plain and not _scaled(recipe)
-
-
-def _scaled(recipe: Recipe) -> bool:
-    return any(run.scale != 1.0 or run.noise for axis in recipe.maps for run in axis)
-
-
-def is_vector(tensor: TensorHeader) -> bool:
-    """Whether an undo keeps its values in the certificate."""
-    return len(tensor.shape) <= 1
+    scaled = any(run.scale != 1.0 or run.noise for axis in recipe.maps for run in axis)
+    return source is not None and not source.made and not recipe.new and plain and not scaled

@@ -92,7 +92,7 @@ class Evaluator:
     def leading(self, begin: int, end: int) -> Array:
         """Entries `begin` to `end` along the first axis before rounding, (end - begin, *shape[1:])."""
         shape = self.recipe.shape
-        if len(shape) == 3 and not self.recipe.is_plain_copy:
+        if len(shape) == 3 and not self.planes.flat:
             planes = [self.values(Slice(plane, 0, shape[1])) for plane in range(begin, end)]
             return np.stack(planes) if planes else np.empty((0, *shape[1:]), dtype=self.work)
         stride = self.planes.new[1] // max(1, shape[0]) if shape else 1

@@ -12,7 +12,6 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +35,22 @@ from engine.models.config import CONFIG_NAME
 from engine.models.headers import INDEX_NAME, read_file_header
 from engine.surgery import certify, checks
 from engine.surgery.carry import carry_over
-from engine.surgery.helpers import Progress, Report, run_module
+from engine.surgery.helpers import Progress, Report, Ticker, run_module
 from engine.surgery.order import Prepared, prepare
 from engine.surgery.reader import TensorReader
 from engine.surgery.shards import DEFAULT_SHARD_BYTES, index_bytes
-from engine.surgery.staging import MADE, PLAN, PROOF, PROOF_LOG, Staging, finish_interrupted, sha256_of, staging_folder
+from engine.surgery.staging import (
+    MADE,
+    PLAN,
+    PROOF,
+    PROOF_LOG,
+    Staging,
+    disk_full,
+    finish_interrupted,
+    sha256_of,
+    staging_folder,
+)
 from engine.surgery.writer import Sealed, Writing, write_shards
-
-_REPORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ def expand(request: ExpandRequest, report: Report) -> Certificate:
             return _grow(request, prepared, staging, started, report)
         except OSError as error:
             if error.errno in DISK_FULL_ERRNOS:
-                raise _disk_full(staging, error) from error
+                raise disk_full(staging.folder, error) from error
             raise
 
 
@@ -128,7 +135,7 @@ def _write(
     """All shards that are not finished yet; the list is in the order of the files."""
     sealed = dict(finished)
     total = prepared.total_bytes
-    ticker = _Ticker(report, total, sum(one.size_bytes for one in finished.values()))
+    ticker = Ticker(report, total, sum(one.size_bytes for one in finished.values()))
 
     def on_sealed(one: Sealed) -> None:
         staging.record_shard(one)
@@ -139,21 +146,6 @@ def _write(
     write_shards(missing, work)
     report(Progress("weights", total, total, "weights written"))
     return [sealed[shard.name] for shard in prepared.shards]
-
-
-class _Ticker:
-    """Progress of the weights, said about ten times a second."""
-
-    def __init__(self, report: Report, total_bytes: int, done_bytes: int) -> None:
-        self._report, self._total, self._done = report, total_bytes, done_bytes
-        self._last = 0.0
-
-    def add(self, count: int) -> None:
-        self._done += count
-        now = time.monotonic()
-        if now - self._last >= _REPORT_SECONDS:
-            self._last = now
-            self._report(Progress("weights", self._done, self._total, "writing weights"))
 
 
 def _small_files(prepared: Prepared, staging: Staging) -> list[FileEntry]:
@@ -209,16 +201,6 @@ def _published(out: Path) -> Certificate:
     return certificate
 
 
-def _disk_full(staging: Staging, error: OSError) -> EngineError:
-    return EngineError(
-        "disk.full",
-        f"There is no room left to write in {staging.folder}.",
-        cause=error.strerror or str(error),
-        next_step="Free some space and use --resume; finished weight files are kept.",
-        exit_code=ExitCode.RUN_FAILED,
-    )
-
-
 def peak_rss_bytes() -> int:
     """The most memory that was resident at once: this process's peak, or its present size and its largest helper's."""
     own = _status_bytes("VmHWM")
@@ -234,5 +216,4 @@ def _status_bytes(key: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-Reporter = Callable[[Progress], None]
 __all__ = ["DEFAULT_SHARD_BYTES", "ExpandRequest", "Progress", "expand", "staging_folder"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.errors import EngineError, ExitCode
 
 _TAIL_BYTES = 2000
 _PATIENCE_SECONDS = 20
+_REPORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,22 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+
+
+class Ticker:
+    """Progress of the weights, said about ten times a second."""
+
+    def __init__(self, report: Report, total_bytes: int, done_bytes: int) -> None:
+        self._report, self._total, self._done = report, total_bytes, done_bytes
+        self._last = 0.0
+
+    def add(self, count: int) -> None:
+        """So many bytes more."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._last >= _REPORT_SECONDS:
+            self._last = now
+            self._report(Progress("weights", self._done, self._total, "writing weights"))
 
 
 def run_module(module: str, arguments: Sequence[str], log: Path, phase: str, report: Report) -> None:

@@ -32,6 +32,8 @@ class Planes:
     new: tuple[int, int, int]
     old: tuple[int, int, int]
     maps: tuple[AxisMap, AxisMap, AxisMap]
+    flat: bool = False
+    """A plain copy, seen as one column."""
 
     @property
     def columns_stay(self) -> bool:
@@ -95,11 +97,9 @@ def planes_of(recipe: Recipe, sources: Sequence[TensorHeader]) -> Planes:
     for source in sources:
         if source.shape != sources[0].shape or len(source.shape) != len(recipe.shape):
             raise _disagree(recipe, f"'{source.name}' has the shape {source.shape}")
-    if sources and recipe.is_plain_copy:
+    if sources and recipe.is_plain_copy and sources[0].shape == recipe.shape:
         count = prod(recipe.shape)
-        if sources[0].shape != recipe.shape:
-            raise _disagree(recipe, f"'{sources[0].name}' has the shape {sources[0].shape}")
-        return Planes((1, count, 1), (1, count, 1), (identity(1), identity(count), identity(1)))
+        return Planes((1, count, 1), (1, count, 1), (identity(1), identity(count), identity(1)), flat=True)
     if len(recipe.shape) > 3:
         raise _disagree(recipe, f"it has {len(recipe.shape)} axes, and at most three can be grown")
     maps = recipe.maps or tuple((Run(Fill.FREE, extent),) for extent in recipe.shape)

@@ -72,8 +72,12 @@ class TensorReader:
 
     def read_all(self, tensor: TensorHeader) -> bytes:
         """The bytes of a small tensor."""
-        content = bytearray(tensor.data_bytes)
-        self._read_bytes(tensor, tensor.offset_bytes, memoryview(content))
+        return self.read_part(tensor, 0, tensor.data_bytes)
+
+    def read_part(self, tensor: TensorHeader, start_bytes: int, count: int) -> bytes:
+        """At most `count` of a tensor's bytes."""
+        content = bytearray(min(count, tensor.data_bytes - start_bytes))
+        self._read_bytes(tensor, tensor.offset_bytes + start_bytes, memoryview(content))
         return bytes(content)
 
     def ahead(self, tensor: TensorHeader) -> None:

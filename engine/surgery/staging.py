@@ -97,6 +97,9 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        nothing_kept = os.fstat(self._log).st_size == 0
+        if error is not None and nothing_kept:
+            shutil.rmtree(self.folder, ignore_errors=True)  # nothing a resume could use
         os.close(self._log)
 
     @classmethod
@@ -268,11 +271,6 @@ def _why_unfinished(folder: Path) -> str:
     return failed[-1] if failed else f"It was interrupted with {shards} weight files finished."
 
 
-def discard(folder: Path) -> None:
-    """Remove a staging folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def no_room(folder: Path, needed_bytes: str, free_bytes: str) -> EngineError:
     """The refusal before the first byte."""
     return EngineError(
@@ -281,4 +279,15 @@ def no_room(folder: Path, needed_bytes: str, free_bytes: str) -> EngineError:
         cause="The output is written whole beside the source, which stays.",
         next_step="Free some space, or choose an output folder on another disk.",
         exit_code=ExitCode.DOES_NOT_FIT,
+    )
+
+
+def disk_full(folder: Path, error: OSError) -> EngineError:
+    """The disk filled up on the way."""
+    return EngineError(
+        "disk.full",
+        f"There is no room left to write in {folder}.",
+        cause=error.strerror or str(error),
+        next_step="Free some space and use --resume; finished weight files are kept.",
+        exit_code=ExitCode.RUN_FAILED,
     )
