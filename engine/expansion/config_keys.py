@@ -66,13 +66,21 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "biogpt": ("scale_embedding", "layer_norm_eps"),
     "xglm": ("scale_embedding", "add_cross_attention", "decoder_start_token_id"),
     "hyperclovax": ("use_post_norm",),
+    "phi3": ("full_attn_mod", "interpolate_factor"),
+    "ernie4_5": ("compression_ratio",),
+    "apertus": ("post_norm",),
+    "hunyuan_v1_dense": (
+        *("attention_head_dim", "cla_share_factor", "dense_list", "norm_type", "num_experts", "num_shared_expert"),
+        *("org_vocab_size", "pool_type", "position_embedding_xdrope", "use_rotary_pos_emb", "im_start_id"),
+        *("im_end_id", "im_newline_id", "mask_init_id", "text_start_id", "text_end_id"),
+    ),
     "afmoe": ("num_dense_layers", "num_shared_experts", "route_scale", "global_attn_every_n_layers"),
     "ernie4_5_moe": (
         *("moe_num_shared_experts", "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),
         *("moe_norm_min", "moe_num_experts", "moe_k"),
     ),
     "exaone_moe": ("num_shared_experts",),
-    "gpt_oss": ("swiglu_alpha", "swiglu_limit"),
+    "gpt_oss": ("swiglu_alpha", "swiglu_limit", "experts_per_token", "initial_context_length"),
     "hy_v3": ("num_shared_experts", "router_scaling_factor", "enable_moe_fp32_combine"),
 }
 """Keys that only these families read; their layouts know what they mean."""

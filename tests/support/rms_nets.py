@@ -165,3 +165,10 @@ def saved(net: Net, folder: Path, dtype: torch.dtype) -> Path:
             tensor.add_(noise * (0.2 if tensor.dim() > 1 else 0.3))
     model.to(dtype).save_pretrained(folder)
     return folder
+
+
+LISTED = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "olmo3"),
+    *("granite", "glm4", "mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss"),
+)
+"""Families that everything is tried on."""

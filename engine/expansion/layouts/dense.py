@@ -139,7 +139,7 @@ def _ernie4_5(reader: ConfigReader) -> Layout:
     return pre_norm(reader, Block("ernie4_5", attention=style, mlp=MlpStyle(bias=bias), epsilon=1e-5))
 
 
-@family("hunyuan_v1_dense", defaults=sizes(290943, 4096, 11008, 32, 32), handles=("attention_bias",))
+@family("hunyuan_v1_dense", defaults=sizes(290943, 4096, 11008, 32, 32), handles=("attention_bias", "use_qk_norm"))
 def _hunyuan(reader: ConfigReader) -> Layout:
     bias = reader.flag("attention_bias")
     style = AttentionStyle(
@@ -167,7 +167,11 @@ def _helium(reader: ConfigReader) -> Layout:
     return layout
 
 
-@family("apertus", defaults=sizes(131072, 4096, 14336, 32, 32, hidden_act="xielu"), handles=("attention_bias",))
+@family(
+    "apertus",
+    defaults=sizes(131072, 4096, 14336, 32, 32, hidden_act="xielu"),
+    handles=("attention_bias", "qk_norm"),
+)
 def _apertus(reader: ConfigReader) -> Layout:
     learned = reader.text("hidden_act") == "xielu"
     return pre_norm(

@@ -269,6 +269,7 @@ def _afmoe(reader: ConfigReader) -> Layout:
             mixture=mixture,
             epsilon=1e-5,
             embedding_times_root=reader.flag("mup_enabled"),
+            scaling=("mup_enabled",),
             per_layer=every_nth_full(reader, layers, pattern),
             layer_period=pattern,
             extra=(gate,),
