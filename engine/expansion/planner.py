@@ -48,6 +48,7 @@ class PlanChoice:
     """ "wider", "feed-forward", "deeper", "mixed", "experts", or "explicit" for sizes that were given."""
     title: str
     checked: CheckedPlan
+    parameters_before: int
     parameters: int
     active_parameters: int
     """That a token passes through: fewer than all in a mixture."""
@@ -202,6 +203,7 @@ def choice_of(
         id=name,
         title=TITLES[name],
         checked=checked,
+        parameters_before=source.parameters,
         parameters=parameters,
         active_parameters=_active(source, plan, parameters),
         target_parameters=target_parameters,

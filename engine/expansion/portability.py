@@ -25,7 +25,7 @@ def portability_notes(layout: Layout, plan: ExpansionPlan) -> tuple[str, ...]:
     notes = [*_alignment(before, after)]
     if plan.operators.get(LAYERS) and (note := pattern_note(plan.layer_sources, layout.traits)):
         notes.append(note)
-    if layout.family in _DERIVES_HEAD_SIZE and after.hidden != after.heads * after.head_dim:
+    if needs_square(layout) and after.hidden != after.heads * after.head_dim:
         notes.append(
             f"llama.cpp's converter takes hidden / heads as the head size of {layout.family} models "
             f"({after.hidden // after.heads} instead of {after.head_dim}): no GGUF file of this shape. With "
@@ -35,6 +35,11 @@ def portability_notes(layout: Layout, plan: ExpansionPlan) -> tuple[str, ...]:
             "no GGUF file of this shape."
         )
     return tuple(notes)
+
+
+def needs_square(layout: Layout) -> bool:
+    """Whether a GGUF file needs hidden = heads x head size."""
+    return layout.family in _DERIVES_HEAD_SIZE
 
 
 def is_aligned(dims: Dims) -> bool:

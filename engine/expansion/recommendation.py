@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CLOSE = 0.05
 """Deviations up to this are as good as each other."""
+MUCH_CACHE = 0.85
+"""A KV cache that grows by more than this share of the growth of the parameters counts against a plan."""
 
 
 def recommended(choices: Sequence[PlanChoice], question: TrainingQuestion | None) -> tuple[PlanChoice, ...]:
@@ -41,8 +43,9 @@ def _rank(choice: PlanChoice, free: float) -> tuple[object, ...]:
         abs(choice.deviation) > CLOSE,
         not choice.portable,
         choice.id == "experts",  # all experts stay in memory for what two of them compute
-        round(choice.kv_cache_factor, 1),
+        choice.kv_cache_factor > MUCH_CACHE * choice.parameters / choice.parameters_before,
         _ONE_SIDED.get(choice.id, 0),
+        round(choice.kv_cache_factor, 2),
         likely,
     )
 
@@ -104,8 +107,8 @@ def _against(choice: PlanChoice, best: PlanChoice, free: float) -> str:
         return f"{choice.title}: {choice.checked.warnings[-1]}"
     if choice.id == "experts":
         return f"{choice.title}: all experts stay in memory for what {choice.plan.after.experts_per_token} compute."
-    if choice.kv_cache_factor > best.kv_cache_factor + 0.05:
-        return f"{choice.title}: its KV cache is {choice.kv_cache_factor:.2f} times the old one."
     if choice.id in _ONE_SIDED:
         return f"{choice.title}: attention and the stream gain nothing."
+    if choice.kv_cache_factor > best.kv_cache_factor + 0.02:
+        return f"{choice.title}: its KV cache is {choice.kv_cache_factor:.2f} times the old one."
     return f"{choice.title}: as good in most respects, and dearer to train."

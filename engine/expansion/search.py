@@ -3,11 +3,11 @@
 Owns the search. Must not know costs, machines, or which shape is best for whom. It trades closeness to the target
 against keeping the model's proportions and its KV cache, and proposes only shapes that the family's rules allow.
 
-    score = 10 x |parameters / target - 1| + |log h - log f| + 1/2 |log h - log q| + 1/2 log(KV cache) + 1/10 if oblong
+    score = 10 x |parameters / target - 1| + |log h - log f| + 1/2 |log h - log q| + 1/2 log(KV cache) + oblong
 
-with h, f, q the growth factors of hidden, feed-forward width and query heads; oblong: hidden was heads x head size and
-is not any more. Feed-forward width is the last to be chosen: parameters are linear in it. Source: own weights; the
-first term dominates from a deviation of a few percent.
+with h, f, q the growth factors of hidden, feed-forward width and query heads; oblong is 1/10 where hidden was heads x
+head size and is not any more, 1/2 where llama.cpp could not read that. Feed-forward width is the last to be chosen:
+parameters are linear in it. Source: own weights; the first term dominates from a deviation of a few percent.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from math import log
 from engine.expansion.axes import Dims
 from engine.expansion.config_mixture import TARGETS
 from engine.expansion.plan import ExpansionPlan
+from engine.expansion.portability import needs_square
 from engine.expansion.shape_rules import Rules, expert_width_field
 from engine.expansion.sizes import Inventory, kv_cache_bytes_per_token, upcycled_parameters
 
 ALIGNMENT = 256
-FEWEST_STEPS = 6
+FEWEST_STEPS = 3
 """A width is divided into at least so many steps: smaller models get finer ones than `ALIGNMENT`."""
 MOST_EXPERTS = 256
 DEVIATION_WEIGHT = 10.0
@@ -201,5 +202,5 @@ def score(space: Space, dims: Dims, target: int) -> float:
         + abs(hidden - feed_forward)
         + 0.5 * abs(hidden - heads)
         + 0.5 * log(max(cache, 1.0))
-        + 0.1 * oblong
+        + oblong * (0.5 if needs_square(space.inventory.layout) else 0.1)
     )
