@@ -15,6 +15,7 @@ from engine.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from engine.expansion.certificate import Certificate, Drift, Liveness, Proof
+    from engine.jobs.card import GrowthResult
     from engine.jobs.events import ProofReady
 
 EXACT_LIMIT = 1e-4
@@ -81,6 +82,21 @@ def told_certificate(ready: ProofReady) -> Certificate:
         peak_rss_bytes=ready.peak_rss_bytes,
         bytes_written=ready.bytes_written,
     )
+
+
+def told_growth(growth: GrowthResult) -> Certificate:
+    """The same from a card."""
+    import msgspec
+
+    from engine.jobs.events import ProofReady, ProofReport
+
+    proof = growth.proof or ProofReport(passed=False, exact_claimed=growth.exact)
+    shared = {name: getattr(growth, name) for name in _TOLD}
+    told = told_certificate(ProofReady(t=0.0, proof=proof, **shared))
+    return told if growth.proof is not None else msgspec.structs.replace(told, proof=None)
+
+
+_TOLD = ("operators", "parameters_before", "parameters_after", "exact", "seconds", "bytes_written", "peak_rss_bytes")
 
 
 def verdict(certificate: Certificate) -> Finding:

@@ -21,6 +21,7 @@ from engine.errors import EngineError
 from engine.jobs.card import Card
 from engine.jobs.layout import CARD_PAGE
 from scaler_tui.feeds.engine_thread import EngineDone, EngineFailed, engine_thread_of
+from scaler_tui.proof_text import told_growth
 from scaler_tui.screens.help import HelpScreen
 from scaler_tui.screens.problem import ProblemScreen
 from scaler_tui.screens.run import STYLES
@@ -49,6 +50,7 @@ class CardScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("h", "page", "HTML page", id="card.page", tooltip="Where the page with plots is"),
         Binding("m", "merge", "Merge", id="card.merge", tooltip="Write a merged model that plain transformers loads"),
+        Binding("v", "proof", "Proof", id="card.proof", tooltip="What was proven of the grown model"),
         Binding("b,escape,backspace", "back", "Back", key_display="b", id="card.back"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="card.help"),
         Binding("q", "leave", "Leave", show=False, tooltip="Leave the program"),
@@ -154,6 +156,8 @@ class CardScreen(Screen[None]):
         """Merging makes sense once."""
         if action == "merge":
             return True if self.card is not None and self.card.merged is None and not self.merging else None
+        if action == "proof":
+            return self.card is not None and any(growth.proof is not None for growth in self.card.growths)
         if action == "page":
             return True if self.card is not None else None
         return True
@@ -165,6 +169,14 @@ class CardScreen(Screen[None]):
             self._say(Content.assemble(toned("Open in a browser: ", "strong"), str(page)))
         else:
             self._say(Content.assemble(toned("The page is not there: ", "strong"), str(page)))
+
+    def action_proof(self) -> None:
+        """The proof of the newest growth."""
+        from scaler_tui.screens.proof import ProofScreen
+
+        if self.card is not None and self.card.growths:
+            told = told_growth(self.card.growths[-1])
+            self.app.push_screen(ProofScreen(self.run_dir / self.card.adapter.path, told))
 
     async def action_merge(self) -> None:
         """Write the merged model in its own process."""

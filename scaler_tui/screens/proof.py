@@ -106,8 +106,9 @@ class ProofScreen(Screen[None]):
         try:
             certificate = read_certificate(self.folder)
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
-            what = f"{self.folder / CERTIFICATE_NAME} cannot be read."
-            self.post_message(CertificateRead(None, EngineError("proof.damaged", what, cause=str(error))))
+            what = f"{CERTIFICATE_NAME} cannot be read."
+            cause = f"{self.folder}: {error}"
+            self.post_message(CertificateRead(None, EngineError("proof.damaged", what, cause=cause)))
             return
         missing = None
         certificate = certificate or self.told

@@ -14,6 +14,8 @@ from scaler_tui.growth_progress import remaining_seconds
 from scaler_tui.widgets.status_line import FixedText, clip, toned
 
 SHORTEST_BAR = 6
+WRITING = "writing"
+"""The phase of growing that counts bytes; the others count steps."""
 
 
 def growth_now(state: RunState) -> Growth | None:
@@ -25,7 +27,7 @@ def counted(state: RunState) -> tuple[int, int, str]:
     """(done, total, what is counted) of the current phase; total 0 means it cannot be counted."""
     growth = growth_now(state)
     if growth is not None:
-        return growth.done_bytes, growth.total_bytes, "bytes"
+        return growth.done_bytes, growth.total_bytes, "bytes" if growth.phase == WRITING else "step"
     if state.phase in ("", "training") or not state.state.is_live:
         return state.step, state.total_steps, "step"
     return state.phase_done, state.phase_total, ""

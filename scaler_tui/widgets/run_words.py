@@ -122,7 +122,7 @@ def growth_words(state: RunState) -> str:
     grown = ""
     if growth.parameters_after:
         grown = f" {format_count(growth.parameters_before)} to {format_count(growth.parameters_after)} parameters"
-    return f"growing{grown}: {growth.phase} {growth.words}".rstrip()
+    return f"growing{grown}: {growth.words or growth.phase}"
 
 
 def legend(state: RunState, width: int, *, unicode: bool) -> Content:
