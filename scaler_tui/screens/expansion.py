@@ -58,8 +58,8 @@ class ExpansionScreen(FramedScreen):
         *[Binding(str(n), f"pick({n})", "Plan directly", show=False) for n in range(1, 7)],
         Binding("up,k", "scroll(-1)", "Scroll", show=False),
         Binding("down,j", "scroll(1)", "Scroll", show=False),
-        Binding("pageup", "scroll(-8)", "Page", show=False),
-        Binding("pagedown,space", "scroll(8)", "Page", show=False),
+        Binding("pageup", "page(-1)", "Page", show=False),
+        Binding("pagedown,space", "page(1)", "Page", show=False),
     ]
 
     def __init__(self, approach: str) -> None:
@@ -260,6 +260,10 @@ class ExpansionScreen(FramedScreen):
     def action_scroll(self, lines: int) -> None:
         """Scroll the words."""
         self.query_one("#plan-scroll", VerticalScroll).scroll_relative(y=lines, animate=False)
+
+    def action_page(self, pages: int) -> None:
+        """Scroll the words by what is visible of them, less a line."""
+        self.action_scroll(pages * max(self.query_one("#plan-scroll").size.height - 1, 1))
 
     def action_type(self) -> None:
         """Another size."""
