@@ -149,6 +149,8 @@ MIXTURES: tuple[Net, ...] = (
     _net("flint", FOUR | SMALL_EXPERTS | {"shared_expert_intermediate_size": 40, "head_dim": 8}, PATTERNED),
     _net("kolibri1", FOUR | SMALL_EXPERTS | {"shared_expert_intermediate_size": 40, "head_dim": 8}, PATTERNED),
 )  # fmt: skip
+NO_MORE_EXPERTS = ("phimoe", "dots1", "solar_open", "exaone_moe", "kolibri1", "glm4_moe", "ernie4_5_moe")
+MORE_EXPERTS = tuple(net.name for net in MIXTURES if net.name not in NO_MORE_EXPERTS)
 NETS = {net.name: net for net in (*DENSE, *MIXTURES)}
 
 

@@ -16,6 +16,8 @@ from engine.models.config import ConfigReader
 
 WIDTH = Axis(Dim.EXPERT_FFN)
 WIDTH_IN = Axis(Dim.EXPERT_FFN, Side.IN)
+EXPERT_IN = Axis(Dim.EXPERT, Side.IN)
+"""Of the matrices whose outputs are added over the experts: what copies of an expert write may differ."""
 GATE_UP = Fused((WIDTH, WIDTH))
 QWEN_NAMES = ("gate_proj", "up_proj", "down_proj")
 MIXTRAL_NAMES = ("w1", "w3", "w2")
@@ -90,7 +92,7 @@ def stacked_experts(gate_up: str, down: str) -> tuple[Rule, ...]:
     """Experts as two tensors, (experts, 2 x width, hidden) and (experts, hidden, width)."""
     return (
         Rule(f"{LAYER}{gate_up}", Role.READ, (EXPERT, GATE_UP, HIDDEN_IN)),
-        Rule(f"{LAYER}{down}", Role.WRITE, (EXPERT, HIDDEN_OUT, WIDTH_IN), closes=True),
+        Rule(f"{LAYER}{down}", Role.WRITE, (EXPERT_IN, HIDDEN_OUT, WIDTH_IN), closes=True),
     )
 
 

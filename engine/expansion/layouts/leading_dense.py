@@ -318,6 +318,9 @@ def _ernie4_5_moe(reader: ConfigReader) -> Layout:
             mlp=MlpStyle() if mixed else None,
             mixture=mixture,
             epsilon=1e-5,
-            unsupported={"depth": "its config names the first and the last mixture layer by number"},
+            unsupported={
+                "depth": "its config names the first and the last mixture layer by number",
+                "experts": "its router adds a correction to shares, which would be smaller among more experts",
+            },
         ),
     )

@@ -12,6 +12,7 @@ from typing import Any
 from engine.expansion.axes import Dim, Fused, Role
 from engine.expansion.layout import Layout, Rule
 from engine.expansion.layouts.experts import (
+    EXPERT_IN,
     MIXTRAL_NAMES,
     WIDTH,
     WIDTH_IN,
@@ -280,7 +281,7 @@ def _gpt_oss(reader: ConfigReader) -> Layout:
         *router("mlp.router", bias="mlp.router.bias"),
         Rule(f"{experts}gate_up_proj", Role.READ, (EXPERT, HIDDEN_IN, both)),
         Rule(f"{experts}gate_up_proj_bias", Role.INNER, (EXPERT, both)),
-        Rule(f"{experts}down_proj", Role.WRITE, (EXPERT, WIDTH_IN, HIDDEN_OUT), closes=True),
+        Rule(f"{experts}down_proj", Role.WRITE, (EXPERT_IN, WIDTH_IN, HIDDEN_OUT), closes=True),
         Rule(f"{experts}down_proj_bias", Role.WRITE_BIAS, (EXPERT, HIDDEN_OUT), closes=True),
     )
     alternate = tuple("full_attention" if i % 2 else "sliding_attention" for i in range(layers))

@@ -104,7 +104,7 @@ def normed_branches(reader: ConfigReader, block: NormedBlock) -> Layout:
     )
     return Layout(
         family=block.family,
-        dims=read_dims(reader, **(mixture.sizes if mixture else {})),
+        dims=read_dims(reader, mixture.sizes if mixture else {}),
         traits=traits,
         rules=rules,
         config_keys=mixture.keys if mixture else CONFIG_KEYS,

@@ -5,7 +5,9 @@ Owns what families share. Must not know which family has which part.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from engine.expansion.axes import Axis, Dim, Dims, Fused, Role, Side
@@ -37,8 +39,10 @@ CONFIG_KEYS = {
 }
 
 
-def read_dims(reader: ConfigReader, *, derived_head_dim: bool = False, **sizes: int) -> Dims:
-    """The sizes under their usual keys; `sizes` adds or replaces fields (experts, another ffn).
+def read_dims(
+    reader: ConfigReader, more: Mapping[str, int] = MappingProxyType({}), *, derived_head_dim: bool = False
+) -> Dims:
+    """The sizes under their usual keys; `more` adds or replaces fields (experts, another ffn).
 
     Raises EngineError `model.config_*` naming the key that cannot be.
     """
@@ -55,9 +59,9 @@ def read_dims(reader: ConfigReader, *, derived_head_dim: bool = False, **sizes: 
         "head_dim": _head_dim(reader, hidden, heads, derived_head_dim),
         "vocab": reader.integer("vocab_size"),
     }
-    if "ffn" not in sizes:
+    if "ffn" not in more:
         fields["ffn"] = reader.integer("intermediate_size", default=REQUIRED)
-    return Dims(**(fields | sizes))
+    return Dims(**{**fields, **more})
 
 
 def _head_dim(reader: ConfigReader, hidden: int, heads: int, derived: bool) -> int:

@@ -8,7 +8,7 @@ Owns how such a block is put together. Must not know which family has which bloc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.expansion.axes import Role
@@ -100,7 +100,7 @@ def pre_norm(reader: ConfigReader, block: Block) -> Layout:
     )
     return Layout(
         family=block.family,
-        dims=read_dims(reader, derived_head_dim=block.derived_head_dim, **(mixture.sizes if mixture else {})),
+        dims=read_dims(reader, mixture.sizes if mixture else {}, derived_head_dim=block.derived_head_dim),
         traits=traits,
         rules=rules,
         config_keys=mixture.keys if mixture else CONFIG_KEYS,
@@ -144,8 +144,8 @@ def uniform_bias(reader: ConfigReader, *, default: bool = False, qk_norm: str = 
 
 def llama_block(reader: ConfigReader, name: str, **changes: Any) -> Block:
     """Llama's block: optional biases on all projections. `changes` are fields of `Block`."""
-    plain = {"attention": uniform_bias(reader), "mlp": MlpStyle(bias=reader.flag("mlp_bias"))}
-    return Block(name, **(plain | changes))
+    plain = Block(name, attention=uniform_bias(reader), mlp=MlpStyle(bias=reader.flag("mlp_bias")))
+    return replace(plain, **changes)
 
 
 def rotary_share(reader: ConfigReader, default: float = 1.0) -> float:

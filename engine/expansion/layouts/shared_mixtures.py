@@ -214,7 +214,7 @@ def _phimoe(reader: ConfigReader) -> Layout:
     )
     return Layout(
         family="phimoe",
-        dims=read_dims(reader, **mixture.sizes),
+        dims=read_dims(reader, mixture.sizes),
         traits=traits,
         rules=rules,
         config_keys=mixture.keys,
