@@ -12,7 +12,7 @@ from engine.advise.approaches import Approach, TargetModel
 from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
 from engine.advise.grown import Grown
 from engine.advise.recipes import Recipe, choose_recipe
-from engine.advise.targets import deeper, larger, wider
+from engine.advise.targets import deeper, deeper_to, larger, wider
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Verdict
 from engine.estimate.memory import estimate_memory, memory_bounds
@@ -71,8 +71,9 @@ def final_architecture(approach: Approach, architecture: Architecture, answers: 
         return larger(architecture)
     asked = round(answers.number("target_parameters"))
     if approach.model is TargetModel.DEEPER:
-        growth = asked / architecture.parameters if asked > architecture.parameters else approach.growth
-        return deeper(architecture, min(growth, 8.0))
+        if asked > architecture.parameters:
+            return deeper_to(architecture, min(asked, 8 * architecture.parameters))
+        return deeper(architecture, approach.growth)
     if approach.model is TargetModel.WIDER:
         wanted = asked if asked > architecture.parameters else round(approach.growth * architecture.parameters)
         return wider(architecture, min(wanted, 64 * architecture.parameters))

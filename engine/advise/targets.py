@@ -1,6 +1,7 @@
 """Shapes an approach ends with: deeper, wider, or the next larger pretrained model.
 
-Owns the arithmetic of planned shapes (for estimates, not for surgery). Must not know memory, machines or answers.
+Owns which shape stands for which approach. Must not know memory, machines or answers. Grown shapes are those that the
+expansion's planner finds, so that the matrix and `scaler-wizard expand` speak of the same model.
 """
 
 from __future__ import annotations
@@ -9,41 +10,44 @@ from dataclasses import replace
 from functools import lru_cache
 
 from engine.errors import EngineError
+from engine.expansion import search
+from engine.expansion.axes import Dims
+from engine.expansion.grown import config_of, grown_architecture
+from engine.expansion.layouts import layout_for
+from engine.expansion.shape_rules import Rules
+from engine.expansion.sizes import config_inventory
 from engine.models.architecture import Architecture
 
 
 @lru_cache(maxsize=64)
 def deeper(architecture: Architecture, growth: float) -> Architecture:
-    """The base with `growth` times its layers, new blocks inserted between the old ones; at least one more layer."""
-    added = max(round(architecture.layers * (growth - 1)), 1)
-    block = (architecture.parameters - architecture.embedding_parameters) // max(architecture.layers, 1)
-    moe = architecture.moe
-    if moe is not None:
-        share = moe.moe_layers / max(architecture.layers, 1)
-        moe = replace(moe, moe_layers=round((architecture.layers + added) * share))
-    return _grown(architecture, architecture.parameters + added * block, layers=architecture.layers + added, moe=moe)
+    """The base with about `growth` times its layers in whole periods of their pattern; at least one period more."""
+    space = space_of(architecture)
+    step = search.layer_step(space)
+    added = max(round(architecture.layers * (growth - 1) / step), 1) * step
+    return _grown(architecture, space, replace(space.before, layers=architecture.layers + added))
+
+
+@lru_cache(maxsize=64)
+def deeper_to(architecture: Architecture, target_parameters: int) -> Architecture:
+    """The base with more layers, close to `target_parameters`."""
+    space = space_of(architecture)
+    return _grown(architecture, space, search.deeper(space, target_parameters))
 
 
 @lru_cache(maxsize=64)
 def wider(architecture: Architecture, target_parameters: int) -> Architecture:
     """The base with wider hidden and feed-forward layers and more heads, close to `target_parameters`.
 
-    Widths are multiples of head_dim, feed-forward multiples of 64: any ratio can be exact on a pre-norm model.
+    Where its family cannot widen the stream, the feed-forward networks grow alone, else the layers.
     """
-    best = architecture
-    step = max(architecture.head_dim, 1)
-    group = max(architecture.attention_heads // max(architecture.key_value_heads, 1), 1)
-    for extra in range(0, 4096):
-        heads = architecture.attention_heads + extra * group
-        ratio = heads / architecture.attention_heads
-        hidden = max(round(architecture.hidden_size * ratio / step) * step, architecture.hidden_size)
-        feed_forward = round(architecture.intermediate_size * ratio / 64) * 64
-        candidate = _widened(architecture, hidden, feed_forward, heads)
-        if abs(candidate.parameters - target_parameters) <= abs(best.parameters - target_parameters):
-            best = candidate
-        if candidate.parameters >= target_parameters:
-            break
-    return best
+    space = space_of(architecture)
+    found = (
+        search.wider(space, target_parameters)
+        or search.wider_feed_forward(space, target_parameters)
+        or search.deeper(space, target_parameters)
+    )
+    return _grown(architecture, space, found)
 
 
 @lru_cache(maxsize=64)
@@ -65,33 +69,39 @@ def larger(architecture: Architecture) -> Architecture:
     return replace(stand_in, name="a model of about twice the size", notes=(note,))
 
 
-def _widened(architecture: Architecture, hidden: int, feed_forward: int, heads: int) -> Architecture:
-    group = max(architecture.attention_heads // max(architecture.key_value_heads, 1), 1)
-    moe = architecture.moe
-    if moe is not None:
-        ratio = hidden / architecture.hidden_size
-        moe = replace(
-            moe,
-            expert_intermediate_size=round(moe.expert_intermediate_size * ratio),
-            shared_intermediate_size=round(moe.shared_intermediate_size * ratio),
-        )
-    shape = replace(
-        architecture,
-        hidden_size=hidden,
-        intermediate_size=max(feed_forward, architecture.intermediate_size),
-        attention_heads=heads,
-        key_value_heads=max(heads // group, architecture.key_value_heads),
-        moe=moe,
-    )
-    norms = 2 * architecture.layers * hidden + hidden
-    return _grown(shape, shape.linear_parameters + shape.embedding_parameters + norms)
+@lru_cache(maxsize=64)
+def space_of(architecture: Architecture) -> search.Space:
+    """What a model of which only the shape is known may become; families without a layout are taken for a Llama.
+
+    Parameters that the layout does not explain (a vision tower, an unknown part) stay as they are.
+    """
+    config = config_of(architecture)
+    try:
+        layout = layout_for(config, architecture.name)
+    except EngineError:
+        config = _like_a_llama(architecture)
+        layout = layout_for(config, architecture.name)
+    inventory = config_inventory(layout, config)
+    return search.Space(inventory, Rules(layout), architecture.parameters - inventory.parameters(layout.dims))
 
 
-def _grown(architecture: Architecture, parameters: int, **changes: object) -> Architecture:
-    return replace(
-        architecture,
-        parameters=parameters,
-        parameters_source="config",
-        weight_bytes=2 * parameters,
-        **changes,  # type: ignore[arg-type]
-    )
+def _like_a_llama(architecture: Architecture) -> dict[str, object]:
+    """A config of that family with the sizes that are known, and one unit of what is not."""
+    heads = max(architecture.attention_heads, 1)
+    sizes = {
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": architecture.intermediate_size,
+        "num_hidden_layers": architecture.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": architecture.key_value_heads if heads % max(architecture.key_value_heads, 1) == 0 else 1,
+        "head_dim": architecture.head_dim or architecture.hidden_size // heads,
+        "vocab_size": architecture.vocab_size,
+    }
+    plain = {key: max(size, 1) for key, size in sizes.items()}
+    return {"model_type": "llama", "tie_word_embeddings": architecture.tied_embeddings, **plain}
+
+
+def _grown(architecture: Architecture, space: search.Space, found: Dims | None) -> Architecture:
+    if found is None:
+        return architecture
+    return grown_architecture(architecture, found, space.parameters(found))

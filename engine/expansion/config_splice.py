@@ -87,8 +87,9 @@ def _write_epsilon(tree: dict[str, Any], layout: Layout, factor: float) -> None:
         return
     for key in [key for key in layout.epsilon_keys if tree.get(key) is not None] or layout.epsilon_keys[:1]:
         value = tree.get(key)
-        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-        tree[key] = (value if plain else layout.epsilon) * factor
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            value = layout.epsilon
+        tree[key] = value * factor
 
 
 def _with_dtype(tree: dict[str, Any], wanted: str, stored: str) -> dict[str, Any]:

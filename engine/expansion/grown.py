@@ -5,13 +5,18 @@ Owns the translation between expansion's sizes and the analyzer's. Must not know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from engine.expansion.axes import Dims
 from engine.expansion.config_mixture import MIXTURES
 from engine.models.architecture import Architecture, Moe
+
+_ATTENTION_BIAS = frozenset(
+    ("llama", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3", "olmo2", "smollm3", "granite", "gpt_neox")
+)
+_MLP_BIAS = frozenset(("llama", "smollm3", "granite"))
+_OTHER_BIAS = {"qwen2_moe": "qkv_bias", "stablelm": "use_qkv_bias", "falcon": "bias"}
 
 
 def grown_architecture(base: Architecture, after: Dims, parameters: int, target_family: str = "") -> Architecture:
@@ -67,13 +72,20 @@ def config_of(base: Architecture) -> dict[str, Any]:
         "intermediate_size": base.intermediate_size,
         "max_position_embeddings": base.context_length,
         "tie_word_embeddings": base.tied_embeddings,
-        "attention_bias": base.attention_bias,
-        "mlp_bias": base.mlp_bias,
     }
-    return config | _family_keys(base)
+    return config | _biases(base) | _family_keys(base)
 
 
-def _family_keys(base: Architecture) -> Mapping[str, Any]:
+def _biases(base: Architecture) -> dict[str, Any]:
+    """Biases under the names that the family reads; some have them without a key."""
+    if base.family in _ATTENTION_BIAS:
+        more = {"mlp_bias": base.mlp_bias} if base.family in _MLP_BIAS else {}
+        return {"attention_bias": base.attention_bias, **more}
+    key = _OTHER_BIAS.get(base.family)
+    return {key: base.attention_bias} if key else {}
+
+
+def _family_keys(base: Architecture) -> dict[str, Any]:
     """What single families call otherwise."""
     if base.family == "falcon":
         return {
@@ -81,13 +93,14 @@ def _family_keys(base: Architecture) -> Mapping[str, Any]:
             "num_kv_heads": base.key_value_heads,
             "new_decoder_architecture": 1 < base.key_value_heads < base.attention_heads,
             "multi_query": base.key_value_heads == 1,
-            "bias": base.attention_bias,
         }
+    if base.family in ("stablelm", "gpt_neox"):
+        return {"use_parallel_residual": base.norm_placement == "parallel"}
     if base.moe is None:
         return {}
     moe = base.moe
     experts = "num_local_experts" if base.family == "mixtral" else "num_experts"
-    keys = {experts: moe.experts, "num_experts_per_tok": moe.experts_per_token}
+    keys: dict[str, Any] = {experts: moe.experts, "num_experts_per_tok": moe.experts_per_token}
     if base.family == "mixtral":
         return keys | {"intermediate_size": moe.expert_intermediate_size}
     dense = base.layers - moe.moe_layers

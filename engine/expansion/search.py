@@ -63,6 +63,12 @@ def alignment(units: int) -> int:
     return step
 
 
+def layer_step(space: Space) -> int:
+    """Layers of one period of the per-layer pattern; 1 where the model is too shallow to show that it repeats."""
+    period = max(space.inventory.layout.traits.layer_period, 1)
+    return period if space.before.layers >= 2 * period else 1
+
+
 def wider(space: Space, target: int, layers: int = 0) -> Dims | None:
     """Hidden, feed-forward and heads, with `layers` layers (the model's own when 0)."""
     if not space.allows("hidden", "ffn"):
@@ -81,8 +87,7 @@ def deeper(space: Space, target: int) -> Dims | None:
     """Whole periods of layers alone, at least one."""
     if not space.allows("depth"):
         return None
-    before, period = space.before, max(space.inventory.layout.traits.layer_period, 1)
-    step = period if before.layers >= 2 * period else 1
+    before, step = space.before, layer_step(space)
     first, second = (space.parameters(replace(before, layers=before.layers + n * step)) for n in (1, 2))
     count = max(round((target - first) / max(second - first, 1)) + 1, 1)
     return replace(before, layers=before.layers + count * step)
@@ -90,10 +95,9 @@ def deeper(space: Space, target: int) -> Dims | None:
 
 def both(space: Space, target: int) -> Dims | None:
     """Layers by the cube root of the growth, widths for the rest: parameters are as depth times width squared."""
-    before, period = space.before, max(space.inventory.layout.traits.layer_period, 1)
+    before, step = space.before, layer_step(space)
     if not space.allows("depth", "hidden", "ffn"):
         return None
-    step = period if before.layers >= 2 * period else 1
     wanted = before.layers * ((target / space.parameters(before)) ** (1 / 3) - 1)
     middle = max(round(wanted / step), 1)
     shapes = [wider(space, target, before.layers + n * step) for n in {max(middle - 1, 1), middle, middle + 1}]

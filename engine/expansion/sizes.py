@@ -21,7 +21,7 @@ from engine.expansion.plan import ExpansionPlan
 KV_CACHE_BYTES_PER_VALUE = 2
 """Caches are kept in 16 bits."""
 _HEADS = (Dim.QUERY, Dim.KEY_VALUE)
-_COUNTED = tuple(dim for dim in Dim if dim not in (Dim.FIXED, Dim.VOCAB))
+_COUNTED: tuple[Dim, ...] = tuple(dim for dim in Dim if dim not in (Dim.FIXED, Dim.VOCAB))
 _MIXTURE = (Dim.EXPERT, Dim.EXPERT_FFN, Dim.SHARED_FFN)
 _MIXTURE_NAMES = re.compile(r"expert|router|\.gate\.(weight|bias)$")
 
@@ -50,12 +50,12 @@ class Inventory:
         A tied head counts once. Stored buffers do not count.
         """
         order = tuple(range(self.layout.dims.layers)) if bases is None else tuple(bases)
-        units = {dim: dims.of(dim) for dim in _COUNTED}
+        units = _units(dims)
         return sum(_count(holding, units, dims.head_dim, order) for holding in self.holdings)
 
 
 def _count(holding: Holding, units: Mapping[Dim, int], head_dim: int, order: tuple[int, ...]) -> int:
-    copies = 1 if holding.layers is None else _copies(holding.layers, order)
+    copies: int = 1 if holding.layers is None else _copies(holding.layers, order)
     if "{e}" in holding.rule.pattern:
         copies *= units[Dim.EXPERT]
     if holding.rule.counted is not None:
@@ -72,7 +72,11 @@ def _copies(held: frozenset[int], order: tuple[int, ...]) -> int:
 
 def axis_extent(axis: Axis | Fused, dims: Dims, old: int) -> int:
     """Entries of an axis in a model of `dims`; `old` where growth does not touch it."""
-    return _extent(axis, {dim: dims.of(dim) for dim in _COUNTED}, dims.head_dim, old)
+    return _extent(axis, _units(dims), dims.head_dim, old)
+
+
+def _units(dims: Dims) -> dict[Dim, int]:
+    return {dim: dims.of(dim) for dim in _COUNTED}
 
 
 def _extent(axis: Axis | Fused, units: Mapping[Dim, int], head_dim: int, old: int) -> int:
