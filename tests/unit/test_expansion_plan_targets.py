@@ -26,9 +26,11 @@ def test_every_known_shape_is_explained_to_the_last_parameter(name: str) -> None
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["llama-3.2-3b", "phi-3-mini", "gemma-2-2b", "pythia-1b", "qwen3-30b-a3b", "olmo-2-7b"]
-)
+SOME = ("llama-3.2-3b", "phi-3-mini", "gemma-2-2b", "pythia-1b", "qwen3-30b-a3b", "olmo-2-7b")
+NO_HEADS = {"attention_heads": 0, "key_value_heads": 0, "head_dim": 0}
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_the_matrix_and_the_planner_speak_of_the_same_model(name: str) -> None:
     from engine.expansion.layouts import layout_for
 
