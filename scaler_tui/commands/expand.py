@@ -16,13 +16,16 @@ from engine.units import format_bytes, format_count, format_duration, parse_byte
 from scaler_tui import growth_text, output, proof_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.expansion.certificate import Certificate
     from engine.expansion.plan import ExpansionPlan
     from engine.expansion.planner import PlanChoice
     from engine.surgery.helpers import Progress
     from scaler_tui.commands.expand_plans import Planned
+    from scaler_tui.growth_progress import Silent
 
-PHASES = {"checks": "checking", "layers": "making layers", "weights": "writing", "proof": "proving", "done": "done"}
+PHASES = {"checks": "checking", "layers": "making layers", "weights": "writing", "proof": "proving"}
 SIZES = ("hidden", "ffn", "layers", "heads", "kv_heads", "experts")
 SLOW_DISK, FAST_DISK = 0.2e9, 1.5e9
 """Bytes a second: a hard disk or a shared volume, a good SSD."""
@@ -56,7 +59,7 @@ def expand(arguments: argparse.Namespace) -> int:
 def _check_together(arguments: argparse.Namespace) -> None:
     """Flags that exclude each other. Raises EngineError `usage`."""
     modes = [name for name in ("dry_run", "resume", "undo") if getattr(arguments, name)]
-    if len(modes) > 1:
+    if arguments.dry_run and len(modes) > 1:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in modes)
         raise EngineError("usage", f"{flags} exclude each other.", next_step="Give one of them.")
     if arguments.out is None and not arguments.dry_run and (arguments.undo or arguments.resume or arguments.json):
@@ -148,16 +151,7 @@ def _grow(
     )
     try:
         with growth_view(quiet=arguments.json) as view:
-
-            def report(progress: Progress) -> None:
-                view.show(
-                    PHASES.get(progress.phase, progress.phase),
-                    progress.done_bytes,
-                    progress.total_bytes,
-                    counts_bytes=progress.phase == "weights",
-                )
-
-            certificate = expand(request, report)
+            certificate = expand(request, _shown_by(view))
     except KeyboardInterrupt:
         raise _interrupted(arguments) from None
     if arguments.json:
@@ -165,6 +159,18 @@ def _grow(
     else:
         print_result(certificate, arguments.out)
     return int(ExitCode.DONE)
+
+
+def _shown_by(view: Silent) -> Callable[[Progress], None]:
+    """Passes the surgery's words on to a view; what it says when all is done is said by the result."""
+
+    def report(progress: Progress) -> None:
+        if progress.phase != "done":
+            phase = PHASES.get(progress.phase, progress.phase)
+            counts_bytes = progress.phase in ("weights", "checks")
+            view.show(phase, progress.done_bytes, progress.total_bytes, counts_bytes=counts_bytes)
+
+    return report
 
 
 def _interrupted(arguments: argparse.Namespace) -> EngineError:
@@ -194,24 +200,20 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _undo(arguments: argparse.Namespace) -> int:
     """Recover what a model was grown from."""
     from engine.surgery.undo import undo
-
     from scaler_tui.commands.expand_plans import model_folder
     from scaler_tui.growth_progress import growth_view
 
     folder, out = model_folder(arguments.model), arguments.out.expanduser()
     try:
         with growth_view(quiet=arguments.json) as view:
-
-            def report(progress: Progress) -> None:
-                view.show(PHASES.get(progress.phase, progress.phase), progress.done_bytes, progress.total_bytes)
-
-            result = undo(folder, out, report)
+            result = undo(folder, out, _shown_by(view), resume=arguments.resume)
     except KeyboardInterrupt:
         raise _interrupted(arguments) from None
     if arguments.json:
         output.emit_json(result)
     else:
-        output.say(f"Recovered {out} from {folder}.")
+        output.say(f"Recovered {out} from {folder}: {result.words}")
+        output.say(f"{format_count(result.parameters)} parameters, {format_bytes(result.bytes_written)} written.")
     return int(ExitCode.DONE)
 
 
