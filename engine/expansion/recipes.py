@@ -111,7 +111,7 @@ def build_recipes(
     outside, by_layer = _sorted(headers, layout, plan)
     recipes = [_recipe(work, found, None, (), 0) for found in outside if found.match.layer is None]
     for number, layer in enumerate(plan.layer_sources):
-        above = by_layer.get(layer.base + 1, ())
+        above = by_layer.get(layer.other if layer.kind is LayerKind.BLEND else layer.base + 1, ())
         for found in by_layer.get(layer.base, ()):
             recipes.extend(_layer_recipes(work, found, layer, above, number))
     if plan.target_family:
@@ -309,18 +309,22 @@ def _sources(
     if layer is not None and layer.kind is LayerKind.MADE:
         return (Source(f"made.{number}.{name}", made=True),)
     if layer is not None and layer.kind is LayerKind.BLEND:
-        other = _with_layer(found, layer.other)
+        other = _counterpart(found, above) or _with_layer(found, layer.other)
         return (Source(name, weight=1 - layer.weight), Source(other, weight=layer.weight))
     if any(run.source for axis in maps for run in axis):
-        upper = [
-            item
-            for item in above
-            if (item.match.rule, item.match.expert, item.match.head)
-            == (found.match.rule, found.match.expert, found.match.head)
-        ]
-        same_shape = [item for item in upper if item.header.shape == found.header.shape]
-        return (Source(name), Source(same_shape[0].header.name if same_shape else name))
+        return (Source(name), Source(_counterpart(found, above) or name))
     return (Source(name),)
+
+
+def _counterpart(found: Found, others: Iterable[Found]) -> str:
+    """The same tensor of another layer, as its file calls it; "" where that has none of its shape."""
+    wanted = (found.match.rule, found.match.expert, found.match.head)
+    names = [
+        item.header.name
+        for item in others
+        if (item.match.rule, item.match.expert, item.match.head) == wanted and item.header.shape == found.header.shape
+    ]
+    return names[0] if names else ""
 
 
 def _name(found: Found, number: int, expert: int | None) -> str:

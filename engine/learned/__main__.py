@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from engine.errors import EngineError
 from engine.expansion.layouts import layout_for
 from engine.expansion.plan_io import decode_plan
@@ -17,6 +19,9 @@ from engine.learned.make import make
 from engine.learned.progress import json_lines
 from engine.models.config import read_json_object
 from engine.models.headers import read_headers
+
+WORTH_THREADS = 1024
+"""Hidden size below which threads wait for each other longer than they work: ten times the time on a busy machine."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = read_json_object(options.source / "config.json", code="model.config", what="a model's config")
         layout = layout_for(config, options.source.name)
         plan = decode_plan(options.plan.read_bytes())
+        if layout.dims.hidden < WORTH_THREADS:
+            torch.set_num_threads(1)
         count = make(read_headers(options.source), layout, plan, options.out, json_lines)
     except EngineError as error:
         sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from engine.errors import EngineError
 from engine.expansion.growth import LayerKind, LayerSource
 from engine.expansion.layout import Traits
+from engine.expansion.layouts import layout_for
 from engine.expansion.operators import LAYERS, OPERATORS, LayerRequest
 from engine.expansion.operators.depth_places import keeps_pattern, pattern_note, spread
+from engine.expansion.plan import ExpansionPlan
+from engine.expansion.recipes import build_recipes
+from engine.models.headers import Headers, TensorHeader
 
 PLAIN = Traits(norm="rmsnorm", placement="pre", tied=False)
 DEPTH = tuple(sorted(name for name, operator in OPERATORS.items() if LAYERS in operator.axes))
@@ -159,3 +164,36 @@ def test_spreading_gives_every_place_its_share() -> None:
     assert spread(3, 4) == (0, 1, 1, 1)
     assert spread(8, 4) == (2, 2, 2, 2)
     assert sum(spread(7, 5)) == 7
+
+
+def test_a_blend_reads_its_neighbour_under_the_name_its_file_uses() -> None:
+    """Files of a bare model (no head) leave the prefix "model." out."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "vocab_size": 10,
+    }
+    layout = layout_for(config, "bare")
+    shapes = {"mlp.gate_proj": (16, 8), "mlp.up_proj": (16, 8), "mlp.down_proj": (8, 16)}
+    shapes |= {f"self_attn.{letter}_proj": (8, 8) for letter in "qkvo"}
+    shapes |= {"input_layernorm": (8,), "post_attention_layernorm": (8,)}
+    tensors = [
+        TensorHeader(f"layers.{layer}.{name}.weight", "F32", shape, 0, Path("model.safetensors"))
+        for layer in range(3)
+        for name, shape in shapes.items()
+    ]
+    plan = ExpansionPlan(
+        family="llama",
+        before=layout.dims,
+        after=replace(layout.dims, layers=4),
+        operators={"layers": "blend"},
+        layers=grown("blend", 3, 4),
+    )
+    made = [recipe for recipe in build_recipes(Headers(tuple(tensors), ()), layout, plan) if recipe.new]
+    assert len(made) == len(shapes)
+    for recipe in made:
+        assert [source.name.split(".")[:2] for source in recipe.sources] == [["layers", "1"], ["layers", "2"]]
+        assert [source.weight for source in recipe.sources] == [0.5, 0.5]
