@@ -19,8 +19,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from engine.expansion.certificate import Certificate
+from engine.expansion.layouts.registry import layout_for
+from engine.expansion.plan_io import plan_from_tree
+from engine.expansion.recipes import build_recipes
+from engine.models.folder import check_folder
 from engine.models.headers import read_headers
 from engine.proof.skeleton import Places, empty_model, release
+from engine.surgery.moments import POWERS, grow_moment_files
 from engine.train.grown_model import GrownModel
 from engine.train.grown_optimizer import NEW_STEP, STEP, GrownAdamW
 from engine.train.model_output import StoredValues, write_weights
@@ -39,7 +45,7 @@ def write_moments(target: Path, source: Path, grown: GrownModel, optimizer: Grow
         for name, parameter in grown.ever_learning()
         if steps_of(optimizer.state.get(parameter, {})) > 0
     }
-    tensors = [tensor for tensor in read_headers(source).tensors]
+    tensors = read_headers(source).tensors
     with staged(target) as staging:
         steps: dict[str, int] = {}
         for kind in KINDS:
@@ -61,6 +67,22 @@ def steps_of(state: Any) -> int:
     return min(counts)
 
 
+def grow_moments(before: Path, target: Path, source: Path, certificate: Certificate) -> None:
+    """The moments in `before`, of the model in `source`, for the model that the certificate's plan made of it."""
+    plan = plan_from_tree(certificate.plan)
+    headers = read_headers(source)
+    recipes = build_recipes(headers, layout_for(check_folder(source), source.name), plan)
+    steps = msgspec.json.decode((before / STEPS).read_bytes(), type=dict[str, int])
+    with staged(target) as staging:
+        written: set[str] = set()
+        for kind in KINDS:
+            (staging / kind).mkdir()
+            if any((before / kind).iterdir()):
+                written = set(grow_moment_files(before / kind, staging / kind, recipes, POWERS[kind]))
+        grown = {one.name: steps[one.sources[0].name] for one in recipes if one.name in written}
+        (staging / STEPS).write_bytes(msgspec.json.encode(grown))
+
+
 def read_moments(folder: Path, grown: GrownModel, model_folder: Path) -> dict[str, dict[str, Tensor]]:
     """Optimizer states by parameter, for parameters of which every stored part has stepped. Old and new entries start
     with the same count where all of a parameter is old; new entries start at 0."""
@@ -70,6 +92,8 @@ def read_moments(folder: Path, grown: GrownModel, model_folder: Path) -> dict[st
     stored: dict[str, list[str]] = defaultdict(list)
     for tensor in read_headers(model_folder).tensors:
         stored[places.parameter_of(tensor.name) or ""].append(tensor.name)
+    if not steps:
+        return {}
     files = {kind: {one.name: one.file for one in read_headers(folder / kind).tensors} for kind in KINDS}
     states: dict[str, dict[str, Tensor]] = {}
     for name, _ in grown.ever_learning():

@@ -6,6 +6,7 @@ any moment, the same call goes on: finished weight files are kept in the staging
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from engine.jobs import events as ev
 from engine.jobs.journal import JournalWriter
 from engine.jobs.spec import ExpansionSection
 from engine.surgery.expand import ExpandRequest, Progress, expand
-from engine.surgery.staging import ORDER, discard, staging_folder
+from engine.surgery.staging import ORDER, staging_folder
 from engine.train.signals import PauseRequested
 
 _PHASES = {"checks": "planning", "layers": "making layers", "weights": "writing", "proof": "proving", "done": "done"}
@@ -100,7 +101,7 @@ def require_free(target: Path) -> None:
 def _discard_unordered(staging: Path) -> None:
     """A staging folder whose order was never written holds nothing."""
     if staging.is_dir() and not (staging / ORDER).is_file() and not (staging / CERTIFICATE_NAME).is_file():
-        discard(staging)
+        shutil.rmtree(staging)
 
 
 class _Listener:
