@@ -55,7 +55,11 @@ class Census:
         """Gradients under stored names; those of step 1 with the values that they belong to."""
         for given, gradient in gradients.items():
             name = self._stored_name(given)
-            if name is None or not _has_new(self.entries[name]):
+            if name is None:
+                continue
+            if step == JUDGED_STEP:
+                self._compare_expert(name, gradient, values[given])
+            if not _has_new(self.entries[name]):
                 continue
             seen = self._seen.setdefault(name, _begin(self.entries[name], gradient))
             self._note(seen, seen.alive if step <= JUDGED_STEP else seen.late, gradient)
@@ -84,6 +88,9 @@ class Census:
                 pairs = twin_pairs(value, gradient, axis, new)
                 if pairs:
                     self._twins[f"{name}:{axis}"] = (axis, pairs)
+
+    def _compare_expert(self, name: str, gradient: Tensor, value: Tensor) -> None:
+        """Experts with tensors of their own: two of one layer may be twins as wholes, a new one of an old one too."""
         expert = _EXPERT.fullmatch(name)
         if expert and gradient.dim() > 1:
             group = f"{expert['before']}.*.{expert['after']}"

@@ -114,7 +114,11 @@ def check_streamed(stream: StreamedModel, ids: Tensor, entries: Mapping[str, Ten
     if len(chosen) == len(stream.layers):
         return census.verdict()
     listed = ", ".join(map(str, sorted(chosen)))
-    return census.verdict(judged, f"Judged on layers {listed} of {len(stream.layers)}: larger than memory.")
+    return census.verdict(
+        judged,
+        f"The gradients of all {len(stream.layers)} layers do not fit into memory; only layers {listed} took the steps "
+        "and are judged.",
+    )
 
 
 def _chosen_layers(stream: StreamedModel, entries: Mapping[str, TensorEntry], step_bytes: int) -> frozenset[int]:

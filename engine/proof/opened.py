@@ -6,7 +6,6 @@ Owns the choice between the two and plain loading. Must not know what is measure
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +81,10 @@ class Opened:
     model: Any
     stream: StreamedModel | None = None
 
+    def close(self) -> None:
+        """Give the weights' memory back at once, whoever still holds the model."""
+        skeleton.release(self.model)
+
     def logits(self, ids: Tensor) -> Tensor:
         """(1, T) -> (T, V), without gradients and without a cache."""
         with torch.no_grad():
@@ -106,9 +109,7 @@ def opened(
         try:
             yield handle
         finally:
-            # The caller's name for the handle outlives the block; the weights must not.
-            handle.model = handle.stream = None
-    gc.collect()
+            handle.close()
 
 
 def wide_if(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:

@@ -8,7 +8,8 @@ know when which weights are loaded. `tests/train/test_proof_streaming.py` fails 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,26 @@ class Places:
             dtype_plan=self._model._get_dtype_plan(dtype),
             weight_mapping=self._mapping,
         )
-        info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), settings)
+        with _one_after_the_other():
+            info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), settings)
         wrong = [str(entry[0]) for entry in info.mismatched_keys] + list(info.conversion_errors)
         if wrong:
             raise does_not_fit(self._model, wrong)
+
+
+@contextlib.contextmanager
+def _one_after_the_other() -> Iterator[None]:
+    """Without loader threads: they would read on in files that an error closes, and hold more tensors at once."""
+    switch = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
 
 
 def does_not_fit(model: Any, names: Sequence[str], what: str = "has the wrong shape") -> EngineError:

@@ -58,11 +58,11 @@ def _projections(rows: Tensor) -> Tensor:
 
 
 def signature(values: Tensor, gradients: Tensor) -> tuple[float, ...]:
-    """Six numbers that are the same for two whole tensors only if their values and gradients are."""
+    """Six numbers that are the same for two whole matrices only if their values and gradients are."""
     numbers: list[float] = []
     for tensor in (values, gradients):
-        flat = tensor.reshape(1, -1)
-        numbers += [float(flat.double().norm()), *_projections(flat)[0].tolist()]
+        rows = tensor.reshape(tensor.shape[0], -1)  # (n, m)
+        numbers += [float(rows.norm()), *_projections(_projections(rows).T)[:, 0].tolist()]
     return tuple(numbers)
 
 
