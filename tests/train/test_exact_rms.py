@@ -112,6 +112,15 @@ def test_a_tied_head_that_a_file_stores_again_grows_with_its_embedding(sources: 
     check_same_function(source, out, torch.float32, SINGLE)
 
 
+def test_a_checkpoint_saved_without_its_head_grows_under_its_own_names(sources: Sources, tmp_path: Path) -> None:
+    source = shutil.copytree(sources["llama-tied", torch.float32], tmp_path / "bare")
+    tensors = load_file(source / WEIGHTS)
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, source / WEIGHTS, metadata={"format": "pt"})
+    out = grown(source, tmp_path / "grown", NETS["llama-tied"].growths["hybrid"])
+    check_same_function(source, out, torch.float32, SINGLE)
+
+
 def test_a_tensor_that_no_rule_knows_ends_the_expansion(sources: Sources, tmp_path: Path) -> None:
     source = shutil.copytree(sources["llama-tied", torch.float32], tmp_path / "more")
     tensors = load_file(source / WEIGHTS)

@@ -112,6 +112,7 @@ def normed_branches(reader: ConfigReader, block: NormedBlock) -> Layout:
         per_layer=block.per_layer,
         unsupported={**(mixture.unsupported if mixture else {}), **block.unsupported},
         ignored=ROTARY_TABLES,
+        optional_prefix="model.",
     )
 
 

@@ -108,6 +108,7 @@ def pre_norm(reader: ConfigReader, block: Block) -> Layout:
         per_layer=block.per_layer,
         unsupported={**(mixture.unsupported if mixture else {}), **block.unsupported},
         ignored=ROTARY_TABLES,
+        optional_prefix="model.",
     )
 
 

@@ -221,6 +221,7 @@ def _phimoe(reader: ConfigReader) -> Layout:
         epsilon=reader.number("rms_norm_eps", default=1e-5),
         unsupported=mixture.unsupported,
         ignored=ROTARY_TABLES,
+        optional_prefix="model.",
     )
 
 
