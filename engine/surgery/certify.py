@@ -10,9 +10,8 @@ import importlib.metadata
 import platform
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import msgspec
@@ -22,8 +21,8 @@ from engine.expansion.operator_choice import is_exact, losses
 from engine.expansion.plan_io import plan_tree
 from engine.expansion.recipe import Recipe
 from engine.models.config import CONFIG_NAME
-from engine.models.headers import INDEX_NAME, TensorHeader
-from engine.models.weights import EMBEDDING_NAMES
+from engine.models.headers import INDEX_NAME, Headers, TensorHeader
+from engine.models.weights import EMBEDDING_NAMES, count_weights
 from engine.surgery.order import Prepared, program, recipes_sha256
 from engine.surgery.reader import TensorReader
 
@@ -79,8 +78,8 @@ def certificate(
         plan=plan_tree(plan),
         operators=dict(plan.operators),
         exact=is_exact(plan),
-        parameters_before=prepared.headers.elements,
-        parameters_after=sum(prod(recipe.shape) for recipe in prepared.recipes),
+        parameters_before=_parameters(prepared, prepared.headers),
+        parameters_after=_parameters(prepared, _headers_after(prepared)),
         notes=losses(plan),
         tensors=_tensors(prepared),
         files=tuple(files),
@@ -119,6 +118,22 @@ def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         prefix: bytes = file.read(8)
         return prefix + file.read(int.from_bytes(prefix, "little"))
+
+
+def _parameters(prepared: Prepared, headers: Headers) -> int:
+    """Packed numbers unpacked, a head counted once where it is tied."""
+    section = prepared.config.get("quantization_config")
+    counted = count_weights(headers, section if isinstance(section, Mapping) else {}, multimodal=False)
+    return counted.parameters - (counted.head_parameters if prepared.layout.traits.tied else 0)
+
+
+def _headers_after(prepared: Prepared) -> Headers:
+    tensors = tuple(
+        TensorHeader(one.recipe.name, one.recipe.dtype, one.recipe.shape, one.data_bytes, Path(shard.name))
+        for shard in prepared.shards
+        for one in shard.tensors
+    )
+    return Headers(tensors, tuple(Path(shard.name) for shard in prepared.shards))
 
 
 def _tensors(prepared: Prepared) -> dict[str, TensorEntry]:

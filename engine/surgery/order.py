@@ -23,10 +23,13 @@ from engine.expansion.plan import ExpansionPlan
 from engine.expansion.plan_io import plan_tree
 from engine.expansion.recipe import Recipe
 from engine.expansion.recipes import build_recipes, matrix_dtype, work_for
+from engine.expansion.support import supported_layout
 from engine.models.folder import check_folder
 from engine.models.headers import Headers, read_headers
 from engine.models.weights import DTYPE_NAMES
 from engine.surgery import checks
+from engine.surgery.packed import BITSANDBYTES, packed_growth, why_not
+from engine.surgery.reader import TensorReader
 from engine.surgery.shards import Shard, split
 from engine.surgery.staging import Order, SourceFile
 
@@ -47,6 +50,7 @@ class Prepared:
     config_after: Mapping[str, Any]
     files: tuple[SourceFile, ...]
     literals: Mapping[str, bytes] = field(default_factory=dict)
+    """Tensors that are given as bytes."""
 
     @property
     def total_bytes(self) -> int:
@@ -72,14 +76,15 @@ def prepare(source: Path, plan: ExpansionPlan, shard_bytes: int) -> Prepared:
     headers = read_headers(source)
     checks.check_duplicates(headers)
     method = checks.quantisation(config)
-    if method:
-        raise checks.refuse_quantised(source.name, method)
-    layout = layout_for(config, source.name)
+    if method and (method != BITSANDBYTES or why_not(plan)):
+        raise checks.refuse_quantised(source.name, method, why_not(plan) if method == BITSANDBYTES else "")
+    layout = layout_for(config, source.name) if method else supported_layout(config, source.name)
     check_same_model(layout, plan, source.name)
-    recipes = build_recipes(headers, layout, plan)
+    with TensorReader(headers.tensors) as reader:
+        recipes, literals = recipes_for(config, headers, layout, plan, reader)
     stored = matrix_dtype(headers)
     scales = work_for(layout, plan, checks.stored_name(plan.dtype) or stored).scales
-    after = config_after(config, layout, plan, scales, stored_dtype=DTYPE_NAMES.get(stored, ""))
+    after = config_after(config, layout, plan, scales, stored_dtype="" if method else DTYPE_NAMES.get(stored, ""))
     return Prepared(
         source=source,
         plan=plan,
@@ -91,7 +96,18 @@ def prepare(source: Path, plan: ExpansionPlan, shard_bytes: int) -> Prepared:
         shard_bytes=shard_bytes,
         config_after=after,
         files=checks.source_files(source, headers),
+        literals=literals,
     )
+
+
+def recipes_for(
+    config: Mapping[str, Any], headers: Headers, layout: Layout, plan: ExpansionPlan, reader: TensorReader | None
+) -> tuple[tuple[Recipe, ...], Mapping[str, bytes]]:
+    """The recipes, and the tensors that are given as bytes; without a reader only the recipes are complete."""
+    if checks.quantisation(config):
+        grown = packed_growth(headers, layout, plan, reader)
+        return grown.recipes, grown.literals
+    return build_recipes(headers, layout, plan), {}
 
 
 def check_same_model(layout: Layout, plan: ExpansionPlan, name: str) -> None:

@@ -110,7 +110,7 @@ class Pipeline:
 
     def put(self, file: OutFile, offset: int, buffer: Bytes, count: int) -> None:
         """The first `count` bytes of a buffer; the buffer is given away."""
-        self._write.put(_Piece(file, offset, memoryview(buffer)[:count], owner=buffer))
+        self._write.put(_Piece(file, offset, buffer.data[:count], owner=buffer))
 
     def put_bytes(self, file: OutFile, offset: int, content: bytes) -> None:
         """A few bytes."""
@@ -121,7 +121,7 @@ class Pipeline:
         while count:
             self.check()
             step = min(count, self._zeros.size)
-            self._write.put(_Piece(file, offset, memoryview(self._zeros)[:step], hole=True))
+            self._write.put(_Piece(file, offset, self._zeros.data[:step], hole=True))
             offset += step
             count -= step
 

@@ -60,7 +60,7 @@ class TensorReader:
         """Fill `target` (contiguous, of the storage type) with elements from `start_element` on. Raises EngineError
         `weights.nan` when a number is not finite, `safetensors.damaged` when the file ends too early."""
         offset = tensor.offset_bytes + start_element * target.itemsize
-        self._read_bytes(tensor, offset, memoryview(target.reshape(-1).view(np.uint8)))
+        self._read_bytes(tensor, offset, target.reshape(-1).view(np.uint8).data)
         found = numbers.find_not_finite(target, tensor.dtype)
         if found:
             raise EngineError(

@@ -19,7 +19,6 @@ from engine.expansion.certificate import CERTIFICATE_NAME, Certificate, read_cer
 from engine.expansion.layouts.registry import layout_for
 from engine.expansion.plan_io import plan_from_tree
 from engine.expansion.recipe import Recipe
-from engine.expansion.recipes import build_recipes
 from engine.jobs.layout import DISK_FULL_ERRNOS, write_atomic
 from engine.models.config import CONFIG_NAME, parse_json_object
 from engine.models.headers import INDEX_NAME, Headers, TensorHeader, parse_head, read_headers
@@ -28,7 +27,7 @@ from engine.surgery.carry import SOURCE_README, carry_over
 from engine.surgery.certify import Undo, unpacked
 from engine.surgery.helpers import Progress, Report, Ticker
 from engine.surgery.inverse import inverse_recipes, recover
-from engine.surgery.order import program, recipes_sha256
+from engine.surgery.order import program, recipes_for, recipes_sha256
 from engine.surgery.reader import TensorReader
 from engine.surgery.shards import Placed, Shard
 from engine.surgery.staging import Order, SourceFile, Staging, disk_full, sha256_of
@@ -143,7 +142,7 @@ def _way_back(certificate: Certificate, kept: Undo, headers: Headers, *, trained
     parent = Headers(tuple(tensor for group in parents.values() for tensor in group), tuple(map(Path, parents)))
     plan = plan_from_tree(certificate.plan)
     config = parse_json_object(unpacked(kept.config).decode(), code="surgery.undo_certificate", name=CONFIG_NAME)
-    recipes = build_recipes(_indexed(parent, kept), layout_for(config, certificate.source), plan)
+    recipes, _ = recipes_for(config, _indexed(parent, kept), layout_for(config, certificate.source), plan, None)
     if recipes_sha256(recipes) != kept.recipes_sha256:
         raise EngineError(
             "surgery.undo_version",
