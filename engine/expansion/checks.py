@@ -21,10 +21,8 @@ from engine.expansion.operators import LAYERS, LayerRequest, operator_named
 from engine.expansion.plan import ExpansionPlan
 from engine.expansion.plan_io import DTYPES
 from engine.expansion.portability import portability_notes
+from engine.expansion.search import EXPERTS_PER_TOKEN
 from engine.expansion.shape_rules import FIELDS, Rules, expert_width_field, unsupported_axis
-
-EXPERTS_PER_TOKEN = 2
-"""Of a dense model turned into a mixture, when nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,44 +44,55 @@ _EVERYWHERE = (
     *("original_max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "rope_interleaved"),
     *("partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rotary_dim", "rope_local_base_freq"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "head_dim", "no_rope_layer_interval"),
-    *("sliding_window_pattern", "_sliding_window_pattern", "num_key_value_heads", "vocab_size"),
+    *("sliding_window_size", "sliding_window_pattern", "_sliding_window_pattern", "num_key_value_heads", "vocab_size"),
 )  # fmt: skip
 """Positions, windows, activations and tying: growth leaves all of them as they are."""
 
+_HUNYUAN = (
+    *("attention_head_dim", "cla_share_factor", "dense_list", "enable_lm_head_fp32", "org_vocab_size", "norm_type"),
+    *("pool_type", "num_experts", "moe_topk", "num_shared_expert", "use_mixed_mlp_moe", "moe_drop_tokens"),
+    *("moe_layer_num_skipped", "moe_random_routing_dropped_token", "class_num", "mask_init_id", "sep_token_id"),
+)
 _FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "bloom": ("apply_residual_connection_post_layernorm", "seq_length", "n_embed", "hidden_dropout", "offset_alibi"),
-    "falcon": (
-        *("multi_query", "new_decoder_architecture", "num_ln_in_parallel_attn", "bias", "n_head_kv"),
-        *("apply_residual_connection_post_layernorm", "n_embed"),
-    ),
-    "gpt2": ("add_cross_attention", "scale_attn_by_inverse_layer_idx", "scale_attn_weights"),
-    "gpt_bigcode": ("add_cross_attention", "scale_attn_weights", "multi_query", "inference_runner", "pad_key_length"),
-    "gpt_neo": ("attention_types", "attention_layers", "window_size"),
-    "gpt_neox": ("use_parallel_residual", "attention_bias"),
-    "mpt": ("attn_config", "embedding_fraction", "expansion_ratio", "learned_pos_emb", "norm_type", "no_bias"),
-    "opt": (
-        *("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine", "_remove_final_layer_norm"),
-        "word_embed_proj_dim",
-    ),
-    "biogpt": ("scale_embedding", "layer_norm_eps"),
-    "xglm": ("scale_embedding", "add_cross_attention", "decoder_start_token_id"),
-    "hyperclovax": ("use_post_norm",),
-    "phi3": ("full_attn_mod", "interpolate_factor"),
-    "ernie4_5": ("compression_ratio",),
-    "apertus": ("post_norm",),
-    "hunyuan_v1_dense": (
-        *("attention_head_dim", "cla_share_factor", "dense_list", "norm_type", "num_experts", "num_shared_expert"),
-        *("org_vocab_size", "pool_type", "position_embedding_xdrope", "use_rotary_pos_emb", "im_start_id"),
-        *("im_end_id", "im_newline_id", "mask_init_id", "text_start_id", "text_end_id"),
-    ),
     "afmoe": ("num_dense_layers", "num_shared_experts", "route_scale", "global_attn_every_n_layers"),
+    "biogpt": ("scale_embedding", "layer_norm_eps"),
+    "bloom": (
+        *("apply_residual_connection_post_layernorm", "n_embed", "offset_alibi", "masked_softmax_fusion"),
+        *("skip_bias_add", "skip_bias_add_qkv"),
+    ),
+    "codegen": ("scale_attn_weights", "rotary"),
     "ernie4_5_moe": (
         *("moe_num_shared_experts", "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),
         *("moe_norm_min", "moe_num_experts", "moe_k"),
     ),
     "exaone_moe": ("num_shared_experts",),
+    "falcon": (
+        *("multi_query", "new_decoder_architecture", "num_ln_in_parallel_attn", "bias", "n_head_kv"),
+        *("apply_residual_connection_post_layernorm", "n_embed"),
+    ),
+    "gpt2": ("add_cross_attention", "scale_attn_by_inverse_layer_idx", "scale_attn_weights"),
+    "gpt_bigcode": (
+        *("add_cross_attention", "scale_attn_weights", "multi_query", "inference_runner", "pad_key_length"),
+        *("pre_allocate_kv_cache", "validate_runner_input", "runner_max_sequence_length"),
+    ),
+    "gpt_neo": ("attention_types", "attention_layers", "window_size"),
     "gpt_oss": ("swiglu_alpha", "swiglu_limit", "experts_per_token", "initial_context_length"),
+    "gptj": ("scale_attn_weights", "rotary"),
+    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_moe": _HUNYUAN,
     "hy_v3": ("num_shared_experts", "router_scaling_factor", "enable_moe_fp32_combine"),
+    "hyperclovax": ("use_post_norm",),
+    "mpt": (
+        *("attn_config", "embedding_fraction", "expansion_ratio", "learned_pos_emb", "norm_type", "no_bias"),
+        *("init_config", "attn_impl"),
+    ),
+    "opt": (
+        *("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine", "_remove_final_layer_norm"),
+        *("word_embed_proj_dim", "output_projection"),
+    ),
+    "phi3": ("full_attn_mod", "interpolate_factor"),
+    "starcoder2": ("mlp_type", "norm_type", "rms_norm_eps", "scale_attn_weights"),
+    "xglm": ("scale_embedding", "add_cross_attention", "decoder_start_token_id"),
 }
 """Keys that only these families read; their layouts know what they mean."""
 
@@ -98,6 +109,8 @@ _HARMLESS = re.compile(
     r"^_|dropout|pdrop|layerdrop|_token_id$|_token_ids$|_ids$|_name$|_path$|_version$|_date$|_url$|_comment$|_author$"
     r"|^unsloth|^transformers\.|^use_flash|flash_attn|^attn_impl|^comment|^license|^wandb|^torch_"
 )
+
+_FACTOR = re.compile(r"scale|scaling|multiplier|factor|ratio")
 
 
 def unknown_keys(config: Mapping[str, Any], layout: Layout) -> tuple[str, ...]:

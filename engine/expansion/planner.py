@@ -21,7 +21,7 @@ from engine.expansion.layout import Layout
 from engine.expansion.plan import ExpansionPlan
 from engine.expansion.portability import is_portable
 from engine.expansion.recommendation import recommended
-from engine.expansion.shape_rules import Rules
+from engine.expansion.shape_rules import Rules, expert_width_field
 from engine.expansion.sizes import Inventory, config_inventory, disk_bytes, kv_cache_bytes_per_token, plan_parameters
 from engine.units import format_count, parse_count
 
@@ -152,11 +152,12 @@ def plans_for(
 ) -> tuple[PlanChoice, ...]:
     """Plans near the target, the recommended one marked; ordered wider, feed-forward, deeper, mixed, experts.
 
-    `wish` carries operators, placement, seed and type; its sizes are ignored. Raises EngineError `expansion.target`
+    `wish` carries operators, placement, seed, type, and a number of experts that every plan then has; its other sizes
+    are ignored. Raises EngineError `expansion.target`
     when no size of the family can grow, and what `plan_for` raises for operators that fit none of the plans.
     """
     base = wish or Wish()
-    space = search.Space(source.inventory, Rules(source.layout))
+    space = search.Space(source.inventory, Rules(source.layout), experts=base.experts or 0)
     choices: list[PlanChoice] = []
     failures: list[EngineError] = []
     for name, dims in shapes_for(space, target_parameters).items():
@@ -182,7 +183,7 @@ def shapes_for(space: search.Space, target: int) -> dict[str, Dims]:
     }
     shapes: dict[str, Dims] = {}
     for name, dims in found.items():
-        if dims is not None and dims != space.before and dims not in shapes.values():
+        if dims is not None and dims != space.inventory.layout.dims and dims not in shapes.values():
             shapes[name] = dims
     return shapes
 
@@ -228,11 +229,11 @@ def _active(source: Source, plan: ExpansionPlan, parameters: int) -> int:
 
 def _wish_of(base: Wish, before: Dims, dims: Dims) -> Wish:
     """The wish with the sizes of a shape, those that do not change left open."""
-    width = dims.ffn if dims.ffn != before.ffn else dims.expert_ffn if before.experts else dims.ffn
+    width = expert_width_field(before)
     return replace(
         base,
         hidden=_changed(dims.hidden, before.hidden),
-        ffn=_changed(width, before.expert_ffn if before.experts else before.ffn),
+        ffn=_changed(getattr(dims, width), getattr(before, width)),
         layers=_changed(dims.layers, before.layers),
         heads=dims.heads or None,
         kv_heads=dims.kv_heads or None,

@@ -18,6 +18,7 @@ from math import log
 
 from engine.expansion.axes import Dims
 from engine.expansion.config_mixture import TARGETS
+from engine.expansion.growth import LayerSource
 from engine.expansion.plan import ExpansionPlan
 from engine.expansion.portability import needs_square
 from engine.expansion.shape_rules import Rules, expert_width_field
@@ -27,6 +28,8 @@ ALIGNMENT = 256
 FEWEST_STEPS = 3
 """A width is divided into at least so many steps: smaller models get finer ones than `ALIGNMENT`."""
 MOST_EXPERTS = 256
+EXPERTS_PER_TOKEN = 2
+"""Of a dense model turned into a mixture, when nothing is said."""
 DEVIATION_WEIGHT = 10.0
 
 
@@ -38,14 +41,29 @@ class Space:
     rules: Rules
     offset: int = 0
     """Parameters of the model that the inventory does not explain; they stay as they are."""
+    experts: int = 0
+    """A number of experts that was asked for: every shape has it. 0: as the model has."""
 
     @property
     def before(self) -> Dims:
-        """The model's own shape."""
-        return self.inventory.layout.dims
+        """The shape that others are made from: the model's own, with the experts that were asked for."""
+        dims = self.inventory.layout.dims
+        if not self.experts:
+            return dims
+        if not dims.experts:
+            return replace(dims, experts=self.experts, experts_per_token=min(EXPERTS_PER_TOKEN, self.experts))
+        per_token = max(dims.experts_per_token * self.experts // dims.experts, 1)
+        return replace(dims, experts=self.experts, experts_per_token=per_token)
+
+    @property
+    def width(self) -> str:
+        """The size that a feed-forward width is."""
+        return expert_width_field(self.inventory.layout.dims)
 
     def parameters(self, dims: Dims) -> int:
         """Parameters of a shape whose added layers are spread evenly over the old ones."""
+        if dims.experts and not self.inventory.layout.dims.experts:
+            return mixture_parameters(self, dims)
         bases = [layer * self.before.layers // dims.layers for layer in range(dims.layers)]
         return self.offset + self.inventory.parameters(dims, bases)
 
@@ -104,9 +122,11 @@ def both(space: Space, target: int) -> Dims | None:
     return _best(space, target, (shape for shape in shapes if shape is not None))
 
 
-def experts(space: Space, target: int, per_token: int = 2) -> Dims | None:
+def experts(space: Space, target: int, per_token: int = EXPERTS_PER_TOKEN) -> Dims | None:
     """A dense model as a mixture of copies of its feed-forward networks; None where there is no such family."""
     before = space.before
+    if before.experts and not space.inventory.layout.dims.experts:
+        return before
     if space.inventory.layout.family not in TARGETS or before.experts or not space.allows("experts"):
         return None
     options = [
@@ -123,6 +143,8 @@ def more_experts(space: Space, target: int) -> Dims | None:
     before = space.before
     if not before.experts or not space.allows("experts"):
         return None
+    if space.experts:
+        return before
     options = [
         replace(before, experts=before.experts * n, experts_per_token=before.experts_per_token * n)
         for n in range(2, MOST_EXPERTS // before.experts + 1)
@@ -132,7 +154,9 @@ def more_experts(space: Space, target: int) -> Dims | None:
 
 def mixture_parameters(space: Space, dims: Dims) -> int:
     """Parameters after upcycling to `dims`."""
-    plan = ExpansionPlan(space.inventory.layout.family, space.before, dims)
+    old = space.inventory.layout.dims
+    bases = tuple(LayerSource(layer * old.layers // dims.layers) for layer in range(dims.layers))
+    plan = ExpansionPlan(space.inventory.layout.family, old, dims, layers=bases)
     return space.offset + upcycled_parameters(space.inventory, plan)
 
 
@@ -178,7 +202,7 @@ def _heads(space: Space, hidden: int) -> Iterator[tuple[int, int]]:
 
 def _with_feed_forward(space: Space, dims: Dims, target: int) -> Dims | None:
     """The shape with the feed-forward width that comes nearest to the target, not below the model's own."""
-    field = expert_width_field(dims)
+    field = space.width
     old = getattr(space.before, field)
     if not old:
         return None
@@ -195,7 +219,7 @@ def _best(space: Space, target: int, shapes: Iterator[Dims]) -> Dims | None:
 
 def score(space: Space, dims: Dims, target: int) -> float:
     """See the module's formula; lower is better."""
-    before, field = space.before, expert_width_field(dims)
+    before, field = space.before, space.width
     hidden = log(dims.hidden / before.hidden)
     feed_forward = log(getattr(dims, field) / getattr(before, field)) if getattr(before, field) else hidden
     heads = log(dims.heads / before.heads) if before.heads else hidden

@@ -140,6 +140,21 @@ def test_targets_that_are_none_are_refused(text: str) -> None:
     assert caught.value.next_step
 
 
+@pytest.mark.parametrize(("family", "experts"), [("llama", 3), ("qwen3", 4), ("qwen3_moe", 256)])
+def test_a_number_of_experts_holds_for_every_plan(family: str, experts: int) -> None:
+    model = source(family)
+    target = 4 * model.parameters
+    choices = plans_for(model, target, wish=Wish(experts=experts))
+    assert len(choices) >= 3
+    for choice in choices:
+        after = choice.plan.after
+        assert after.experts == experts
+        assert choice.exact
+        assert after.expert_ffn == (after.ffn if not model.layout.dims.experts else after.expert_ffn)
+        if choice.id != "experts":
+            assert abs(choice.deviation) < 0.05
+
+
 def test_operators_of_the_wish_are_used_and_lost_exactness_is_said() -> None:
     model = source("llama")
     choices = by_id(plans_for(model, 2 * model.parameters, wish=Wish(operators=("layers=stack",), seed=5)))

@@ -82,6 +82,30 @@ def test_what_no_rule_understands_is_refused_whole(
     assert not any(getattr(found, axis).supported for axis in AXES)
 
 
+PUBLISHED: list[dict[str, Any]] = [
+    LLAMA
+    | {"model_type": "phi3", "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "embd_pdrop": 0.1,
+       "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "partial_rotary_factor": 0.75},
+    LLAMA
+    | {"model_type": "starcoder2", "mlp_type": "default", "norm_type": "layer_norm", "norm_epsilon": 1e-5,
+       "rms_norm_eps": 1e-5, "use_bias": True, "sliding_window": 64, "attention_softmax_in_fp32": True},
+    GEMMA
+    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "cache_implementation": "hybrid",
+       "query_pre_attn_scalar": 16, "sliding_window": 64, "sliding_window_size": 64, "_attn_implementation": "eager"},
+    LLAMA
+    | {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "fp16"},
+       "unsloth_version": "2025.1", "_name_or_path": "x", "pretraining_tp": 1, "torch_dtype": "bfloat16"},
+    LLAMA | {"model_type": "granite", "attention_multiplier": 0.1, "residual_multiplier": 0.2, "logits_scaling": 8.0,
+             "embedding_multiplier": 12.0},
+]  # fmt: skip
+"""Keys as models on the hub have them."""
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: config["model_type"])
+def test_keys_of_published_models_are_no_reason_to_refuse(config: dict[str, Any]) -> None:
+    assert expansion_support(config, "model").hidden.supported, expansion_support(config, "model").refused
+
+
 def test_families_refused_by_name_say_why() -> None:
     assert refused_families()
     for name, reason in refused_families().items():
