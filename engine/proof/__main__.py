@@ -46,13 +46,13 @@ def _run(options: argparse.Namespace) -> None:
     import msgspec
     import torch
 
-    from engine.proof.progress import json_lines
+    from engine.proof.progress import JsonLines
     from engine.proof.prove import ProofRequest, prove
 
     if options.threads:
         torch.set_num_threads(options.threads)
     request = ProofRequest(options.source, options.grown, options.text, options.tokens, options.memory_bytes)
-    proof = prove(request, json_lines)
+    proof = prove(request, JsonLines())
     staged = options.out.with_name(options.out.name + ".part")
     staged.write_bytes(msgspec.json.format(msgspec.json.encode(proof), indent=1) + b"\n")
     staged.replace(options.out)

@@ -168,7 +168,8 @@ def _begin(entry: TensorEntry, gradient: Tensor) -> _Seen:
             for begin, end in ranges:
                 mask[begin:end] = True
             new[axis] = mask
-    return _Seen(new, *({axis: torch.zeros_like(mask) for axis, mask in new.items()} for _ in range(2)))
+    alive, late = ({axis: torch.zeros_like(mask) for axis, mask in new.items()} for _ in range(2))
+    return _Seen(new, alive, late)
 
 
 def _dead_parts(seen: _Seen, axes: int) -> tuple[str, bool]:

@@ -13,6 +13,7 @@ gradient by then does a third pass tell what is late from what is dead.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def check_whole(model: Any, ids: Tensor, entries: Mapping[str, TensorEntry]) -> 
         if step == STEPS - 1 and census.all_alive():
             break
         model.zero_grad(set_to_none=True)
-        _loss(model, ids[:, :TOKENS]).backward()
+        torch.autograd.backward(_loss(model, ids[:, :TOKENS]))
         for part in _parts(model):
             _show(census, model, step, part)
         _descend([parameter for parameter in model.parameters() if parameter.grad is not None])
@@ -58,7 +59,7 @@ def _descend(parameters: list[nn.Parameter]) -> None:
     if length > 0:
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= gradient * (STEP / length)
+                parameter.sub_(gradient * (STEP / length))
 
 
 def _parts(model: Any) -> list[dict[str, nn.Parameter]]:
@@ -89,12 +90,12 @@ def check_streamed(stream: StreamedModel, ids: Tensor, entries: Mapping[str, Ten
     kept: dict[str, Tensor] = {}
     squares = 0.0
 
-    def seen(step: int, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor], keep: bool) -> None:
+    def seen(step: int, layer: int, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         nonlocal squares
         stream.places.remember_conversions()
         stored = skeleton.as_stored(stream.model, gradients)
         census.see(step, stored, skeleton.as_stored(stream.model, values) if step == 1 else {})
-        if keep and step < STEPS - 1:
+        if layer in stepping and step < STEPS - 1:
             kept.update(gradients)
             squares += sum(float(gradient.double().square().sum()) for gradient in gradients.values())
 
@@ -103,10 +104,8 @@ def check_streamed(stream: StreamedModel, ids: Tensor, entries: Mapping[str, Ten
     for step in range(STEPS):
         if step == STEPS - 1 and census.all_alive(judged):
             break
-        with stream.gradients(
-            lambda layer, values, gradients, step=step: seen(step, values, gradients, layer in stepping)
-        ):
-            _loss(stream.model, ids[:, :STREAMED_TOKENS]).backward()
+        with stream.gradients(partial(seen, step)):
+            torch.autograd.backward(_loss(stream.model, ids[:, :STREAMED_TOKENS]))
         if squares > 0:
             stream.adjust({name: gradient * (-STEP / squares**0.5) for name, gradient in kept.items()})
         kept.clear()

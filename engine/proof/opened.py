@@ -58,7 +58,7 @@ def load_whole(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
     except (ValueError, KeyError, TypeError, OSError, RuntimeError, StrictDataclassError) as error:
         raise EngineError(
             "proof.load",
@@ -66,6 +66,7 @@ def load_whole(folder: Path, dtype: torch.dtype) -> Any:
             cause=" ".join(str(error).split())[:300],
             exit_code=ExitCode.RUN_FAILED,
         ) from error
+    model, info = loaded
     for kind, words in (("missing_keys", "is missing"), ("mismatched_keys", "has the wrong shape")):
         if info[kind]:
             raise skeleton.does_not_fit(model, [str(entry) for entry in info[kind]], words)

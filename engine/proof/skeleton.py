@@ -26,8 +26,8 @@ def quiet() -> None:
     """No progress bars and no advice from transformers."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def empty_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -110,7 +110,7 @@ class Places:
         settings = LoadStateDictConfig(
             dtype=dtype,
             dtype_plan=self._model._get_dtype_plan(dtype),
-            weight_mapping=self._mapping,
+            weight_mapping=[*self._renamings, *self._converters],
         )
         with _one_after_the_other():
             info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), settings)
@@ -194,5 +194,6 @@ class _WideProducts(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is torch.nn.functional.linear and not kwargs and args[0].dtype is torch.bfloat16:
-            return function(*(None if entry is None else entry.float() for entry in args)).to(torch.bfloat16)
+            widened: Any = (None if entry is None else entry.float() for entry in args)
+            return function(*widened).to(torch.bfloat16)
         return function(*args, **kwargs)

@@ -122,7 +122,7 @@ class StreamedModel:
             raise skeleton.does_not_fit(self.model, lacking, "is missing")
         with torch.no_grad():
             for name in parameters.keys() & self._changes.keys():
-                parameters[name] += self._changes[name]
+                parameters[name].add_(self._changes[name])
         try:
             yield layer
         finally:
@@ -198,14 +198,14 @@ class StreamedModel:
         with torch.no_grad():
             for name in resident.keys() & changes.keys():
                 if name != self.embedding_place:
-                    resident[name] += changes[name]
+                    resident[name].add_(changes[name])
 
     def _stream_embedding(self) -> None:
         module = self.model.get_input_embeddings()
         module.padding_idx = None
 
         def choose_rows(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-            used, positions = arguments[0].unique(return_inverse=True)
+            used, positions = torch.unique(arguments[0], return_inverse=True)
             rows = torch.cat([self.tensors.rows(self.embedding_name, n, n + 1) for n in used.tolist()]).to(self.dtype)
             change = self._changes.get(self.embedding_place)
             if change is not None:

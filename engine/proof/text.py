@@ -32,7 +32,7 @@ def proof_text(model_dir: Path, vocab_size: int, tokens: int, file: Path | None)
     text, name = (_read(file), file.name) if file is not None else (_demo_corpus(), "the demo corpus")
     try:
         ids = ChatTokenizer.load(model_dir).text_ids(text)
-        why = "" if ids and max(ids) < vocab_size else "its tokenizer has more tokens than the model"
+        why = "its tokenizer has more tokens than the model" if ids and max(ids) >= vocab_size else ""
     except EngineError as error:
         ids, why = (), error.what.rstrip(".")
     if why:
@@ -68,7 +68,7 @@ def _read(file: Path) -> str:
 def _demo_corpus() -> str:
     """Plain English first, then the demo's own dialogues: the demo model knows those, other models the first."""
     english = (profiles_dir() / "base_text.txt").read_text("utf-8")
-    dialogues = []
+    dialogues: list[str] = []
     for line in (demo_dir() / "finetune" / "base_text.jsonl").read_text("utf-8").splitlines():
         dialogues.extend(message["content"] for message in json.loads(line)["messages"])
     return english + "\n" + "\n".join(dialogues)
