@@ -73,6 +73,8 @@ def load_grown(spec: JobSpec, folder: Path, device: Device, certificate: Certifi
         unpacked=_unpacked(folder, parts) if spec.quantization_kind != "none" else (),
     )
     model = models.load_base(request)
+    # The Trainer refuses models that are quantised as a whole unless adapters learn. Here nothing that learns is packed.
+    model.is_quantized = False
     grown = GrownModel(model, parts, task, joins_later)
     for _, parameter in grown.ever_learning():
         parameter.data = parameter.data.float()
