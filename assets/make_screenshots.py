@@ -38,6 +38,7 @@ from scaler_tui.app import ScalerApp, Start  # noqa: E402
 from scaler_tui.feeds.startup import StartupNews  # noqa: E402
 from scaler_tui.terminal import RenderPolicy  # noqa: E402
 from tests.support.golden_runs import Golden, golden_card, write_golden  # noqa: E402
+from tests.support.growth_runs import GrowthRun, grown_folder, write_growth_run  # noqa: E402
 from tests.support.screen_host import until, visible  # noqa: E402
 from tests.support.wizard_app import WORKSTATION  # noqa: E402
 
@@ -139,6 +140,36 @@ async def card(app: ScalerApp, pilot: Pilot[Any]) -> None:
     await shows(app, pilot, "2.9100")
 
 
+async def growth(app: ScalerApp, pilot: Pilot[Any], card_name: str, model: str) -> None:
+    """The plans of a partial expansion, for another card."""
+    app.wizard.plan_for_card(card_name)
+    await questions(app, pilot)
+    app.wizard.answer(model)
+    app.wizard.session.set_answer("goal", "research")
+    app.read_model(model)
+    await until(pilot, lambda: app.wizard.matrix is not None)
+    app.open_matrix()
+    app.choose_approach("partial-expansion")
+    await shows(app, pilot, "Learns")
+
+
+async def plans(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """A 3B to about twice its size on a large card."""
+    await growth(app, pilot, "A100 80GB", "llama-3.2-3b")
+
+
+async def growing(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    app.open_run(write_growth_run(GrowthRun()))
+    await shows(app, pilot, "growing: writing")
+
+
+async def proof(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    from scaler_tui.screens.proof import ProofScreen
+
+    app.push_screen(ProofScreen(grown_folder(HOME / "demo-7M")))
+    await shows(app, pilot, "The same function")
+
+
 async def helping(app: ScalerApp, pilot: Pilot[Any]) -> None:
     await question(app, pilot)
     await pilot.press("question_mark")
@@ -168,6 +199,9 @@ SCENES: dict[str, Scene] = {
     "run-finished": run_scene(Golden(outcome="finished", steps=120), "finished"),
     "runs": runs,
     "card": card,
+    "plans": plans,
+    "run-growing": growing,
+    "proof": proof,
     "help": helping,
     "problem": problem,
 }

@@ -163,7 +163,7 @@ def _largest(drift: Drift, proof: Proof) -> Finding:
     if not proof.exact_claimed:
         return Finding(name, amount, f"of a logit, {figure(relative)} of their range; exactness is not claimed")
     kept = relative <= EXACT_LIMIT
-    meaning = f"of a logit, {figure(relative)} of their range; {'below' if kept else 'above'} {figure(EXACT_LIMIT)}"
+    meaning = f"{figure(relative)} of their range, {'at most' if kept else 'above'} {figure(EXACT_LIMIT)}"
     return Finding(name, amount, meaning, "good" if kept else "bad")
 
 
@@ -184,7 +184,7 @@ def _behaviour(proof: Proof) -> Iterator[Finding]:
         grown, source = proof.bfloat16.max_rel_logit_diff, proof.bfloat16_source.max_rel_logit_diff
         ratio = grown / source if source else math.inf
         quiet = ratio <= NOISE_FACTOR
-        meaning = f"of the range; {_times(ratio)} the source's own noise, {figure(source)}"
+        meaning = f"{_times(ratio)} the source's own noise of {figure(source)}"
         yield Finding("in bfloat16", figure(grown), meaning, ("good" if quiet else "warn") if exact else "")
 
 
@@ -193,7 +193,7 @@ def _liveness(live: Liveness) -> Finding:
     if not live.checked:
         return Finding(name, "not checked", live.reason or "liveness was not checked", "warn")
     if live.alive:
-        meaning = f"gradients reach all {live.new_tensors:,} tensors with new entries; no twins"
+        meaning = f"{live.new_tensors:,} tensors get gradients; no twins"
         return Finding(name, "alive", meaning, "good")
     parts = []
     if live.dead:

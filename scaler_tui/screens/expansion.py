@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from engine.expansion.planner import Source
 
 QUIET = "$foreground 75%"
-ROWS_OF_WORDS = 5
+ROWS_OF_WORDS = 6
 """Bars get what the words leave: figures never go."""
 
 
@@ -194,16 +194,13 @@ class ExpansionScreen(FramedScreen):
                 parts.append(wizard.waiting_for or "Planning ...")
             return Content.assemble(*parts)
         choice = option.choice
+        exact = "the function is kept exactly" if choice.exact else "the function changes"
+        parts += [("Learns  ", "bold"), f"{LEARNS[option.grown.task]}\n"]
+        parts += [("Grows   ", "bold"), f"{growth_text.operators_words(choice.plan.operators)}: {exact}\n"]
         if choice.recommended:
             parts.append((f"{self.signs.star} Recommended. ", "bold"))
         parts.append(f"{choice.reason}\n" if choice.reason else "")
-        exact = "the function is kept exactly" if choice.exact else "the function changes"
-        for label, text in (
-            ("Grows", f"{growth_text.operators_words(choice.plan.operators)}: {exact}. o changes it."),
-            ("Learns", f"{LEARNS[option.grown.task]} ({option.grown.task.value}). l changes it."),
-            ("Fits?", self._fits(option)),
-        ):
-            parts += [(f"{label:<8}", "bold"), f"{text}\n"]
+        parts += [("Fits?   ", "bold"), f"{self._fits(option)}\n"]
         shown = {choice.reason}
         for sentence in growth_text.plan_words(choice)[1:]:
             if sentence not in shown and not sentence.startswith("Grows "):

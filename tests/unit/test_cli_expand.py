@@ -124,7 +124,7 @@ def test_the_json_is_exactly_what_is_promised_and_the_function_is_kept(run: Run,
     assert set(document) == RESULT
     assert set(document["proof"]) == PROOF
     assert document["exact"] is True
-    assert document["operators"] == {"hidden": "pad", "ffn": "pad", "heads": "pad", "layers": "identity"}
+    assert document["operators"] == {"hidden": "pad", "ffn": "pad", "layers": "identity"}
     assert document["parameters_after"] > document["parameters_before"] == 3_615_936
     assert document["proof"]["max_rel_logit_diff"] < 1e-4
     assert document["proof"]["generation_identical"] is True
@@ -152,7 +152,7 @@ def test_people_get_a_verdict_and_the_meaning_of_every_figure(run: Run, model: P
     text.write_text((demo_model_dir() / "README.md").read_text(encoding="utf-8") * 2, encoding="utf-8")
     code, out, err = run(model, tmp_path / "out", "--layers", 9, "--proof-text", text)
     assert code == 0, err
-    for expected in ("The same function", "largest difference", "below 1e-04", "KL divergence", "words.txt", "Undo"):
+    for expected in ("The same function", "largest difference", "at most 1e-04", "KL divergence", "words.txt", "Undo"):
         assert expected in out
     for expected in ("Growing", "identity blocks", "Research:", "[writing]", "[proving]"):
         assert expected in err
