@@ -15,6 +15,7 @@ K_QUANT_BLOCK = 256
 """Row length that GGUF's k-quants need; other rows fall back to larger types. Source: llama.cpp, ggml-quants."""
 NF4_BLOCK = 64
 """Values that share one scale in bitsandbytes' NF4."""
+_WIDTHS = {"hidden": "hidden", "ffn": "FFN", "expert_ffn": "expert FFN", "shared_ffn": "shared FFN"}
 _DERIVES_HEAD_SIZE = ("phi", "phi3")
 """llama.cpp's converter takes hidden / heads as their head size, whatever `head_dim` says."""
 
@@ -44,7 +45,7 @@ def needs_square(layout: Layout) -> bool:
 
 def is_aligned(dims: Dims) -> bool:
     """Whether hidden and feed-forward widths are multiples of 256."""
-    return not _unaligned(dims, dims, K_QUANT_BLOCK)
+    return all(getattr(dims, field) % K_QUANT_BLOCK == 0 for field in _WIDTHS)
 
 
 def is_portable(layout: Layout, plan: ExpansionPlan) -> bool:
@@ -53,10 +54,10 @@ def is_portable(layout: Layout, plan: ExpansionPlan) -> bool:
 
 
 def _alignment(before: Dims, after: Dims) -> list[str]:
-    """A note per width that was a multiple of a block and is none any more, or that has just been chosen."""
+    """What a model loses that had whole blocks everywhere; one that never had them loses nothing."""
     notes = []
-    coarse = _unaligned(before, after, K_QUANT_BLOCK)
-    fine = _unaligned(before, after, NF4_BLOCK)
+    coarse = _broken(before, after, K_QUANT_BLOCK) if is_aligned(before) else []
+    fine = _broken(before, after, NF4_BLOCK)
     if fine:
         notes.append(
             f"{_list(fine)} {'is' if len(fine) == 1 else 'are'} no multiple of {NF4_BLOCK}: 4-bit blocks (NF4) then "
@@ -70,14 +71,12 @@ def _alignment(before: Dims, after: Dims) -> list[str]:
     return notes
 
 
-def _unaligned(before: Dims, after: Dims, block: int) -> list[str]:
-    widths = (("hidden", "hidden"), ("ffn", "FFN"), ("expert_ffn", "expert FFN"), ("shared_ffn", "shared FFN"))
+def _broken(before: Dims, after: Dims, block: int) -> list[str]:
+    """Widths that were multiples of `block` and are none any more, in words."""
     return [
         f"{word} {getattr(after, field):,}"
-        for field, word in widths
-        if getattr(after, field) % block
-        and (before is after or (getattr(after, field) != getattr(before, field)))
-        and (before is after or getattr(before, field) % block == 0 or getattr(before, field) > block)
+        for field, word in _WIDTHS.items()
+        if getattr(after, field) % block and getattr(before, field) % block == 0
     ]
 
 

@@ -40,9 +40,9 @@ def _rank(choice: PlanChoice, free: float) -> tuple[object, ...]:
     return (
         not choice.exact,
         not choice.costs.fits(free),
-        abs(choice.deviation) > CLOSE,
+        int(abs(choice.deviation) / CLOSE),
         not choice.portable,
-        choice.id == "experts",  # all experts stay in memory for what two of them compute
+        choice.plan.after.experts > choice.plan.before.experts,  # all stay in memory for what a few compute
         choice.kv_cache_factor > MUCH_CACHE * choice.parameters / choice.parameters_before,
         _ONE_SIDED.get(choice.id, 0),
         round(choice.kv_cache_factor, 2),
@@ -105,7 +105,7 @@ def _against(choice: PlanChoice, best: PlanChoice, free: float) -> str:
         return f"{choice.title}: the nearest it comes to the size is {choice.deviation:+.0%}."
     if best.portable and not choice.portable:
         return f"{choice.title}: {choice.checked.warnings[-1]}"
-    if choice.id == "experts":
+    if choice.plan.after.experts > best.plan.after.experts:
         return f"{choice.title}: all experts stay in memory for what {choice.plan.after.experts_per_token} compute."
     if choice.id in _ONE_SIDED:
         return f"{choice.title}: attention and the stream gain nothing."
