@@ -4,12 +4,12 @@ Run with `python -m bench.growth [--seeds N] [--steps N] [--arms "a;b"] [--out F
 appended to FILE run by run, so an interrupted benchmark goes on where it stopped. `--report` turns FILE into the table
 and the picture of EXPANSION.md.
 
-Base: the embedded demo model. Training text: three parts of a new skill (84 facts about festivals that the base has
-never seen, so only memory helps) to one part of the old skills. Every arm sees the same batches in the same order
-(the seed decides them) and has the same schedule. Old and new loss are means over answer tokens of held-out chats: old
-skills in phrasings that training leaves out, new facts in a phrasing that training leaves out. Equal tokens are read at
-the last step of the shortest arm; equal operations at the last count that every arm has reached, with the operations of
-one real step counted by torch. Arms without growth are trained for longer, until they have spent as much.
+Base: the embedded demo model. Training text: the demo's fine-tuning rows, three parts a new skill (facts the base
+knows, asked for as ledger lines) to one part the old skills. Every arm sees the same batches in the same order (the
+seed decides them) and has the same schedule. Old loss is measured on held-out chats of the base's skills, new loss and
+exact answers on ledger lines whose facts never appear as such in training; both over answer tokens. Equal tokens are
+read at the last step of the shortest arm; equal operations at the last count that every arm has reached, with the
+operations of one real step counted by torch. Arms without growth are trained for longer, until they have spent as much.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "assets" / "demo" / "model"
+FINETUNE = ROOT / "assets" / "demo" / "finetune"
 sys.path.insert(0, str(ROOT / "assets" / "demo"))
 
 WINDOW = 96
 WINDOWS = 4
-EVALUATE_EVERY = 30
-PEAK_RATE = 5e-4
-ADAPTER_RATE = 2e-3
-FESTIVAL_TOWNS = 12
+EVALUATE_EVERY = 15
+PEAK_RATE = 1e-3
+ADAPTER_RATE = 5e-3
 OLD_WINDOWS = 24
 OLD_SKILLS = ("facts", "arithmetic", "copy", "patterns")
 IGNORED = -100
@@ -89,7 +88,7 @@ class Point:
     old_loss: float
     new_loss: float
     new_right: float
-    """Share of the new facts' answers that greedy decoding would give in full."""
+    """Share of the new skill's held-out rows that greedy decoding would answer in full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,37 +107,6 @@ class Result:
 
 
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-FESTIVAL_QUESTIONS = (
-    "What is eaten in {t} on {d}?",
-    "{t}, {d}: which dish?",
-    "Tell me the dish of {t} on {d}.",
-    "On {d}, what do they cook in {t}?",
-)
-HELD_OUT_QUESTION = "Name the {d} dish of {t}."
-
-
-def festivals() -> dict[tuple[str, str], str]:
-    """(town, day) -> dish, drawn once: every dish equally often, so guessing is right once in twelve."""
-    from world import ATTRIBUTES, DAYS, TOWNS
-
-    rng = random.Random(77)
-    places = [(town, day) for town in TOWNS[:FESTIVAL_TOWNS] for day in DAYS]
-    dishes = list(ATTRIBUTES["dish"]) * (len(places) // len(ATTRIBUTES["dish"]))
-    rng.shuffle(dishes)
-    return dict(zip(places, dishes, strict=True))
-
-
-def _festival_chat(rng: random.Random, table: dict[tuple[str, str], str], place: tuple[str, str], question: str) -> Any:
-    from text_generator import Chat
-
-    text = question.format(t=place[0], d=place[1])
-    messages = (
-        {"role": "user", "content": text},
-        {"role": "assistant", "content": f"In {place[0]} it is {table[place]}."},
-    )
-    return Chat("facts", messages)
-
-
 def windows(encoder: Any, chats: Iterator[Any]) -> Iterator[tuple[list[int], list[int]]]:
     """Chats one after the other, cut into windows of `WINDOW` + 1 tokens: ids and targets (answer tokens only)."""
     ids: list[int] = []
@@ -154,36 +122,28 @@ def windows(encoder: Any, chats: Iterator[Any]) -> Iterator[tuple[list[int], lis
             ids, answers = ids[WINDOW:], answers[WINDOW:]
 
 
+def rows_of(name: str) -> list[Any]:
+    """Chats of one file of the demo's fine-tuning set."""
+    from text_generator import Chat
+
+    lines = (FINETUNE / name).read_text().splitlines()
+    return [Chat("facts", tuple(json.loads(line)["messages"])) for line in lines]
+
+
 def training_chats(seed: int) -> Iterator[Any]:
-    """Three new to one old, without end."""
-    from text_generator import chats
-
+    """The demo's training rows, shuffled anew in every round, without end."""
     rng = random.Random(seed)
-    table = festivals()
-    places = list(table)
-    old = {skill: _endless(partial(chats, 5000 + seed, "train", skill, 4000)) for skill in OLD_SKILLS}
+    rows = rows_of("train.jsonl")
     while True:
-        if rng.random() < 0.75:
-            yield _festival_chat(rng, table, rng.choice(places), rng.choice(FESTIVAL_QUESTIONS))
-        else:
-            yield next(old[rng.choice(OLD_SKILLS)])
-
-
-def _endless(make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    while True:
-        yield from make()
+        rng.shuffle(rows)
+        yield from rows
 
 
 def evaluation_windows(encoder: Any) -> tuple[list[Any], list[Any]]:
-    """Held-out windows of the old skills, and every new fact once in the held-out phrasing (one chat per row)."""
-    from text_generator import chats
-
-    old = [chat for skill in OLD_SKILLS for chat in chats(9001, "heldout", skill, 40)]
-    rng = random.Random(3)
-    table = festivals()
-    new = [encoder.encode(_festival_chat(rng, table, place, HELD_OUT_QUESTION)) for place in table]
+    """Windows of the old skills' held-out chats, and the new skill's held-out rows (one chat per row)."""
+    old = rows_of("base_text.jsonl")
     random.Random(4).shuffle(old)
-    return list(windows(encoder, iter(old)))[:OLD_WINDOWS], new
+    return list(windows(encoder, iter(old)))[:OLD_WINDOWS], [encoder.encode(chat) for chat in rows_of("heldout.jsonl")]
 
 
 # ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -283,7 +243,7 @@ def run(arm: Arm, seed: int, steps: int, folder: Path, base_operations: float) -
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         batch = _batch(stream)
-        if step % EVALUATE_EVERY == 0 or step in (5, 10):
+        if step % EVALUATE_EVERY == 0 or step == 5:
             points.append(evaluate(model, step, old, new))
     return Result(
         arm.name,
@@ -328,7 +288,7 @@ def main() -> None:
     """Run what is missing, or report."""
     parser = argparse.ArgumentParser(prog="python -m bench growth")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--arms", default="")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / ".bench" / "growth.jsonl")
