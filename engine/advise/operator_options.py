@@ -73,6 +73,7 @@ def with_operators(
 def operator_options(layout: Layout, config: Mapping[str, Any], plan: ExpansionPlan) -> tuple[OperatorOption, ...]:
     """Every operator of every axis that the plan grows, axis by axis."""
     options = []
+    defaults = {**DEFAULTS, "experts": "upcycle"} if plan.target_family else DEFAULTS
     for axis, chosen in plan.operators.items():
         for operator in OPERATORS.values():
             if axis not in operator.axes:
@@ -91,7 +92,7 @@ def operator_options(layout: Layout, config: Mapping[str, Any], plan: ExpansionP
                     loses=operator.loses,
                     source=operator.source,
                     chosen=operator.name == chosen,
-                    default=operator.name == DEFAULTS.get(axis),
+                    default=operator.name == defaults.get(axis),
                     reason=reason,
                 )
             )
