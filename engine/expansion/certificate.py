@@ -94,6 +94,8 @@ class Proof(_Part, frozen=True, kw_only=True):
     perplexity_before: float | None = None
     perplexity_after: float | None = None
     liveness: Liveness = Liveness()
+    versions: dict[str, str] = {}
+    """Of the libraries it was measured with."""
     seconds: float = 0.0
 
 

@@ -35,11 +35,23 @@ def main(arguments: list[str]) -> int:
     except EngineError as error:
         sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
         return int(error.exit_code)
-    except MemoryError:
-        words = {"code": "proof.memory", "what": "The proof ran out of memory.", "cause": "", "next_step": ""}
-        sys.stdout.write(json.dumps({"error": words}) + "\n")
-        return int(ExitCode.RUN_FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        told = EngineError(
+            "proof.memory",
+            "The proof ran out of memory.",
+            cause=" ".join(str(error).split())[:300],
+            next_step="Close other programs, or prove it with fewer --tokens.",
+            exit_code=ExitCode.RUN_FAILED,
+        )
+        sys.stdout.write(json.dumps({"error": told.as_dict()}) + "\n")
+        return int(told.exit_code)
     return int(ExitCode.DONE)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _run(options: argparse.Namespace) -> None:

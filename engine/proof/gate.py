@@ -12,7 +12,8 @@ from engine.expansion.certificate import Drift
 LARGEST_RELATIVE_DIFFERENCE = 1e-4
 """Of the range of the source's logits, in float32; for operators that claim to keep the function."""
 SAME_LOGITS = 1e-6
-"""Two loads of one file: float32 products are summed in another order where memory lies differently."""
+"""Two loads of one file: products are summed in another order where memory lies differently. In bfloat16 that may turn
+one rounding, so that one unit of the largest logit is allowed instead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ Owns the order (one model in memory at a time, the source first) and what is mea
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,8 @@ class Work:
     ids: Tensor
     """(1, T)"""
     vocab: int
+    longest: int
+    """Positions that the model has."""
     report: Report
     notes: list[str] = field(default_factory=list)
     generated: int = GENERATED_TOKENS
@@ -94,6 +97,7 @@ def prove(request: ProofRequest, report: Report = silent) -> Proof:
         text=work.text.origin,
         tokens=len(work.text.ids),
         method="layer by layer" if work.streamed else "whole",
+        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         seconds=time.monotonic() - began,
     )
 
@@ -135,10 +139,10 @@ def _prepare(request: ProofRequest, report: Report) -> Work:
     kept = 3 * LONGEST_ROW * vocab * dtype.itemsize
     streamed = not memory.holds(larger, kept)
     tokens = request.tokens or _tokens(grown, vocab, dtype, streamed)
-    longest = int(config.get("max_position_embeddings") or config.get("n_positions") or tokens)
+    longest = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 30)
     text = proof_text(request.source, vocab, max(min(tokens, longest), 2), request.text)
     ids = torch.tensor([text.ids])
-    return Work(request, certificate, source, grown, dtype, streamed, memory, text, ids, vocab, report)
+    return Work(request, certificate, source, grown, dtype, streamed, memory, text, ids, vocab, longest, report)
 
 
 def _tokens(grown: Headers, vocab: int, dtype: torch.dtype, streamed: bool) -> int:
@@ -151,14 +155,15 @@ def _tokens(grown: Headers, vocab: int, dtype: torch.dtype, streamed: bool) -> i
 def _measure(work: Work) -> Proof:
     request = work.request
     reference, source_text = _source(work)
-    source_noise = _bfloat16(work, request.source, reference, "source")
+    source_noise = _noise(work, reference, _in_bfloat16(work, request.source, "source"), "source")
     try:
         logits, grown_text, liveness = _grown(work)
         float32 = logit_drift(reference, logits)
         after = perplexity(logits, work.ids[0])
-        reloaded = _reloaded(work, logits)
-        del logits
-        noise = _bfloat16(work, request.grown, reference, "grown")
+        half = _in_bfloat16(work, request.grown, "grown")
+        reloaded = _reloaded(work, logits if half is None or not work.streamed else half)
+        noise = _noise(work, reference, half, "grown")
+        del logits, half
         arithmetic = _arithmetic(work, reference)
     except EngineError as error:
         raise _Failed(error) from error
@@ -225,8 +230,10 @@ def _liveness(work: Work, grown: Opened) -> Liveness:
 
 
 def _continued(work: Work, model: Any, whose: str) -> Continuation:
-    work.report(f"{whose} generation", 0, work.generated, f"The {whose} model writes with a KV cache")
-    return generate(model, _prompts(work), work.generated)
+    prompts = _prompts(work)
+    tokens = max(min(work.generated, work.longest - prompts.shape[1]), 1)
+    work.report(f"{whose} generation", 0, tokens, f"The {whose} model writes with a KV cache")
+    return generate(model, prompts, tokens)
 
 
 def _prompts(work: Work) -> Tensor:
@@ -235,7 +242,7 @@ def _prompts(work: Work) -> Tensor:
     if work.streamed and length >= 4 * STREAMED_PROMPTS:
         each = length // STREAMED_PROMPTS
         return work.ids[0, : each * STREAMED_PROMPTS].reshape(STREAMED_PROMPTS, each)
-    return work.ids[:, : max(length // 2, 1)]
+    return work.ids[:, : max(min(length // 2, work.longest - GENERATED_TOKENS), 1)]
 
 
 def _affordable_tokens(work: Work, model: Any) -> int:
@@ -251,21 +258,30 @@ def _affordable_tokens(work: Work, model: Any) -> int:
 
 
 def _reloaded(work: Work, logits: Tensor) -> bool | None:
-    if work.streamed:
-        work.notes.append("Not loaded a second time: the model is larger than memory.")
+    """Whether plain transformers, loading the files a second time, computes `logits` in their type."""
+    working = 2 * logits.numel() * logits.element_size()
+    if not work.memory.holds(weights_bytes(work.grown, logits.dtype), working):
+        work.notes.append("Not loaded by plain transformers: the model is larger than memory.")
         return None
-    with opened(work.request.grown, work.dtype, False, _layers(work, "reload")) as model:
-        work.report("reload", 0, 1, "The grown model, loaded from disk again, reads the text")
+    with opened(work.request.grown, logits.dtype, False, _layers(work, "reload")) as model:
+        work.report("reload", 0, 1, "The grown model, loaded from disk by plain transformers, reads the text")
         again = model.logits(work.ids)
-    return torch.equal(again, logits) or logit_drift(logits, again).max_rel_logit_diff <= SAME_LOGITS
+    tolerance = max(SAME_LOGITS, torch.finfo(logits.dtype).eps if logits.dtype is torch.bfloat16 else 0.0)
+    return torch.equal(again, logits) or logit_drift(logits, again).max_rel_logit_diff <= tolerance
 
 
-def _bfloat16(work: Work, folder: Path, reference: Tensor, whose: str) -> Drift | None:
+def _in_bfloat16(work: Work, folder: Path, whose: str) -> Tensor | None:
+    """Logits in bfloat16; None for a changed function, where that rounding would drown in the difference."""
     if not work.certificate.exact:
-        return None  # another function: its rounding would drown in the difference
+        return None
     with opened(folder, torch.bfloat16, work.streamed, _layers(work, f"{whose} bfloat16")) as model:
         work.report(f"{whose} bfloat16", 0, 1, f"The {whose} model reads the text in bfloat16")
-        logits = model.logits(work.ids)
+        return model.logits(work.ids)
+
+
+def _noise(work: Work, reference: Tensor, logits: Tensor | None, whose: str) -> Drift | None:
+    if logits is None:
+        return None
     if not bool(torch.isfinite(logits).all()):
         work.notes.append(f"In bfloat16 the {whose} model's logits are not all numbers.")
         return None

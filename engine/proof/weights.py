@@ -84,7 +84,9 @@ class StoredTensors:
 
         path = self.headers[name].file
         if path not in self._open:
-            self._open[path] = self._stack.enter_context(safe_open(str(path), framework="pt"))
+            # Not mapped: pages of a mapped file count as this process's memory.
+            opened: Any = safe_open(str(path), framework="pt", backend="pread")
+            self._open[path] = self._stack.enter_context(opened)
         return self._open[path]
 
 

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from engine.errors import EngineError
 from engine.expansion.certificate import Proof
 from engine.expansion.checks import Wish
+from engine.models.headers import read_headers
+from engine.proof.opened import LOADING_OVERHEAD, WORKING_BYTES
 from engine.proof.prove import ProofRequest, prove
 from tests.support.proof_models import grown, saved
 
@@ -168,6 +170,23 @@ def test_a_lost_tensor_fails_by_name(made: Make, tmp_path: Path, memory: int | N
     proof = measured(damaged(made("llama"), tmp_path / "lost", lambda w: w.pop(lost)), memory_bytes=memory)
     assert not proof.passed
     assert lost in proof.reason
+
+
+def test_a_model_that_fits_in_half_precision_only_is_still_loaded_by_plain_transformers(made: Make) -> None:
+    pair = made("llama", HYBRID, torch.bfloat16)
+    just_too_little = int(WORKING_BYTES + LOADING_OVERHEAD * 4 * read_headers(pair[1]).elements)
+    proof = measured(pair, memory_bytes=just_too_little)
+    assert proof.method == "layer by layer"
+    assert proof.reloaded, proof.reason
+    assert measured(pair, memory_bytes=LEAST_MEMORY).reloaded is None
+
+
+def test_a_model_with_few_positions_is_not_run_past_them(made: Make) -> None:
+    """Learned positions end; 64 tokens are generated from a shorter prompt."""
+    proof = measured(made("gpt2", Wish(hidden=48, heads=6, ffn=224, layers=3)), tokens=128)
+    assert proof.tokens == 128
+    assert proof.generation_tokens == 64
+    assert proof.generation_identical
 
 
 def test_a_changed_function_passes_on_its_perplexity_and_says_both(made: Make) -> None:
