@@ -171,6 +171,7 @@ def _require_traceable(work: Workload) -> None:
         "an optimizer in host RAM": work.optimizer_on_host,
         "updates during the backward pass": work.step_in_backward,
         "GPTQ weights": work.packing is Packing4Bit.GPTQ,
+        "new blocks beside 4-bit weights": work.packed and work.method is Method.NEW_BLOCKS,
     }
     for what, asked in beyond.items():
         if asked:

@@ -55,7 +55,7 @@ def workload_of(
     """
     devices = single_device(machine)
     method = Method.ADAPTER if spec.task.trains_adapter else growth.method(spec.task) if growth else Method.FULL
-    packed = spec.quantization_kind != "none" and method is Method.ADAPTER
+    packed = spec.quantization_kind != "none" and method is not Method.FULL
     packing = Packing4Bit.NF4_DOUBLE if spec.quantization.double else Packing4Bit.NF4
     width = {Dtype.AUTO: compute_bytes(devices), Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4}[spec.training.dtype]
     return Workload(
@@ -72,7 +72,7 @@ def workload_of(
         attention=attention_of(architecture),
         trained_share=trained_share,
         accumulation=spec.training.gradient_accumulation,
-        optimizer=_OPTIMIZERS[spec.training.optimizer],
+        optimizer=_optimizer_of(spec, method, width),
         compute_bytes=width,
         dora=spec.adapter.dora,
         dropout=spec.adapter.dropout > 0,
@@ -80,6 +80,13 @@ def workload_of(
         workspace_bytes=workspace_bytes(devices),
         capability=capability_of(devices),
     )
+
+
+def _optimizer_of(spec: JobSpec, method: Method, width: int) -> OptimizerKind:
+    """Whole weights learn in fp32 under autocast, as the worker holds them; adapters are fp32 in any case."""
+    kind = _OPTIMIZERS[spec.training.optimizer]
+    mixed = method is not Method.ADAPTER and width == 2 and kind is OptimizerKind.ADAMW
+    return OptimizerKind.ADAMW_MIXED if mixed else kind
 
 
 def attention_of(architecture: Architecture) -> Attention:

@@ -48,7 +48,12 @@ def key_value_cache_bytes(work: Workload) -> float:
 
 
 def weight_bytes(work: Workload) -> float:
-    """Packed: see `packed_model_bytes`. Else c·N with c the bytes of the compute type (2 bf16, 4 fp32)."""
+    """Packed: see `packed_model_bytes`. Else c·N with c the bytes of the compute type (2 bf16, 4 fp32).
+
+    New blocks beside a packed base are not packed; under autocast what learns has fp32 weights, what is frozen c bytes.
+    """
+    learning = 0 if work.method is Method.ADAPTER else trainable_parameters(work)
+    width = 4.0 if autocast_mixed(work) else float(work.compute_bytes)
     if work.packed:
         saved = 0.0
         if work.stack.packs_head:
@@ -56,10 +61,9 @@ def weight_bytes(work: Workload) -> float:
         if work.stack.packs_experts:
             experts = max(work.architecture.linear_parameters - shape_of(work.architecture).quantizable, 0)
             saved += experts * (rest_width(work) - packed_value_bytes(work.packing))
-        return packed_model_bytes(work.architecture, work.packing, rest_width(work)) - saved
-    if autocast_mixed(work):
-        return 4.0 * work.architecture.parameters
-    return float(work.compute_bytes * work.architecture.parameters)
+        unpacked = learning * (width - packed_value_bytes(work.packing))
+        return packed_model_bytes(work.architecture, work.packing, rest_width(work)) - saved + unpacked
+    return width * learning + float(work.compute_bytes) * (work.architecture.parameters - learning)
 
 
 def autocast_mixed(work: Workload) -> bool:

@@ -171,11 +171,11 @@ class Workload:
                 f"trained_share is {self.trained_share}; it must be above 0 and at most 1.",
                 next_step="Give the share of the tokens that carry loss.",
             )
-        if self.method is not Method.ADAPTER and self.packing is not Packing4Bit.NONE:
+        if self.method is Method.FULL and self.packing is not Packing4Bit.NONE:
             raise EngineError(
                 "estimate.conflict",
                 "Weights packed to 4 bits cannot be trained themselves.",
-                cause="4-bit values have no usable gradient; only an adapter beside them can learn.",
+                cause="4-bit values have no usable gradient; only an adapter or new blocks beside them can learn.",
                 next_step="Use QLoRA (an adapter on packed weights), or full training in bfloat16.",
             )
 

@@ -109,9 +109,9 @@ def read_moments(folder: Path, grown: GrownModel, model_folder: Path) -> dict[st
 
 def _in_memory(skeleton: Any, places: Places, name: str, stored: list[str], files: Mapping[str, Path]) -> Tensor:
     """The stored parts of one parameter, put together as loading a model does."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for one in stored:
-        with safe_open(files[one], framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(files[one], framework="pt") as file:
             tensors[one] = file.get_tensor(one)
     if stored == [name] and tensors[name].shape == skeleton.get_parameter(name).shape:
         return tensors[name]

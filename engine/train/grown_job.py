@@ -84,6 +84,7 @@ class _GrownJob:
         out = attempt.spec.expansion.out
         self.final = Path(out) if out else attempt.run_dir / layout.OUTPUT / MODEL
         self.notes: list[str] = []
+        self.tally = Tally.of(attempt.resume.progress) if attempt.resume is not None else Tally()
 
     def folders(self, index: int) -> StageFolders:
         return StageFolders(self.attempt.run_dir / STAGES / f"{index + 1:02}")
@@ -96,16 +97,17 @@ class _GrownJob:
         for index, spec in enumerate(self.stages):
             if index < first or self._is_behind(index):
                 continue
-            self._tell_stage(index, spec, "begin", resume.progress.stage_first_step if resume else 0)
+            resumed = resume.progress if resume is not None and resume.progress.stage == index else None
+            self._tell_stage(index, spec, "begin", resumed.stage_first_step if resumed else self.tally.step)
             if spec.expansion.grows:
                 self._grow(index, spec)
             if spec.task.trains:
                 result = self._train(index, spec)
                 if result.outcome is not None:
                     return result.outcome
-            self._tell_stage(index, spec, "end", 0)
+            self._tell_stage(index, spec, "end", self.tally.step)
         self._finish(result)
-        return Outcome("finished", result.tally.step if result is not None else 0)
+        return Outcome("finished", self.tally.step)
 
     def _claim_output(self) -> None:
         """The first attempt makes sure that nothing is in the way; later ones know the place as theirs."""
@@ -201,6 +203,7 @@ class _GrownJob:
             moments_target=None if last else folders.moments,
             final=self.final,
             notes=self.notes,
+            tally=self.tally,
         )
         result = train_stage(order)
         gc.collect()
@@ -227,7 +230,7 @@ class _GrownJob:
         attempt.phase("writing card")
         growths = self._growths()
         parameters = growths[-1].parameters_after if growths else 0
-        tally = result.tally if result is not None else Tally()
+        tally = self.tally
         facts = report.Facts(
             run_dir=attempt.run_dir,
             spec=attempt.spec,

@@ -73,7 +73,7 @@ def load_grown(spec: JobSpec, folder: Path, device: Device, certificate: Certifi
         unpacked=_unpacked(folder, parts) if spec.quantization_kind != "none" else (),
     )
     model = models.load_base(request)
-    # The Trainer refuses models that are quantised as a whole unless adapters learn. Here nothing that learns is packed.
+    # The Trainer refuses models quantised as a whole unless adapters learn; here nothing that learns is packed.
     model.is_quantized = False
     grown = GrownModel(model, parts, task, joins_later)
     for _, parameter in grown.ever_learning():
@@ -128,7 +128,7 @@ def _restore_precision(folder: Path, model: Any, learning: Mapping[str, nn.Param
 
 
 def _read(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         value: Tensor = file.get_tensor(name)
         return value
 

@@ -51,7 +51,7 @@ class GrownAdamW(AdamW):
                     if parameter.grad is not None:
                         held.append((parameter, parameter.grad))
                         parameter.grad = None
-        loss = super().step(closure)
+        loss: float | None = super().step(closure)
         for parameter, gradient in held:
             parameter.grad = gradient
         new_lr = next((float(group["lr"]) for group in self.param_groups if group["part"] == Kind.NEW), 0.0)

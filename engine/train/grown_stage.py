@@ -67,6 +67,8 @@ class StageOrder:
     final: Path
     """The job's output: where a stopped run leaves its model."""
     notes: list[str]
+    tally: Tally
+    """Of the whole job; goes on in this stage."""
 
     @property
     def is_last(self) -> bool:
@@ -77,7 +79,6 @@ class StageOrder:
 class StageResult:
     """How a stage ended; `outcome` is set when the run ends here."""
 
-    tally: Tally
     data_sha256: str
     before: Measurement
     after: Measurement | None
@@ -97,8 +98,7 @@ class _Stage:
     def __init__(self, order: StageOrder) -> None:
         self.order, self.attempt, self.spec, self.data = order, order.attempt, order.spec, order.data
         self.data_sha256 = rows_sha256((order.data.train, order.data.heldout, order.data.base_text))
-        resume = self.attempt.resume
-        self.tally = Tally.of(resume.progress) if resume is not None else Tally()
+        resume, self.tally = self.attempt.resume, order.tally
         self.resume = resume if resume is not None and resume.progress.stage == order.index else None
         self.first_step = self.resume.progress.stage_first_step if self.resume else self.tally.step
         if self.resume is None:  # early stopping begins anew with a stage
@@ -139,7 +139,7 @@ class _Stage:
     ) -> StageResult:
         trained = sum(parameter.numel() for _, parameter in grown.ever_learning())
         questions = tuple(yardstick.questions)
-        return StageResult(self.tally, self.data_sha256, before, after, questions, trained, outcome)
+        return StageResult(self.data_sha256, before, after, questions, trained, outcome)
 
     def _check_same_run(self) -> None:
         resume = self.attempt.resume

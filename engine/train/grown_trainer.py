@@ -71,7 +71,7 @@ class GrownTrainer(TokenTrainer):
 
     def _eight_bit(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """bitsandbytes' AdamW keeps one scale per block, so a widened matrix has one rate: that of new parameters."""
-        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.grown.model)
         for group in groups:
             if group["part"] == Kind.MIXED:
                 group["part"], group["lr"] = Kind.NEW.value, new_rate(self.training)
@@ -137,7 +137,8 @@ class _Joining(TrainerCallback):
         for name, parameter in grown.learning():
             part = grown.parts[name]
             if part.kind is Kind.MIXED:
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(_only_new(part)))
+                hook = parameter.register_post_accumulate_grad_hook(_only_new(part))  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
         if self._trainer.grown_optimizer is not None:
             self._trainer.grown_optimizer.old_waits = True
 

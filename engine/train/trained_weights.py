@@ -45,7 +45,7 @@ def load_trained(folder: Path, named: Iterable[tuple[str, nn.Parameter]]) -> Non
     """Put them back. Raises EngineError `resume.other_parameters` when the checkpoint holds others."""
     wanted = dict(named)
     for path in sorted(folder.glob("trained-*.safetensors")):
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 parameter, value = wanted.pop(name, None), file.get_tensor(name)
                 if parameter is None or parameter.shape != value.shape:
