@@ -8,7 +8,7 @@ and a compact key that no longer describes them is corrected or dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.errors import EngineError
@@ -157,16 +157,17 @@ def _correct_compact(tree: dict[str, Any], order: list[int], count: int) -> None
 
 
 def _describes(pattern: object, types: Sequence[object]) -> bool:
-    """Whether an interval ("every 6th layer is full") or a text ("LLLG") gives the same kinds of layer."""
-    sliding = [kind == SLIDING for kind in types]
-    derived: Callable[[int], bool]
+    """Whether a compact key gives the same kinds of layer."""
+    return all(_slides(pattern, index) == (kind == SLIDING) for index, kind in enumerate(types))
+
+
+def _slides(pattern: object, index: int) -> bool:
+    """Whether a layer has a window by an interval ("every 6th layer is full") or a text ("LLLG")."""
     if isinstance(pattern, str) and pattern:
-        derived = lambda i: pattern[i % len(pattern)] == "L"  # noqa: E731
-    elif isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
-        derived = lambda i: (i + 1) % pattern != 0  # noqa: E731
-    else:
-        return not any(sliding)
-    return sliding == [derived(i) for i in range(len(sliding))]
+        return pattern[index % len(pattern)] == "L"
+    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
+        return (index + 1) % pattern != 0
+    return False
 
 
 def _refusal(layout: Layout, cause: str) -> EngineError:
