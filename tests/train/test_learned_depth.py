@@ -6,7 +6,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MixtralConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    FalconConfig,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    StableLmConfig,
+)
 
 from engine.errors import EngineError
 from engine.expansion.axes import Axis, Dim, Dims, Fused, Role, Side
@@ -67,7 +82,7 @@ def loaded(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def jittered(config: LlamaConfig | Qwen3Config | MixtralConfig, folder: Path) -> Path:
+def jittered(config: PretrainedConfig, folder: Path) -> Path:
     """A random model whose gains and biases are not neutral."""
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(config).float()
@@ -331,10 +346,31 @@ def test_a_fused_tensor_is_reordered_in_all_its_parts(order: str) -> None:
     assert moved == expected[order]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen"])
-def test_a_reordered_layer_computes_what_it_computed(family: str, request: pytest.FixtureRequest) -> None:
-    folder: Path = request.getfixturevalue(family)
-    found, dims = kinds_of(folder), plan_for(folder, "deus", 6).before
+FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "qwen3": lambda: Qwen3Config(**SIZES, max_window_layers=4),
+    "phi3, fused": lambda: Phi3Config(**SIZES, pad_token_id=0),
+    "neox, fused by head": lambda: GPTNeoXConfig(**SIZES),
+    "falcon, fused by group": lambda: FalconConfig(
+        hidden_size=48,
+        ffn_hidden_size=80,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_kv_heads=2,
+        vocab_size=96,
+        new_decoder_architecture=True,
+    ),
+    "stablelm, a norm per head": lambda: StableLmConfig(**SIZES, qk_layernorm=True),
+    "gemma2, post-norms": lambda: Gemma2Config(**SIZES),
+    "olmo2, one norm over all heads": lambda: Olmo2Config(**SIZES),
+    "cohere, interleaved rotary": lambda: CohereConfig(**SIZES, use_qk_norm=True),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reordered_layer_computes_what_it_computed(family: str, tmp_path: Path) -> None:
+    folder = jittered(FAMILIES[family](), tmp_path)
+    found, dims = kinds_of(folder, "deus"), plan_for(folder, "deus", 6).before
     orders = find_orders(Neighbours(found, dims, 1, 2))
     assert all(order.tolist() != sorted(order.tolist()) for dim, order in orders.items() if dim is not Dim.KEY_VALUE)
     model = loaded(folder)
@@ -343,6 +379,7 @@ def test_a_reordered_layer_computes_what_it_computed(family: str, request: pytes
     with torch.no_grad():
         for kind in found:
             names[kind.layers[2].name].copy_(aligned(kind, 2, orders, dims, found))
+    assert any(not torch.equal(value, names[name]) for name, value in model.named_parameters())
     ids = torch.arange(40)[None] % 96
     with torch.no_grad():
         torch.testing.assert_close(moved(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
