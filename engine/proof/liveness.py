@@ -28,7 +28,7 @@ STEP = 0.1
 """Euclidean length of the step."""
 STEPS = 3
 TOKENS = 256
-STREAMED_TOKENS = 64
+STREAMED_TOKENS = 32
 
 
 def check_whole(model: Any, ids: Tensor, entries: Mapping[str, TensorEntry]) -> Liveness:

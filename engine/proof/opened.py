@@ -21,8 +21,10 @@ from engine.proof import skeleton
 from engine.proof.streamed import LayerDone, StreamedModel
 from engine.proof.weights import Replacement
 
-LOADING_OVERHEAD = 1.15
-"""Fused experts and casts exist twice for a moment while they are loaded."""
+LOADING_OVERHEAD = 1.03
+"""A tensor exists twice for a moment while it is cast."""
+FUSING_OVERHEAD = 1.15
+"""Where experts are fused while they are loaded, those of a layer do."""
 WORKING_BYTES = 600 << 20
 """Interpreter, torch, and the activations of a few hundred tokens."""
 SHARE_OF_FREE = 0.8
@@ -41,12 +43,13 @@ class Memory:
 
     def holds(self, weights_bytes: float, logits_bytes: float) -> bool:
         """Whether that many bytes of weights and logits fit at one time."""
-        return weights_bytes * LOADING_OVERHEAD + logits_bytes + WORKING_BYTES <= self.free_bytes
+        return weights_bytes + logits_bytes + WORKING_BYTES <= self.free_bytes
 
 
 def weights_bytes(headers: Headers, dtype: torch.dtype) -> int:
-    """Bytes of all stored numbers in `dtype`."""
-    return headers.elements * dtype.itemsize
+    """Bytes that all stored numbers take in `dtype`, with what loading them takes for a moment."""
+    fused = any(".experts." in tensor.name for tensor in headers.tensors)
+    return int(headers.elements * dtype.itemsize * (FUSING_OVERHEAD if fused else LOADING_OVERHEAD))
 
 
 def load_whole(folder: Path, dtype: torch.dtype) -> Any:
