@@ -92,7 +92,8 @@ def between_loss(predicted: Tensor, true: Tensor) -> Tensor:
     error = (predicted - true).square().mean()
     lengths = [torch.linalg.vector_norm(rows, dim=-1) for rows in (predicted, true)]
     gap = (lengths[0] - lengths[1]).square().mean()
-    return (1 - NORM_WEIGHT) * error + NORM_WEIGHT * gap
+    loss: Tensor = (1 - NORM_WEIGHT) * error + NORM_WEIGHT * gap
+    return loss
 
 
 def _batches(sample: Sample, step: int, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
