@@ -13,8 +13,10 @@ from pathlib import Path
 
 from engine.advise.amounts import device_of
 from engine.advise.calibrated import calibration_of
+from engine.advise.spec_growth import growth_of
 from engine.advise.spec_plan import plan_of_spec, workload_of
 from engine.estimate.calibration import Calibration
+from engine.estimate.cards import DeviceSpeed
 from engine.estimate.estimate import Range
 from engine.estimate.memory import allocated_bytes
 from engine.estimate.process import slack_of
@@ -28,7 +30,6 @@ from engine.jobs.journal import JournalTail
 from engine.jobs.scores import Promise, Score, append_score
 from engine.jobs.spec import JobSpec
 from engine.models.analyze import analyze_model
-from engine.models.architecture import Architecture
 from engine.models.resolve import resolve_model
 from engine.train.environment import Device
 from engine.train.meters import Peak, peak_of
@@ -72,8 +73,10 @@ def score_of(run_dir: Path, spec: JobSpec, device: Device, outcome: str, working
     """The line, from the journal, the process as it is now, and the formula."""
     trained, peak = trained_of(run_dir), peak_of(device.torch_device)
     machine = _trained_on(detect(), device)
-    architecture = analyze_model(resolve_model(spec.model.source, revision=spec.model.revision, offline=True))
-    work = _work(spec, architecture, machine, trained)
+    ref = resolve_model(spec.model.source, revision=spec.model.revision, offline=True)
+    architecture = analyze_model(ref)
+    growth = growth_of(spec, ref, architecture)
+    work = workload_of(spec, architecture, machine, trained_share=trained.trained_share, growth=growth)
     formula = allocated_bytes(work)
     calibration = calibration_of(machine)
     promised = spec.prediction
@@ -111,7 +114,9 @@ def score_of(run_dir: Path, spec: JobSpec, device: Device, outcome: str, working
         ),
         context_bytes=peak.context_bytes,
         formula_allocated_bytes=formula,
-        formula_tokens_per_second=_formula_speed(spec, work, machine, architecture, trained),
+        formula_tokens_per_second=_formula_speed(
+            spec, work, device_of(plan_of_spec(spec, architecture, machine, growth=growth), machine), trained
+        ),
         steps=trained.steps,
     )
 
@@ -145,7 +150,8 @@ def trained_of(run_dir: Path) -> Trained:
 
 def workload_words(spec: JobSpec) -> str:
     """ "qlora, 4 x 256 tokens, rank 16"."""
-    return f"{spec.task.value}, {spec.training.batch_size} x {spec.data.max_length:,} tokens, rank {spec.adapter.rank}"
+    rank = f", rank {spec.adapter.rank}" if spec.task.trains_adapter else ""
+    return f"{spec.task.value}, {spec.training.batch_size} x {spec.data.max_length:,} tokens{rank}"
 
 
 def _trained_on(machine: Machine, device: Device) -> Machine:
@@ -154,10 +160,6 @@ def _trained_on(machine: Machine, device: Device) -> Machine:
         return replace(machine, gpus=())
     used = tuple(gpu for gpu in machine.gpus if gpu.name == device.name)[:1]
     return replace(machine, gpus=used or machine.gpus[:1])
-
-
-def _work(spec: JobSpec, architecture: Architecture, machine: Machine, trained: Trained) -> Workload:
-    return workload_of(spec, architecture, machine, trained_share=trained.trained_share)
 
 
 def _promised_allocator(
@@ -178,11 +180,8 @@ def _promised_allocator(
     )
 
 
-def _formula_speed(
-    spec: JobSpec, work: Workload, machine: Machine, architecture: Architecture, trained: Trained
-) -> float:
+def _formula_speed(spec: JobSpec, work: Workload, device: DeviceSpeed, trained: Trained) -> float:
     """Tokens per second by the formula alone. Rows that are not packed count at their mean length."""
-    device = device_of(plan_of_spec(spec, architecture, machine), machine)
     computed = work.tokens * work.accumulation
     if spec.data.packing:
         share = min(trained.tokens_per_step / computed, 1.0) if trained.tokens_per_step else 1.0

@@ -214,3 +214,16 @@ def test_four_bit_full_training_is_refused_and_explained() -> None:
     with pytest.raises(EngineError, match="cannot be trained") as caught:
         Workload(LLAMA_3B, Method.FULL, Packing4Bit.NF4)
     assert "QLoRA" in caught.value.next_step
+
+
+def test_new_blocks_beside_a_packed_base_are_not_packed_and_learn_in_float32() -> None:
+    half = Workload(LLAMA_3B, method=Method.NEW_BLOCKS, trained_layers=4, compute_bytes=2, checkpointing=True)
+    mixed = replace(half, optimizer=OptimizerKind.ADAMW_MIXED)
+    packed = replace(mixed, packing=Packing4Bit.NF4_DOUBLE)
+    learning = trainable_parameters(mixed)
+    frozen = LLAMA_3B.parameters - learning
+    assert weight_bytes(mixed) == 4.0 * learning + 2.0 * frozen
+    assert weight_bytes(half) == 2.0 * LLAMA_3B.parameters
+    assert 4.0 * learning < weight_bytes(packed) < weight_bytes(mixed) - frozen
+    with pytest.raises(EngineError, match="cannot be trained themselves"):
+        replace(packed, method=Method.FULL)
