@@ -111,6 +111,20 @@ def source_files(source: Path, headers: Headers) -> tuple[SourceFile, ...]:
     return tuple(sorted(files, key=lambda file: file.name))
 
 
+def check_unchanged(source: Path, weights: Iterable[Path], files: Iterable[SourceFile]) -> None:
+    """Raises EngineError `surgery.source_changed` when a weight file is not what it was at the start."""
+    known = {file.name: (file.size_bytes, file.modified_ns) for file in files}
+    for path in weights:
+        status = path.stat()
+        if known.get(path.name) != (status.st_size, status.st_mtime_ns):
+            raise EngineError(
+                "surgery.source_changed",
+                f"{path} changed while {source.name} was being expanded.",
+                cause="What was read before and after does not belong together.",
+                next_step="Leave the source alone, remove the unfinished folder, and start again.",
+            )
+
+
 def check_room(out: Path, needed_bytes: int) -> None:
     """Raises EngineError `disk.full` when the output cannot fit."""
     parent = next(folder for folder in out.absolute().parents if folder.exists())

@@ -75,6 +75,16 @@ class Evaluator:
             for cell in cells(self.planes, band):
                 self._store(cell, loaded, rows[:, cell.first : cell.first + cell.columns.count])
 
+    def origin(self, part: Slice) -> tuple[int, int] | None:
+        """(open file, offset) of the bytes that `part` is a copy of; None when it is not one."""
+        if self.recipe.constant is not None or not (self.moves and self.planes.columns_stay):
+            return None
+        found = list(bands(self.planes, part.plane, part.begin, part.end))
+        loaded = _Loaded(self, part.plane, found[0])
+        if len(found) > 1 or not loaded.moves:
+            return None
+        return self.reader.place(*loaded.place, self.storage.itemsize)
+
     def values(self, part: Slice) -> Array:
         """The rows of `part` before rounding, as floats (rows, columns)."""
         count = part.end - part.begin
@@ -197,11 +207,15 @@ class _Loaded:
         runs: tuple[Run, Run] = (self.band.plane, self.band.rows)
         return all(run.fill is Fill.COPY and run.scale == 1.0 and not run.noise for run in runs)
 
+    @property
+    def place(self) -> tuple[TensorHeader, int]:
+        """Where whole rows come from: the source and its first element."""
+        source = max(self.band.plane.source, self.band.rows.source, self.owner.planes.maps[2][0].source)
+        return self.owner.sources[source], self._start(self.band.plane.start)
+
     def read_into(self, target: Array) -> None:
         """Whole rows, bit by bit."""
-        owner = self.owner
-        source = max(self.band.plane.source, self.band.rows.source, owner.planes.maps[2][0].source)
-        owner.reader.read(owner.sources[source], self._start(self.band.plane.start), target)
+        self.owner.reader.read(*self.place, target)
 
     def raw(self, source: int, plane: int | None = None) -> Array:
         """Stored rows of a source, (rows, old columns)."""

@@ -99,6 +99,7 @@ def _grow(request: ExpandRequest, prepared: Prepared, staging: Staging, started:
     with TensorReader(prepared.headers.tensors, made) as reader:
         sealed = _write(prepared, staging, reader, done.shards, report)
         undo = certify.undo_section(prepared, reader)
+    checks.check_unchanged(prepared.source, prepared.headers.files, prepared.files)
     entries = [FileEntry(name=one.name, size_bytes=one.size_bytes, sha256=one.sha256) for one in sealed]
     entries += _small_files(prepared, staging)
     written = sum(one.written_bytes for one in sealed) + sum(entry.size_bytes for entry in entries[len(sealed) :])
@@ -116,7 +117,7 @@ def _grow(request: ExpandRequest, prepared: Prepared, staging: Staging, started:
         )
         write_atomic(staging.folder / CERTIFICATE_NAME, encode_certificate(certificate))
         _require_exact(certificate, proof, staging)
-    staging.publish()
+    staging.publish([CERTIFICATE_NAME, *(entry.name for entry in certificate.files)])
     report(Progress("done", prepared.total_bytes, prepared.total_bytes, f"{request.out} is complete"))
     return certificate
 

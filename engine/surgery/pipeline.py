@@ -9,6 +9,7 @@ number of buffers, so memory does not depend on how far the disk is behind.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import queue
@@ -28,6 +29,8 @@ BUFFER_BYTES = 2 << 20
 BUFFERS = 16
 _FLUSH_BYTES = 128 << 20
 """Written but not yet on disk: small, so that the last wait is short."""
+_CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM}
+"""Between file systems, or where the kernel or a sandbox has no such call."""
 
 
 @dataclass(slots=True)
@@ -54,6 +57,8 @@ class _Piece:
     offset: int
     data: memoryview
     hole: bool = False
+    origin: tuple[int, int] | None = None
+    """(open file, offset) that holds the same bytes."""
     owner: Bytes | None = None
     last: bool = False
 
@@ -69,6 +74,7 @@ class Pipeline:
         self._write: queue.Queue[_Piece | None] = queue.Queue(buffers)
         self._hash: queue.Queue[_Piece | None] = queue.Queue(buffers)
         self._sync: queue.SimpleQueue[tuple[OutFile, bool] | None] = queue.SimpleQueue()
+        self._can_copy = hasattr(os, "copy_file_range")
         self._failure: BaseException | None = None
         self._open: list[OutFile] = []
         loops = (self._write_loop, self._hash_loop, self._sync_loop)
@@ -108,9 +114,10 @@ class Pipeline:
             taken = np.empty(count, dtype=np.uint8)
         return taken
 
-    def put(self, file: OutFile, offset: int, buffer: Bytes, count: int) -> None:
-        """The first `count` bytes of a buffer; the buffer is given away."""
-        self._write.put(_Piece(file, offset, buffer.data[:count], owner=buffer))
+    def put(self, file: OutFile, offset: int, buffer: Bytes, count: int, origin: tuple[int, int] | None = None) -> None:
+        """The first `count` bytes of a buffer; the buffer is given away. With an `origin` (open file, offset) that
+        holds the same bytes the kernel copies them, or shares them where the file system can."""
+        self._write.put(_Piece(file, offset, buffer.data[:count], origin=origin, owner=buffer))
 
     def put_bytes(self, file: OutFile, offset: int, content: bytes) -> None:
         """A few bytes."""
@@ -166,7 +173,7 @@ class Pipeline:
         file = piece.file
         if piece.hole or piece.last:
             return
-        done = 0
+        done = self._copy(piece) if piece.origin is not None and self._can_copy else 0
         while done < len(piece.data):
             done += os.pwrite(file.handle, piece.data[done:], piece.offset + done)
         file.written_bytes += done
@@ -174,6 +181,25 @@ class Pipeline:
         if file.unflushed_bytes >= _FLUSH_BYTES:
             file.unflushed_bytes = 0
             self._sync.put((file, False))
+
+    def _copy(self, piece: _Piece) -> int:
+        """Bytes that the kernel copied; the rest is written from memory."""
+        assert piece.origin is not None
+        source, start = piece.origin
+        done = 0
+        try:
+            while done < len(piece.data):
+                count = os.copy_file_range(
+                    source, piece.file.handle, len(piece.data) - done, start + done, piece.offset + done
+                )
+                if count == 0:
+                    break
+                done += count
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY:
+                raise
+            self._can_copy = False
+        return done
 
     def _hash_piece(self, piece: _Piece) -> None:
         piece.file.hasher.update(piece.data)

@@ -7,7 +7,6 @@ count as the process's own memory, and a file that is cut while it is mapped kil
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,6 @@ from engine.models.headers import TensorHeader
 from engine.surgery import numbers
 from engine.surgery.numbers import Array
 
-_OPEN_FILES = 64
 _AHEAD_BYTES = 32 << 20
 
 
@@ -30,7 +28,7 @@ class TensorReader:
     def __init__(self, tensors: Iterable[TensorHeader], made: Iterable[TensorHeader] = ()) -> None:
         self._tensors = {(tensor.name, False): tensor for tensor in tensors}
         self._tensors |= {(tensor.name, True): tensor for tensor in made}
-        self._handles: OrderedDict[Path, int] = OrderedDict()
+        self._handles: dict[Path, int] = {}
 
     def __enter__(self) -> TensorReader:
         return self
@@ -86,6 +84,10 @@ class TensorReader:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(handle, tensor.offset_bytes, min(tensor.data_bytes, _AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
 
+    def place(self, tensor: TensorHeader, start_element: int, itemsize: int) -> tuple[int, int]:
+        """(open file, offset) of an element; the file stays open as long as this reader."""
+        return self._handle(tensor.file), tensor.offset_bytes + start_element * itemsize
+
     def _read_bytes(self, tensor: TensorHeader, offset: int, target: memoryview) -> None:
         handle = self._handle(tensor.file)
         done = 0
@@ -103,8 +105,6 @@ class TensorReader:
     def _handle(self, path: Path) -> int:
         handle = self._handles.get(path)
         if handle is None:
-            if len(self._handles) >= _OPEN_FILES:
-                os.close(self._handles.popitem(last=False)[1])
             try:
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
@@ -112,5 +112,4 @@ class TensorReader:
                     "safetensors.unreadable", f"Cannot read {path}.", cause=error.strerror or str(error)
                 ) from error
             self._handles[path] = handle
-        self._handles.move_to_end(path)
         return handle

@@ -7,7 +7,8 @@ Owns `.OUT.growing/`: the frozen order, the progress log, the lock, and the last
     plan.json  made.safetensors  proof.json       for and from the other processes
     model-0000i-of-0000n.safetensors              each has its name only when it is whole
 
-The scratch files go before the rename, the log last: a folder with a certificate and no log is complete.
+What is not part of the output goes before the rename, the log after the rest: a folder with a certificate and no log is
+complete.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,8 +33,6 @@ from engine.surgery.writer import PARTIAL, Sealed
 ORDER, PROGRESS, PLAN, MADE, PROOF, PROOF_LOG = (
     "order.json", "progress.jsonl", "plan.json", "made.safetensors", "proof.json", "proof.log",
 )  # fmt: skip
-SCRATCH = (PLAN, MADE, PROOF, PROOF_LOG, "learned.log", ORDER, PROGRESS)
-"""Not part of the output; the log is removed last."""
 _HASH_BYTES = 4 << 20
 
 
@@ -167,17 +166,21 @@ class Staging:
         """Another step is finished, or ("failed") why this attempt ended."""
         self._append(_Line(step=step, name=words))
 
-    def publish(self) -> None:
-        """The folder is complete: scratch files go, and it gets its name."""
+    def publish(self, names: Iterable[str]) -> None:
+        """The folder is complete: everything but `names` goes, and it gets its own. Raises EngineError
+        `surgery.out_exists`."""
         if self.out.exists():
             raise EngineError(
                 "surgery.out_exists",
-                f"{self.out} appeared while the model was being expanded.",
+                f"{self.out} appeared while the model was being made.",
                 next_step=f"Move it away and use --resume; the result is in {self.folder}.",
             )
-        for name in SCRATCH:
-            (self.folder / name).unlink(missing_ok=True)
-        _rename(self.folder, self.out)
+        kept = {*names, ORDER, PROGRESS}
+        for path in list(self.folder.rglob("*")):
+            if path.is_file() and path.relative_to(self.folder).as_posix() not in kept:
+                path.unlink()
+        (self.folder / PROGRESS).unlink()
+        _take_name(self.folder, self.out)
 
     def _append(self, line: _Line) -> None:
         os.write(self._log, msgspec.json.encode(line) + b"\n")
@@ -188,7 +191,7 @@ def finish_interrupted(out: Path) -> bool:
     """Whether an attempt that was killed between its last two steps could be completed by renaming alone."""
     folder = staging_folder(out)
     if (folder / CERTIFICATE_NAME).is_file() and not (folder / PROGRESS).exists() and not out.exists():
-        _rename(folder, out)
+        _take_name(folder, out)
         return True
     return False
 
@@ -203,7 +206,8 @@ def sha256_of(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _rename(folder: Path, out: Path) -> None:
+def _take_name(folder: Path, out: Path) -> None:
+    (folder / ORDER).unlink(missing_ok=True)
     fsync_directory(folder)
     folder.rename(out)
     fsync_directory(out.parent)

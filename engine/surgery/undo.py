@@ -81,8 +81,8 @@ def undo(folder: Path, out: Path, report: Report, *, resume: bool = False, train
     with (Staging.resume if resume else Staging.create)(out, _order(folder, certificate, files, way)) as staging:
         try:
             sealed = _write(staging, headers, way, report)
-            _small_files(folder, staging.folder, kept)
-            staging.publish()
+            names = _small_files(folder, staging.folder, kept)
+            staging.publish([*names, *(shard.name for shard in way.shards)])
         except OSError as error:
             if error.errno in DISK_FULL_ERRNOS:
                 raise disk_full(staging.folder, error) from error
@@ -227,14 +227,16 @@ def _write(staging: Staging, headers: Headers, way: _Way, report: Report) -> lis
     return list(sealed.values())
 
 
-def _small_files(grown: Path, folder: Path, kept: Undo) -> None:
-    carry_over(grown, folder)
-    readme = grown / SOURCE_README
-    if readme.is_file():
-        write_atomic(folder / "README.md", readme.read_bytes())
-    write_atomic(folder / CONFIG_NAME, unpacked(kept.config))
+def _small_files(grown: Path, folder: Path, kept: Undo) -> list[str]:
+    """Everything but the weights; returns the names."""
+    contents = {CONFIG_NAME: unpacked(kept.config)}
     if kept.index:
-        write_atomic(folder / INDEX_NAME, unpacked(kept.index))
+        contents[INDEX_NAME] = unpacked(kept.index)
+    if (grown / SOURCE_README).is_file():
+        contents["README.md"] = (grown / SOURCE_README).read_bytes()
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    return [*contents, *carry_over(grown, folder)]
 
 
 def _result(

@@ -78,7 +78,7 @@ def _write_tensor(pipeline: Pipeline, file: OutFile, placed: Placed, work: Writi
         else:
             buffer = pipeline.buffer(count)
             evaluator.fill(part, buffer[:count].view(evaluator.storage).reshape(rows, columns))
-            pipeline.put(file, offset, buffer, count)
+            pipeline.put(file, offset, buffer, count, evaluator.origin(part))
         offset += count
         work.on_bytes(count)
 
