@@ -25,6 +25,10 @@ from engine.models.headers import Headers, TensorHeader
 FRESH_STD = 0.02
 """Free weights: the initialiser range that nearly every config states."""
 
+UNSEEN = 2.0**-10
+"""Of that, new query and key rows under a norm over the whole projection: their square is a millionth of the others',
+below what the norm's float32 can tell, and yet they are no zeros, which would be each other's gradient for ever."""
+
 _STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 _BIASES = (Role.PRE_BIAS, Role.FINAL_BIAS, Role.WRITE_BIAS)
 
@@ -221,6 +225,8 @@ def _recipe(
 ) -> Recipe:
     header, rule, traits = found.header, found.match.rule, work.layout.traits
     maps = tuple(_map(work, axis, rule.role, size) for axis, size in zip(rule.axes, _shape(found), strict=True))
+    if layer is not None and layer.closed and not rule.closes and rule.role is Role.WRITE:
+        maps = _open_rows(rule.axes, maps)
     factor = _factor(work, rule.role, rule.axes)
     plus_one = traits.plus_one and _is_gain(rule.role)
     recipe = Recipe(
@@ -231,7 +237,7 @@ def _recipe(
         maps=maps,
         scale=factor,
         shift=factor - 1.0 if plus_one else 0.0,
-        fresh_std=work.fresh_std,
+        fresh_std=work.fresh_std * (UNSEEN if rule.role is Role.QK_MATRIX_FULL else 1.0),
         fresh_value=_neutral(rule.role, rule.axes, plus_one=plus_one),
         new=layer is not None and layer.new,
         operators=_operators(work, rule.axes, layer, factor),
@@ -260,11 +266,20 @@ def _map(work: Work, axis: Axis | Fused, role: Role, extent: int) -> AxisMap:
         axis = replace(axis, side=Side.IN)  # what experts stacked in one tensor write, as those with files of their own
     made = axis_map(axis, work.growths, work.plan.before, work.plan.after, extent)
     alone = isinstance(axis, Axis)
-    if role is Role.QK_MATRIX_FULL and alone and axis.dim in (Dim.QUERY, Dim.KEY_VALUE) and axis.side is Side.OUT:
-        return _zeros_for_free(made)  # a norm over the whole projection must not see new rows
     if role in _BIASES and alone and axis.dim is Dim.HIDDEN:
         return _zeros_for_free(made)
     return made
+
+
+def _open_rows(axes: Iterable[Axis | Fused], maps: Iterable[AxisMap]) -> tuple[AxisMap, ...]:
+    """What a branch closed by its post-norm's gain writes to new coordinates: anything. Zeros under a zero gain would
+    never learn, for each is the other's gradient."""
+    return tuple(
+        tuple(replace(run, fill=Fill.FREE) if run.fill is Fill.ZERO else run for run in made)
+        if isinstance(axis, Axis) and axis.dim is Dim.HIDDEN
+        else made
+        for axis, made in zip(axes, maps, strict=True)
+    )
 
 
 def _zeros_for_free(axis: AxisMap) -> AxisMap:
