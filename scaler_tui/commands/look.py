@@ -104,7 +104,7 @@ def _growth_lines(growth: ExpansionSupport) -> list[tuple[str, str]]:
 
     if growth.refused:
         return [("Growth", f"not possible: {growth.refused}")]
-    lines = []
+    lines: list[tuple[str, str]] = []
     for axis in AXES:
         found = getattr(growth, axis)
         words = f"{'exact' if found.exact else 'not exact'}; {found.constraint}" if found.supported else found.reason
