@@ -1,11 +1,11 @@
-"""`python -m bench [startup|display|training ...]`: all benchmarks, or the named ones; `brief` prints a table."""
+"""`python -m bench [startup|display|training|surgery|growth ...]`: all benchmarks, or the named ones; `brief` prints a table."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-NAMES = ("startup", "display", "training", "growth")
+NAMES = ("startup", "display", "training", "surgery", "growth")
 TABLES = ("brief",)
 """Not measured, so not among "all"."""
 

@@ -39,6 +39,22 @@ def test_bytes_arrive_in_order_hashed_and_sealed(tmp_path: Path) -> None:
     assert sealed == [hashlib.sha256(expected).hexdigest()] * 2
 
 
+@pytest.mark.parametrize("origin", ["file", "device"])
+def test_bytes_with_an_origin_are_copied_by_the_kernel_or_else_written(tmp_path: Path, origin: str) -> None:
+    content = np.random.default_rng(1).integers(0, 256, 3 * SIZE, dtype=np.uint8)
+    (tmp_path / "source").write_bytes(b"before" + content.tobytes())
+    handle = os.open(tmp_path / "source" if origin == "file" else "/dev/zero", os.O_RDONLY)
+    with Pipeline(buffer_bytes=SIZE, buffers=2) as pipeline:
+        file = pipeline.open(tmp_path / "out", 2 + content.size)
+        pipeline.put_bytes(file, 0, b"ab")
+        for start in range(0, content.size, SIZE):
+            buffer = pipeline.buffer(SIZE)
+            buffer[:] = content[start : start + SIZE]
+            pipeline.put(file, 2 + start, buffer, SIZE, (handle, 6 + start))
+    os.close(handle)
+    assert (tmp_path / "out").read_bytes() == b"ab" + content.tobytes()
+
+
 @pytest.mark.timeout(60)
 def test_a_disk_that_fills_up_in_a_thread_stops_the_producer(tmp_path: Path) -> None:
     def endless() -> None:
