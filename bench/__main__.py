@@ -1,4 +1,7 @@
-"""`python -m bench [startup|display|training|surgery|growth ...]`: all benchmarks, or the named ones; `brief` prints a table."""
+"""`python -m bench [startup|display|training|surgery|growth ...]`: all benchmarks, or the named ones.
+
+`brief` prints a table and is not among "all".
+"""
 
 from __future__ import annotations
 

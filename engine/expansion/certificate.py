@@ -105,6 +105,7 @@ class Certificate(_Part, frozen=True, kw_only=True):
     version: int = CERTIFICATE_VERSION
     source: str
     source_files: tuple[FileEntry, ...] = ()
+    """What was read. Of a weight file the hash covers its header only: names, types, shapes, offsets."""
     created: str = ""
     program: str = ""
     """ "scaler-wizard 0.1.0"; library versions follow in `versions`."""
