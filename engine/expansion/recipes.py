@@ -265,8 +265,7 @@ def _map(work: Work, axis: Axis | Fused, role: Role, extent: int) -> AxisMap:
     if role is Role.WRITE and isinstance(axis, Axis) and axis.dim is Dim.EXPERT:
         axis = replace(axis, side=Side.IN)  # what experts stacked in one tensor write, as those with files of their own
     made = axis_map(axis, work.growths, work.plan.before, work.plan.after, extent)
-    alone = isinstance(axis, Axis)
-    if role in _BIASES and alone and axis.dim is Dim.HIDDEN:
+    if role in _BIASES and isinstance(axis, Axis) and axis.dim is Dim.HIDDEN:
         return _zeros_for_free(made)
     return made
 
