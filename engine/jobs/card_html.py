@@ -67,7 +67,8 @@ dd { margin:0; overflow-wrap:anywhere } code { font:13px/1.5 ui-monospace,Menlo,
 def render(card: Card) -> str:
     """The page as text, UTF-8."""
     title = escape(card.name or card.run_id)
-    sections = [_figures(card), growth_section(card), _curves(card), _samples(card), _promises(card), _details(card), _notes(card)]
+    parts = (_figures, growth_section, _curves, _samples, _promises, _details, _notes)
+    sections = [part(card) for part in parts]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -216,11 +217,12 @@ def _amount(value: float, unit: str) -> str:
 
 # ── what it was made from ─────────────────────────────────────────────────────────────────────────────────────────
 def _details(card: Card) -> str:
-    trained = f"{format_count(card.trained_tokens)} of {format_count(card.tokens)} tokens carried loss"
+    tokens = f"{format_count(card.trained_tokens)} of {format_count(card.tokens)} tokens carried loss"
+    trained = f"{card.steps:,} steps in {format_duration(card.training_seconds)}; {tokens}"
     adapter = f"<code>{escape(card.adapter.path)}</code>, {format_bytes(card.adapter.size_bytes)}, "
     pairs = [
         ("Run", f"<code>{escape(card.run_id)}</code>"),
-        ("Trained", f"{card.steps:,} steps in {format_duration(card.training_seconds)}; {trained}" if card.steps else ""),
+        ("Trained", trained if card.steps else ""),
         (card.adapter.kind.capitalize(), adapter + f"{format_count(card.adapter.parameters)} parameters"),
         ("Merged model", _merged(card.merged) if card.merged else ""),
         ("Device", escape(card.device)),

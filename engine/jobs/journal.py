@@ -79,6 +79,10 @@ def restore_nan(tree: Any, kind: Any) -> Any:
     if isinstance(tree, list):
         items = typing.get_args(kind)
         return [restore_nan(item, items[0]) for item in tree] if items else tree
+    if isinstance(tree, dict) and typing.get_args(kind):  # a part that may be missing
+        kind = next(
+            (one for one in typing.get_args(kind) if isinstance(one, type) and issubclass(one, msgspec.Struct)), kind
+        )
     if isinstance(tree, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         hints = typing.get_type_hints(kind)
         return {name: restore_nan(value, hints.get(name)) for name, value in tree.items()}

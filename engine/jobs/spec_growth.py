@@ -25,7 +25,7 @@ class ExpansionSection(Section, frozen=True, kw_only=True):
 
     to: Annotated[
         str,
-        Meta(pattern=SIZE_PATTERN, description='Parameters to reach: "7B", "900M", "2x"; "" when sizes are named below.'),
+        Meta(pattern=SIZE_PATTERN, description='Parameters to reach: "7B", "2x"; "" when sizes are named below.'),
     ] = ""
     hidden: Annotated[int, Meta(ge=0, le=1 << 20, description=f"Width of the residual stream. {_UNITS}")] = 0
     ffn: Annotated[int, Meta(ge=0, le=1 << 22, description=f"Width of the feed-forward layers. {_UNITS}")] = 0

@@ -119,7 +119,9 @@ class _GrownJob:
             layout.write_atomic(claim, str(self.final).encode())
 
     def _is_behind(self, index: int) -> bool:
-        """A stage whose result was taken over by a later one already."""
+        """A stage whose result is there, or was taken over by a later one already."""
+        if self.folders(index).trained.is_dir():
+            return True
         later = range(index + 1, len(self.stages))
         return any(self.stages[one].expansion.grows and self.folders(one).certificate.is_file() for one in later)
 

@@ -84,7 +84,8 @@ def test_new_blocks_train_alone_and_the_result_is_a_plain_model(
     )
     card = read_card(done.run_dir)
     assert card.adapter.kind == "model"
-    assert card.before is not None and card.after is not None
+    assert card.before is not None
+    assert card.after is not None
     assert card.after.task_loss < card.before.task_loss
     assert card.growths[0].parameters_after > card.growths[0].parameters_before
 
