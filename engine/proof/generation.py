@@ -6,6 +6,7 @@ Owns the loop. Must not know how a model holds its weights: a streamed one works
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def generate(model: Any, prompt: Tensor, tokens: int) -> Continuation:
     """Continue `prompt` (B, L) by `tokens` greedy tokens; ends of text are ordinary tokens here."""
     chosen, margins = [], []
     with torch.no_grad():
-        output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        output = model(input_ids=prompt, use_cache=True, **_last_logits_only(model))
         for step in range(tokens):
             best = output.logits[:, -1].double().topk(2, dim=-1)  # (B, 2)
             token = best.indices[:, :1]  # (B, 1)
@@ -35,6 +36,11 @@ def generate(model: Any, prompt: Tensor, tokens: int) -> Continuation:
             if step + 1 < tokens:
                 output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
     return Continuation(torch.cat(chosen, dim=1), torch.stack(margins, dim=1))
+
+
+def _last_logits_only(model: Any) -> dict[str, int]:
+    """Families that can leave the prompt's other logits out are asked to."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
 
 
 def first_difference(source: Continuation, grown: Continuation) -> tuple[int, float] | None:

@@ -61,7 +61,9 @@ def load_whole(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation=skeleton.ATTENTION, output_loading_info=True
+        )
     except (ValueError, KeyError, TypeError, OSError, RuntimeError, StrictDataclassError) as error:
         raise EngineError(
             "proof.load",
@@ -73,8 +75,6 @@ def load_whole(folder: Path, dtype: torch.dtype) -> Any:
     for kind, words in (("missing_keys", "is missing"), ("mismatched_keys", "has the wrong shape")):
         if info[kind]:
             raise skeleton.does_not_fit(model, [str(entry) for entry in info[kind]], words)
-    with contextlib.suppress(ValueError):
-        model.set_attn_implementation(skeleton.ATTENTION)
     return model.eval().requires_grad_(False)
 
 

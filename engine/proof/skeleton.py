@@ -158,9 +158,14 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return path, module
-    raise EngineError(
+    raise cannot_stream(model, f"a list of {count} layers")
+
+
+def cannot_stream(model: Any, lacks: str) -> EngineError:
+    """The error for families whose forward pass cannot be cut into layers."""
+    return EngineError(
         "proof.layers",
-        f"{type(model).__name__} has no list of {count} layers, so it cannot be proven layer by layer.",
+        f"{type(model).__name__} lacks {lacks}, so it cannot be proven layer by layer.",
         next_step="Use a machine with memory for the whole model, or --no-proof.",
         exit_code=ExitCode.RUN_FAILED,
     )

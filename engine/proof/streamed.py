@@ -68,7 +68,7 @@ class StreamedModel:
     def _sort_names(self) -> None:
         """Give every stored tensor its time to be loaded; what belongs to no layer stays in memory."""
         embedding = self.model.get_input_embeddings().weight
-        head = self.model.get_output_embeddings().weight
+        head = self._output_head().weight
         resident = []
         for name in self.tensors.headers:
             place = self.places.parameter_of(name)
@@ -84,6 +84,12 @@ class StreamedModel:
                 resident.append(name)
         self.places.load(self.tensors.lazily(resident), self.dtype)
         self._require_all(embedding, head)
+
+    def _output_head(self) -> Any:
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise skeleton.cannot_stream(self.model, "a linear output head")
+        return head
 
     def _note_vocabulary(self, name: str, place: str, embeds: bool, reads_out: bool) -> None:
         if embeds:
@@ -242,6 +248,9 @@ class StreamedModel:
                 continue
             upstream = gradient[..., piece].detach()  # (B, L, v)
             result += upstream @ rows
+            if head.bias is not None and head.bias.requires_grad:
+                head.bias.grad = torch.zeros_like(head.bias) if head.bias.grad is None else head.bias.grad
+                head.bias.grad[piece] += upstream.flatten(0, -2).sum(0)
             if self.on_gradients is not None:
                 weight = upstream.flatten(0, -2).T @ hidden.detach().flatten(0, -2)  # (v, D)
                 self.on_gradients(HEAD, {self.head_place: rows}, {self.head_place: weight})
