@@ -131,7 +131,7 @@ def experts(space: Space, target: int, per_token: int = EXPERTS_PER_TOKEN) -> Di
         return None
     options = [
         replace(before, experts=count, experts_per_token=min(per_token, count), expert_ffn=before.ffn)
-        for count in range(max(per_token, 2), MOST_EXPERTS + 1)
+        for count in range(per_token + 1, MOST_EXPERTS + 1)  # as many as are chosen would be no choice
     ]
     first, second = (mixture_parameters(space, option) for option in options[:2])
     index = round((target - first) / max(second - first, 1))
