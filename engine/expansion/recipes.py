@@ -54,7 +54,9 @@ class Work:
 
 def work_for(layout: Layout, plan: ExpansionPlan, dtype: str, fresh_std: float = FRESH_STD) -> Work:
     """The growth of every axis and the stream's scales; `dtype` is how the source stores its matrices."""
-    growths = {dim: _growth(layout, plan, dim) for dim in Dim if dim not in (Dim.VOCAB, Dim.FIXED)}
+    growths: dict[Dim, AxisGrowth] = {
+        dim: _growth(layout, plan, dim) for dim in Dim if dim not in (Dim.VOCAB, Dim.FIXED)
+    }
     scales = stream_scales(plan.before.hidden, plan.after.hidden, growths[Dim.HIDDEN], layout.traits, dtype)
     return Work(layout, plan, growths, scales, fresh_std)
 
