@@ -12,9 +12,11 @@ from types import FrameType
 
 from engine.errors import EngineError, ExitCode
 from engine.jobs import layout
+from engine.jobs.events import Growth
 from engine.jobs.state import RunPhase, RunState
 from engine.units import format_bytes, format_duration
 from scaler_tui import output
+from scaler_tui.growth_progress import progress_words
 
 _POLL_SECONDS = 0.25
 
@@ -137,6 +139,7 @@ class _Lines(_Quiet):
     def __init__(self) -> None:
         self._phases: set[str] = set()
         self._tenth = -1
+        self._grown = ("", 0)
         self._warning = ""
 
     def show(self, state: RunState) -> None:
@@ -147,11 +150,36 @@ class _Lines(_Quiet):
         if state.warning and state.warning != self._warning:
             output.note(f"  Warning: {state.warning}")
         self._warning = state.warning
+        self._show_growth(state)
         if state.total_steps:
             tenth = state.step * 10 // state.total_steps
             if tenth != self._tenth and state.step:
                 self._tenth = tenth
                 output.note("  " + _figures(state))
+
+    def _show_growth(self, state: RunState) -> None:
+        growth = growth_now(state)
+        if growth is None or not growth.total_bytes:
+            return
+        reached = (growth.phase, growth.done_bytes * 10 // growth.total_bytes)
+        if reached != self._grown:
+            self._grown = reached
+            output.note(f"  {growth_figures(state)}")
+
+
+def growth_now(state: RunState) -> Growth | None:
+    """The surgery's newest word while it is at work."""
+    return state.growth if state.state is RunPhase.GROWING else None
+
+
+def growth_figures(state: RunState) -> str:
+    """ "writing  3.10 of 13.2 GiB  23 %  41 s left"; "" when nothing grows."""
+    growth = growth_now(state)
+    if growth is None:
+        return ""
+    seconds = growth.t - state.growth_began
+    counts_bytes = growth.phase == "writing"
+    return progress_words(growth.phase, growth.done_bytes, growth.total_bytes, seconds, counts_bytes=counts_bytes)
 
 
 def _figures(state: RunState, *, most_cells: int = 200) -> str:
@@ -199,13 +227,17 @@ class _Bar(_Quiet):
 
     def show(self, state: RunState) -> None:
         """Move the bar."""
-        training = state.total_steps > 0
+        growth = growth_now(state)
+        training = state.total_steps > 0 and growth is None
         figures = _figures(state, most_cells=self._most_cells) if training else state.phase_detail
+        done, total = (state.step, state.total_steps) if training else (0, 0)
+        if growth is not None:
+            done, total, figures = growth.done_bytes, growth.total_bytes, growth_figures(state)
         self._progress.update(
             self._task,
             description=state.phase or str(state.state),
-            total=state.total_steps if training else None,
-            completed=state.step if training else 0,
+            total=total or None,
+            completed=done,
             figures=figures[: max(self._most_cells, 1)],
         )
 
