@@ -21,8 +21,9 @@ from engine.expansion.maps import Fill, Run
 from engine.expansion.recipe import Recipe
 from engine.models.headers import TensorHeader
 from engine.surgery import fresh, numbers
+from engine.surgery.gather import Gather, gather_of
 from engine.surgery.numbers import Array
-from engine.surgery.planes import Band, Cell, Slice, bands, cells, planes_of, slices
+from engine.surgery.planes import Band, Cell, Slice, bands, cells, placed, planes_of, slices
 from engine.surgery.reader import TensorReader
 from engine.surgery.statistics import Statistics
 
@@ -43,6 +44,13 @@ class Evaluator:
         self.statistics = Statistics(reader)
         self.selects = any(run.source for axis in self.planes.maps for run in axis)
         self.moves = self._moves()
+        self.columns = placed(self.planes.maps[2])
+        self.gather = self._gather()
+
+    def _gather(self) -> Gather | None:
+        if self.selects or len(self.sources) != 1 or self.recipe.noise:
+            return None
+        return gather_of(self.planes.maps[2])
 
     def _moves(self) -> bool:
         """Whether cells may take their elements bit by bit."""
@@ -72,7 +80,7 @@ class Evaluator:
             if self.moves and self.planes.columns_stay and loaded.moves:
                 loaded.read_into(rows)
                 continue
-            for cell in cells(self.planes, band):
+            for cell in cells(band, self._gather_columns(loaded, rows, stored=True)):
                 self._store(cell, loaded, rows[:, cell.first : cell.first + cell.columns.count])
 
     def origin(self, part: Slice) -> tuple[int, int] | None:
@@ -95,7 +103,7 @@ class Evaluator:
         for band in bands(self.planes, part.plane, part.begin, part.end):
             rows = result[band.first - part.begin : band.first - part.begin + band.rows.count]
             loaded = _Loaded(self, part.plane, band)
-            for cell in cells(self.planes, band):
+            for cell in cells(band, self._gather_columns(loaded, rows, stored=False)):
                 rows[:, cell.first : cell.first + cell.columns.count] = self._floats(cell, loaded)
         return result
 
@@ -109,6 +117,33 @@ class Evaluator:
         return self.values(Slice(0, begin * stride, end * stride)).reshape(end - begin, *shape[1:])
 
     # ── cells ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _gather_columns(self, loaded: _Loaded, target: Array, *, stored: bool) -> tuple[tuple[int, Run], ...]:
+        """Fills the columns that can be taken all at once; returns the others."""
+        gather, band = self.gather, loaded.band
+        if gather is None or not loaded.gathers:
+            return self.columns
+        if stored and self.moves and gather.moves and loaded.moves:
+            target[:, gather.new] = loaded.raw(0)[:, gather.old]
+            return gather.rest
+        recipe = self.recipe
+        factor = recipe.sources[0].weight * recipe.scale * band.plane.scale * band.rows.scale
+        values = loaded.floats(0, gather.old) * (gather.scale * factor).astype(self.work)
+        if recipe.shift:
+            values += self.work.type(recipe.shift)
+        target[:, gather.new] = self._rounded(values) if stored else values
+        return gather.rest
+
+    def _rounded(self, values: Array) -> Array:
+        stored = numbers.to_stored(values, self.recipe.dtype)
+        if numbers.find_not_finite(np.ascontiguousarray(stored), self.recipe.dtype):
+            raise EngineError(
+                "surgery.overflow",
+                f"'{self.recipe.name}' would hold a number that {self.recipe.dtype} cannot express.",
+                cause="The source's type has a wider range.",
+                next_step="Choose --dtype bfloat16 or float32.",
+            )
+        return stored
+
     def _store(self, cell: Cell, loaded: _Loaded, target: Array) -> None:
         if cell.fill is Fill.ZERO:
             target[...] = 0
@@ -116,15 +151,7 @@ class Evaluator:
             first = cell.columns.start
             target[...] = loaded.raw(_source_of(cell))[:, first : first + cell.columns.count]
         else:
-            stored = numbers.to_stored(self._floats(cell, loaded), self.recipe.dtype)
-            if numbers.find_not_finite(np.ascontiguousarray(stored), self.recipe.dtype):
-                raise EngineError(
-                    "surgery.overflow",
-                    f"'{self.recipe.name}' would hold a number that {self.recipe.dtype} cannot express.",
-                    cause="The source's type has a wider range.",
-                    next_step="Choose --dtype bfloat16 or float32.",
-                )
-            target[...] = stored
+            target[...] = self._rounded(self._floats(cell, loaded))
 
     def _floats(self, cell: Cell, loaded: _Loaded) -> Array:
         """A cell's values, (rows, columns) or broadcasting to it."""
@@ -228,7 +255,13 @@ class _Loaded:
             self._raw[source, plane] = rows
         return self._raw[source, plane]
 
-    def floats(self, source: int, columns: slice) -> Array:
+    @property
+    def gathers(self) -> bool:
+        """Whether its columns may be taken all at once."""
+        runs = (self.band.plane, self.band.rows)
+        return all(run.fill is Fill.COPY and not run.noise for run in runs)
+
+    def floats(self, source: int, columns: slice | Array) -> Array:
         """Columns of a source's rows as floats; averaged over the planes where the plane run is a mean."""
         dtype, work = self.owner.sources[source].dtype, self.owner.work
         if self.band.plane.fill is not Fill.MEAN:

@@ -10,8 +10,9 @@ has one plane, a vector one column; a plain copy of any shape is one column.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 from engine.errors import EngineError
@@ -121,13 +122,16 @@ def bands(planes: Planes, plane: int, begin: int, end: int) -> Iterator[Band]:
         row += run.count
 
 
-def cells(planes: Planes, band: Band) -> Iterator[Cell]:
-    """The cells of a band, from left to right."""
-    column = 0
-    for run in planes.maps[2]:
-        if run.count:
-            yield Cell(band, run, column)
-        column += run.count
+def cells(band: Band, columns: Iterable[tuple[int, Run]]) -> Iterator[Cell]:
+    """The cells of a band for column runs with their first columns."""
+    for first, run in columns:
+        yield Cell(band, run, first)
+
+
+def placed(axis: AxisMap) -> tuple[tuple[int, Run], ...]:
+    """The runs that are not empty, each with its first new entry."""
+    starts = accumulate((run.count for run in axis), initial=0)
+    return tuple((start, run) for start, run in zip(starts, axis, strict=False) if run.count)
 
 
 def slices(planes: Planes, itemsize: int, chunk_bytes: int, *, all_zero: bool = False) -> Iterator[Slice]:

@@ -120,6 +120,29 @@ def test_any_recipe_does_what_its_definition_says(
     assert np.array_equal(written.view(np.uint8), small_steps.view(np.uint8))
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("stored", ["BF16", "F64"])
+def test_columns_in_many_short_runs_are_what_few_long_ones_would_be(tmp_path: Path, scaled: bool, stored: str) -> None:
+    order = np.random.default_rng(2).permutation(40)
+    columns = tuple(
+        Run(Fill.COPY, 1, int(old), 0.25 + old % 3 if scaled else 1.0) if old % 5 else Run(Fill.ZERO, 1)
+        for old in order
+    )
+    rows = (Run(Fill.COPY, 3, 1), Run(Fill.MEAN, 1), Run(Fill.FREE, 1), Run(Fill.COPY, 4, scale=0.5))
+    held = random_tensor(3, (5, 40), stored)
+    recipe = Recipe("o", (9, 40), stored, (Source("s"),), (rows, columns), shift=0.25 if scaled else 0.0)
+    wanted, free = slowly(recipe, [floats(held, stored)])
+    with reader_of(tmp_path, s=(stored, held)) as reader:
+        assert Evaluator(recipe, reader, 0).gather is not None
+        values, written = evaluate_whole(recipe, reader, 0), store_whole(recipe, reader, 0)
+    np.testing.assert_allclose(values[~free], wanted[~free], rtol=1e-5, atol=1e-7)
+    close = 2 * UNIT[stored] + 1e-5
+    np.testing.assert_allclose(floats(written, stored)[~free], wanted[~free], rtol=close, atol=1e-7)
+    if not scaled:
+        kept = np.array([old % 5 != 0 for old in order])
+        assert np.array_equal(written[:3, kept], held[1:4, order[kept]])
+
+
 def test_what_is_only_moved_keeps_its_bits(tmp_path: Path) -> None:
     stored = np.random.default_rng(1).integers(0, 0x7F80, size=(6, 10), dtype=np.uint16)  # denormals too
     recipe = Recipe("out", (9, 13), "BF16", (Source("s"),), (

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -290,6 +292,12 @@ def test_too_little_room_is_said_before_the_first_byte(tmp_path: Path, monkeypat
     assert "66.8 MiB" in error.what
     assert int(error.exit_code) == 4
     assert [path.name for path in tmp_path.iterdir() if path.is_dir() and "out" in path.name] == []
+
+
+def test_the_surgery_starts_without_torch_and_its_friends() -> None:
+    code = "import sys, engine.surgery.expand, engine.surgery.undo; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "pydantic", "textual", "safetensors"} & set(done.stdout.split())
 
 
 # ── shards ────────────────────────────────────────────────────────────────────────────────────────────────────────
