@@ -145,8 +145,23 @@ def _sorted(headers: Headers, layout: Layout, plan: ExpansionPlan) -> tuple[list
             outside.append(Found(tensor, match))
         else:
             by_layer.setdefault(match.layer, []).append(Found(tensor, match))
+    _check_ends(outside, layout)
     _check_layers(by_layer, layout, plan)
     return outside, {layer: tuple(found) for layer, found in by_layer.items()}
+
+
+def _check_ends(outside: Iterable[Found], layout: Layout) -> None:
+    """A loader would draw a missing embedding or head at random, and nothing could be said of the result."""
+    needed = {Role.EMBEDDING, Role.FINAL_GAIN} | (set() if layout.traits.tied else {Role.HEAD})
+    present = {found.match.rule.role for found in outside}
+    missing = [rule.pattern for rule in layout.rules if rule.role in needed - present]
+    if missing:
+        raise EngineError(
+            "expansion.tensor",
+            f"'{missing[0]}' is not among the stored tensors.",
+            cause="The checkpoint was saved without a part that a language model needs, or a file is missing.",
+            next_step="Use the complete model with its language-model head.",
+        )
 
 
 def _check_layers(by_layer: Mapping[int, list[Found]], layout: Layout, plan: ExpansionPlan) -> None:

@@ -175,6 +175,7 @@ def test_a_blend_reads_its_neighbour_under_the_name_its_file_uses() -> None:
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "vocab_size": 10,
+        "tie_word_embeddings": True,
     }
     layout = layout_for(config, "bare")
     shapes = {"mlp.gate_proj": (16, 8), "mlp.up_proj": (16, 8), "mlp.down_proj": (8, 16)}
@@ -185,6 +186,8 @@ def test_a_blend_reads_its_neighbour_under_the_name_its_file_uses() -> None:
         for layer in range(3)
         for name, shape in shapes.items()
     ]
+    ends = {"embed_tokens.weight": (10, 8), "norm.weight": (8,)}
+    tensors += [TensorHeader(name, "F32", shape, 0, Path("model.safetensors")) for name, shape in ends.items()]
     plan = ExpansionPlan(
         family="llama",
         before=layout.dims,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine.errors import EngineError
 from engine.expansion.checks import Wish, plan_for
 from engine.expansion.layout import Layout
 from engine.expansion.layouts import layout_for
@@ -44,6 +45,18 @@ def recipes_of(model_type: str, wish: Wish) -> dict[str, Recipe]:
     layout = layout_for(config, "model")
     plan = plan_for(layout, wish, config).plan
     return {recipe.name: recipe for recipe in build_recipes(stored(layout), layout, plan)}
+
+
+@pytest.mark.parametrize("missing", ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"])
+def test_a_checkpoint_without_its_ends_is_refused(missing: str) -> None:
+    config = {"model_type": "mistral", **CONFIG}
+    layout = layout_for(config, "model")
+    whole = stored(layout)
+    headers = Headers(tuple(tensor for tensor in whole.tensors if tensor.name != missing), ())
+    with pytest.raises(EngineError) as refused:
+        build_recipes(headers, layout, plan_for(layout, Wish(layers=3), config).plan)
+    assert refused.value.code == "expansion.tensor"
+    assert missing in refused.value.what
 
 
 def fills(axis: AxisMap) -> set[Fill]:
