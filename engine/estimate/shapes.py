@@ -23,6 +23,8 @@ _FUSED_NAMES = {
     "out_proj": ("o_proj",),
     "dense_h_to_4h": ("up_proj",),
     "fc1": ("up_proj",),
+    "c_fc": ("up_proj",),
+    "c_proj": ("down_proj",),
     "dense_4h_to_h": ("down_proj",),
     "fc2": ("down_proj",),
 }
@@ -131,7 +133,7 @@ def adapted_linears(architecture: Architecture, targets: tuple[str, ...]) -> tup
             (("v_proj",), "v_proj", s.hidden, s.key_value),
         ]
     linears.append((("o_proj",), "o_proj", s.query, s.hidden))
-    if architecture.family == "phi3":
+    if architecture.family in FUSED_GATES:
         linears.append((("gate_proj", "up_proj"), "gate_up", s.hidden, 2 * f))
     else:
         linears += [(("gate_proj",), "gate_proj", s.hidden, f), (("up_proj",), "up_proj", s.hidden, f)]
@@ -140,6 +142,9 @@ def adapted_linears(architecture: Architecture, targets: tuple[str, ...]) -> tup
         Linear(name, inputs, outputs) for parts, name, inputs, outputs in linears if modules.intersection(parts)
     )
 
+
+FUSED_GATES = ("phi3", "glm4")
+"""Families with one matrix for gate and up."""
 
 FUSED_ATTENTION = ("phi3", "gpt_neox", "falcon")
 """Families with one matrix for query, key and value."""

@@ -23,6 +23,11 @@ class Block:
     qk_norm: str = "none"
     qk_norm_per_head: bool = False
     """Each head has its own QK-norm weights (StableLM), instead of sharing one vector."""
+    qk_norm_bias: bool = False
+    norm_bias: bool = True
+    """LayerNorm only: whether norms over the hidden size have a bias (Cohere's have none)."""
+    head_bias: bool = False
+    """The output head adds one value per token of the vocabulary (Phi)."""
     query_key_value_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -140,6 +145,45 @@ def _falcon(reader: ConfigReader) -> Block:
         mlp_bias=bias,
         mlp_kind="plain",
     )
+
+
+def _phi(reader: ConfigReader) -> Block:
+    normed = reader.flag("qk_layernorm")
+    return Block(
+        norm="layernorm",
+        placement="parallel",
+        norms_per_layer=1,
+        qk_norm="head" if normed else "none",
+        qk_norm_bias=normed,
+        head_bias=True,
+        query_key_value_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        mlp_kind="plain",
+    )
+
+
+def _starcoder2(reader: ConfigReader) -> Block:
+    bias = reader.flag("use_bias", default=True)
+    return Block(norm="layernorm", query_key_value_bias=bias, output_bias=bias, mlp_bias=bias, mlp_kind="plain")
+
+
+def _cohere(reader: ConfigReader) -> Block:
+    normed = reader.flag("use_qk_norm")
+    return _attention_bias(
+        reader,
+        norm="layernorm",
+        norm_bias=False,
+        placement="parallel",
+        norms_per_layer=1,
+        qk_norm="head" if normed else "none",
+        qk_norm_per_head=normed,
+    )
+
+
+def _glm4(reader: ConfigReader) -> Block:
+    bias = reader.flag("attention_bias", default=True)
+    return Block(placement="sandwich", norms_per_layer=4, query_key_value_bias=bias)
 
 
 def _unknown(reader: ConfigReader) -> Block:
@@ -276,6 +320,43 @@ FAMILIES: tuple[Family, ...] = (
         rope_theta=2_000_000.0,
     ),
     Family("olmo2", ("olmo2",), "Olmo2ForCausalLM", _olmo2, _sizes(50304, 4096, 11008, 32, 32, None, 2048)),
+    Family(
+        "olmo3",
+        ("olmo3",),
+        "Olmo3ForCausalLM",
+        _olmo2,
+        _sizes(50304, 4096, 11008, 32, 32, None, 2048, sliding_window=4096, sliding_window_pattern=4),
+        sliding="pattern",
+        rope_theta=500_000.0,
+        local_rope_theta=500_000.0,
+    ),
+    Family(
+        "glm4",
+        ("glm4",),
+        "Glm4ForCausalLM",
+        _glm4,
+        _sizes(151552, 4096, 13696, 40, 32, 2, 131072, head_dim=128),
+        partial_rotary=0.5,
+    ),
+    Family(
+        "cohere",
+        ("cohere",),
+        "CohereForCausalLM",
+        _cohere,
+        _sizes(256000, 8192, 22528, 40, 64, None, 8192) | _TIED,
+        rope_theta=500_000.0,
+    ),
+    Family(
+        "starcoder2",
+        ("starcoder2",),
+        "Starcoder2ForCausalLM",
+        _starcoder2,
+        _sizes(49152, 3072, 12288, 30, 24, 2, 4096) | _TIED,
+        sliding="all",
+    ),
+    Family(
+        "phi", ("phi",), "PhiForCausalLM", _phi, _sizes(51200, 2048, 8192, 24, 32, None, 2048), partial_rotary=0.5
+    ),
     Family(
         "stablelm",
         ("stablelm",),

@@ -238,8 +238,8 @@ def _unknown_notes(model_type: str, class_name: str) -> tuple[str, ...]:
 
 
 def norm_parameters(shape: Shape) -> int:
-    """One norm over the hidden size: a gain, and a bias for LayerNorm."""
-    return shape.hidden * (2 if shape.block.norm == "layernorm" else 1)
+    """One norm over the hidden size: a gain, and as a rule a bias for LayerNorm."""
+    return shape.hidden * (2 if shape.block.norm == "layernorm" and shape.block.norm_bias else 1)
 
 
 def attention_parameters(shape: Shape) -> int:
@@ -249,7 +249,7 @@ def attention_parameters(shape: Shape) -> int:
     biases = (query + 2 * key_value) * block.query_key_value_bias + shape.hidden * block.output_bias
     if block.qk_norm == "full" or block.qk_norm_per_head:
         return matrices + biases + query + key_value
-    return matrices + biases + (2 * shape.head_dim if block.qk_norm == "head" else 0)
+    return matrices + biases + (2 * shape.head_dim * (1 + block.qk_norm_bias) if block.qk_norm == "head" else 0)
 
 
 def mlp_parameters(shape: Shape, intermediate: int) -> int:
@@ -271,6 +271,7 @@ def mixture_parameters(shape: Shape, moe: Moe) -> int:
 def count_parameters(shape: Shape) -> int:
     """The whole model, a tied head counted once."""
     ends = shape.vocabulary * shape.hidden * (1 if shape.tied else 2) + norm_parameters(shape)
+    ends += shape.vocabulary * shape.block.head_bias
     layer = attention_parameters(shape) + shape.block.norms_per_layer * norm_parameters(shape)
     mixture_layers = shape.moe.moe_layers if shape.moe else 0
     mixture = mixture_layers * mixture_parameters(shape, shape.moe) if shape.moe else 0

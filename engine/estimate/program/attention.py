@@ -109,13 +109,19 @@ def _head_norm(tape: Tape, x: Var, a: Architecture, style: Style) -> Var:
     return out
 
 
-JOINED_ROTATION = ("phi3", "gpt_neox", "stablelm")
+JOINED_ROTATION = ("phi3", "gpt_neox", "stablelm", "phi", "glm4")
 """Families whose rotated and unrotated parts are joined into a new tensor, also when nothing is left unrotated."""
 
 
 def _rotate_both(tape: Tape, query: Var, key: Var, a: Architecture) -> tuple[Var, Var]:
     """q·cos + rotate_half(q)·sin for both, then the unrotated ones are let go."""
     share, joins = a.rope.partial_factor, a.family in JOINED_ROTATION
+    if a.family == "cohere":  # turned in fp32; the caller holds the originals meanwhile
+        wide = tape.cast(query, FP32), tape.cast(key, FP32)
+        both = [_rotate(tape, one, share, joins=joins) for one in wide]
+        narrow = tape.cast(both[0], query.value_bytes), tape.cast(both[1], key.value_bytes)
+        tape.drop(*both, *wide, query, key)
+        return narrow
     turned = _rotate(tape, query, share, joins=joins), _rotate(tape, key, share, joins=joins)
     tape.drop(query, key)
     return turned

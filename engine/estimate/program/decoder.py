@@ -10,6 +10,7 @@ from engine.estimate.program.mixture import mixture
 from engine.estimate.program.norms import norm
 from engine.estimate.program.projections import linear
 from engine.estimate.program.style import Style
+from engine.estimate.shapes import FUSED_GATES
 from engine.estimate.tape import Tape, Var
 from engine.models.architecture import Architecture
 
@@ -26,9 +27,9 @@ def _dense(tape: Tape, x: Var, a: Architecture, style: Style, f: int) -> Var:
     h = a.hidden_size
     if a.mlp_kind != "gated":
         wide = linear(tape, x, ("up_proj",), h, f, style)
-        middle = tape.elementwise(wide, saves_input=True)
+        middle = _written_gelu(tape, wide) if a.family == "phi" else tape.elementwise(wide, saves_input=True)
         tape.drop(wide)
-    elif a.family == "phi3":
+    elif a.family in FUSED_GATES:
         both = linear(tape, x, ("gate_proj", "up_proj"), h, 2 * f, style)
         gate, up, _ = slices(tape, both, (f, f, 0))
         active = tape.elementwise(gate, saves_input=True)
@@ -43,6 +44,25 @@ def _dense(tape: Tape, x: Var, a: Architecture, style: Style, f: int) -> Var:
         tape.drop(active, up)
     out = linear(tape, middle, ("down_proj",), f, h, style)
     tape.drop(middle)
+    return out
+
+
+def _written_gelu(tape: Tape, x: Var) -> Var:
+    """transformers' `gelu_new`, operator by operator: 0.5·x·(1 + tanh(c·(x + d·x³)))."""
+    half = tape.elementwise(x)
+    cube = tape.elementwise(x, saves_input=True)
+    small = tape.elementwise(cube)
+    tape.drop(cube)
+    inner = tape.add(x, small)
+    tape.drop(small)
+    scaled = tape.elementwise(inner)
+    tape.drop(inner)
+    bent = tape.elementwise(scaled, saves_output=True)
+    tape.drop(scaled)
+    raised = tape.elementwise(bent)
+    tape.drop(bent)
+    out = tape.multiply(half, raised)
+    tape.drop(half, raised)
     return out
 
 

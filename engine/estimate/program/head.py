@@ -46,8 +46,8 @@ def head_and_loss(tape: Tape, x: Var, work: Workload, share: float) -> None:
     twice = stack.chunks_add_gradients and share < 1.0
     _record_head(tape, logits, normed, gradient, unpacked + (gradient if twice else 0.0))
     tape.drop(normed)
-    for saves in {"granite": (False,), "gemma2": (False, True, False)}.get(a.family, ()):
-        scaled = tape.elementwise(logits, saves_output=saves)  # a division; or / cap, tanh, x cap
+    for saves in {"granite": (False,), "cohere": (False,), "gemma2": (False, True, False)}.get(a.family, ()):
+        scaled = tape.elementwise(logits, saves_output=saves)  # a constant factor; or / cap, tanh, x cap
         tape.drop(logits)
         logits = scaled
     held = [logits] if stack.holds_output else []

@@ -5,16 +5,18 @@ Owns their operators and temporaries. Must not know where a norm stands in a lay
 
 from __future__ import annotations
 
-from engine.estimate.program.style import FP32, Style
+from engine.estimate.program.style import FP32, OWN_LAYER_NORM, Style
 from engine.estimate.tape import Buffer, Tape, Var
 from engine.models.architecture import Architecture
 
 
 def norm(tape: Tape, x: Var, a: Architecture, style: Style, *, values: float = 0.0) -> Var:
     """The family's norm over `values` (the hidden size by default)."""
+    if a.family in OWN_LAYER_NORM:
+        return _centred_norm(tape, x, style)
     if a.norm == "layernorm":
         return _layer_norm(tape, x, style)
-    return _rms_norm(tape, x, style, late_gain=a.family in ("gemma", "gemma2", "gemma3", "olmo2"))
+    return _rms_norm(tape, x, style, late_gain=a.family in ("gemma", "gemma2", "gemma3", "olmo2", "olmo3"))
 
 
 def _rms_norm(tape: Tape, x: Var, style: Style, *, late_gain: bool) -> Var:
@@ -77,6 +79,40 @@ def _normalise(tape: Tape, x: Var) -> Var:
 
     tape.record(y, backward, (x.buffer,))
     return y
+
+
+def _centred_norm(tape: Tape, x: Var, style: Style) -> Var:
+    """Cohere's layer norm, operator by operator in fp32: (x - mean) is made twice, once for its square and once for
+    the product with rsqrt(variance), and both are kept; then the gain, and the cast."""
+    wide = tape.cast(x, FP32)
+    size = wide.values * FP32
+    first = tape.make(size)
+    tape.flash(size)  # its square
+    second = tape.make(size)
+    y = tape.var(wide.values, FP32, learns=x.learns)
+
+    def backward(gradient: Buffer) -> None:
+        product = tape.make(size)  # g · r
+        tape.flash(size)  # g · (x - mean), summed to one value
+        tape.free(gradient)
+        tape.give(wide, product)
+        mean = tape.make(size)
+        power = tape.make(size)
+        scaled = tape.make(size)
+        square = tape.make(size)
+        for temporary in (power, mean, scaled):
+            tape.free(temporary)
+        tape.give(wide, square)
+
+    tape.record(y, backward, (first, second))
+    tape.free(first)
+    tape.free(second)
+    tape.drop(wide)
+    gained = tape.elementwise(y, saves_input=style.learns, learns=style.learns)
+    tape.drop(y)
+    out = tape.cast(gained, x.value_bytes)
+    tape.drop(gained)
+    return out
 
 
 def _layer_norm(tape: Tape, x: Var, style: Style) -> Var:

@@ -73,4 +73,9 @@ def widens(work: Workload) -> bool:
     """Whether the residual stream becomes fp32 behind the embedding: layer norms under autocast return fp32, and 4-bit
     layers return the type they are given."""
     half = work.stack.autocast and work.compute_bytes == 2
-    return work.packed and half and work.architecture.norm == "layernorm"
+    a = work.architecture
+    return work.packed and half and a.norm == "layernorm" and a.family not in OWN_LAYER_NORM
+
+
+OWN_LAYER_NORM = ("cohere",)
+"""Families whose layer norm is written out, and returns the type it is given."""
