@@ -154,13 +154,16 @@ def _with_shares(columns: list[PlanColumn]) -> tuple[PlanColumn, ...]:
     )
 
 
+_AXES = {"kv_heads": "KV heads", "ffn": "FFN", "expert_ffn": "expert FFN", "shared_ffn": "shared FFN"}
+
+
 def operators_words(operators: Mapping[str, str]) -> str:
     """ "hidden by zero-padding, layers by identity blocks"."""
     from engine.expansion.operators import OPERATORS
 
     by_name: dict[str, list[str]] = {}
     for axis, name in operators.items():
-        by_name.setdefault(name, []).append(axis.replace("kv_heads", "KV heads").replace("_", " "))
+        by_name.setdefault(name, []).append(_AXES.get(axis, axis.replace("_", " ")))
     return "; ".join(
         f"{', '.join(axes)} by {OPERATORS[name].title if name in OPERATORS else name}" for name, axes in by_name.items()
     )

@@ -46,13 +46,13 @@ def expand(arguments: argparse.Namespace) -> int:
         return _dry_run(arguments, found)
     if not sized:
         plan_side_by_side(found)
-        choice = _ask(found) if _may_ask(arguments) else None
+        choice = _ask(found) if arguments.out is not None and _may_ask(arguments) else None
         if choice is None:
             raise _no_size(found)
     else:
         choice = found.picked
     if not arguments.json:
-        _announce(found, choice)
+        _announce(found, choice, research=sized)
     return _grow(arguments, found.folder, choice.plan, parse_bytes(arguments.shard_size))
 
 
@@ -122,13 +122,14 @@ def _dry_run(arguments: argparse.Namespace, found: Planned) -> int:
     return int(ExitCode.DONE)
 
 
-def _announce(found: Planned, choice: PlanChoice) -> None:
-    """What is about to be done."""
+def _announce(found: Planned, choice: PlanChoice, *, research: bool) -> None:
+    """What is about to be done; the frank line where it was not said yet."""
     before, after = format_count(found.source.parameters), format_count(choice.parameters)
     output.note(f"Growing {found.name} from {before} to {after} parameters: {choice.title.lower()}.")
     for sentence in growth_text.plan_words(choice):
         output.note(f"  {sentence}")
-    output.note(f"  {found.research}")
+    if research:
+        output.note(f"  {found.research}")
 
 
 # ── growing ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,6 +17,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from engine.errors import EngineError
+from engine.jobs.spec_section import Task
 from engine.units import format_bytes, format_count
 from scaler_tui import growth_text
 from scaler_tui.feeds.growth_feed import (
@@ -211,7 +212,8 @@ class ExpansionScreen(FramedScreen):
     def _fits(self, option: GrowthOption) -> str:
         if not option.grown.task.trains:
             return f"{format_bytes(option.choice.disk_bytes)} of disk, and 1.5 GiB of RAM at any size"
-        return f"{option.found.verdict}: {option.found.judgement.reason}"
+        packed = "; counted as if the old part had 16 bits" if option.grown.task is Task.QLORA_GROWN else ""
+        return f"{option.found.verdict}: {option.found.judgement.reason}{packed}"
 
     def _frank(self, option: GrowthOption) -> Content:
         """What must be known before; the review asks for agreement once."""

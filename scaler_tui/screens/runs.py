@@ -46,6 +46,10 @@ class Column:
     flexible: bool = False
 
 
+TASKS = {"new_blocks": "new blocks", "new_coordinates": "new coords", "qlora_grown": "qlora+new"}
+"""Tasks whose name is too long for the column."""
+
+
 def columns_for(width: int) -> list[Column]:
     """The columns that fit whole into `width`; the least important are left out first."""
     wanted = [
@@ -54,7 +58,7 @@ def columns_for(width: int) -> list[Column]:
         Column("loss", 7, right=True),
         Column("age", 7, right=True),
         Column("model", 12),
-        Column("task", 6),
+        Column("task", 10),
         Column("id", 20),
     ]
     used = STATE_CELLS
@@ -86,7 +90,7 @@ def _cell(run: RunSummary, title: str, cells: int, now: float, *, unicode: bool)
         "loss": format_loss(run.loss),
         "age": _age(run, now),
         "model": run.model,
-        "task": run.task,
+        "task": TASKS.get(run.task, run.task),
         "id": run.id,
     }
     return clip(texts[title], cells, unicode=unicode) if title in ("run", "model") else texts[title]
