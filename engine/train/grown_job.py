@@ -96,6 +96,7 @@ class _GrownJob:
         result: StageResult | None = None
         for index, spec in enumerate(self.stages):
             if index < first or self._is_behind(index):
+                result = self._kept(index) or result
                 continue
             resumed = resume.progress if resume is not None and resume.progress.stage == index else None
             self._tell_stage(index, spec, "begin", resumed.stage_first_step if resumed else self.tally.step)
@@ -225,6 +226,14 @@ class _GrownJob:
             if self.stages[earlier].expansion.grows:
                 return read_certificate(self.folders(earlier).own)
         return read_certificate(self.source)
+
+    def _kept(self, index: int) -> StageResult | None:
+        """What an earlier attempt found out in this stage, where it trained."""
+        if not self.stages[index].task.trains or self.data is None:
+            return None
+        from engine.train.grown_stage import kept_result
+
+        return kept_result(self.folders(index).own, self.stages[index], self.data)
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _finish(self, result: StageResult | None) -> None:

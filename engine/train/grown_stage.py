@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 
 from engine.data.load import PreparedData
 from engine.errors import EngineError
 from engine.evaluation.answers import Question, answer_all
+from engine.evaluation.measure import Measurement
 from engine.evaluation.rows import score_rows
 from engine.expansion.certificate import Certificate
-from engine.jobs import checkpoints
+from engine.jobs import checkpoints, layout
 from engine.jobs import events as ev
 from engine.jobs.spec import JobSpec
 from engine.train import checkpointing
@@ -40,9 +42,10 @@ from engine.train.trained_weights import load_trained
 from engine.train.trainer import training_arguments
 
 if TYPE_CHECKING:
-    from engine.evaluation.measure import Measurement, Yardstick
+    from engine.evaluation.measure import Yardstick
     from engine.evaluation.model import LoadedModel
 
+RESULT = "result.json"
 _GB = 1_000_000_000
 
 
@@ -85,6 +88,35 @@ class StageResult:
     questions: tuple[Question, ...]
     trained_parameters: int
     outcome: Outcome | None = None
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """`stages/NN/result.json`: what the card needs of a stage that ended in an earlier attempt."""
+
+    data_sha256: str
+    before: Measurement
+    after: Measurement | None
+    trained_parameters: int
+
+
+def keep_result(folder: Path, result: StageResult) -> None:
+    """For a later attempt, which does not train this stage again."""
+    kept = _Kept(
+        data_sha256=result.data_sha256,
+        before=result.before,
+        after=result.after,
+        trained_parameters=result.trained_parameters,
+    )
+    layout.write_atomic(folder / RESULT, msgspec.json.format(msgspec.json.encode(kept)))
+
+
+def kept_result(folder: Path, spec: JobSpec, data: PreparedData) -> StageResult | None:
+    """None where the stage has not ended."""
+    if not (folder / RESULT).is_file():
+        return None
+    kept = msgspec.json.decode((folder / RESULT).read_bytes(), type=_Kept)
+    questions = tuple(yardstick_of(spec, data).questions)
+    return StageResult(kept.data_sha256, kept.before, kept.after, questions, kept.trained_parameters)
 
 
 def train_stage(order: StageOrder) -> StageResult:
@@ -273,15 +305,8 @@ class _Stage:
         if order.moments_target is not None and self.optimizer is not None and not stopped:
             self.attempt.phase("saving", "optimizer moments")
             write_moments(order.moments_target, order.folder, grown, self.optimizer)
-        self.attempt.phase("saving", "model")
-        write_model(
-            order.final if stopped else order.target,
-            order.folder,
-            grown,
-            shard_bytes=round(self.spec.expansion.shard_gb * _GB),
-            full_precision=not (stopped or order.is_last),
-        )
         if stopped:
+            self._write(order.final, grown, full_precision=False)
             what = callback.ending_reason or "Stopped as asked; the model is saved as it was."
             return self._result(grown, yardstick, before, None, Outcome("stopped", tally.step, what))
         if tally.early_stopped:
@@ -289,4 +314,13 @@ class _Stage:
             order.notes.append(f"Stopped early at step {tally.step}: {why}.")
         measures = not any(later.task.trains for later in order.later)
         after = measured_after(self.attempt, loaded, yardstick, tally.step) if measures else None
-        return self._result(grown, yardstick, before, after, None)
+        result = self._result(grown, yardstick, before, after, None)
+        if not order.is_last:
+            keep_result(order.target.parent, result)
+        self._write(order.target, grown, full_precision=not order.is_last)
+        return result
+
+    def _write(self, target: Path, grown: GrownModel, *, full_precision: bool) -> None:
+        self.attempt.phase("saving", "model")
+        shard_bytes = round(self.spec.expansion.shard_gb * _GB)
+        write_model(target, self.order.folder, grown, shard_bytes=shard_bytes, full_precision=full_precision)

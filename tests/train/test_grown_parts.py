@@ -15,9 +15,11 @@ from engine.advise.growth_plan import plan_growth, shape_of
 from engine.expansion.certificate import read_certificate
 from engine.jobs.spec import ExpansionSection, JobSpec, Schedule, Task, TrainingSection
 from engine.surgery.expand import ExpandRequest, expand
+from engine.train.carried_moments import grow_moments, read_moments, write_moments
 from engine.train.environment import Device
 from engine.train.grown_model import GrownModel, load_grown
 from engine.train.grown_optimizer import GrownAdamW, Schedules, parameter_groups, unfreeze_step
+from engine.train.model_output import write_model
 from engine.train.parts import Kind, Part, parts_of
 
 CPU = Device("cpu", "this processor", torch.float32)
@@ -234,3 +236,63 @@ def test_the_first_step_of_new_blocks_does_not_spike_on_post_norm_nets(family: s
     after = loss_of(model.model)
     assert after.item() == pytest.approx(before.item(), rel=0.03)
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 4
+
+
+# ── what is written ───────────────────────────────────────────────────────────────────────────────────────────────
+MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.slow
+def test_a_trained_mixture_is_written_as_its_files_are_and_read_back_equal(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = saved(tmp_path / "base", "mixtral", **MIXTURE)
+    model = loaded(folder, Task.FULL)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    write_model(tmp_path / "out", folder, model, shard_bytes=50_000, full_precision=True)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    before = dict(model.model.named_parameters())
+    assert {name for name, _ in again.named_parameters()} == set(before)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in again.named_parameters())
+
+
+@pytest.mark.slow
+def test_moments_of_fused_experts_survive_being_written_and_grow_with_the_model(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "base", "mixtral", **MIXTURE)
+    model = loaded(folder, Task.FULL)
+    optimizer = stepped(model)
+    write_moments(tmp_path / "moments", folder, model, optimizer)
+    states = read_moments(tmp_path / "moments", model, folder)
+    for name, parameter in model.learning():
+        for kind in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(states[name][kind], optimizer.state[parameter][kind]), name
+        assert states[name]["step"] == 1
+
+    wide = grown(folder, tmp_path / "wide", ffn=96)
+    certificate = read_certificate(wide)
+    assert certificate is not None
+    grow_moments(tmp_path / "moments", tmp_path / "more", folder, certificate)
+    larger = loaded(wide, Task.FULL)
+    after = read_moments(tmp_path / "more", larger, wide)
+    name = next(name for name in after if name.endswith("experts.down_proj"))
+    new = larger.parts[name].new_entries(after[name]["exp_avg"])
+    assert not after[name]["exp_avg"][new].any()
+    assert torch.equal(after[name]["exp_avg"][~new], states[name]["exp_avg"].flatten())
+    assert after[name]["new_step"] == 0
+
+
+def stepped(model: GrownModel) -> GrownAdamW:
+    """An optimizer after one real step."""
+    named = list(model.learning())
+    groups = parameter_groups(named, model.parts, {name for name, _ in named}, TrainingSection(), first=Kind.OLD)
+    optimizer = GrownAdamW(groups, {}, 1e-3)
+    model.model.train()
+    loss_of(model.model).backward()
+    for _, parameter in named:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return optimizer

@@ -96,13 +96,17 @@ def test_moments_of_the_first_stage_are_what_the_second_begins_with(
 
 
 @pytest.mark.slow
-def test_a_growth_job_that_is_paused_goes_on_where_it_was(
+def test_a_growth_job_that_was_killed_and_paused_goes_on_where_it_was(
     make_spec: SpecMaker, run_worker: RunWorker, tmp_path: Path
 ) -> None:
     out = tmp_path / "grown"
     spec = make_spec("expand", expansion={**UNPROVEN, "ffn": 256, "layers": 4, "shard_gb": 1e-4, "out": str(out)})
     run_dir = create_run(spec)
     kill_when(run_dir, lambda event: isinstance(event, ev.Growth) and event.phase == "writing")
+    assert not out.exists()
+    (run_dir / "control" / "pause").touch()
+    paused = run_worker(run_dir)
+    assert paused.end.outcome == "paused"
     assert not out.exists()
     done = run_worker(run_dir)
     assert done.end.outcome == "finished", done.log[-2000:]
