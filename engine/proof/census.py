@@ -17,13 +17,15 @@ from torch import Tensor
 from engine.expansion.certificate import Liveness, TensorEntry
 from engine.proof.twins import Pair, same_signatures, signature, twin_pairs
 
-DEAD_SHARE = 0.05
-"""More dead coordinates than that, and a tensor's new part does not count as alive; ReLUs lose a few by themselves."""
+DEAD_SHARE = 0.1
+"""More dead new coordinates than that, on top of twice the share of dead old ones, and a tensor's new part is not alive:
+ReLUs lose a few by themselves, a structure that cannot learn loses all or a third."""
 DEAD_SHARE_OF_VECTOR = 0.5
 """Biases of keys have no gradient but rounding's: softmax does not see them."""
 JUDGED_STEP = 1
 """Up to which step a gradient has to have arrived."""
 
+_ROUTER = re.compile(r".*(\brouter\b.*|\bgate)\.weight")
 _EXPERT = re.compile(r"(?P<before>.*\bexperts)\.(?P<expert>\d+)\.(?P<after>.*)")
 
 
@@ -39,6 +41,14 @@ class _Seen:
     """Axis -> (n,) True where one arrived after it."""
     any_gradient: bool = False
 
+    def lacking(self, axis: int) -> Tensor:
+        """(n,) True for new coordinates without a gradient by `JUDGED_STEP`."""
+        return self.new[axis] & ~self.alive[axis]
+
+    def dead(self, axis: int) -> Tensor:
+        """(n,) True for coordinates, old and new, without any gradient."""
+        return ~(self.alive[axis] | self.late[axis])
+
 
 @dataclass(slots=True)
 class Census:
@@ -47,9 +57,13 @@ class Census:
     entries: Mapping[str, TensorEntry]
     prefix: str = ""
     """The model's base prefix: some checkpoints store names without it."""
+    buffers: frozenset[str] = frozenset()
+    """Stored tensors that are no parameters: no gradient is meant to reach them."""
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _twins: dict[str, tuple[int, list[Pair]]] = field(default_factory=dict)
     _experts: dict[str, dict[int, tuple[float, ...]]] = field(default_factory=dict)
+    _moving: set[str] = field(default_factory=set)
+    """Kinds of tensors (names without numbers) of which one, old or new, had a gradient."""
 
     def see(self, step: int, gradients: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         """Gradients under stored names; those of step 1 with the values that they belong to."""
@@ -59,6 +73,8 @@ class Census:
                 continue
             if step == JUDGED_STEP:
                 self._compare_expert(name, gradient, values[given])
+            if bool((gradient != 0).any()):
+                self._moving.add(_kind(name))
             if not _has_new(self.entries[name]):
                 continue
             seen = self._seen.setdefault(name, _begin(self.entries[name], gradient))
@@ -99,37 +115,57 @@ class Census:
     def all_alive(self, judged: frozenset[str] | None = None) -> bool:
         """Whether every new coordinate of the judged tensors has had a gradient by `JUDGED_STEP`."""
         judged_ones = (seen for name, seen in self._seen.items() if judged is None or name in judged)
-        return not any(bool((seen.new[axis] & ~seen.alive[axis]).any()) for seen in judged_ones for axis in seen.new)
+        return not any(bool(seen.lacking(axis).any()) for seen in judged_ones for axis in seen.new)
 
     def verdict(self, judged: frozenset[str] | None = None, note: str = "") -> Liveness:
         """The section of the certificate. `judged` are the tensors whose surroundings took the step, where not all
         could."""
-        new = [name for name, entry in self.entries.items() if _has_new(entry)]
-        unseen = [name for name in new if name not in self._seen and (judged is None or name in judged)]
+        new = [name for name, entry in self.entries.items() if _has_new(entry) and name not in self.buffers]
+        asked = [name for name in new if judged is None or name in judged]
+        unseen = [name for name in asked if name not in self._seen]
         dead: list[str] = []
         late: list[str] = []
-        gravely, idle = False, 0
-        for name, seen in self._seen.items():
-            if judged is not None and name not in judged:
-                continue
-            if not seen.any_gradient and _EXPERT.fullmatch(name):
-                idle += 1
-                dead.append(f"{name}: its expert was never chosen on this text")
-                continue
-            words, grave = _dead_parts(seen, len(self.entries[name].shape))
-            if words:
-                dead.append(f"{name}: {words}")
-                gravely |= grave
-            elif any(bool((seen.new[axis] & ~seen.alive[axis]).any()) for axis in seen.new):
+        grave, idle = False, False
+        for name in asked:
+            if name in unseen or (len(self.entries[name].shape) < 2 and _kind(name) not in self._moving):
+                continue  # the second: a vector that no layer learns by gradients, such as a router's balance
+            seen = self._seen[name]
+            lost = self._lost(name, seen)
+            dead += [f"{name}: {loss.words}" for loss in lost]
+            grave |= any(loss.grave for loss in lost)
+            idle |= any(loss.unchosen for loss in lost)
+            if not lost and any(bool(seen.lacking(axis).any()) for axis in seen.new):
                 late.append(name)
         return Liveness(
             checked=True,
-            alive=not gravely and not unseen,
+            alive=not grave and not unseen,
             new_tensors=len(new),
             dead=tuple(dead),
             twins=tuple(self._twin_words()),
             reason=" ".join(_reasons(note, unseen, idle, late)),
         )
+
+    def _lost(self, name: str, seen: _Seen) -> list[_Loss]:
+        """What of a tensor's new part is dead."""
+        axes = len(self.entries[name].shape)
+        if not seen.any_gradient and _EXPERT.fullmatch(name):
+            return [_Loss("its expert was never chosen on this text", grave=False, unchosen=True)]
+        if not axes and not seen.any_gradient:
+            return [_Loss("no gradient", grave=True)]
+        losses = []
+        for axis, new in seen.new.items():
+            dead = seen.dead(axis)
+            lost, count, old = int((new & dead).sum()), int(new.sum()), int((~new).sum())
+            if not lost:
+                continue
+            by_expert = axis == 0 and (axes > 2 or _ROUTER.fullmatch(name) is not None) and lost < count
+            if by_expert:
+                losses.append(_Loss(f"{lost} of {count} new experts never chosen on this text", False, unchosen=True))
+                continue
+            usual = int((~new & dead).sum()) / old if old else 0.0
+            allowed = DEAD_SHARE_OF_VECTOR if axes < 2 else DEAD_SHARE + 2 * usual
+            losses.append(_Loss(f"{lost} of {count} new on axis {axis}", grave=lost / count > allowed))
+        return losses
 
     def _twin_words(self) -> list[str]:
         words = []
@@ -172,23 +208,30 @@ def _begin(entry: TensorEntry, gradient: Tensor) -> _Seen:
     return _Seen(new, alive, late)
 
 
-def _dead_parts(seen: _Seen, axes: int) -> tuple[str, bool]:
-    """(words, whether too much of the new part is dead)."""
-    parts, grave = [], False
-    for axis, new in seen.new.items():
-        lost, count = int((new & ~seen.alive[axis] & ~seen.late[axis]).sum()), int(new.sum())
-        if lost:
-            parts.append(f"{lost} of {count} new on axis {axis}")
-            grave |= lost / count > (DEAD_SHARE if axes > 1 else DEAD_SHARE_OF_VECTOR)
-    return ", ".join(parts), grave
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """A part that has no gradient."""
+
+    words: str
+    grave: bool
+    unchosen: bool = False
+    """Only because the text's tokens went elsewhere."""
 
 
-def _reasons(note: str, unseen: list[str], idle: int, late: list[str]) -> list[str]:
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _reasons(note: str, unseen: list[str], idle: bool, late: list[str]) -> list[str]:
     reasons = [note] if note else []
     if unseen:
-        reasons.append(f"{len(unseen)} new tensors have no parameter of that name, {unseen[0]} among them.")
+        reasons.append(f"The model has no parameter for {_few(unseen)}.")
     if idle:
-        reasons.append(f"{idle} tensors belong to experts that no token of the text chose; that is no defect.")
+        reasons.append("That no token of the text chose an expert is no defect.")
     if late:
-        reasons.append(f"{len(late)} tensors get their first whole gradient at step 2, {late[0]} among them.")
+        reasons.append(f"The first whole gradient comes at step 2 for {_few(late)}.")
     return reasons
+
+
+def _few(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

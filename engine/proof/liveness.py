@@ -33,7 +33,7 @@ STREAMED_TOKENS = 32
 
 def check_whole(model: Any, ids: Tensor, entries: Mapping[str, TensorEntry]) -> Liveness:
     """The passes on a model in memory; its parameters are changed. Needs room for the gradients."""
-    census = Census(entries, model.base_model_prefix)
+    census = Census(entries, model.base_model_prefix, skeleton.Places(model).buffers_among(entries))
     model.requires_grad_(True)
     for step in range(STEPS):
         if step == STEPS - 1 and census.all_alive():
@@ -84,7 +84,7 @@ def _show(census: Census, model: Any, step: int, part: Mapping[str, nn.Parameter
 
 def check_streamed(stream: StreamedModel, ids: Tensor, entries: Mapping[str, TensorEntry], step_bytes: int) -> Liveness:
     """The passes with a layer in memory at a time; at most `step_bytes` of gradients are kept for a step."""
-    census = Census(entries, stream.model.base_model_prefix)
+    census = Census(entries, stream.model.base_model_prefix, stream.places.buffers_among(entries))
     chosen = _chosen_layers(stream, entries, step_bytes)
     stepping = chosen | {RESIDENT}
     kept: dict[str, Tensor] = {}

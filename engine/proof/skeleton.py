@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,11 @@ class Places:
         if found not in self._parameters and name in self._parameters:
             found, _ = rename_source_key(name, [], [], prefix, self._parameters)
         return found if found in self._parameters else None
+
+    def buffers_among(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of the stored names that are no parameters of the model."""
+        buffers = {name for name, _ in self._model.named_buffers()}
+        return frozenset(name for name in names if self.parameter_of(name) in buffers)
 
     def remember_conversions(self) -> None:
         """Tell the model which conversions its whole checkpoint needed; each partial load overwrites that."""

@@ -154,7 +154,7 @@ def test_an_expert_no_token_chose_is_reported_but_no_defect() -> None:
     found = told(entries, gradients, gradients, values=values)
     assert found.alive
     assert found.dead == (f"{EXPERT.format(2)}: its expert was never chosen on this text",)
-    assert "no token of the text chose" in found.reason
+    assert "is no defect" in found.reason
 
 
 def test_experts_with_equal_weights_and_gradients_are_twins() -> None:
@@ -169,12 +169,40 @@ def test_experts_with_equal_weights_and_gradients_are_twins() -> None:
 def test_a_few_dead_units_are_reported_and_many_are_a_defect() -> None:
     entries = {"up.weight": entry(100, 12, spans=(((0, 100),), ()))}
     values = {"up.weight": torch.randn(100, 12)}
-    for lost, alive in ((3, True), (30, False)):
+    for lost, alive in ((3, True), (40, False)):
         gradient = torch.randn(100, 12)
         gradient[:lost] = 0
         found = told(entries, {"up.weight": gradient}, {"up.weight": gradient}, values=values)
         assert found.alive is alive
         assert found.dead == (f"up.weight: {lost} of 100 new on axis 0",)
+
+
+def test_new_units_may_be_dead_as_often_as_old_ones() -> None:
+    entries = {"up.weight": entry(100, 12, spans=(((50, 100),), ()))}
+    values, gradient = {"up.weight": torch.randn(100, 12)}, torch.randn(100, 12)
+    gradient[:5] = 0
+    gradient[50:58] = 0
+    found = told(entries, {"up.weight": gradient}, {"up.weight": gradient}, values=values)
+    assert found.alive
+    assert found.dead == ("up.weight: 8 of 50 new on axis 0",)
+
+
+def test_a_routers_row_of_an_expert_never_chosen_is_no_defect() -> None:
+    name = "model.layers.0.mlp.gate.weight"
+    entries, gradient = {name: entry(4, 12, new=True)}, torch.randn(4, 12)
+    gradient[1] = 0
+    found = told(entries, {name: gradient}, {name: gradient}, values={name: torch.randn(4, 12)})
+    assert found.alive
+    assert found.dead == (f"{name}: 1 of 4 new experts never chosen on this text",)
+
+
+def test_a_balance_that_no_layer_learns_by_gradients_is_left_out() -> None:
+    names = [f"model.layers.{layer}.mlp.expert_bias" for layer in range(2)]
+    entries = {names[0]: entry(4), names[1]: entry(4, new=True)}
+    nothing = {name: torch.zeros(4) for name in names}
+    assert told(entries, nothing, nothing, values=nothing).alive
+    something = {names[0]: torch.ones(4), names[1]: torch.zeros(4)}
+    assert not told(entries, something, something, values=nothing).alive
 
 
 def test_a_gradient_at_the_third_step_is_late_and_not_dead() -> None:
