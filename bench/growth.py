@@ -35,7 +35,6 @@ WINDOW = 96
 WINDOWS = 4
 EVALUATE_EVERY = 15
 PEAK_RATE = 1e-3
-ADAPTER_RATE = 5e-3
 OLD_WINDOWS = 24
 OLD_SKILLS = ("facts", "arithmetic", "copy", "patterns")
 IGNORED = -100
@@ -52,6 +51,8 @@ class Arm:
     """Above 0: LoRA on the base."""
     random: bool = False
     """The grown shape from random weights."""
+    rate: float = PEAK_RATE
+    """Peak learning rate."""
     new_only: bool = False
     """Old parameters frozen (LLaMA-Pro)."""
 
@@ -60,8 +61,8 @@ WIDE = {"hidden": 256, "ffn": 768, "heads": 8}
 DEEP = {"layers": 15}
 ARMS = (
     Arm("continue the base"),
-    Arm("LoRA, rank 16", rank=16),
-    Arm("LoRA, rank 128", rank=128),
+    Arm("LoRA, rank 16", rank=16, rate=5e-3),
+    Arm("LoRA, rank 128", rank=128, rate=1e-3),
     Arm("random, wide shape", WIDE, random=True),
     Arm("random, deep shape", DEEP, random=True),
     Arm("hidden, pad", {"hidden": 354}),
@@ -231,13 +232,12 @@ def run(arm: Arm, seed: int, steps: int, folder: Path, base_operations: float) -
     if not arm.sizes and base_operations:
         steps = math.ceil(steps * base_operations / operations / EVALUATE_EVERY) * EVALUATE_EVERY
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rate = ADAPTER_RATE if arm.rank else PEAK_RATE
-    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.97), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=arm.rate, betas=(0.9, 0.97), weight_decay=0.0)
     points = [evaluate(model, 0, old, new)]
     batch = first
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, step / 10)
+            group["lr"] = arm.rate * min(1.0, step / 10)
         loss_of(model, *batch).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -288,7 +288,7 @@ def main() -> None:
     """Run what is missing, or report."""
     parser = argparse.ArgumentParser(prog="python -m bench growth")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=45)
     parser.add_argument("--arms", default="")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / ".bench" / "growth.jsonl")
