@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from engine.advise.growth_plan import plan_growth, shape_of
 from engine.expansion.certificate import read_certificate
 from engine.jobs.spec import ExpansionSection, JobSpec, Schedule, Task, TrainingSection
+from engine.models.headers import read_headers
 from engine.surgery.expand import ExpandRequest, expand
 from engine.train.carried_moments import grow_moments, read_moments, write_moments
 from engine.train.environment import Device
@@ -296,3 +298,38 @@ def stepped(model: GrownModel) -> GrownAdamW:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     return optimizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["new_blocks", "qlora_grown"])
+def test_what_learns_is_float32_beside_frozen_weights_in_16_or_4_bits(kind: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "base", "llama", hidden_size=64)
+    folder = grown(source, tmp_path / "deep", layers=3)
+    spec = JobSpec(task=Task(kind))
+    half = Device("cpu", "this processor", torch.bfloat16)
+    model = load_grown(spec, folder, half, read_certificate(folder))
+    learning = dict(model.learning())
+    assert {parameter.dtype for parameter in learning.values()} == {torch.float32}
+    frozen = {name: p for name, p in model.model.named_parameters() if name not in learning}
+    packed = {name for name, parameter in frozen.items() if type(parameter).__name__ == "Params4bit"}
+    assert all(parameter.dtype == torch.bfloat16 for name, parameter in frozen.items() if name not in packed)
+    old_linears = {name for name in frozen if "_proj" in name}
+    assert packed == (old_linears if kind == "qlora_grown" else set())
+    stored = {tensor.name: tensor for tensor in read_headers(folder).tensors}
+    for name, parameter in learning.items():
+        assert torch.equal(parameter, read(stored[name].file, name)), "no digit is lost on the way in"
+    model.model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model.model)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in frozen.values())
+    closing = next(parameter for name, parameter in learning.items() if "down_proj" in name)
+    assert closing.grad is not None
+    assert closing.grad.isfinite().all()
+    assert closing.grad.any()
+
+
+def read(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        value: torch.Tensor = file.get_tensor(name)
+    return value

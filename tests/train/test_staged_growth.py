@@ -69,7 +69,8 @@ def test_killed_in_its_growth_and_in_its_second_stage_a_staged_job_changes_no_bi
     assert resumed.end.outcome == "finished", resumed.log[-2000:]
     starts = [event.resumed_step for event in resumed.of(ev.Start)]
     assert starts[0] == 0
-    assert starts[1:] == [3, 5] or starts[1:] == [3, 3]
+    assert starts[1] == 3
+    assert starts[2] in (4, 6)
     assert losses(broken) == losses(unbroken.run_dir)
     one, other = stored(unbroken.run_dir / "output" / "model"), stored(broken / "output" / "model")
     assert all(bool((one[name] == other[name]).all()) for name in one)
