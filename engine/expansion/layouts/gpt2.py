@@ -27,8 +27,12 @@ from engine.expansion.layouts.layernorm_pieces import (
     writes,
 )
 from engine.expansion.layouts.pieces import QUERY_IN, QUERY_OUT, bias_names, ends, layer_list, period
-from engine.expansion.layouts.registry import family, trait_error
+from engine.expansion.layouts.registry import family, refuse, trait_error
 from engine.models.config import ConfigReader
+
+refuse(
+    "it normalises the stream itself after every branch, so that the widths of all layers hang together", "openai-gpt"
+)
 
 PREFIX = "transformer."
 LAYER = f"{PREFIX}h.{{i}}."
