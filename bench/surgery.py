@@ -222,7 +222,7 @@ def compare(name: str, folder: Path, runs: int, merge: Path | None) -> dict[str,
     written = 0
     config = passthrough(source, shape, folder)
     options = ("--layers", str(shape.layers_after), "--operator", "solar", "--no-proof", "--json")
-    for _ in range(runs):
+    for number in range(runs):
         out = folder / "ours"
         costs["ours"].append(measured(expand_command(source, out, *options)))
         written = size_of(out)
@@ -234,6 +234,8 @@ def compare(name: str, folder: Path, runs: int, merge: Path | None) -> dict[str,
             flags = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet"]
             costs["mergekit"].append(measured([str(merge), str(config), str(out), *flags], HF_HUB_OFFLINE="1"))
             shutil.rmtree(out)
+        walls = ", ".join(f"{tool} {values[-1].wall_seconds:.1f} s" for tool, values in costs.items() if values)
+        print(f"  run {number + 1}: {walls}", flush=True)
     shutil.rmtree(source)
     print(f"{name}: {shape.layers} -> {shape.layers_after} layers, {source_bytes:,} -> {written:,} bytes, {runs} runs")
     return _summary(costs)
@@ -267,9 +269,10 @@ def _summary(costs: dict[str, list[Cost]]) -> dict[str, float]:
 def start_up() -> float:
     """Median seconds until the surgery is ready, and no torch among what it imported."""
     code = "import sys, engine.surgery.expand; sys.exit(3 if 'torch' in sys.modules else 0)"
-    times = [measured([sys.executable, "-c", code]).wall_seconds for _ in range(5)]
-    print(f"start-up of the surgery: {statistics.median(times):.2f} s (budget 1 s), no torch imported")
-    return statistics.median(times)
+    costs = [measured([sys.executable, "-c", code]) for _ in range(5)]
+    wall, cpu = (statistics.median(getattr(cost, field) for cost in costs) for field in ("wall_seconds", "cpu_seconds"))
+    print(f"start-up of the surgery: {wall:.2f} s, of these {cpu:.2f} s at work (budget 1 s), no torch imported")
+    return wall
 
 
 def flagship(folder: Path, *, proof: bool) -> None:
