@@ -112,7 +112,8 @@ def rechosen(setting: Setting, source: Source, option: GrowthOption, operators: 
     old = option.choice
     checked = with_operators(source.layout, source.config, old.plan, operators)
     choice = choice_of(source, checked, name=old.id, target_parameters=old.target_parameters)
-    kept = replace(choice, recommended=old.recommended, reason=old.reason)
+    same = choice.exact == old.exact
+    kept = replace(choice, recommended=old.recommended and same, reason=old.reason if same else "")
     task = option.grown.task if option.grown.task in tasks_for(checked.plan) else None
     return option_of(setting, kept, task)
 

@@ -86,6 +86,12 @@ class ExpansionScreen(FramedScreen):
         self.query_one("#size").display = False
         self.ask()
 
+    def on_screen_resume(self) -> None:
+        """Another machine may be planned for than when the figures were made."""
+        super().on_screen_resume()
+        if self.options and self.options[0].found.machine != self.scaler.wizard.machine:
+            self.ask()
+
     def on_startup_news(self, news: StartupNews) -> None:
         """Machine or model arrived."""
         if (news.machine is not None or news.model) and not self.options:

@@ -189,7 +189,9 @@ async def test_operators_are_listed_with_what_they_keep_and_one_is_taken(size: t
         await press(pilot, "b")
         assert screen.option is not None
         assert screen.option.choice.plan.operators == {"layers": "solar"}
-        assert "the function changes" in flat(app)
+        assert not screen.option.choice.recommended, "what made it recommended is gone"
+        (line,) = (row for row in visible(app).splitlines() if row.strip().startswith("Function"))
+        assert "changes" in line
         await press(pilot, "o")
         await until(pilot, lambda: isinstance(app.screen, OperatorsScreen), seconds=60)
         await press(pilot, "r")
@@ -240,6 +242,17 @@ async def test_other_approaches_go_straight_to_the_review_without_warnings() -> 
         await pilot.pause()
         assert isinstance(app.screen, ReviewScreen)
         assert "Research" not in visible(app)
+
+
+async def test_figures_follow_the_machine_that_is_planned_for() -> None:
+    async with opened() as (app, pilot):
+        screen = await to_plans(app, pilot)
+        assert "RAM" in visible(app)
+        await press(pilot, "enter")
+        app.wizard.plan_for_card("RTX 4090")
+        await press(pilot, "b")
+        await until(pilot, lambda: "VRAM" in visible(app), seconds=60)
+        assert screen.options[0].found.machine.simulated
 
 
 async def test_another_model_or_size_forgets_the_chosen_plan() -> None:
