@@ -18,7 +18,7 @@ from engine.expansion.certificate import Liveness, TensorEntry
 from engine.proof.twins import Pair, same_signatures, signature, twin_pairs
 
 DEAD_SHARE = 0.1
-"""More dead new coordinates than that, on top of twice the share of dead old ones, and a tensor's new part is not alive:
+"""More dead new coordinates than that, on top of twice the share of dead old ones, and the new part is not alive:
 ReLUs lose a few by themselves, a structure that cannot learn loses all or a third."""
 DEAD_SHARE_OF_VECTOR = 0.5
 """Biases of keys have no gradient but rounding's: softmax does not see them."""

@@ -71,13 +71,15 @@ def damaged(pair: Pair, folder: Path, change: Callable[[dict[str, torch.Tensor]]
 @pytest.mark.parametrize(
     ("name", "wish"),
     [
-        ("llama", HYBRID),
         ("llama-tied", HYBRID),
-        ("qwen3", HYBRID),
         ("mixtral", HYBRID),
-        ("gpt_neox", Wish(hidden=48, heads=6, ffn=224, layers=3)),
-        ("gemma3", WIDER),
-        ("olmo2", WIDER),
+        pytest.param("llama", HYBRID, marks=pytest.mark.slow),
+        pytest.param("qwen3", HYBRID, marks=pytest.mark.slow),
+        pytest.param("phi3", HYBRID, marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", HYBRID, marks=pytest.mark.slow),
+        pytest.param("gpt_neox", Wish(hidden=48, heads=6, ffn=224, layers=3), marks=pytest.mark.slow),
+        pytest.param("gemma3", WIDER, marks=pytest.mark.slow),
+        pytest.param("olmo2", WIDER, marks=pytest.mark.slow),
     ],
 )
 def test_an_exactly_grown_model_passes_in_memory_and_streamed_alike(made: Make, name: str, wish: Wish) -> None:

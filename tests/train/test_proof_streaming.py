@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from torch import Tensor
 from engine.errors import EngineError
 from engine.proof import skeleton, streamed
 from engine.proof.generation import generate
-from engine.proof.opened import load_whole
+from engine.proof.opened import load_whole, opened
 from engine.proof.streamed import StreamedModel
+from tests.support import layernorm_nets, rms_nets
 from tests.support.proof_models import NETS, VOCABULARY, saved
 
 IDS = torch.randint(3, VOCABULARY, (1, 30), generator=torch.Generator().manual_seed(3))
@@ -48,6 +50,27 @@ def test_streamed_logits_and_generation_are_the_models_own(folders: Mapping[str,
             found = stream.model(input_ids=IDS, use_cache=False).logits
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
         assert torch.equal(generate(stream.model, IDS, 6).ids, generate(model, IDS, 6).ids)
+
+
+ALL_NETS = [(layernorm_nets, net) for net in layernorm_nets.NETS] + [(rms_nets, net) for net in rms_nets.NETS.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "net"), [pytest.param(*both, id=both[1].name) for both in ALL_NETS])
+def test_every_family_that_can_be_grown_can_be_streamed(tmp_path: Path, module: Any, net: Any) -> None:
+    folder = module.saved(net, tmp_path / "net", torch.float32)
+    model = load_whole(folder, torch.float32)
+    with torch.no_grad():
+        expected = model(input_ids=IDS, use_cache=False).logits
+    with StreamedModel(folder, torch.float32) as stream:
+        with torch.no_grad():
+            found = stream.model(input_ids=IDS, use_cache=False).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=3e-6)
+        assert torch.equal(generate(stream.model, IDS, 4).ids, generate(model, IDS, 4).ids)
+        seen: set[str] = set()
+        with stream.gradients(lambda _layer, _values, gradients: seen.update(gradients)):
+            loss(stream.model).backward()
+    assert seen == {parameter for parameter, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gemma3", "mixtral", "gpt2"])
@@ -129,6 +152,16 @@ def test_only_one_layer_is_in_memory_and_the_head_comes_in_pieces(
         assert all(parameter.device.type == "meta" for parameter in stream.layers.parameters())
         assert len(pieces) > 10
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_a_models_memory_is_free_when_its_block_ends(folders: Mapping[str, Path]) -> None:
+    """One model at a time: the source is gone before the grown one is loaded, though the caller still has its name."""
+    for is_streamed in (False, True):
+        with opened(folders["llama"], torch.float32, is_streamed, lambda _done, _total: None) as model:
+            kept = weakref.ref(next(p for p in model.model.parameters() if p.device.type != "meta"))
+            assert kept() is not None
+        assert kept() is None
+        assert all(parameter.device.type == "meta" for parameter in model.model.parameters())
 
 
 def test_products_in_bfloat16_are_those_of_torch_up_to_one_rounding() -> None:
