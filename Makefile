@@ -38,7 +38,8 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests
-	$(BIN)/python -m pytest -m "slow and not gpu" tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not alone and not gpu" tests
+	$(BIN)/python -m pytest -m "slow and alone and not gpu" tests
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests

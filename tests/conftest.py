@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
+# Two workers share two cores: threads of torch that spin while they wait would take the other one's. Read at import.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Under nohup SIGHUP is ignored, and children inherit that: terminals that close would then go unnoticed.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # The same for Ctrl+C in a job that a shell put into the background.

@@ -20,7 +20,11 @@ from engine.jobs.layout import JOURNAL
 from tests.support.fake_worker import recorded_run
 from tests.support.pty_terminal import ROOT, PtyTerminal
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 
 PROGRAM = [sys.executable, "-m", "tests.support.display_app"]
 

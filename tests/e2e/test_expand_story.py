@@ -15,7 +15,7 @@ from engine.jobs.spec_toml import load_spec
 from tests.support.cli import cli
 from tests.support.tmux import Terminal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture

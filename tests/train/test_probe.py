@@ -77,6 +77,7 @@ def speed_of(finished: Finished) -> Speed:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_measured(run_worker: RunWorker) -> None:
     report = probe_of(demo_spec(), 40)
     promised = check(demo_spec(), base=Path.cwd(), force=False).spec
@@ -107,6 +108,7 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_probe_measures_two_lengths_evaluation_and_the_largest_batch_and_is_kept(make_spec: SpecMaker) -> None:
     spec = make_spec(training={"gradient_checkpointing": True})
     said: list[str] = []
@@ -136,6 +138,7 @@ def test_a_probe_measures_two_lengths_evaluation_and_the_largest_batch_and_is_ke
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_model_without_weights_is_tried_with_few_layers_and_carried_on(tmp_path: Path) -> None:
     folder = tmp_path / "shape-only"
     folder.mkdir()
@@ -167,6 +170,7 @@ def test_a_model_without_weights_is_tried_with_few_layers_and_carried_on(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_probe_refuses_what_a_run_would_refuse(make_spec: SpecMaker) -> None:
     spec = make_spec(adapter={"targets": ["no_such_module"]})
     with pytest.raises(EngineError) as caught:
