@@ -38,8 +38,17 @@ def wish_of(section: ExpansionSection | StageSection, *, seed: int = 17, dtype: 
     """The sizes, operators, seed and type of a section; a stage takes seed and type from the shared section."""
     if isinstance(section, ExpansionSection):
         seed, dtype = section.seed, section.dtype
-    sizes = {name: getattr(section, name) or None for name in SIZES}
-    return Wish(**sizes, operators=section.operators, seed=seed, dtype=dtype)
+    return Wish(
+        hidden=section.hidden or None,
+        ffn=section.ffn or None,
+        layers=section.layers or None,
+        heads=section.heads or None,
+        kv_heads=section.kv_heads or None,
+        experts=section.experts or None,
+        operators=section.operators,
+        seed=seed,
+        dtype=dtype,
+    )
 
 
 def choices_for(
