@@ -204,13 +204,18 @@ class _GrownJob:
             moments=self._moments(index),
             target=self.final if last else folders.trained,
             moments_target=None if last else folders.moments,
-            final=self.final,
+            final=self._place_when_stopped(),
             notes=self.notes,
             tally=self.tally,
         )
         result = train_stage(order)
         gc.collect()
         return result
+
+    def _place_when_stopped(self) -> Path:
+        """The job's output, unless its last stage is growth, which needs that place free."""
+        ends_in_training = self.stages[-1].task.trains
+        return self.final if ends_in_training else self.attempt.run_dir / layout.OUTPUT / "stopped"
 
     def _moments(self, index: int) -> Path | None:
         """Moments to begin with: grown with the model, or those of the stage before where nothing grew."""

@@ -68,7 +68,7 @@ class StageOrder:
     moments_target: Path | None
     """Where to leave moments; None in the last stage."""
     final: Path
-    """The job's output: where a stopped run leaves its model."""
+    """Where a stopped run leaves its model."""
     notes: list[str]
     tally: Tally
     """Of the whole job; goes on in this stage."""
