@@ -35,6 +35,25 @@ def test_nothing_heavy_is_imported_before_first_paint() -> None:
     assert not loaded & (HEAVY | {"pydantic", "pynvml", "psutil", "huggingface_hub", "pyarrow"})
 
 
+def test_plans_operators_and_proofs_need_nothing_heavy_in_the_wizard() -> None:
+    loaded = modules_after(
+        "import scaler_tui.screens.expansion, scaler_tui.screens.operators, scaler_tui.screens.proof\n"
+        "from engine.advise.answers import answers_of\n"
+        "from engine.advise.growth import Setting, growth_options\n"
+        "from engine.advise.operator_options import operator_options\n"
+        "from engine.expansion.asked import source_of\n"
+        "from engine.hardware.detect import detect\n"
+        "from engine.models.analyze import analyze_model\n"
+        "from engine.models.resolve import resolve_model\n"
+        "ref = resolve_model('demo')\n"
+        "source = source_of(ref)\n"
+        "setting = Setting('partial-expansion', analyze_model(ref), detect(), answers_of())\n"
+        "for option in growth_options(setting, source):\n"
+        "    assert operator_options(source.layout, source.config, option.choice.plan)\n"
+    )
+    assert not loaded & (HEAVY | {"pydantic", "safetensors"})
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -43,6 +62,7 @@ def test_nothing_heavy_is_imported_before_first_paint() -> None:
         ["matrix", "demo", "--json"],
         ["prices", "--json"],
         ["inspect", "demo"],
+        ["expand", "demo", "--to", "2x", "--dry-run"],
         ["plan", "demo"],
         ["estimate", "demo", "--json", "--largest", "sequence"],
         ["scores", "--json"],
