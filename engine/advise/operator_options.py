@@ -78,11 +78,7 @@ def operator_options(layout: Layout, config: Mapping[str, Any], plan: ExpansionP
         for operator in OPERATORS.values():
             if axis not in operator.axes:
                 continue
-            reason = ""
-            try:
-                with_operators(layout, config, plan, {**plan.operators, axis: operator.name})
-            except EngineError as error:
-                reason = error.cause or error.what
+            reason = _obstacle(layout, config, plan, {**plan.operators, axis: operator.name})
             options.append(
                 OperatorOption(
                     axis=axis,
@@ -97,6 +93,15 @@ def operator_options(layout: Layout, config: Mapping[str, Any], plan: ExpansionP
                 )
             )
     return tuple(options)
+
+
+def _obstacle(layout: Layout, config: Mapping[str, Any], plan: ExpansionPlan, operators: Mapping[str, str]) -> str:
+    """Why the plan's sizes cannot be grown like this; "" when they can."""
+    try:
+        with_operators(layout, config, plan, operators)
+    except EngineError as error:
+        return error.cause or error.what
+    return ""
 
 
 def _more_experts(before: Dims, after: Dims) -> bool:

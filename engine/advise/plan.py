@@ -82,7 +82,8 @@ def build_spec(
     chosen, wish = find_approach(approach), wish or JobWish()
     plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), wish.grown)
     found = appraise(plan, machine, load_of(plan, answers, machine, own_data=True))
-    if not runs_here(chosen, plan, found.verdict):
+    needed = found if chosen.runs else appraise(plan, machine, load_of(plan, answers, machine))
+    if not runs_here(chosen, plan, needed.verdict):
         raise EngineError(
             "approach.not_runnable",
             chosen.not_runnable_reason,

@@ -62,8 +62,8 @@ def plan_in_thread(target: MessagePump, asked: int, setting: Setting, source: So
                 read = source_of(resolve_model(setting.answers.model, offline=True), setting.architecture)
             wanted = parse_target(size, read.parameters) if size else 0
             target.post_message(GrowthPlanned(asked, read, growth_options(setting, read, wanted), None))
-        except EngineError as error:
-            target.post_message(GrowthPlanned(asked, read, (), error))
+        except Exception as error:  # a bug in planning must not leave the screen waiting
+            target.post_message(GrowthPlanned(asked, read, (), _told(error)))
 
     _start("plans", work)
 
@@ -88,8 +88,8 @@ def rechoose_in_thread(
                 for option in options
             )
             target.post_message(GrowthPlanned(asked, source, new, None))
-        except EngineError as error:
-            target.post_message(GrowthPlanned(asked, source, options, error))
+        except Exception as error:
+            target.post_message(GrowthPlanned(asked, source, options, _told(error)))
 
     _start("operators", work)
 
@@ -103,10 +103,21 @@ def try_operators_in_thread(target: MessagePump, source: Source, option: GrowthO
         try:
             found = operator_options(source.layout, source.config, option.choice.plan)
             target.post_message(OperatorsTried(found, None))
-        except EngineError as error:
-            target.post_message(OperatorsTried((), error))
+        except Exception as error:
+            target.post_message(OperatorsTried((), _told(error)))
 
     _start("operators", work)
+
+
+def _told(error: Exception) -> EngineError:
+    """The error for people; anything unexpected becomes one too."""
+    if isinstance(error, EngineError):
+        return error
+    return EngineError(
+        "internal.feed",
+        f"Planning failed: {type(error).__name__}: {error}",
+        next_step="This is a fault of the program; another plan or size may work.",
+    )
 
 
 def _start(name: str, work: Callable[[], None]) -> None:

@@ -247,6 +247,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_finishes(run: Run, model: Path, t
         (["--layers", "many"], "invalid"),
         (["--layers", "9", "--operator", "magic"], "magic"),
         (["--layers", "9", "--operator", "tile"], "would do nothing"),
+        (["--experts", "4", "--operator", "duplicate"], "no experts yet"),
         (["--to", "2x", "--plan", "taller"], "taller"),
         (["--to", "2x", "--seed", "-1"], "--seed"),
         (["--to", "2x", "--dtype", "int8"], "int8"),

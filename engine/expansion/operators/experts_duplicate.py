@@ -22,7 +22,14 @@ from engine.expansion.operators.tile import NOISE
 
 
 def grow(request: AxisRequest) -> AxisGrowth:
-    """All experts, then all again. Raises EngineError `expansion.multiple` for other numbers."""
+    """All experts, then all again. Raises EngineError `expansion.multiple` for other numbers, and where there are none."""
+    if not request.old:
+        raise EngineError(
+            "expansion.multiple",
+            "There are no experts yet that could be copied.",
+            cause="The model is dense.",
+            next_step="Use upcycle, which makes experts of its feed-forward networks.",
+        )
     copies, rest = divmod(request.new, request.old)
     if rest:
         raise EngineError(
