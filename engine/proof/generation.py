@@ -5,6 +5,8 @@ Owns the loop. Must not know how a model holds its weights: a streamed one works
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -23,9 +25,11 @@ class Continuation:
     """(B, N) best logit minus second best."""
 
 
-def generate(model: Any, prompt: Tensor, tokens: int) -> Continuation:
-    """Continue `prompt` (B, L) by `tokens` greedy tokens; ends of text are ordinary tokens here."""
+def generate(model: Any, prompt: Tensor, tokens: int, seconds: float = math.inf) -> Continuation:
+    """Continue `prompt` (B, L) by `tokens` greedy tokens, or by those that `seconds` allow; ends of text are ordinary
+    tokens here."""
     chosen, margins = [], []
+    began = time.monotonic()
     with torch.no_grad():
         output = model(input_ids=prompt, use_cache=True, **_last_logits_only(model))
         for step in range(tokens):
@@ -33,6 +37,8 @@ def generate(model: Any, prompt: Tensor, tokens: int) -> Continuation:
             token = best.indices[:, :1]  # (B, 1)
             chosen.append(token)
             margins.append(best.values[:, 0] - best.values[:, 1])
+            if time.monotonic() - began >= seconds:
+                break
             if step + 1 < tokens:
                 output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
     return Continuation(torch.cat(chosen, dim=1), torch.stack(margins, dim=1))

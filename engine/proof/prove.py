@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +202,11 @@ def _source(work: Work) -> tuple[Tensor, Continuation | None]:
             work.generated = 0
         elif work.streamed:
             work.generated = _affordable_tokens(work, model.model)
-        return reference, _continued(work, model.model, "source") if work.generated else None
+        if not work.generated:
+            return reference, None
+        continued = _continued(work, model.model, "source", _share(work) if work.streamed else math.inf)
+        work.generated = continued.ids.shape[1]
+        return reference, continued
 
 
 def _grown(work: Work) -> tuple[Tensor, Continuation | None, Liveness]:
@@ -229,11 +234,16 @@ def _liveness(work: Work, grown: Opened) -> Liveness:
         return check_streamed(streamed.stream, work.ids, entries, work.memory.free_bytes // 4)
 
 
-def _continued(work: Work, model: Any, whose: str) -> Continuation:
+def _continued(work: Work, model: Any, whose: str, seconds: float = math.inf) -> Continuation:
     prompts = _prompts(work)
     tokens = max(min(work.generated, work.longest - prompts.shape[1]), 1)
     work.report(f"{whose} generation", 0, tokens, f"The {whose} model writes with a KV cache")
-    return generate(model, prompts, tokens)
+    return generate(model, prompts, tokens, seconds)
+
+
+def _share(work: Work) -> float:
+    """The source's part of `GENERATION_SECONDS`."""
+    return GENERATION_SECONDS * work.source.elements / (work.source.elements + work.grown.elements)
 
 
 def _prompts(work: Work) -> Tensor:
@@ -249,8 +259,8 @@ def _affordable_tokens(work: Work, model: Any) -> int:
     """How many tokens streamed generation can afford in both models, from the time of one on the source."""
     began = time.monotonic()
     generate(model, _prompts(work)[:, :1], 1)
-    each = (time.monotonic() - began) * (1 + work.grown.elements / max(work.source.elements, 1))
-    tokens = min(int(GENERATION_SECONDS / max(each, 1e-9)), STREAMED_GENERATED)
+    each = time.monotonic() - began
+    tokens = min(int(_share(work) / max(each, 1e-9)), STREAMED_GENERATED)
     if tokens < FEWEST_GENERATED:
         work.notes.append(f"Generation was not tried: each token takes {each:.0f} s with models larger than memory.")
         return 0

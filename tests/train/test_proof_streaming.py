@@ -164,6 +164,14 @@ def test_a_models_memory_is_free_when_its_block_ends(folders: Mapping[str, Path]
         assert all(parameter.device.type == "meta" for parameter in model.model.parameters())
 
 
+def test_generation_ends_when_its_time_is_over(folders: Mapping[str, Path]) -> None:
+    model = load_whole(folders["llama"], torch.float32)
+    whole = generate(model, IDS, 5)
+    cut = generate(model, IDS, 5, seconds=0.0)
+    assert cut.ids.shape == (1, 1)
+    assert torch.equal(cut.ids, whole.ids[:, :1])
+
+
 def test_products_in_bfloat16_are_those_of_torch_up_to_one_rounding() -> None:
     draw = torch.Generator().manual_seed(1)
     x, weight = (torch.randn(size, generator=draw).bfloat16() for size in ((5, 64), (7, 64)))
