@@ -22,7 +22,7 @@ from engine.expansion.operators.tile import NOISE
 
 
 def grow(request: AxisRequest) -> AxisGrowth:
-    """All experts, then all again. Raises EngineError `expansion.multiple` for other numbers, and where there are none."""
+    """All experts, then all again. Raises EngineError `expansion.multiple` for other numbers, and for a dense model."""
     if not request.old:
         raise EngineError(
             "expansion.multiple",
