@@ -270,7 +270,7 @@ def work_line(certificate: Certificate) -> str:
 
 def measured_on(proof: Proof) -> str:
     """On what and how the proof was made."""
-    how = {"": "", "whole": ", both models in memory"}.get(proof.method, f", {proof.method}")
+    how = {"": "", "whole": ", one model in memory at a time"}.get(proof.method, f", {proof.method}")
     counted = f"{proof.tokens:,} tokens"
     text = proof.text if proof.text.startswith(counted) else f"{counted} of {proof.text or 'text'}"
     return f"measured on {text}{how}, in {format_duration(proof.seconds)}"

@@ -11,12 +11,15 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.data.rows import Message
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
 from engine.resources import demo_dir, profiles_dir
 
 RANDOM_SEED = 20_261
 LONGEST_ROW = 512
+STRANGE_TEXT = 1.5
+"""So many times more tokens per character of English than of the demo's few words: this tokenizer is the demo's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +32,10 @@ class ProofText:
 
 def proof_text(model_dir: Path, vocab_size: int, tokens: int, file: Path | None) -> ProofText:
     """`tokens` ids below `vocab_size`. Raises EngineError `proof.text` when `file` cannot be used."""
-    text, name = (_read(file), file.name) if file is not None else (_demo_corpus(), "the demo corpus")
+    given, name = (_read(file), file.name) if file is not None else ("", "the demo corpus")
     try:
-        ids = ChatTokenizer.load(model_dir).text_ids(text)
+        tokenizer = ChatTokenizer.load(model_dir)
+        ids = tokenizer.text_ids(given) if file is not None else _demo_ids(tokenizer)
         why = "its tokenizer has more tokens than the model" if ids and max(ids) >= vocab_size else ""
     except EngineError as error:
         ids, why = (), error.what.rstrip(".")
@@ -65,10 +69,17 @@ def _read(file: Path) -> str:
         ) from error
 
 
-def _demo_corpus() -> str:
-    """Plain English first, then the demo's own dialogues: the demo model knows those, other models the first."""
+def _demo_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    """Plain English and the demo's own dialogues, first the one that the tokenizer was made for."""
     english = (profiles_dir() / "base_text.txt").read_text("utf-8")
-    dialogues: list[str] = []
-    for line in (demo_dir() / "finetune" / "base_text.jsonl").read_text("utf-8").splitlines():
-        dialogues.extend(message["content"] for message in json.loads(line)["messages"])
-    return english + "\n" + "\n".join(dialogues)
+    rows = (demo_dir() / "finetune" / "base_text.jsonl").read_text("utf-8").splitlines()
+    said = [[Message(turn["role"], turn["content"]) for turn in json.loads(row)["messages"]] for row in rows]
+    dialogues = "\n".join(turn.content for turns in said for turn in turns)
+    plain, spoken = tokenizer.text_ids(english), tokenizer.text_ids(dialogues)
+    if len(plain) / len(english) < STRANGE_TEXT * len(spoken) / len(dialogues):
+        return plain + spoken
+    try:
+        chats = [tokenizer.chat_ids(turns) for turns in said]
+    except EngineError:
+        chats = [spoken]
+    return tuple(token for chat in chats for token in chat) + plain

@@ -17,15 +17,17 @@ from engine.expansion.maps import Fill, Run
 from engine.expansion.operators.copies import into_map, out_map, unequal_share
 from engine.expansion.operators.heads import key_value_slots, query_slots
 from engine.expansion.operators.registry import ATTENTION, WIDTHS, Operator
-from engine.expansion.operators.tile import whole_copies
+from engine.expansion.operators.tile import NOISE, whole_copies
 
 
 def grow(request: AxisRequest) -> AxisGrowth:
-    """Copies with unequal shares; a tied head cannot have shares of its own, so there they are equal."""
+    """Copies with unequal shares. A tied head has none of its own, so there shares are equal and noise parts the twins."""
     if request.dim is Dim.HIDDEN:
         copies, rest = divmod(request.new, request.old)
-        share = None if request.traits.tied else unequal_share
-        out, into, along = whole_copies(request.old, copies, share=share)
+        if request.traits.tied:
+            out, into, along = whole_copies(request.old, copies, noise=NOISE)
+        else:
+            out, into, along = whole_copies(request.old, copies, share=unequal_share)
         if rest:
             written = Fill.MEAN if request.traits.centred else Fill.ZERO
             free = Run(Fill.FREE, rest, new=True)
