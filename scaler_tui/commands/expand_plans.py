@@ -63,6 +63,9 @@ def planned(arguments: argparse.Namespace, *, to: str) -> Planned:
         seed=arguments.seed,
         dtype=arguments.dtype,
     )
+    if not to and not arguments.dry_run:  # nothing is compared: nobody has to know the machine
+        choices = choices_for(source, wish)
+        return Planned(ref.name, folder, source, choices, pick(choices, arguments.plan), "", "", 0.0, frank_line())
     machine = machine_for(arguments.gpu)
     question = training_question(architecture, machine)
     choices = choices_for(source, wish, to, question)
