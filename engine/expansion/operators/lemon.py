@@ -21,7 +21,7 @@ from engine.expansion.operators.tile import NOISE, whole_copies
 
 
 def grow(request: AxisRequest) -> AxisGrowth:
-    """Copies with unequal shares. A tied head has none of its own, so there shares are equal and noise parts the twins."""
+    """Copies with unequal shares; equal ones and paired noise under a tied head, which has no shares of its own."""
     if request.dim is Dim.HIDDEN:
         copies, rest = divmod(request.new, request.old)
         if request.traits.tied:
