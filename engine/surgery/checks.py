@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
+from engine.expansion.axes import Role
+from engine.expansion.layout import Layout
 from engine.models.config import CONFIG_NAME
 from engine.models.headers import Headers, TensorHeader, read_file_header
 from engine.surgery import numbers
@@ -21,6 +23,7 @@ from engine.surgery.staging import SourceFile, no_room, sha256_of, staging_folde
 from engine.units import format_bytes
 
 _SPARE_BYTES = 64 << 20
+_COMPARED_BYTES = 8 << 20
 _QUANTISED_NAMES = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors",
     "fp8": "FP8", "mxfp4": "MXFP4", "hqq": "HQQ", "aqlm": "AQLM", "eetq": "EETQ", "quanto": "Quanto",
@@ -74,6 +77,40 @@ def check_duplicates(headers: Headers) -> None:
                     next_step="Download the model again; files of two versions are mixed in its folder.",
                 )
             seen[tensor.name] = path.name
+
+
+def check_tied_head(headers: Headers, layout: Layout) -> None:
+    """Refuse a head that is stored with other values than the embedding the config ties it to: loaders then keep two.
+
+    Raises EngineError `surgery.head_differs`.
+    """
+    if not layout.traits.tied:
+        return
+    found = {match.rule.role: tensor for tensor in headers.tensors if (match := layout.find(tensor.name)) is not None}
+    head, embedding = found.get(Role.HEAD), found.get(Role.EMBEDDING)
+    if head is None or embedding is None or _equal_data(head, embedding):
+        return
+    raise EngineError(
+        "surgery.head_differs",
+        f"'{head.name[:80]}' is stored with other values than the embedding that config.json ties it to.",
+        cause="Loaders keep both then, and growing one of them would change the model.",
+        next_step='Set "tie_word_embeddings": false in config.json if the head is meant, else remove the head.',
+    )
+
+
+def _equal_data(one: TensorHeader, other: TensorHeader) -> bool:
+    if (one.dtype, one.data_bytes) != (other.dtype, other.data_bytes):
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.offset_bytes)
+        second.seek(other.offset_bytes)
+        left = one.data_bytes
+        while left > 0:
+            size = min(left, _COMPARED_BYTES)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
 
 
 def quantisation(config: Mapping[str, Any]) -> str:

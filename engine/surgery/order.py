@@ -80,6 +80,7 @@ def prepare(source: Path, plan: ExpansionPlan, shard_bytes: int) -> Prepared:
         raise checks.refuse_quantised(source.name, method, why_not(plan) if method == BITSANDBYTES else "")
     layout = layout_for(config, source.name) if method else supported_layout(config, source.name)
     check_same_model(layout, plan, source.name)
+    checks.check_tied_head(headers, layout)
     with TensorReader(headers.tensors) as reader:
         recipes, literals = recipes_for(config, headers, layout, plan, reader)
     stored = matrix_dtype(headers)
