@@ -113,7 +113,11 @@ def _grow(request: ExpandRequest, prepared: Prepared, staging: Staging, started:
         proof = _prove(request, staging, report)
         spent_seconds = time.monotonic() - started
         certificate = msgspec.structs.replace(
-            certificate, proof=proof, seconds=spent_seconds, peak_rss_bytes=peak_rss_bytes()
+            certificate,
+            proof=proof,
+            versions={**certificate.versions, **proof.versions},
+            seconds=spent_seconds,
+            peak_rss_bytes=peak_rss_bytes(),
         )
         write_atomic(staging.folder / CERTIFICATE_NAME, encode_certificate(certificate))
         _require_exact(certificate, proof, staging)
