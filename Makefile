@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run test test-fast check lint types contracts bench score screenshots gpu-check lock clean help
+.PHONY: run test test-fast test-exhaustive check lint types contracts bench score screenshots gpu-check lock clean help
 
 help:
 	@echo "make run          set up .venv and open the wizard with the demo model (headless demo without a terminal)"
 	@echo "make test         set up, then every test"
 	@echo "make test-fast    the tests that need no training and no terminal, in seconds"
+	@echo "make test-exhaustive  every family and growth, beyond what make test samples"
 	@echo "make check        ruff, mypy --strict, import contracts"
 	@echo "make bench        the benchmarks behind the README's figures"
 	@echo "make score CSV=F  the formula against published measurements in F"
@@ -38,11 +39,14 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not alone and not gpu" tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not alone and not exhaustive and not gpu" tests
 	$(BIN)/python -m pytest -m "slow and alone and not gpu" tests
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests
+
+test-exhaustive: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "exhaustive" tests
 
 check: lint types contracts
 

@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from engine.errors import EngineError
-from tests.support.layernorm_nets import NET, NETS, Net, check_same_function, grown, saved
+from tests.support.layernorm_nets import LISTED, NET, NETS, Net, check_same_function, grown, saved
 
 DOUBLE, SINGLE = 1e-9, 1e-5
 QUICK = ("stablelm", "gpt_neox", "phi", "falcon-40b", "starcoder2", "cohere", "gpt2")
-PAIRS = [(net.name, growth) for net in NETS for growth in net.growths]
+PAIRS = [
+    pytest.param(net.name, growth, marks=() if net.model_type in LISTED else pytest.mark.exhaustive)
+    for net in NETS
+    for growth in net.growths
+]
+IN_DOUBLE = [pair for pair in PAIRS if not NET[str(pair.values[0])].no_double]
 REFUSALS = [(net.name, axis) for net in NETS for axis in net.refused]
 
 
@@ -44,7 +49,7 @@ def test_a_wider_deeper_net_computes_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "growth"), [pair for pair in PAIRS if not NET[pair[0]].no_double])
+@pytest.mark.parametrize(("name", "growth"), IN_DOUBLE)
 def test_every_growth_is_exact_in_double_precision(
     sources: dict[tuple[str, torch.dtype], Path], tmp_path: Path, name: str, growth: str
 ) -> None:

@@ -22,7 +22,7 @@ QUICK = ("llama-tied", "qwen3", "gemma2", "phi3", "olmo2", "mixtral")
 ENOUGH = ("hidden", "hidden and heads", "tile of all", "depth", "hybrid", "hybrid of copies")
 """Growths of families that are variations of the listed ones."""
 PAIRS = [
-    (net.name, growth)
+    pytest.param(net.name, growth, marks=() if net.model_type in LISTED else pytest.mark.exhaustive)
     for net in (*DENSE, *MIXTURES)
     for growth in net.growths
     if net.model_type in LISTED or growth in ENOUGH
