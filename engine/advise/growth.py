@@ -22,6 +22,7 @@ from engine.expansion.asked import pick, source_of
 from engine.expansion.checks import Wish
 from engine.expansion.costs import TrainingQuestion
 from engine.expansion.grown import grown_architecture
+from engine.expansion.packed import refuse_run
 from engine.expansion.planner import PlanChoice, Source, choice_of, plans_for
 from engine.hardware.machine import Machine
 from engine.jobs.spec_section import Task
@@ -69,6 +70,7 @@ def growth_options(setting: Setting, source: Source, target: int = 0, *, seed: i
 
     Raises EngineError `expansion.*` when the model cannot grow, or not that far.
     """
+    refuse_run(source.config, setting.answers.model or "The model")
     wanted = target or growth_target(setting)
     if wanted <= source.parameters:
         raise EngineError(

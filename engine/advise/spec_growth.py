@@ -14,6 +14,7 @@ from engine.advise.growth_plan import Shape, architecture_after, plan_growth
 from engine.estimate.workload import Method
 from engine.expansion.asked import source_of
 from engine.expansion.certificate import read_certificate
+from engine.expansion.packed import refuse_run
 from engine.expansion.plan_io import plan_from_tree
 from engine.jobs.spec import JobSpec, Task
 from engine.models.architecture import Architecture
@@ -48,7 +49,9 @@ def growth_of(spec: JobSpec, ref: ModelRef, architecture: Architecture) -> SpecG
         return None
     if not spec.grows:
         return _grown_before(ref, architecture)
-    shape = Shape(ref.name, source_of(ref, architecture))
+    source = source_of(ref, architecture)
+    refuse_run(source.config, ref.name)
+    shape = Shape(ref.name, source)
     layers, only, exact, written = 0, True, True, 0.0
     warnings: list[str] = []
     for stage in spec.staged():

@@ -6,16 +6,22 @@ section. Must not know what else is in a spec, nor screens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from engine.errors import EngineError
 from engine.expansion.checks import Wish, plan_for
 from engine.expansion.costs import TrainingQuestion
 from engine.expansion.grown import config_of
+from engine.expansion.layout import Layout
+from engine.expansion.packed import estimated_bytes, quantisation, stored_bytes, unpacked_shapes
 from engine.expansion.planner import PlanChoice, Source, choice_of, parse_target, plans_for
 from engine.expansion.sizes import dominant_dtype, stored_inventory
 from engine.expansion.support import supported_layout
 from engine.jobs.spec_growth import SIZES, ExpansionSection, StageSection
 from engine.models.architecture import Architecture
-from engine.models.headers import read_headers
+from engine.models.headers import TensorHeader, read_headers
 from engine.models.source import ModelRef
 
 
@@ -26,12 +32,21 @@ def source_of(ref: ModelRef, architecture: Architecture | None = None) -> Source
     """
     config = dict(ref.config) or (config_of(architecture) if architecture is not None else {})
     if ref.path is None or not ref.has_weights:
-        return Source.of(supported_layout(config, ref.name), config)
+        source = Source.of(supported_layout(config, ref.name), config)
+        return replace(source, packed=estimated_bytes(source.inventory, config)) if quantisation(config) else source
     headers = read_headers(ref.path)
     layout = supported_layout(config, ref.name, (tensor.name for tensor in headers.tensors))
+    if quantisation(config):
+        return _packed_source(layout, config, headers.tensors, ref.name)
     shapes = {tensor.name: tensor.shape for tensor in headers.tensors}
     stored = dominant_dtype((tensor.dtype, tensor.data_bytes) for tensor in headers.tensors)
     return Source.of(layout, config, stored_inventory(layout, shapes), stored)
+
+
+def _packed_source(layout: Layout, config: Mapping[str, Any], tensors: tuple[TensorHeader, ...], name: str) -> Source:
+    inventory = stored_inventory(layout, unpacked_shapes(layout, tensors, name))
+    plain = dominant_dtype((one.dtype, one.data_bytes) for one in tensors if one.dtype in ("F16", "BF16", "F32"))
+    return replace(Source.of(layout, config, inventory, plain), packed=stored_bytes(layout, tensors))
 
 
 def wish_of(section: ExpansionSection | StageSection, *, seed: int = 17, dtype: str = "") -> Wish:

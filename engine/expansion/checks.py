@@ -18,6 +18,7 @@ from engine.expansion.growth import AxisRequest, LayerSource
 from engine.expansion.layout import Layout
 from engine.expansion.operator_choice import changed_axes, choose_operators, is_exact, losses, wished_for
 from engine.expansion.operators import LAYERS, LayerRequest, operator_named
+from engine.expansion.packed import STAYS_PACKED, quantisation, refusal, why_not
 from engine.expansion.plan import ExpansionPlan
 from engine.expansion.plan_io import DTYPES
 from engine.expansion.portability import portability_notes
@@ -63,7 +64,7 @@ def plan_for(layout: Layout, wish: Wish, config: Mapping[str, Any] | None = None
     Raises EngineError `expansion.size` for sizes that cannot be (with the nearest that can), `expansion.nothing` when
     nothing grows, `expansion.unsupported` for an axis the family cannot grow, `expansion.trait` for a config key that
     no rule understands, `expansion.operator`, `.placement`,
-    `.layers`, `.multiple` for operators that do not fit.
+    `.layers`, `.multiple` for operators that do not fit, `.quantised` for growth that packed weights do not allow.
     """
     _check_numbers(wish)
     refuse_unknown_keys(config or {}, layout, f"This {layout.family} model")
@@ -84,6 +85,11 @@ def plan_for(layout: Layout, wish: Wish, config: Mapping[str, Any] | None = None
         target_family=TARGETS[layout.family] if upcycling else "",
     )
     _check_operators(layout, plan)
+    method = quantisation(config or {})
+    if method:
+        if cause := why_not(plan):
+            raise refusal(f"This {layout.family} model", method, cause)
+        notes.append(STAYS_PACKED)
     warnings = (*losses(plan), *portability_notes(layout, plan))
     return CheckedPlan(plan, is_exact(plan), tuple(notes), warnings)
 

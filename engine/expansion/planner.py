@@ -18,6 +18,7 @@ from engine.expansion.axes import Dims
 from engine.expansion.checks import CheckedPlan, Wish, plan_for
 from engine.expansion.costs import Costs, TrainingQuestion, training_costs
 from engine.expansion.layout import Layout
+from engine.expansion.packed import PackedBytes
 from engine.expansion.plan import ExpansionPlan
 from engine.expansion.portability import is_portable
 from engine.expansion.recommendation import recommended
@@ -99,7 +100,9 @@ class Source:
     parameters: int
     """As the files or the config have it."""
     dtype: str = "BF16"
-    """How most weights are stored."""
+    """How most weights are stored; of packed ones, those that are not."""
+    packed: PackedBytes | None = None
+    """Of a source whose blocks are packed, and are copied so."""
 
     @classmethod
     def of(
@@ -210,9 +213,9 @@ def choice_of(
         target_parameters=target_parameters,
         kv_cache_bytes_per_token=after,
         kv_cache_factor=after / before if before else 1.0,
-        disk_bytes=disk_bytes(parameters, plan.dtype or source.dtype),
+        disk_bytes=source.packed.after(plan) if source.packed else disk_bytes(parameters, plan.dtype or source.dtype),
         portable=is_portable(source.layout, plan),
-        costs=training_costs(plan, parameters, question),
+        costs=training_costs(plan, parameters, None if source.packed else question),
     )
 
 

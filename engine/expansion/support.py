@@ -7,7 +7,7 @@ promised here is what `plan_for` and the recipes accept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.errors import EngineError
@@ -16,6 +16,14 @@ from engine.expansion.config_mixture import TARGETS, mixture_obstacle
 from engine.expansion.layout import Layout
 from engine.expansion.layouts import layout_for
 from engine.expansion.operators import DEFAULTS, LAYERS, OPERATORS
+from engine.expansion.packed import (
+    ONLY_DEPTH,
+    STAYS_PACKED,
+    depth_only,
+    quantisation,
+    refuse_quantised,
+    weight_of,
+)
 from engine.expansion.shape_rules import FIELDS
 from engine.models.headers import read_headers
 from engine.models.source import ModelRef
@@ -63,7 +71,10 @@ def expansion_support(config: Mapping[str, Any], name: str, tensors: Iterable[st
         reason = " ".join(part for part in (error.what, error.cause) if part)
         none = AxisSupport(False, False, reason=reason)
         return ExpansionSupport(none, none, none, none, none, none)
-    return ExpansionSupport(**{axis: _axis(layout, axis, config) for axis in AXES})
+    axes = {axis: _axis(layout, axis, config) for axis in AXES}
+    if quantisation(config) and axes["depth"].supported:
+        axes["depth"] = replace(axes["depth"], constraint=ONLY_DEPTH, reason=STAYS_PACKED)
+    return ExpansionSupport(**axes)
 
 
 def support_of(ref: ModelRef) -> ExpansionSupport:
@@ -75,36 +86,25 @@ def support_of(ref: ModelRef) -> ExpansionSupport:
 
 
 def supported_layout(config: Mapping[str, Any], name: str, tensors: Iterable[str] | None = None) -> Layout:
-    """The model's layout, when everything about it is understood.
+    """The model's layout, when everything about it is understood; of packed weights, with depth alone to grow.
 
     Raises EngineError `expansion.family`, `expansion.trait`, `expansion.quantised`, `expansion.tensor`, `model.*`.
     """
     refuse_quantised(config, name)
     layout = layout_for(config, name)
     refuse_unknown_keys(config, layout, name)
-    for tensor in tensors or ():
-        if layout.find(tensor) is None and not layout.is_ignored(tensor):
+    packed = bool(quantisation(config))
+    names = dict.fromkeys(tensors or ())
+    for tensor in names:
+        known = weight_of(tensor, names)[0] if packed else tensor
+        if layout.find(known) is None and not layout.is_ignored(tensor):
             raise EngineError(
                 "expansion.tensor",
                 f"{name} cannot be expanded.",
                 cause=f"It stores '{tensor[:80]}', and no rule says what that is in a {layout.family} model.",
                 next_step="Remove what was added to the model, or train it as it is.",
             )
-    return layout
-
-
-def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
-    """Raises EngineError `expansion.quantised` for packed weights."""
-    section = config.get("quantization_config")
-    if not isinstance(section, Mapping):
-        return
-    method = str(section.get("quant_method") or "packed weights")[:30]
-    raise EngineError(
-        "expansion.quantised",
-        f"{name} is quantised ({method}); its weights cannot be grown.",
-        cause="Packed numbers cannot be rescaled or filled without rounding everything once more.",
-        next_step="Grow the original 16-bit model and quantise the result.",
-    )
+    return depth_only(layout) if packed else layout
 
 
 def _axis(layout: Layout, axis: str, config: Mapping[str, Any]) -> AxisSupport:

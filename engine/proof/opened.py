@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, ExitCode
+from engine.expansion.packed import quantisation
 from engine.hardware.memory import read_ram
-from engine.models.headers import Headers
+from engine.models.config import CONFIG_NAME, read_json_object
+from engine.models.headers import Headers, TensorHeader
 from engine.proof import skeleton
 from engine.proof.streamed import LayerDone, StreamedModel
 from engine.proof.weights import Replacement
@@ -49,20 +51,32 @@ class Memory:
 def weights_bytes(headers: Headers, dtype: torch.dtype) -> int:
     """Bytes that all stored numbers take in `dtype`, with what loading them takes for a moment."""
     fused = any(".experts." in tensor.name for tensor in headers.tensors)
-    return int(headers.elements * dtype.itemsize * (FUSING_OVERHEAD if fused else LOADING_OVERHEAD))
+    size = sum(
+        tensor.data_bytes if is_packed(tensor) else tensor.elements * dtype.itemsize for tensor in headers.tensors
+    )
+    return int(size * (FUSING_OVERHEAD if fused else LOADING_OVERHEAD))
+
+
+def is_packed(tensor: TensorHeader) -> bool:
+    """Whether a loader keeps the numbers as they are stored: packed weights, unpacked as they are needed."""
+    return tensor.dtype in ("U8", "I8")
 
 
 def load_whole(folder: Path, dtype: torch.dtype) -> Any:
-    """The folder through plain `AutoModelForCausalLM.from_pretrained`, in evaluation mode.
+    """The folder through plain `AutoModelForCausalLM.from_pretrained`, in evaluation mode, in the processor's memory.
+
+    Packed weights stay packed and compute in the type that their config names; `dtype` is everything else's.
 
     Raises EngineError `proof.load` when transformers refuses it, or had to make up a weight.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
+    config = read_json_object(folder / CONFIG_NAME, code="proof.config", what="a config")
+    place = {"device_map": "cpu"} if quantisation(config) else {}  # else bitsandbytes takes a GPU that is there
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation=skeleton.ATTENTION, output_loading_info=True
+            str(folder), dtype=dtype, attn_implementation=skeleton.ATTENTION, output_loading_info=True, **place
         )
     except (ValueError, KeyError, TypeError, OSError, RuntimeError, StrictDataclassError) as error:
         raise EngineError(

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import EngineError
+from engine.errors import EngineError, ExitCode
 from engine.expansion.certificate import Certificate, Drift, Liveness, Proof, read_certificate
+from engine.expansion.packed import quantisation, weight_of
 from engine.models.config import read_json_object
 from engine.models.headers import Headers, read_headers
 from engine.proof import skeleton
@@ -43,6 +44,7 @@ GENERATION_SECONDS = 240.0
 """What streamed generation may take in all; a pass over a large model's files is needed for every token."""
 FEWEST_GENERATED = 4
 LARGEST_LOGITS_BYTES = 1 << 30
+PACKED_LIVENESS = "Packed numbers have no gradients, so none were sent; adapters on the new blocks can be trained."
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class Work:
     longest: int
     """Positions that the model has."""
     report: Report
+    packed: bool = False
+    """Weights stay packed in both models: loaded whole, and nothing is compared in another type."""
     notes: list[str] = field(default_factory=list)
     generated: int = GENERATED_TOKENS
 
@@ -130,6 +134,7 @@ def _prepare(request: ProofRequest, report: Report) -> Work:
     source, grown = read_headers(request.source), read_headers(request.grown)
     dtype = torch.float64 if compute_dtype(source.tensors) == "float64" else torch.float32
     config = read_json_object(request.source / "config.json", code="proof.config", what="a config")
+    packed = bool(quantisation(config))
     nested = config.get("text_config")
     config = {**config, **nested} if isinstance(nested, dict) else config
     vocab = int(config.get("vocab_size") or 0)
@@ -139,11 +144,23 @@ def _prepare(request: ProofRequest, report: Report) -> Work:
     larger = max(weights_bytes(source, dtype), weights_bytes(grown, dtype))
     kept = 3 * LONGEST_ROW * vocab * dtype.itemsize
     streamed = not memory.holds(larger, kept)
+    if packed and streamed:
+        raise _too_large(request.grown)
     tokens = request.tokens or _tokens(grown, vocab, dtype, streamed)
     longest = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 30)
     text = proof_text(request.source, vocab, max(min(tokens, longest), 2), request.text)
     ids = torch.tensor([text.ids])
-    return Work(request, certificate, source, grown, dtype, streamed, memory, text, ids, vocab, longest, report)
+    return Work(request, certificate, source, grown, dtype, streamed, memory, text, ids, vocab, longest, report, packed)
+
+
+def _too_large(folder: Path) -> EngineError:
+    return EngineError(
+        "proof.memory",
+        f"{folder.name} does not fit into memory, so it cannot be proven.",
+        cause="Packed models cannot be loaded layer by layer.",
+        next_step="Close other programs, use a machine with more memory, or --no-proof.",
+        exit_code=ExitCode.RUN_FAILED,
+    )
 
 
 def _tokens(grown: Headers, vocab: int, dtype: torch.dtype, streamed: bool) -> int:
@@ -223,6 +240,9 @@ def _liveness(work: Work, grown: Opened) -> Liveness:
     work.report("liveness", 0, 1, "Gradients are sent to the new parameters")
     if not any(entry.new or any(entry.new_spans) for entry in entries.values()):
         return Liveness(reason="The certificate names no new parameters.")
+    if work.packed:
+        new = sum(entry.new and not weight_of(name, entries)[1] for name, entry in entries.items())
+        return Liveness(new_tensors=new, reason=PACKED_LIVENESS)
     logits_bytes = 4 * work.ids.shape[1] * work.vocab * work.dtype.itemsize
     if grown.stream is not None:
         return check_streamed(grown.stream, work.ids, entries, work.memory.free_bytes // 4)
@@ -281,8 +301,9 @@ def _reloaded(work: Work, logits: Tensor) -> bool | None:
 
 
 def _in_bfloat16(work: Work, folder: Path, whose: str) -> Tensor | None:
-    """Logits in bfloat16; None for a changed function, where that rounding would drown in the difference."""
-    if not work.certificate.exact:
+    """Logits in bfloat16; None for packed weights, which have a type of their own to compute in, and for a changed
+    function, where that rounding would drown in the difference."""
+    if work.packed or not work.certificate.exact:
         return None
     with opened(folder, torch.bfloat16, work.streamed, _layers(work, f"{whose} bfloat16")) as model:
         work.report(f"{whose} bfloat16", 0, 1, f"The {whose} model reads the text in bfloat16")
@@ -300,7 +321,7 @@ def _noise(work: Work, reference: Tensor, logits: Tensor | None, whose: str) -> 
 
 def _arithmetic(work: Work, reference: Tensor) -> Drift | None:
     """The grown model with unrounded weights, always streamed: they are made as they are needed."""
-    if not work.certificate.exact:
+    if work.packed or not work.certificate.exact:  # packed numbers are copied
         return None
     unrounded = unrounded_tensors(work.request.source, work.certificate, work.source, work.grown)
     if unrounded is None:

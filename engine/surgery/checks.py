@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from engine.errors import EngineError
 from engine.expansion.axes import Role
@@ -24,10 +23,6 @@ from engine.units import format_bytes
 
 _SPARE_BYTES = 64 << 20
 _COMPARED_BYTES = 8 << 20
-_QUANTISED_NAMES = {
-    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors",
-    "fp8": "FP8", "mxfp4": "MXFP4", "hqq": "HQQ", "aqlm": "AQLM", "eetq": "EETQ", "quanto": "Quanto",
-}  # fmt: skip
 
 
 def check_folders(source: Path, out: Path, *, resume: bool) -> None:
@@ -111,28 +106,6 @@ def _equal_data(one: TensorHeader, other: TensorHeader) -> bool:
                 return False
             left -= size
     return True
-
-
-def quantisation(config: Mapping[str, Any]) -> str:
-    """The method a config states, as people call it; "" for plain weights."""
-    section = config.get("quantization_config")
-    if not isinstance(section, Mapping):
-        return ""
-    method = section.get("quant_method")
-    if not isinstance(method, str):
-        method = "bitsandbytes" if section.get("load_in_4bit") or section.get("load_in_8bit") else "unknown"
-    return _QUANTISED_NAMES.get(method.lower(), method[:30])
-
-
-def refuse_quantised(name: str, method: str, cause: str = "") -> EngineError:
-    """The refusal of packed weights; the caller raises it."""
-    return EngineError(
-        "surgery.quantised",
-        f"{name} is quantised ({method}); its weights cannot be grown.",
-        cause=cause or "Packed numbers cannot be rescaled or filled without rounding everything once more.",
-        next_step="Grow the original 16-bit model and quantise the result; where there is none, load this one with "
-        "transformers, call model.dequantize() and save it.",
-    )
 
 
 def stored_name(dtype: str) -> str:

@@ -18,7 +18,7 @@ import engine
 from engine.errors import EngineError
 from engine.expansion.config_splice import config_after
 from engine.expansion.layout import Layout
-from engine.expansion.layouts.registry import layout_for
+from engine.expansion.packed import BITSANDBYTES, quantisation, refusal, why_not
 from engine.expansion.plan import ExpansionPlan
 from engine.expansion.plan_io import plan_tree
 from engine.expansion.recipe import Recipe
@@ -28,7 +28,7 @@ from engine.models.folder import check_folder
 from engine.models.headers import Headers, read_headers
 from engine.models.weights import DTYPE_NAMES
 from engine.surgery import checks
-from engine.surgery.packed import BITSANDBYTES, packed_growth, why_not
+from engine.surgery.packed import packed_growth
 from engine.surgery.reader import TensorReader
 from engine.surgery.shards import Shard, split
 from engine.surgery.staging import Order, SourceFile
@@ -75,10 +75,10 @@ def prepare(source: Path, plan: ExpansionPlan, shard_bytes: int) -> Prepared:
     config = check_folder(source)
     headers = read_headers(source)
     checks.check_duplicates(headers)
-    method = checks.quantisation(config)
+    method = quantisation(config)
     if method and (method != BITSANDBYTES or why_not(plan)):
-        raise checks.refuse_quantised(source.name, method, why_not(plan) if method == BITSANDBYTES else "")
-    layout = layout_for(config, source.name) if method else supported_layout(config, source.name)
+        raise refusal(source.name, method, why_not(plan) if method == BITSANDBYTES else "", "surgery.quantised")
+    layout = supported_layout(config, source.name)
     check_same_model(layout, plan, source.name)
     checks.check_tied_head(headers, layout)
     with TensorReader(headers.tensors) as reader:
@@ -105,7 +105,7 @@ def recipes_for(
     config: Mapping[str, Any], headers: Headers, layout: Layout, plan: ExpansionPlan, reader: TensorReader | None
 ) -> tuple[tuple[Recipe, ...], Mapping[str, bytes]]:
     """The recipes, and the tensors that are given as bytes; without a reader only the recipes are complete."""
-    if checks.quantisation(config):
+    if quantisation(config):
         grown = packed_growth(headers, layout, plan, reader)
         return grown.recipes, grown.literals
     return build_recipes(headers, layout, plan), {}

@@ -1,7 +1,8 @@
 """Depth growth of bitsandbytes models whose copied blocks stay packed.
 
-Owns the names bitsandbytes stores beside a packed weight, and how a packed block is closed. Must not know plans beyond
-their layers. A packed number stands for code x scale, so a block writes exactly nothing when its scales are zero:
+Owns how a packed block is closed. Must not know plans beyond their layers, nor which plans are possible
+(`engine.expansion.packed`). A packed number stands for code x scale, so a block writes exactly nothing when its scales
+are zero:
 
     4 bit              code[byte half] x absmax[block]                                     absmax <- 0
     4 bit, twice       absmax = nested_code[byte] x nested_absmax[block] + nested_offset   both <- 0
@@ -14,27 +15,22 @@ Source: derived from bitsandbytes' dequantisation (functional.py, `dequantize_4b
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from engine.errors import EngineError
-from engine.expansion.growth import LayerKind, LayerSource
+from engine.expansion.growth import LayerSource
 from engine.expansion.layout import Layout, Match
 from engine.expansion.maps import identity
+from engine.expansion.packed import weight_of
 from engine.expansion.plan import ExpansionPlan
 from engine.expansion.recipe import Recipe, Source
 from engine.models.headers import Headers, TensorHeader
 from engine.surgery.reader import TensorReader
 
-BITSANDBYTES = "bitsandbytes"
-_BESIDE = re.compile(
-    r"(?P<weight>.+\.weight)\.(?P<what>absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.[^.]+)"
-)
-_BESIDE_8BIT = re.compile(r"(?P<stem>.+\.)(?P<what>SCB|weight_format)")
 _SCALES = ("nested_absmax", "SCB")
 
 
@@ -54,17 +50,6 @@ class _Part:
     header: TensorHeader
     match: Match
     what: str
-
-
-def why_not(plan: ExpansionPlan) -> str:
-    """Why a packed source cannot be grown by this plan; "" when it can."""
-    if set(plan.operators) - {"layers"} or replace(plan.before, layers=plan.after.layers) != plan.after:
-        return "Only whole blocks can be added to packed weights: other growth would round them once more."
-    if plan.dtype:
-        return "Packed weights cannot be cast."
-    if any(layer.kind not in (LayerKind.OLD, LayerKind.IDENTITY) for layer in plan.layers):
-        return "Packed blocks can be copied and closed (operator identity), not averaged, drawn or computed."
-    return ""
 
 
 def packed_growth(headers: Headers, layout: Layout, plan: ExpansionPlan, reader: TensorReader | None) -> PackedGrowth:
@@ -102,12 +87,8 @@ def without_offset(state: bytes) -> bytes:
     return text.ljust(len(state))
 
 
-def _part(header: TensorHeader, layout: Layout, names: Iterable[str]) -> _Part | None:
-    weight, what = header.name, ""
-    if found := _BESIDE.fullmatch(header.name):
-        weight, what = found["weight"], found["what"]
-    elif (found := _BESIDE_8BIT.fullmatch(header.name)) and f"{found['stem']}weight" in names:
-        weight, what = f"{found['stem']}weight", found["what"]
+def _part(header: TensorHeader, layout: Layout, names: Collection[str]) -> _Part | None:
+    weight, what = weight_of(header.name, names)
     match = layout.find(weight)
     if match is not None:
         return _Part(header, match, what)

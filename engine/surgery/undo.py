@@ -22,6 +22,7 @@ from engine.expansion.recipe import Recipe
 from engine.jobs.layout import DISK_FULL_ERRNOS, write_atomic
 from engine.models.config import CONFIG_NAME, parse_json_object
 from engine.models.headers import INDEX_NAME, Headers, TensorHeader, parse_head, read_headers
+from engine.models.weights import count_weights
 from engine.surgery import checks
 from engine.surgery.carry import SOURCE_README, carry_over
 from engine.surgery.certify import Undo, unpacked
@@ -169,7 +170,9 @@ def _way_back(certificate: Certificate, kept: Undo, headers: Headers, *, trained
             recipe = _literal(tensor) if tensor.name in literals or way is None else way.recipe
             placed.append(Placed(recipe, tensor.offset_bytes, tensor.data_bytes))
         shards.append(Shard(name, head, tuple(placed), len(head) + sum(one.data_bytes for one in placed)))
-    return _Way(tuple(shards), literals, tuple(rescaled), parent.elements)
+    section = config.get("quantization_config") or {}
+    parameters = count_weights(parent, section, multimodal=False).parameters if section else parent.elements
+    return _Way(tuple(shards), literals, tuple(rescaled), parameters)
 
 
 def _indexed(parent: Headers, kept: Undo) -> Headers:

@@ -8,16 +8,20 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from engine.errors import EngineError
+from engine.expansion.certificate import read_certificate
 from engine.expansion.growth import LayerKind, LayerSource
 from engine.expansion.layouts.registry import layout_for
 from engine.expansion.plan import ExpansionPlan
 from engine.models.folder import check_folder
+from engine.proof.prove import ProofRequest, prove
 from engine.surgery.expand import ExpandRequest, expand
 from engine.surgery.packed import without_offset
 from engine.surgery.undo import undo
+from tests.support.cli import cli
 
 LAYERS = (
     LayerSource(0),
@@ -81,6 +85,49 @@ def test_packed_depth_keeps_every_logit_and_is_undone_byte_for_byte(packed: Path
     assert certificate.parameters_after - certificate.parameters_before == 2 * layer_parameters
     assert undo(out, parent, lambda _: None).exact
     assert (parent / "model.safetensors").read_bytes() == (packed / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", ["4-bit twice", "8-bit"], indirect=True)
+def test_expand_grows_a_packed_model_proves_it_and_is_undone(packed: Path, tmp_path: Path) -> None:
+    out, parent = tmp_path / "out", tmp_path / "parent"
+    found = cli("expand", str(packed), str(out), "--layers", "5", "--json")
+    assert found.code == 0, found.text
+    told = found.json
+    layer_parameters = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256 + 2 * 128
+    assert told["operators"] == {"layers": "identity"}
+    assert told["parameters_after"] - told["parameters_before"] == 3 * layer_parameters
+    assert told["exact"]
+    proof = told["proof"]
+    assert proof["max_rel_logit_diff"] <= 1e-4
+    assert proof["top1_agreement"] == 1.0
+    assert proof["generation_identical"]
+    assert proof["reloaded"]
+    assert not proof["liveness"]["checked"]
+    assert "adapters" in proof["liveness"]["reason"]
+    kept = read_certificate(out)
+    assert kept is not None
+    assert kept.proof is not None
+    assert kept.proof.passed
+    assert kept.proof.bfloat16 is None
+    undone = cli("expand", str(out), str(parent), "--undo", "--json")
+    assert undone.code == 0, undone.text
+    assert undone.json["parameters"] == told["parameters_before"]
+    assert (parent / "model.safetensors").read_bytes() == (packed / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", ["4-bit"], indirect=True)
+def test_a_packed_model_whose_layer_writes_is_refused_by_its_proof(packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    expand(ExpandRequest(packed, out, plan_of(packed), proof=False), lambda _: None)
+    weights = load_file(out / "model.safetensors")
+    name = "model.layers.1.self_attn.o_proj.weight.absmax"
+    weights[name] = torch.full_like(weights[name], 0.5)
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    proof = prove(ProofRequest(packed, out))
+    assert not proof.passed
+    assert "logits differ" in proof.reason
 
 
 @pytest.mark.parametrize(
