@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
@@ -114,6 +115,27 @@ def test_expand_grows_a_packed_model_proves_it_and_is_undone(packed: Path, tmp_p
     assert undone.code == 0, undone.text
     assert undone.json["parameters"] == told["parameters_before"]
     assert (parent / "model.safetensors").read_bytes() == (packed / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", ["4-bit", "8-bit"], indirect=True)
+def test_adapters_on_closed_packed_blocks_learn(packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    expand(ExpandRequest(packed, out, plan_of(packed), proof=False), lambda _: None)
+    base = AutoModelForCausalLM.from_pretrained(out, device_map="cpu", dtype=torch.float32)
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0))
+    tokens = torch.randint(0, 200, (1, 24), generator=torch.Generator().manual_seed(1))
+    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for _ in range(2):
+        model.zero_grad()
+        torch.autograd.backward(model(input_ids=tokens, labels=tokens).loss)
+        with torch.no_grad():
+            for weight in learning.values():
+                weight.sub_(weight.grad * 10.0)
+    new = [weight for name, weight in learning.items() if "lora_B" in name and (".1." in name or ".3." in name)]
+    assert len(new) == 2 * 7
+    assert all(bool((weight != 0).any()) for weight in new)
 
 
 @pytest.mark.slow
