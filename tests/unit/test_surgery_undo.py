@@ -16,7 +16,9 @@ from engine.expansion.plan import ExpansionPlan
 from engine.models.headers import read_headers
 from engine.surgery import numbers
 from engine.surgery.expand import ExpandRequest, expand, staging_folder
+from engine.surgery.helpers import Progress
 from engine.surgery.undo import undo
+from scaler_tui.cli import main
 from tests.support.surgery_models import TINY, plan_for, read_folder, write_llama
 
 IDENTITY = (LayerSource(0), LayerSource(0, LayerKind.IDENTITY), LayerSource(1), LayerSource(2))
@@ -69,6 +71,25 @@ def test_the_parents_files_come_back_byte_for_byte(tmp_path: Path, name: str, ti
     assert result.rescaled == ()
     assert weights_and_config(tmp_path / "parent") == weights_and_config(source)
     assert not (tmp_path / "parent" / "expansion.json").exists()
+
+
+def test_an_interrupted_undo_goes_on_without_making_finished_files_again(tmp_path: Path) -> None:
+    source = write_llama(tmp_path / "src", files=3)
+    folder, out = grown(source, tmp_path / "grown", PLANS["depth"]), tmp_path / "parent"
+
+    def interrupt(progress: Progress) -> None:
+        if progress.words == "weights recovered":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        undo(folder, out, interrupt)
+    assert not out.exists()
+    finished = {path.name: path.stat().st_mtime_ns for path in staging_folder(out).glob("*.safetensors")}
+    assert len(finished) == 3
+    assert refused(lambda: undo(folder, out, lambda _: None)).code == "surgery.unfinished"
+    assert main(["expand", str(folder), str(out), "--undo", "--resume"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")} == finished
+    assert weights_and_config(out) == weights_and_config(source)
 
 
 def test_float32_with_unscaled_matrices_comes_back_byte_for_byte_too(tmp_path: Path) -> None:
