@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Two workers share two cores: threads of torch that spin while they wait would take the other one's. Read at import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -15,6 +16,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # The same for Ctrl+C in a job that a shell put into the background.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A deadline per example measures the neighbours on shared cores; a hang still ends by pytest's own timeout.
+settings.register_profile("shared-cores", deadline=None)
+settings.load_profile("shared-cores")
 
 
 @pytest.fixture(autouse=True)
