@@ -146,7 +146,8 @@ def test_what_growth_does_not_touch_is_carried_over() -> None:
     tree = small_tree("gemma2") | {"quantization_config": {"quant_method": "x"}, "query_pre_attn_scalar": 224}
     layout = layout_for(tree, "gemma2")
     before = dict(tree)
-    written = config_after(tree, layout, plan_for(layout, Wish(ffn=160), tree).plan, StreamScales())
+    plan = plan_for(layout, Wish(ffn=160), small_tree("gemma2")).plan
+    written = config_after(tree, layout, plan, StreamScales())
     assert tree == before, "the source's config is not changed"
     assert {key for key in written if written[key] != tree.get(key)} == {"intermediate_size"}
 
