@@ -98,7 +98,7 @@ def test_the_questions_survive_resizes_wrong_keys_and_leaving(terminal: Opener, 
     second.press("C-c")
     second.wait("Leave Scaler Wizard?")
     second.press("C-c")
-    second.wait("EXIT=0")
+    second.wait("EXIT=0", seconds=60)
 
 
 def test_a_hanging_nvidia_smi_delays_no_key(terminal: Opener, tmp_path: Path) -> None:
