@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 help:
 	@echo "make run          set up .venv and open the wizard with the demo model (headless demo without a terminal)"
-	@echo "make test         set up, then every test"
+	@echo "make test         set up, then the tests"
 	@echo "make test-fast    the tests that need no training and no terminal, in seconds"
 	@echo "make test-exhaustive  every family and growth, beyond what make test samples"
 	@echo "make check        ruff, mypy --strict, import contracts"
