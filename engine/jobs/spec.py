@@ -14,11 +14,12 @@ from msgspec import Meta
 
 from engine.errors import EngineError
 from engine.jobs.spec_checks import check_together
+from engine.jobs.spec_context import ContextSection
 from engine.jobs.spec_growth import OVERRIDES, ExpansionSection, StageSection
 from engine.jobs.spec_section import Section as _Section
 from engine.jobs.spec_section import Task
 
-__all__ = ["ExpansionSection", "JobSpec", "StageSection", "Task"]
+__all__ = ["ContextSection", "ExpansionSection", "JobSpec", "StageSection", "Task"]
 
 FALLBACK_WATTS = 350.0
 """A 250 W card and its machine."""
@@ -128,6 +129,16 @@ class TrainingSection(_Section, frozen=True, kw_only=True):
     gradient_checkpointing: Annotated[bool, Meta(description="About 40 % less memory for about 20 % more time.")] = (
         False
     )
+    offload_activations: Annotated[
+        bool, Meta(description="With gradient_checkpointing: what layers keep waits in host RAM; for long sequences.")
+    ] = False
+    loss_chunk_tokens: Annotated[
+        int, Meta(ge=0, description="Head and loss in pieces of so many tokens; 0 computes all logits at once.")
+    ] = 0
+    tokens_per_step: Annotated[
+        int,
+        Meta(ge=0, description="Accumulate until a step holds this many tokens; 0 counts micro-batches instead."),
+    ] = 0
     seed: Annotated[int, Meta(ge=0, description="Seeds data order, adapter initialisation and dropout.")] = 17
     threads: Annotated[
         int, Meta(ge=0, description="CPU threads; 0 means every usable core. Exact resume needs the same number.")
@@ -163,6 +174,16 @@ class EvaluationSection(_Section, frozen=True, kw_only=True):
         tuple[str, ...], Meta(description='Prompts answered while training; ["demo"] means the demo\'s own.')
     ] = ()
     max_new_tokens: Annotated[int, Meta(ge=1, le=4096)] = 48
+    lengths: Annotated[
+        tuple[int, ...],
+        Meta(
+            description="Lengths in tokens at which perplexity and needles are measured; [] means none, or, for jobs "
+            "with [context], chosen from its length."
+        ),
+    ] = ()
+    needle_prompts: Annotated[
+        int, Meta(ge=0, le=1000, description="Needle prompts per length and depth; 0 leaves needles out.")
+    ] = 4
 
 
 class CheckpointSection(_Section, frozen=True, kw_only=True):
@@ -208,8 +229,8 @@ class JobSpec(_Section, frozen=True, kw_only=True):
     task: Annotated[
         Task,
         Meta(
-            description="qlora or lora (an adapter); expand (grow and prove); full, new_blocks, new_coordinates or "
-            "qlora_grown (train whole weights, grown before where [expansion] or [[stages]] say so)."
+            description="qlora or lora (an adapter); expand (grow and prove); extend (a longer window, measured); full, "
+            "new_blocks, new_coordinates or qlora_grown (train whole weights, grown before where [expansion] or [[stages]] say so)."
         ),
     ] = Task.QLORA
     name: Annotated[str, Meta(max_length=80, description="A name for you; shown in the list of runs.")] = ""
@@ -224,6 +245,7 @@ class JobSpec(_Section, frozen=True, kw_only=True):
     cost: CostSection = CostSection()
     prediction: PredictionSection = PredictionSection()
     expansion: ExpansionSection = ExpansionSection()
+    context: ContextSection = ContextSection()
     stages: tuple[StageSection, ...] = ()
 
     def __post_init__(self) -> None:

@@ -19,6 +19,8 @@ class Task(StrEnum):
     LORA = "lora"
     EXPAND = "expand"
     """Grow and prove; nothing is trained."""
+    EXTEND = "extend"
+    """A longer window, measured; nothing is trained."""
     FULL = "full"
     """Every parameter learns."""
     NEW_BLOCKS = "new_blocks"
@@ -31,7 +33,7 @@ class Task(StrEnum):
     @property
     def trains(self) -> bool:
         """Whether there is a training loop at all."""
-        return self is not Task.EXPAND
+        return self not in (Task.EXPAND, Task.EXTEND)
 
     @property
     def trains_adapter(self) -> bool:

@@ -16,7 +16,15 @@ from typing import Any
 import msgspec
 
 from engine.errors import EngineError
-from engine.jobs.spec import ExpansionSection, JobSpec, StageSection, TrainingSection
+from engine.jobs.spec import (
+    ContextSection,
+    EvaluationSection,
+    ExpansionSection,
+    JobSpec,
+    StageSection,
+    Task,
+    TrainingSection,
+)
 from engine.profiles import allowed_words, load_toml
 
 _HEADER = """\
@@ -26,6 +34,8 @@ _HEADER = """\
 """
 _COMMENT_WIDTH = 118
 _GROWTH_TRAINING = ("new_learning_rate", "new_warmup_ratio", "unfreeze_after")
+_LONG_TRAINING = ("offload_activations", "loss_chunk_tokens", "tokens_per_step")
+_LONG_EVALUATION = ("lengths", "needle_prompts")
 _LITERAL = "demo"
 NOT_FILES = ("", _LITERAL, "general")
 """Values of the data section that name something the program ships."""
@@ -67,7 +77,8 @@ def _unknown_task(error: EngineError) -> EngineError:
         error.what,
         cause="Weights packed to 4 bits cannot be trained themselves: 4-bit values have no usable gradient.",
         next_step='Use task = "qlora" (4-bit base) or "lora" for an adapter, "full" to train every weight, "expand" to '
-        'grow a model, "new_blocks", "new_coordinates" or "qlora_grown" to train a grown one.',
+        'grow a model, "extend" for a longer window, "new_blocks", "new_coordinates" or "qlora_grown" to train a '
+        "grown one.",
     )
 
 
@@ -86,17 +97,18 @@ def with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
     expansion = msgspec.structs.replace(
         spec.expansion, proof_text=resolve(spec.expansion.proof_text), out=resolve(spec.expansion.out)
     )
+    context = msgspec.structs.replace(spec.context, factors=resolve(spec.context.factors))
     model = spec.model
     if model.source != _LITERAL and (base / Path(model.source).expanduser()).is_dir():
         model = msgspec.structs.replace(model, source=resolve(model.source))
-    return msgspec.structs.replace(spec, data=data, model=model, expansion=expansion)
+    return msgspec.structs.replace(spec, data=data, model=model, expansion=expansion, context=context)
 
 
 def spec_hash(spec: JobSpec) -> str:
     """SHA-256 over everything that changes the result; the prediction is a promise, not a setting."""
     tree = msgspec.to_builtins(canonical(spec))
     del tree["prediction"]
-    for key in _growth_keys_at_default(spec):
+    for key in _keys_without_effect(spec):
         table, _, name = key.rpartition(".")
         del (tree[table] if table else tree)[name]
     return hashlib.sha256(msgspec.json.encode(tree, order="sorted")).hexdigest()
@@ -107,7 +119,7 @@ def dump_spec(spec: JobSpec) -> str:
     lines = [_HEADER]
     tables: list[str] = []
     spec = canonical(spec)
-    hidden = _growth_keys_at_default(spec)
+    hidden = _keys_without_effect(spec)
     for name, description in _described(type(spec)):
         value = getattr(spec, name)
         if name in hidden:
@@ -121,12 +133,16 @@ def dump_spec(spec: JobSpec) -> str:
     return "\n".join([*lines, *tables]) + "\n"
 
 
-def _growth_keys_at_default(spec: JobSpec) -> frozenset[str]:
-    """Keys about growth that say nothing in this spec; a job without growth is written and hashed without them."""
-    if not spec.task.trains_adapter:
-        return frozenset() if spec.stages else frozenset({"stages"})
+def _keys_without_effect(spec: JobSpec) -> frozenset[str]:
+    """Keys about growth or long windows that say nothing in this spec; a job without them is written and hashed so."""
     plain = TrainingSection()
-    keys = {f"training.{n}" for n in _GROWTH_TRAINING if getattr(spec.training, n) == getattr(plain, n)}
+    keys = {f"training.{n}" for n in _LONG_TRAINING if getattr(spec.training, n) == getattr(plain, n)}
+    evaluation = EvaluationSection()
+    keys |= {f"evaluation.{n}" for n in _LONG_EVALUATION if getattr(spec.evaluation, n) == getattr(evaluation, n)}
+    keys |= {"context"} if spec.context == ContextSection() else set()
+    if not (spec.task.trains_adapter or spec.task is Task.EXTEND):
+        return frozenset(keys if spec.stages else keys | {"stages"})
+    keys |= {f"training.{n}" for n in _GROWTH_TRAINING if getattr(spec.training, n) == getattr(plain, n)}
     keys |= {"stages"} if not spec.stages else set()
     keys |= {"expansion"} if spec.expansion == ExpansionSection() else set()
     return frozenset(keys)

@@ -143,7 +143,10 @@ def _tables(tree: dict[str, object]) -> dict[str, set[str]]:
 
 
 def test_every_field_of_every_section_is_written() -> None:
-    grown = JobSpec(task=spec_module.Task.FULL)
+    section = spec_module.ContextSection(length=1024)
+    training = spec_module.TrainingSection(offload_activations=True, loss_chunk_tokens=512, tokens_per_step=4096)
+    evaluation = spec_module.EvaluationSection(lengths=(256, 1024), needle_prompts=2)
+    grown = JobSpec(task=spec_module.Task.FULL, context=section, training=training, evaluation=evaluation)
     assert _tables(tomllib.loads(dump_spec(grown))) == _tables(msgspec.to_builtins(grown))
 
 

@@ -1,0 +1,1 @@
+"""The scaling methods, one module per family of formulas, and their registry."""

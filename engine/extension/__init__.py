@@ -1,0 +1,1 @@
+"""Context scaling, carried out: the extended folder, written whole or not at all. Never imports torch."""
