@@ -15,6 +15,7 @@ from engine.advise.answers import Answers
 from engine.advise.appraisal import appraise
 from engine.advise.approaches import TargetModel, find_approach
 from engine.advise.compare import runs_here
+from engine.advise.context import ContextChoice
 from engine.advise.fit import INSTALL_BITSANDBYTES, Plan, calibration_for, missing_library, plan_of
 from engine.advise.grown import Grown, expansion_section
 from engine.advise.recipes import Recipe
@@ -70,6 +71,8 @@ class JobWish:
     """Make the spec although the estimate says it does not fit."""
     grown: Grown | None = None
     """The plan chosen for an expansion; needed by approaches that grow."""
+    context: ContextChoice | None = None
+    """What was decided about a longer window; None leaves all of it to the program."""
 
 
 def build_spec(
