@@ -1,117 +1,105 @@
-"""A heat map of needles as text: one column per length, one row per depth, a shade and a percentage in each cell.
+"""A heat map of needles fitted into a screen: depths down, lengths across; every cell has a figure, a glyph and a tone.
 
-Owns the grid and how it is written, with or without colour and beyond ASCII. Must not know where lines go: commands
-print them, widgets style the pieces. The percentage is always there, so that shade and colour only repeat it.
+Owns the layout for a width; widgets style its pieces. Without colour and in ASCII the figures and glyphs still say all
+of it. Must not know Textual, nor how anything was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.jobs.length_report import NeedleCell
+from engine.jobs.heat_grid import GOOD, LEVELS, POOR, HeatCell, HeatGrid, depth_words, level_of, percent, short_length
 
-GOOD, FAIR = 0.9, 0.5
-"""Shares of answered prompts from which a cell counts as good, and as fair."""
-_SHADES, _ASCII_SHADES = ("█", "▓", "▒", "░", "·"), ("#", "+", "=", "-", ".")
-_STEPS = (0.9, 0.7, 0.4, 0.1)
-_ANSI = {"good": "32", "fair": "33", "bad": "31", "": ""}
-_DEPTH_CELLS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Heat:
-    """One task's grid."""
-
-    task: str
-    lengths: tuple[int, ...]
-    """Columns, tokens, rising."""
-    depths: tuple[float, ...]
-    """Rows, 0 first."""
-    cells: tuple[tuple[float | None, ...], ...]
-    """Share of answered prompts by row and column; None where it was not measured."""
-    prompts: int = 0
-    """Per cell, the most."""
+UNICODE_SHADES = ("·", "░", "▒", "▓", "█")
+ASCII_SHADES = (".", "-", "=", "+", "#")
+TONES = ("bad", "bad", "warn", "warn", "good")
+LABEL_CELLS = 6
+"""The depths: "100 %" and a space."""
+WIDE_CELL, FIGURE_CELL, GLYPH_CELL = 6, 4, 2
+"""Glyph and figure; the figure alone; where there is room for neither, the glyph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of one tone."""
+    """Some characters of a line and what they mean."""
 
     text: str
     tone: str = ""
-    """ "good", "fair", "bad", or "" for headings."""
+    level: int | None = None
+    """0 to LEVELS - 1 in a cell of the map: how much was read."""
 
 
-def tasks_of(cells: Iterable[NeedleCell]) -> tuple[str, ...]:
-    """The tasks among the cells, in the order they appear."""
-    return tuple(dict.fromkeys(cell.task for cell in cells))
+Line = tuple[Piece, ...]
 
 
-def heat_of(cells: Iterable[NeedleCell], task: str) -> Heat:
-    """The grid of one task; of several measurements of one cell the last counts."""
-    found = {(cell.length, cell.depth): cell for cell in cells if cell.task == task}
-    lengths = tuple(sorted({length for length, _ in found}))
-    depths = tuple(sorted({depth for _, depth in found}))
-    rows = tuple(
-        tuple(found[length, depth].accuracy if (length, depth) in found else None for length in lengths)
-        for depth in depths
-    )
-    return Heat(task, lengths, depths, rows, max((cell.prompts for cell in found.values()), default=0))
+def shade(level: int, *, unicode: bool) -> str:
+    """The glyph of a level; the denser, the more was read."""
+    return (UNICODE_SHADES if unicode else ASCII_SHADES)[level]
 
 
-def tone_of(accuracy: float) -> str:
-    """ "good", "fair" or "bad"."""
-    return "good" if accuracy >= GOOD else "fair" if accuracy >= FAIR else "bad"
+def cell_width(columns: int, width: int) -> int:
+    """Cells of a column: as much as is readable in `width`."""
+    room = (width - LABEL_CELLS) // max(columns, 1)
+    return next((cells for cells in (WIDE_CELL, FIGURE_CELL) if room >= cells), GLYPH_CELL)
 
 
-def length_words(tokens: int) -> str:
-    """`32768` -> "32k"; what is no multiple of 1024 is written out: "1,000"."""
-    if tokens >= 1 << 20 and tokens % (1 << 20) == 0:
-        return f"{tokens >> 20}M"
-    return f"{tokens >> 10}k" if tokens >= 1024 and tokens % 1024 == 0 else f"{tokens:,}"
-
-
-def depth_words(depth: float) -> str:
-    """`0.25` -> "25 %"."""
-    return f"{depth * 100:.0f} %"
-
-
-def heat_pieces(heat: Heat, *, ascii_only: bool = False) -> list[list[Piece]]:
-    """The grid as lines of pieces: a heading of lengths, then a line per depth."""
-    widths = [max(7, len(length_words(length)) + 2) for length in heat.lengths]
-    heading = "".join(length_words(length).rjust(width) for length, width in zip(heat.lengths, widths, strict=True))
-    lines = [[Piece("depth".ljust(_DEPTH_CELLS) + heading)]]
-    for depth, row in zip(heat.depths, heat.cells, strict=True):
-        line = [Piece(depth_words(depth).rjust(_DEPTH_CELLS - 1) + " ")]
-        line += [_cell(value, width, ascii_only=ascii_only) for value, width in zip(row, widths, strict=True)]
-        lines.append(line)
+def heat_lines(grid: HeatGrid, width: int, *, unicode: bool, most_rows: int = 99) -> list[Line]:
+    """Heading, a row per depth, the mean of each length; with `most_rows` the depths that tell most are kept."""
+    cells = cell_width(len(grid.lengths), width)
+    lines = [_heading(grid, cells)]
+    for index in kept_rows(grid, most_rows - 2):
+        depth = f"{depth_words(grid.depths[index]):>{LABEL_CELLS - 1}} "
+        row = [_cell(cell, cells, unicode=unicode) for cell in grid.rows[index]]
+        lines.append((Piece(depth, "quiet"), *row))
+    means = [grid.at_length(index) for index in range(len(grid.lengths))]
+    if cells > GLYPH_CELL:
+        lines.append((Piece(f"{'all':>{LABEL_CELLS - 1}} ", "quiet"), *(_mean(mean, cells) for mean in means)))
     return lines
 
 
-def heat_lines(heat: Heat, *, color: bool = False, ascii_only: bool = False) -> list[str]:
-    """The grid as text; with `color` each cell is wrapped in ANSI codes of its tone."""
-    return [
-        "".join(_painted(piece) if color else piece.text for piece in line).rstrip()
-        for line in heat_pieces(heat, ascii_only=ascii_only)
-    ]
+def kept_rows(grid: HeatGrid, most: int) -> list[int]:
+    """Which depths are shown where there is no room for all: evenly spread, the first and the last among them."""
+    count = len(grid.depths)
+    if most >= count or count < 3:
+        return list(range(count))
+    most = max(most, 2)
+    return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
 
 
-def _cell(value: float | None, width: int, *, ascii_only: bool) -> Piece:
-    if value is None:
-        return Piece("?".rjust(width))
-    shades = _ASCII_SHADES if ascii_only else _SHADES
-    step = sum(value < bound for bound in _STEPS)
-    return Piece(f"{shades[step] * 2} {_percent(value):>3}".rjust(width), tone_of(value))
+def _heading(grid: HeatGrid, cells: int) -> Line:
+    if cells == GLYPH_CELL:
+        first, last = short_length(grid.lengths[0]), short_length(grid.lengths[-1])
+        room = cells * len(grid.lengths) - len(first) - len(last)
+        return (Piece(f"{'':<{LABEL_CELLS}}{first}{' ' * max(room, 1)}{last}", "quiet"),)
+    names = "".join(f"{short_length(length):>{cells}}" for length in grid.lengths)
+    return (Piece(f"{'depth':>{LABEL_CELLS - 1}} {names}", "quiet"),)
 
 
-def _percent(value: float) -> int:
-    """Rounded, but 100 only where every prompt was answered, and 0 only where none was."""
-    if 0 < value < 1:
-        return min(max(round(value * 100), 1), 99)
-    return round(value * 100)
+def _cell(cell: HeatCell | None, cells: int, *, unicode: bool) -> Piece:
+    if cell is None:
+        return Piece(f"{'?':>{cells}}", "quiet")
+    glyph = shade(cell.level, unicode=unicode)
+    texts = {WIDE_CELL: f" {glyph} {cell.percent:>3}", FIGURE_CELL: f" {cell.percent:>3}", GLYPH_CELL: glyph * 2}
+    return Piece(texts[cells], TONES[cell.level], cell.level)
 
 
-def _painted(piece: Piece) -> str:
-    code = _ANSI[piece.tone]
-    return f"\x1b[{code}m{piece.text}\x1b[0m" if code else piece.text
+def _mean(share: float | None, cells: int) -> Piece:
+    if share is None:
+        return Piece(" " * cells)
+    return Piece(f"{percent(share):>{cells}}", TONES[level_of(share)])
+
+
+def legend(*, unicode: bool) -> Line:
+    """What the glyphs stand for."""
+    words = {(LEVELS - 1,): f"{GOOD * 100:.0f} % and more", (3, 2): f"{POOR * 100:.0f} % and more", (1, 0): "less"}
+    parts: list[Piece] = [Piece("right answers: ", "quiet")]
+    for levels, word in words.items():
+        parts += [Piece(shade(level, unicode=unicode), TONES[level], level) for level in levels]
+        parts.append(Piece(f" {word}  ", "quiet"))
+    return tuple(parts)
+
+
+def plain(lines: Sequence[Line]) -> list[str]:
+    """The characters alone, for pipes and screen readers."""
+    return ["".join(piece.text for piece in line).rstrip() for line in lines]
