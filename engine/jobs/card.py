@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.jobs.events import ProofReport
+from engine.jobs.length_report import LengthReport
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +92,16 @@ class PredictedMeasured(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
 
 
+class Reader(msgspec.Struct, frozen=True, kw_only=True):
+    """What one program makes of a model with a longer window."""
+
+    program: str
+    """ "transformers 5", "vLLM"."""
+    verdict: str
+    """ "exact", "approximate" or "lost"."""
+    why: str
+
+
 class CurvePoint(msgspec.Struct, frozen=True, array_like=True):
     step: int
     value: float
@@ -125,4 +136,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     growths: tuple[GrowthResult, ...] = ()
+    lengths_before: LengthReport | None = None
+    """Of the model as it came, where the job measured lengths."""
+    lengths_after: LengthReport | None = None
+    readers: tuple[Reader, ...] = ()
+    """Of a job that made the window longer."""
     v: int = 1
