@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from engine.jobs.spec_context_checks import check_context
 from engine.jobs.spec_growth import SIZES, ExpansionSection, StageSection
 from engine.jobs.spec_section import Task
 
@@ -30,6 +31,7 @@ def check_together(spec: JobSpec) -> None:
             next_step='Give expansion.to = "7B", or sizes: expansion.hidden, ffn, layers, heads, kv_heads, experts.',
         )
     _check_sizes(spec.expansion, "expansion")
+    check_context(spec)
     if spec.task.trains_adapter:
         _check_adapter_task(spec)
     else:
@@ -54,6 +56,12 @@ def _check_quantization(task: Task, kind: str) -> None:
             "spec.conflict",
             'task = "qlora_grown" keeps the old part in 4 bits, but quantization.kind is "none".',
             next_step='Set task = "new_blocks", which freezes it unquantised, or quantization.kind = "nf4".',
+        )
+    if task is Task.EXTEND and kind not in ("auto", "none"):
+        raise EngineError(
+            "spec.conflict",
+            f'task = "extend" leaves weights as they are, but quantization.kind is "{kind}".',
+            next_step='Set quantization.kind = "none"; to train in 4 bits set task = "qlora".',
         )
     if task in (Task.EXPAND, Task.FULL, Task.NEW_BLOCKS, Task.NEW_COORDINATES) and kind not in ("auto", "none"):
         raise EngineError(
@@ -130,6 +138,12 @@ def _check_stages(spec: JobSpec) -> None:
                 "spec.conflict",
                 f'{where}.task is "{task.value}", which trains an adapter; a stage trains whole weights.',
                 next_step=f"Set it to expand, {_GROWN_TASKS}.",
+            )
+        if task is Task.EXTEND:
+            raise EngineError(
+                "spec.conflict",
+                f'{where}.task is "extend", which is a job of its own.',
+                next_step='Extend first (task = "extend"), then use the folder it leaves as model.source.',
             )
         if task is Task.EXPAND and not stage.grows:
             raise EngineError(
