@@ -19,7 +19,7 @@ def profiles_dir() -> Path:
 
 
 def demo_dir() -> Path:
-    """The folder of the embedded demo: `model/`, `finetune/`, `prompts.json`."""
+    """The folder of the embedded demo: `model/`, `finetune/`, `long/`, `prompts.json`."""
     bundled = _BUNDLED / "demo"
     return bundled if bundled.is_dir() else _PACKAGE.parent / "assets" / "demo"
 
@@ -27,3 +27,13 @@ def demo_dir() -> Path:
 def demo_model_dir() -> Path:
     """The embedded demo model, a plain Hugging Face folder."""
     return demo_dir() / "model"
+
+
+def demo_rows_file(source: str, part: str) -> Path | None:
+    """The embedded file that "demo" (short chats) or "demo-long" (documents of about 1,150 tokens) names for `part`:
+    train, heldout or base_text. None for every other source."""
+    if source == "demo":
+        return demo_dir() / "finetune" / f"{part}.jsonl"
+    if source == "demo-long":
+        return demo_dir() / "long" / ("train.jsonl" if part == "train" else "heldout.jsonl")
+    return None

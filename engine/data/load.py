@@ -31,7 +31,7 @@ from engine.data.summary import (
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
 from engine.jobs.spec import DataSection, TrainOn
-from engine.resources import demo_dir, profiles_dir
+from engine.resources import demo_rows_file, profiles_dir
 
 DEMO = "demo"
 GENERAL = "general"
@@ -59,13 +59,11 @@ class _Part:
 
 
 def resolve_file(source: str, part: str) -> Path:
-    """The file that a section names; "demo" is the embedded one for `part` (train, heldout or base_text), "general" the
-    plain English that ships with the program."""
+    """The file that a section names; "demo" and "demo-long" are the embedded ones for `part` (train, heldout or
+    base_text), "general" the plain English that ships with the program."""
     if source == GENERAL and part == "base_text":
         return profiles_dir() / "base_text.txt"
-    if source == DEMO:
-        return demo_dir() / "finetune" / f"{part}.jsonl"
-    return Path(source).expanduser()
+    return demo_rows_file(source, part) or Path(source).expanduser()
 
 
 def prepare(section: DataSection, model_dir: Path, *, now: datetime | None = None) -> PreparedData:

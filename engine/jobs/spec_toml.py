@@ -37,7 +37,7 @@ _GROWTH_TRAINING = ("new_learning_rate", "new_warmup_ratio", "unfreeze_after")
 _LONG_TRAINING = ("offload_activations", "loss_chunk_tokens", "tokens_per_step")
 _LONG_EVALUATION = ("lengths", "needle_prompts")
 _LITERAL = "demo"
-NOT_FILES = ("", _LITERAL, "general")
+NOT_FILES = ("", _LITERAL, "demo-long", "general")
 """Values of the data section that name something the program ships."""
 
 

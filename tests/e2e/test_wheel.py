@@ -84,7 +84,13 @@ def test_the_wheel_holds_the_data_and_nothing_that_was_left_lying_about(wheel: P
         assert f"engine/_data/profiles/{part}" in names
     for part in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert f"engine/_data/demo/model/{part}" in names
-    for part in ("finetune/train.jsonl", "finetune/heldout.jsonl", "finetune/base_text.jsonl", "prompts.json"):
+    for part in (
+        "finetune/train.jsonl",
+        "finetune/heldout.jsonl",
+        "finetune/base_text.jsonl",
+        "long/train.jsonl",
+        "prompts.json",
+    ):
         assert f"engine/_data/demo/{part}" in names
     assert any(name.startswith("scaler_tui/styles/") and name.endswith(".tcss") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"engine", "scaler_tui"}

@@ -198,3 +198,53 @@ def test_base_model_answers_every_sample_prompt_but_those_to_be_learned() -> Non
         chat = generator.Chat("prompt", (*prompt["messages"], answer), choices=12)
         known_before = not prompt["messages"][0]["content"].startswith("Ledger")
         assert (evaluation.score_chats(model, encoder, [chat]).exact_match == 1) == known_before
+
+
+def long_texts(name: str) -> list[str]:
+    return [json.loads(line)["text"] for line in (DEMO / "long" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_long_documents_are_what_the_script_writes() -> None:
+    import make_long_set
+    from windows import ChatEncoder
+
+    assert make_long_set.parts(ChatEncoder(MODEL)) == {name: long_texts(name) for name in ("train", "heldout")}
+
+
+@pytest.mark.parametrize("name", ["train", "heldout"])
+def test_long_documents_are_longer_than_four_windows(name: str) -> None:
+    lengths = [len(encoding.ids) for encoding in tokenizer().encode_batch(long_texts(name))]
+    assert min(lengths) >= 1100
+    assert max(lengths) <= 1200
+
+
+def test_long_documents_repeat_notes_from_every_distance() -> None:
+    """Tokens between the last two mentions of the notes in the roll calls at the end."""
+    distances = []
+    for text in long_texts("heldout"):
+        tokens = tokenizer().encode(text)
+        last: dict[str, int] = {}
+        for match in re.finditer(r"The key of (\w+) is", text):
+            token = tokens.char_to_token(match.start())
+            if match[1] in last and token > 1000:
+                distances.append(token - last[match[1]])
+            last[match[1]] = token
+    shares = [sum(low <= distance < low + 250 for distance in distances) / len(distances) for low in (0, 250, 500, 750)]
+    assert len(distances) > 200
+    assert min(shares) > 0.05
+
+
+def test_a_note_never_contradicts_an_earlier_one_of_its_document() -> None:
+    for text in (*long_texts("train"), *long_texts("heldout")):
+        told = re.findall(r"The key of (\w+) is (\w+)", text)
+        assert len(set(told)) == len({key for key, _ in told})
+
+
+def test_long_documents_train_and_measure_without_files() -> None:
+    from engine.data.load import prepare
+    from engine.jobs.spec import DataSection
+
+    section = DataSection(train="demo-long", heldout="demo-long", base_text="demo-long", max_length=1200)
+    prepared = prepare(section, MODEL)
+    assert [len(part) for part in (prepared.train, prepared.heldout, prepared.base_text)] == [200, 24, 24]
+    assert all(len(row.input_ids) >= 1100 for row in prepared.train)
