@@ -195,8 +195,13 @@ def _fresh(
 ) -> Proposal | None:
     """A child that was not evaluated before: of the wanted kind, else a mutation, else anything; None after all."""
     space = evolution.space
+
+    def crossing() -> Individual:
+        first, second = rng.sample(parents, 2)
+        return crossed(space, first, second, rng)
+
     makers: dict[str, Callable[[], Individual]] = {
-        "crossover": lambda: crossed(space, *rng.sample(parents, 2), rng),
+        "crossover": crossing,
         "mutation": lambda: mutated(space, rng.choice(parents), rng),
         "draw": lambda: drawn(space, rng),
     }
