@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.advise.answers import Answers
-from engine.advise.fit import Plan
 from engine.estimate.calibration import Calibration
 from engine.estimate.cards import DeviceSpeed, cpu_speed, gpu_speed
 from engine.estimate.cost import Tariff, estimate_cost
@@ -20,7 +20,10 @@ from engine.estimate.storage import DiskPlan, estimate_disk, written_bytes
 from engine.estimate.workload import Method, Workload
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
-from engine.resources import demo_dir
+from engine.resources import demo_rows_file
+
+if TYPE_CHECKING:
+    from engine.advise.fit import Plan
 
 BYTES_PER_TOKEN = 3.6
 """Of a JSONL file. The demo set has 3.5; English prose in large vocabularies has about 4.4 of text alone."""
@@ -146,7 +149,7 @@ def disk_with(load: Load, work: Workload) -> Estimate:
 def _file_bytes(source: str) -> int:
     if not source:
         return 0
-    path = demo_dir() / "finetune" / "train.jsonl" if source == "demo" else Path(source).expanduser()
+    path = demo_rows_file(source, "train") or Path(source).expanduser()
     try:
         return path.stat().st_size
     except (OSError, ValueError):

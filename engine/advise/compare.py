@@ -12,13 +12,13 @@ from engine.advise.amounts import load_of
 from engine.advise.answers import Answers
 from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import Approach, TargetModel, find_approach, load_approaches
+from engine.advise.context import ContextChoice, window_words
 from engine.advise.fit import Plan, calibration_for, plan_of
 from engine.advise.grown import Grown
 from engine.advise.matrix import ApproachRow, Matrix
 from engine.advise.recommend import recommend
-from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Origin, Verdict
-from engine.estimate.workload import Loss, Method
+from engine.estimate.workload import Loss, Method, Purpose
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
 
@@ -27,15 +27,24 @@ NO_GPU_BYTES = Estimate(0.0, 0.0, 0.0, "bytes", Origin.FORMULA)
 
 
 def build_matrix(
-    architecture: Architecture, machine: Machine, answers: Answers, grown: Mapping[str, Grown] | None = None
+    architecture: Architecture,
+    machine: Machine,
+    answers: Answers,
+    grown: Mapping[str, Grown] | None = None,
+    context: ContextChoice | None = None,
 ) -> Matrix:
     """One row per approach, and the recommendation. Raises EngineError only for impossible answers.
 
-    `grown`: the plans that were chosen for expansions; their rows are about them.
+    `grown`: the plans that were chosen for expansions; their rows are about them. `context`: what was decided about a
+    longer window.
     """
     calibration, chosen = calibration_for(machine), grown or {}
     rows = tuple(
-        _row(approach, architecture, machine, answers, calibration, chosen.get(approach.id))
+        _filled_for(
+            plan_of(approach, architecture, machine, answers, calibration, chosen.get(approach.id), context),
+            machine,
+            answers,
+        )
         for approach in load_approaches()
     )
     advice = recommend(rows, answers)
@@ -102,25 +111,18 @@ def row_of(
     machine: Machine,
     answers: Answers,
     grown: Grown | None = None,
+    context: ContextChoice | None = None,
     *,
     own_data: bool = False,
 ) -> ApproachRow:
     """One row alone; `own_data`: its hours are for the user's data, however much more the approach asks for."""
     chosen = find_approach(approach)
-    plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), grown)
+    plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), grown, context)
+    return _filled_for(plan, machine, answers, own_data=own_data)
+
+
+def _filled_for(plan: Plan, machine: Machine, answers: Answers, *, own_data: bool = False) -> ApproachRow:
     return _filled(plan, appraise(plan, machine, load_of(plan, answers, machine, own_data=own_data)))
-
-
-def _row(
-    approach: Approach,
-    architecture: Architecture,
-    machine: Machine,
-    answers: Answers,
-    calibration: Calibration | None,
-    grown: Grown | None,
-) -> ApproachRow:
-    plan = plan_of(approach, architecture, machine, answers, calibration, grown)
-    return _filled(plan, appraise(plan, machine, load_of(plan, answers, machine)))
 
 
 def _filled(plan: Plan, found: Appraisal) -> ApproachRow:
@@ -142,7 +144,10 @@ def _filled(plan: Plan, found: Appraisal) -> ApproachRow:
         performance=approach.performance,
         reason=approach.reason,
         runnable=runs_here(approach, plan, found.verdict),
-        not_runnable_reason="" if runs_here(approach, plan, found.verdict) else approach.not_runnable_reason,
+        not_runnable_reason=""
+        if runs_here(approach, plan, found.verdict)
+        else plan.impediment or approach.not_runnable_reason,
+        impediment=plan.impediment,
         settings=settings_words(plan),
         limiting=found.limiting,
         appraisal=found,
@@ -151,6 +156,8 @@ def _filled(plan: Plan, found: Appraisal) -> ApproachRow:
 
 def runs_here(approach: Approach, plan: Plan, verdict: Verdict) -> bool:
     """Whether this version carries it out: growth planned for a cluster does run where one device is enough."""
+    if plan.impediment:
+        return False
     on_one_device = approach.model is TargetModel.WIDER and plan.work.shards == 1
     return approach.runs or (on_one_device and verdict is not Verdict.NO)
 
@@ -159,7 +166,11 @@ def settings_words(plan: Plan) -> str:
     """What the figures assume: "Qwen3-8B, micro-batch 4 x 2,048 tokens, rank 16, checkpointing"."""
     work = plan.work
     words = [] if plan.approach.model is TargetModel.SAME else [work.architecture.name]
+    if plan.context is not None:
+        words.append(window_words(plan.context, plan.base.context_length))
     words.append(f"micro-batch {work.batch} x {work.sequence:,} tokens")
+    if work.purpose is Purpose.EVALUATE:
+        return ", ".join([*words, "forward passes only", "bf16" if work.compute_bytes == 2 else "fp32"])
     if work.method is Method.ADAPTER:
         words.append(f"rank {work.rank}")
     elif work.method is Method.NEW_BLOCKS:
@@ -170,8 +181,13 @@ def settings_words(plan: Plan) -> str:
     words.append("bf16" if work.compute_bytes == 2 else "fp32")
     if work.packed and work.architecture.moe is not None:
         words.append("experts stay unpacked in fp32")
+    if plan.context is not None:
+        words.append("4-bit base" if work.packed else "base unquantised")
+        words.append("embeddings and norms learn too" if work.train_embeddings else "norms learn too")
     if work.loss is not Loss.FULL:
         words.append("chunked loss")
+    if work.offload_activations:
+        words.append("layers' inputs in host RAM")
     if work.teacher is not None:
         words.append(f"teacher {work.teacher.name} in 4 bits")
     if work.shards > 1:

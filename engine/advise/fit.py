@@ -6,17 +6,21 @@ Owns that search. Must not know titles, reasons, hours or money.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
+from engine.advise.amounts import data_tokens
 from engine.advise.answers import Answers
 from engine.advise.approaches import Approach, TargetModel
+from engine.advise.context import ContextChoice, completed, impediment
 from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
 from engine.advise.grown import Grown
+from engine.advise.longer import at_length, fit_window
 from engine.advise.recipes import Recipe, choose_recipe
 from engine.advise.targets import deeper, deeper_to, larger, wider
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Verdict
 from engine.estimate.memory import estimate_memory, memory_bounds
-from engine.estimate.workload import ALL_LINEAR, DeviceKind, Loss, Method, OptimizerKind, Packing4Bit, Workload
+from engine.estimate.workload import ALL_LINEAR, DeviceKind, Method, OptimizerKind, Packing4Bit, Purpose, Workload
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
 
@@ -35,6 +39,12 @@ class Plan:
     """Memory low, likely, high on the device that trains."""
     calibration: Calibration | None = None
     """What this machine showed in probes and runs; None where nothing did, and on what-if machines."""
+    context: ContextChoice | None = None
+    """Of context scaling: length, method and window, all decided."""
+    counts_tokens: bool = False
+    """A step ends when it holds so many tokens, however many micro-batches that takes."""
+    impediment: str = ""
+    """Why the approach is not for this model, in one sentence; "" when it is."""
 
     @property
     def memory_verdict(self) -> Verdict:
@@ -49,11 +59,15 @@ def plan_of(
     answers: Answers,
     calibration: Calibration | None = None,
     grown: Grown | None = None,
+    context: ContextChoice | None = None,
 ) -> Plan:
     """The gentlest settings of `approach` that fit; when nothing fits, the smallest job and its size.
 
-    `grown` is the plan that was chosen for an expansion; without it a shape of about that size stands in.
+    `grown` is the plan that was chosen for an expansion; without it a shape of about that size stands in. `context` is
+    what was decided about a longer window.
     """
+    if approach.longer:
+        return _longer_plan(approach, architecture, machine, answers, calibration, context)
     recipe = choose_recipe(answers, machine, architecture)
     devices = equal_devices(machine) if approach.shards else single_device(machine)
     final = grown.architecture if grown else final_architecture(approach, architecture, answers)
@@ -120,13 +134,64 @@ def shrink_to_fit(
     return tried, bounds
 
 
-def training_length(approach: Approach, architecture: Architecture, answers: Answers) -> int:
-    """Tokens per sequence: what was asked, within the model's window; context scaling goes beyond it."""
+def training_length(architecture: Architecture, answers: Answers) -> int:
+    """Tokens per sequence: what was asked, within the model's window."""
     asked = answers.context
-    window = architecture.context_length or asked
-    if approach.longer:
-        return asked if asked > window else 2 * window
-    return min(asked, window)
+    return min(asked, architecture.context_length or asked)
+
+
+def _longer_plan(
+    approach: Approach,
+    architecture: Architecture,
+    machine: Machine,
+    answers: Answers,
+    calibration: Calibration | None,
+    given: ContextChoice | None,
+) -> Plan:
+    """The window that was asked for, trained in the gentlest way that fits; or measured only."""
+    recipe = choose_recipe(answers, machine, architecture, longer=True)
+    devices, choice = single_device(machine), completed(given, architecture, answers)
+    first = _first_choice(approach, architecture, architecture, devices, recipe, answers)
+    first = replace(at_length(first, choice.length), checkpointing=True)
+    why = impediment(given, architecture, answers)
+    if why or not choice.train:
+        work = first if choice.train else measured_only(first)
+        needed = memory_bounds_on(work, calibration)
+    else:
+        found = fit_window(
+            first,
+            choice,
+            architecture.context_length,
+            devices.free_bytes,
+            partial(memory_bounds_on, calibration=calibration),
+            data_tokens=data_tokens(answers)[1] * recipe.number("epochs"),
+            may_pack=machine.simulated or machine.libraries.get("bitsandbytes", "unknown") is not None,
+        )
+        work, needed, choice = found.work, found.bounds, found.choice
+    return Plan(
+        approach,
+        architecture,
+        architecture,
+        work,
+        devices,
+        recipe,
+        needed,
+        calibration,
+        context=choice,
+        counts_tokens=True,
+        impediment=why,
+    )
+
+
+def measured_only(work: Workload) -> Workload:
+    """The model at the new length with nothing that learns: one text at a time, logits where an answer stands."""
+    return replace(
+        work, purpose=Purpose.EVALUATE, batch=1, accumulation=1, masked=False, targets=(), trained_share=ANSWER_SHARE
+    )
+
+
+ANSWER_SHARE = 1 / 64
+"""Of a measured text: the positions whose logits are wanted."""
 
 
 def _first_choice(
@@ -134,22 +199,20 @@ def _first_choice(
 ) -> Workload:
     effective = recipe.whole("effective_batch")
     adapter = approach.method is Method.ADAPTER
-    long_rows = approach.longer or not adapter
-    batch = 1 if approach.longer else min(recipe.whole("batch_size"), effective)
+    batch = min(recipe.whole("batch_size"), effective)
     targets = recipe.names("targets") if adapter else ALL_LINEAR
     return Workload(
         architecture=final,
         method=approach.method,
         packing=Packing4Bit.NF4_DOUBLE if approach.packed else Packing4Bit.NONE,
         batch=batch,
-        sequence=training_length(approach, final, answers),
+        sequence=training_length(final, answers),
         rank=approach.rank or recipe.whole("rank"),
         targets=targets,
-        checkpointing=recipe.flag("gradient_checkpointing") or long_rows,
-        masked=recipe.flag("packing") and not long_rows,
+        checkpointing=recipe.flag("gradient_checkpointing") or not adapter,
+        masked=recipe.flag("packing") and adapter,
         accumulation=max(effective // batch, 1),
         optimizer=OptimizerKind.ADAMW if devices.on_cpu and not adapter else approach.optimizer,
-        loss=Loss.CHUNKED if approach.longer else Loss.FULL,
         trained_layers=final.layers - base.layers,
         compute_bytes=compute_bytes(devices),
         shards=max(len(devices.gpus), 1) if approach.shards else 1,

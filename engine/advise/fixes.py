@@ -14,10 +14,10 @@ from engine.advise.amounts import cost_with, device_of, hours_with
 from engine.advise.appraisal import Appraisal
 from engine.advise.catalogue import known_architecture
 from engine.advise.fit import Plan, estimate_memory_on, memory_bounds_on, shrink_to_fit
-from engine.advise.knobs import Edit, Knob, Price, Step, knobs_of
+from engine.advise.knobs import Edit, Knob, Price, Step, batch_edits, knobs_of
 from engine.advise.rented import offers
 from engine.estimate.estimate import Estimate, Verdict
-from engine.estimate.workload import Method, Packing4Bit, Workload
+from engine.estimate.workload import Method, Packing4Bit, Purpose, Workload
 from engine.models.model_profiles import ModelProfile, load_model_profiles
 from engine.units import format_bytes, format_count, format_hours, format_range, format_usd
 
@@ -208,14 +208,17 @@ def _smaller_model(found: Appraisal) -> Fix | None:
                 change=f"{model.hub_id} ({format_count(model.parameters)})",
                 words="a less able model",
                 price=Price.MODEL,
-                edits=_model_edits(plan.work, work, model) if plan.approach.runs else (),
+                edits=_model_edits(plan, work, model) if plan.approach.runs else (),
             )
     return None
 
 
 def _reads(model: ModelProfile, plan: Plan) -> bool:
-    """Whether rows need not be cut for the model; context scaling stretches its window anyway."""
-    return plan.approach.longer or known_architecture(model.id).context_length >= plan.work.sequence
+    """Whether rows need not be cut for the model; context scaling needs one whose window is shorter than the target."""
+    known = known_architecture(model.id)
+    if plan.context is not None:
+        return 0 < known.context_length < plan.context.length and known.rope.kind != "none"
+    return known.context_length >= plan.work.sequence
 
 
 def _with_model(found: Appraisal, model: ModelProfile) -> Workload:
@@ -224,20 +227,32 @@ def _with_model(found: Appraisal, model: ModelProfile) -> Workload:
     return shrink_to_fit(work, plan.devices.free_bytes, work.batch * work.accumulation, plan.calibration)[0]
 
 
-def _model_edits(before: Workload, after: Workload, model: ModelProfile) -> tuple[Edit, ...]:
-    changed: list[tuple[bool, Edit]] = [
-        (True, ("model.source", model.hub_id)),
-        (after.checkpointing != before.checkpointing, ("training.gradient_checkpointing", after.checkpointing)),
-        (after.batch != before.batch, ("training.batch_size", after.batch)),
-        (after.batch != before.batch, ("training.gradient_accumulation", after.accumulation)),
-    ]
-    return tuple(edit for needed, edit in changed if needed)
+def _model_edits(plan: Plan, after: Workload, model: ModelProfile) -> tuple[Edit, ...]:
+    before = plan.work
+    edits: list[Edit] = [("model.source", model.hub_id)]
+    if after.checkpointing != before.checkpointing:
+        edits.append(("training.gradient_checkpointing", after.checkpointing))
+    if after.batch != before.batch:
+        edits += batch_edits(after.batch, after.accumulation, counts_tokens=plan.counts_tokens)
+    return tuple(edits)
 
 
 def _faster(found: Appraisal) -> Iterator[Fix]:
     """The same job without checkpointing, with fuller micro-batches, or unpacked, where that still fits."""
     plan, runs = found.plan, found.plan.approach.runs
-    if plan.work.checkpointing:
+    if plan.work.purpose is Purpose.EVALUATE:
+        return
+    if plan.work.offload_activations:
+        yield _judged(
+            found,
+            replace(plan.work, offload_activations=False),
+            ids=("no-offload",),
+            change="layers' inputs kept on the card",
+            words="the same result, faster",
+            price=Price.TIME,
+            edits=(("training.offload_activations", False),) if runs else (),
+        )
+    elif plan.work.checkpointing:
         yield _judged(
             found,
             replace(plan.work, checkpointing=False),
@@ -272,10 +287,7 @@ def _fuller(found: Appraisal) -> Iterator[Fix]:
             break
         best = work
     if best is not None:
-        edits: tuple[Edit, ...] = (
-            ("training.batch_size", best.batch),
-            ("training.gradient_accumulation", best.accumulation),
-        )
+        edits = batch_edits(best.batch, best.accumulation, counts_tokens=found.plan.counts_tokens)
         yield _judged(
             found,
             best,

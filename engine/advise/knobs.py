@@ -10,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from engine.advise.context import MIXED, POSE
 from engine.advise.fit import Plan
-from engine.estimate.workload import Loss, Method, OptimizerKind, Packing4Bit, Workload
+from engine.advise.longer import pose_lengths
+from engine.estimate.workload import Loss, Method, OptimizerKind, Packing4Bit, Purpose, Workload
 
 MINIMUM_RANK = 4
 MINIMUM_LENGTH = 256
 LENGTH_GRAIN = 128
+CHUNKS = (1024, 256)
+"""Tokens per piece of a chunked loss."""
 Edit = tuple[str, str | int | float | bool]
 """A key of the spec and its new value: ("training.batch_size", 1)."""
 
@@ -59,9 +63,13 @@ class Knob:
 
 def knobs_of(plan: Plan) -> tuple[Knob, ...]:
     """Every knob with room left, cheapest first."""
-    makers = [_checkpointing, _micro_batch, _optimizer, _rank, _four_bits, _length]
+    if plan.work.purpose is Purpose.EVALUATE:
+        makers = [_target]
+    else:
+        makers = [_checkpointing, _micro_batch, _chunked_loss, _offload_activations, _optimizer]
+        makers += [_frozen_embeddings, _rank, _four_bits, _pose, _length]
     if not plan.approach.runs:  # our worker has neither; where it only plans, they are part of the plan
-        makers[2:2] = [_chunked_loss, _offload_activations, _offload_optimizer, _bf16_adapters]
+        makers[2:2] = [_offload_optimizer, _bf16_adapters]
     found = [knob for make in makers if (knob := make(plan)) is not None and knob.steps]
     return tuple(sorted(found, key=lambda knob: knob.price))
 
@@ -82,16 +90,22 @@ def _micro_batch(plan: Plan) -> Knob | None:
     steps, batch = [], plan.work.batch
     while batch > 1:
         batch //= 2
-        steps.append(_batch_step(batch, max(effective // batch, 1)))
+        steps.append(_batch_step(batch, max(effective // batch, 1), counts_tokens=plan.counts_tokens))
     return Knob("micro-batch", Price.TIME, "the same result; the card is less busy", tuple(steps))
 
 
-def _batch_step(batch: int, accumulation: int) -> Step:
+def _batch_step(batch: int, accumulation: int, *, counts_tokens: bool) -> Step:
     return Step(
         f"micro-batch {batch} with {accumulation} accumulated",
         lambda work: replace(work, batch=batch, accumulation=accumulation),
-        (("training.batch_size", batch), ("training.gradient_accumulation", accumulation)),
+        batch_edits(batch, accumulation, counts_tokens=counts_tokens),
     )
+
+
+def batch_edits(batch: int, accumulation: int, *, counts_tokens: bool) -> tuple[Edit, ...]:
+    """The keys of that micro-batch; where a step counts tokens (`Plan.counts_tokens`) the accumulation follows."""
+    size: tuple[Edit, ...] = (("training.batch_size", batch),)
+    return size if counts_tokens else (*size, ("training.gradient_accumulation", accumulation))
 
 
 def _optimizer(plan: Plan) -> Knob | None:
@@ -110,17 +124,39 @@ def _optimizer_step(kind: OptimizerKind, name: str) -> Step:
 
 
 def _chunked_loss(plan: Plan) -> Knob | None:
-    if plan.work.loss is not Loss.FULL:
+    work = plan.work
+    present = work.tokens if work.loss is Loss.FULL else work.stack.loss_chunk_tokens
+    if work.loss is Loss.FUSED:
         return None
-    step = Step("chunked loss", lambda work: replace(work, loss=Loss.CHUNKED))
-    return Knob("chunked-loss", Price.TIME, "the same result; logits come a piece at a time", (step,))
+    steps = tuple(_chunk_step(tokens) for tokens in CHUNKS if tokens < present)
+    return Knob("chunked-loss", Price.TIME, "the same result; logits come a piece at a time", steps)
+
+
+def _chunk_step(tokens: int) -> Step:
+    def apply(work: Workload) -> Workload:
+        return replace(work, loss=Loss.CHUNKED, stack=replace(work.stack, loss_chunk_tokens=tokens))
+
+    return Step(f"loss in chunks of {tokens:,} tokens", apply, (("training.loss_chunk_tokens", tokens),))
 
 
 def _offload_activations(plan: Plan) -> Knob | None:
     if plan.work.offload_activations or plan.devices.on_cpu:
         return None
-    step = Step("activations kept in host RAM", lambda work: replace(work, offload_activations=True))
+    step = Step(
+        "layers' inputs kept in host RAM",
+        lambda work: replace(work, offload_activations=True, checkpointing=True),
+        (("training.gradient_checkpointing", True), ("training.offload_activations", True)),
+    )
     return Knob("offload-activations", Price.TIME, "the same result; waits for the bus", (step,))
+
+
+def _frozen_embeddings(plan: Plan) -> Knob | None:
+    if not plan.work.train_embeddings:
+        return None
+    step = Step(
+        "embeddings frozen", lambda work: replace(work, train_embeddings=False), (("context.train_embeddings", False),)
+    )
+    return Knob("frozen-embeddings", Price.LITTLE, "a little behind at length (LongLoRA); norms still learn", (step,))
 
 
 def _offload_optimizer(plan: Plan) -> Knob | None:
@@ -163,17 +199,57 @@ def _four_bits(plan: Plan) -> Knob | None:
     return Knob("qlora", Price.LITTLE, "within about a point of LoRA in the QLoRA paper", (step,))
 
 
+def _pose(plan: Plan) -> Knob | None:
+    """PoSE instead of full length: what a step holds is a window of the model's own length, or shorter."""
+    choice = plan.context
+    if choice is None or choice.window == POSE or choice.curriculum:
+        return None
+    lengths = pose_lengths(plan.base.context_length, choice.length)
+    steps = tuple(_pose_step(length) for length in lengths if length < plan.work.sequence)
+    return Knob("pose", Price.CAPACITY, "full reach with skipped positions, never a whole text", steps)
+
+
+def _pose_step(length: int) -> Step:
+    return Step(
+        f"PoSE on {length:,} tokens",
+        lambda work: replace(work, sequence=length),
+        (("context.window", POSE), ("context.train_length", length), ("data.max_length", length)),
+    )
+
+
 def _length(plan: Plan) -> Knob | None:
+    choice = plan.context
+    if choice is not None and choice.curriculum:
+        return None
+    pose = choice is not None and choice.window == POSE
+    least = 2 * plan.base.context_length if choice is not None and choice.window == MIXED else MINIMUM_LENGTH
     steps, length = [], plan.work.sequence
-    while length > MINIMUM_LENGTH:
-        length = max(int(length * 0.75) // LENGTH_GRAIN * LENGTH_GRAIN, MINIMUM_LENGTH)
-        steps.append(_length_step(length))
-    return Knob("length", Price.DATA, "longer rows are cut", tuple(steps))
+    while length > least:
+        length = max(int(length * 0.75) // LENGTH_GRAIN * LENGTH_GRAIN, least)
+        steps.append(_length_step(length, pose=pose))
+    words = "longer rows are cut" if choice is None else "trained on shorter pieces than the window"
+    return Knob("length", Price.DATA, words, tuple(steps))
 
 
-def _length_step(length: int) -> Step:
+def _length_step(length: int, *, pose: bool) -> Step:
+    own: tuple[Edit, ...] = (("context.train_length", length),) if pose else ()
     return Step(
         f"at most {length:,} tokens per row",
         lambda work: replace(work, sequence=length),
-        (("data.max_length", length),),
+        (*own, ("data.max_length", length)),
+    )
+
+
+def _target(plan: Plan) -> Knob | None:
+    """Of a job that only extends and measures: a nearer target."""
+    steps, length = [], plan.work.sequence // 2
+    while length > plan.base.context_length:
+        steps.append(_target_step(length))
+        length //= 2
+    return Knob("target", Price.DATA, "a shorter window", tuple(steps))
+
+
+def _target_step(length: int) -> Step:
+    return Step(
+        f"a window of {length:,} tokens", lambda work: replace(work, sequence=length), (("context.length", length),)
     )

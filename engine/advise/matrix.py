@@ -42,6 +42,8 @@ class ApproachRow:
     runnable: bool
     """Whether this version can run it from here."""
     not_runnable_reason: str = ""
+    impediment: str = ""
+    """Why the approach is not for this model at all, in one sentence; such a row is never recommended."""
     settings: str = ""
     """What the figures assume: "micro-batch 4 x 2,048 tokens, rank 16, checkpointing"."""
     limiting: str = ""

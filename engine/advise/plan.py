@@ -12,14 +12,15 @@ import msgspec
 
 from engine.advise.amounts import data_tokens, device_of, load_of
 from engine.advise.answers import Answers
-from engine.advise.appraisal import appraise
+from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import TargetModel, find_approach
 from engine.advise.compare import runs_here
 from engine.advise.context import ContextChoice
+from engine.advise.context_spec import context_spec
 from engine.advise.fit import INSTALL_BITSANDBYTES, Plan, calibration_for, missing_library, plan_of
 from engine.advise.grown import Grown, expansion_section
 from engine.advise.recipes import Recipe
-from engine.advise.refusal import refusal_of
+from engine.advise.refusal import context_refusal, refusal_of
 from engine.advise.spec_plan import predict, prediction_of, workload_of
 from engine.errors import EngineError
 from engine.estimate.cost import Tariff, hourly_rent
@@ -83,7 +84,9 @@ def build_spec(
     Raises EngineError `plan.does_not_fit` (exit code 4) with the cheapest fixes, or `approach.*` when it cannot run.
     """
     chosen, wish = find_approach(approach), wish or JobWish()
-    plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), wish.grown)
+    plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), wish.grown, wish.context)
+    if plan.impediment:
+        raise context_refusal(plan)
     found = appraise(plan, machine, load_of(plan, answers, machine, own_data=True))
     needed = found if chosen.runs else appraise(plan, machine, load_of(plan, answers, machine))
     if not runs_here(chosen, plan, needed.verdict):
@@ -100,6 +103,8 @@ def build_spec(
         )
     if wish.grown is not None and not wish.grown.task.trains:
         return grown_spec(draft_spec(plan, answers, machine, train="demo", name=wish.name), plan, wish.grown)
+    if plan.context is not None and not plan.context.train:
+        return _measured_spec(plan, found, answers, machine, wish)
     if missing := missing_library(plan, machine):
         raise EngineError(
             "plan.library", f"{chosen.title} cannot run here.", cause=missing, next_step=INSTALL_BITSANDBYTES
@@ -121,12 +126,20 @@ def build_spec(
     return msgspec.structs.replace(spec, prediction=predict(spec, plan.final, machine, tokens_per_epoch=tokens))
 
 
+def _measured_spec(plan: Plan, found: Appraisal, answers: Answers, machine: Machine, wish: JobWish) -> JobSpec:
+    """A longer window that is measured and not trained: no data is needed."""
+    if found.verdict is Verdict.NO and not wish.force:
+        raise refusal_of(found, "plan.does_not_fit")
+    spec = draft_spec(plan, answers, machine, train="demo", name=wish.name)
+    return msgspec.structs.replace(spec, prediction=prediction_of(found))
+
+
 def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, name: str = "") -> JobSpec:
     """The spec of a plan, without a prediction; nothing is refused here."""
     work, recipe, demo = plan.work, plan.recipe, train == "demo"
     source = _hub_name(answers.model if plan.approach.model is not TargetModel.LARGER else plan.final.name)
     steps = _steps(plan, answers)
-    return JobSpec(
+    spec = JobSpec(
         task=Task.QLORA if work.packed else Task.LORA,
         name=name[:80],
         model=ModelSection(source=source),
@@ -153,6 +166,7 @@ def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, na
         output=OutputSection(merge=answers.text("output") == "merged"),
         cost=_cost(plan, answers, machine),
     )
+    return context_spec(spec, plan, steps) if plan.context is not None else spec
 
 
 def grown_spec(spec: JobSpec, plan: Plan, grown: Grown) -> JobSpec:

@@ -111,11 +111,21 @@ def load_recipes() -> tuple[_RecipeFile, ...]:
     return tuple(load_toml(path, _RecipeFile, what="recipe") for path in paths)
 
 
-def choose_recipe(answers: Answers, machine: Machine, architecture: Architecture) -> Recipe:
-    """The recipe for the goal on the machine's card class; the demo and very small models have their own."""
+def choose_recipe(answers: Answers, machine: Machine, architecture: Architecture, *, longer: bool = False) -> Recipe:
+    """The recipe for the goal on the machine's card class; the demo and very small models have their own.
+
+    `longer`: a longer window is trained, whatever the goal is.
+    """
     card_class = card_class_of(max((gpu.vram_bytes for gpu in machine.gpus), default=None))
     tiny = architecture.parameters < 20_000_000
+    if longer:
+        return _recipe(LONG_GOAL, TINY_LONG if tiny else answers.model, card_class)
     return _recipe(answers.goal, "demo" if tiny else answers.model, card_class)
+
+
+LONG_GOAL = "long-documents"
+TINY_LONG = "demo-long"
+"""As `models` of a recipe name it."""
 
 
 @lru_cache(maxsize=64)

@@ -30,12 +30,15 @@ def recommend(rows: tuple[ApproachRow, ...], answers: Answers) -> Advice:
     """The preferred approach of the goal that fits; if none does, the nearest that does, and why not the wish."""
     rule = rule_for(answers.goal)
     by_id = {row.id: row for row in rows}
-    preferred = tuple(by_id[name] for name in rule.prefer if name in by_id)
+    wanted = tuple(by_id[name] for name in rule.prefer if name in by_id)
+    preferred = tuple(row for row in wanted if not row.impediment)
     wish = preferred[0]
     limits = _Limits.of(answers)
     chosen = _choose(preferred, rows, limits)
     objection = limits.objection(wish)
-    if chosen.verdict is Verdict.NO:
+    if wanted[0].impediment and chosen in preferred:
+        why = f"{wanted[0].impediment} {chosen.title} stays within the window it has."
+    elif chosen.verdict is Verdict.NO:
         why = f"Nothing fits this machine; {chosen.title} comes nearest: {chosen.verdict_reason}."
     elif objection and chosen is not wish and wish.verdict is not Verdict.NO:
         way = rule.why.format(title=wish.title, adjective="way")
@@ -88,7 +91,8 @@ def _choose(preferred: tuple[ApproachRow, ...], rows: tuple[ApproachRow, ...], l
             for row in among:
                 if row.verdict is verdict:
                     return row
-    return min(rows, key=lambda row: (_need(row), row.hours.likely))
+    possible = tuple(row for row in rows if not row.impediment)
+    return min(possible, key=lambda row: (_need(row), row.hours.likely))
 
 
 def _need(row: ApproachRow) -> float:

@@ -6,6 +6,7 @@ Owns its words. Must not decide: the verdict is in the appraisal.
 from __future__ import annotations
 
 from engine.advise.appraisal import Appraisal
+from engine.advise.fit import Plan
 from engine.advise.fixes import Fix, fixes_for
 from engine.advise.knobs import Edit
 from engine.errors import EngineError, ExitCode
@@ -28,6 +29,19 @@ def refusal_of(found: Appraisal, code: str, *, spec_keys: bool = False) -> Engin
         cause=f"Largest term: {found.limiting}. Origin of the figure: {found.memory.origin.value}.",
         next_step=listed or none,
         exit_code=ExitCode.DOES_NOT_FIT,
+    )
+
+
+def context_refusal(plan: Plan) -> EngineError:
+    """Why this model's window cannot, or need not, be longer: `context.no_rotary` or `context.not_longer`."""
+    window = plan.base.context_length
+    if plan.base.rope.kind == "none":
+        within = f"Train it within its {window:,} tokens with lora or qlora, or choose a model with rotary positions."
+        return EngineError("context.no_rotary", plan.impediment, next_step=within)
+    return EngineError(
+        "context.not_longer",
+        plan.impediment,
+        next_step=f"Choose lora or qlora for rows up to {window:,} tokens, or ask for more: --context {2 * window}.",
     )
 
 

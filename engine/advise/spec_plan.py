@@ -6,14 +6,17 @@ know how a spec was made.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from engine.advise.amounts import Load, is_on_disk
 from engine.advise.answers import answers_of
 from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import find_approach
+from engine.advise.context import POSE
+from engine.advise.context_spec import choice_of
 from engine.advise.devices import capability_of, compute_bytes, single_device, workspace_bytes
-from engine.advise.fit import Plan, calibration_for, estimate_memory_on, memory_bounds_on
+from engine.advise.fit import Plan, calibration_for, estimate_memory_on, measured_only, memory_bounds_on
 from engine.advise.recipes import choose_recipe
 from engine.advise.spec_growth import SpecGrowth
 from engine.estimate.calibration import Calibration
@@ -21,10 +24,11 @@ from engine.estimate.cost import Tariff, machine_watts
 from engine.estimate.data_shape import NO_PADDING, PACKED_FILL, DataShape
 from engine.estimate.estimate import Estimate
 from engine.estimate.speed import Measuring, estimate_tokens_per_second
+from engine.estimate.stacks import OURS
 from engine.estimate.storage import DiskPlan
-from engine.estimate.workload import Attention, DeviceKind, Method, OptimizerKind, Packing4Bit, Workload
+from engine.estimate.workload import Attention, DeviceKind, Loss, Method, OptimizerKind, Packing4Bit, Workload
 from engine.hardware.machine import Machine
-from engine.jobs.spec import Dtype, JobSpec, Optimizer, PredictionSection
+from engine.jobs.spec import Dtype, JobSpec, Optimizer, PredictionSection, Task
 from engine.models.architecture import Architecture
 
 UNNAMED_PROMPTS = 4
@@ -54,32 +58,60 @@ def workload_of(
     `architecture` before whole weights are trained.
     """
     devices = single_device(machine)
-    method = Method.ADAPTER if spec.task.trains_adapter else growth.method(spec.task) if growth else Method.FULL
+    trains = spec.task is not Task.EXTEND
+    adapter = spec.task.trains_adapter or not trains
+    method = Method.ADAPTER if adapter else growth.method(spec.task) if growth else Method.FULL
     packed = spec.quantization_kind != "none" and method is not Method.FULL
     packing = Packing4Bit.NF4_DOUBLE if spec.quantization.double else Packing4Bit.NF4
     width = {Dtype.AUTO: compute_bytes(devices), Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4}[spec.training.dtype]
-    return Workload(
+    sequence = trained_length(spec, architecture)
+    chunk = spec.training.loss_chunk_tokens
+    work = Workload(
         architecture=growth.architecture if growth else architecture,
         method=method,
         trained_layers=growth.new_layers if growth else 0,
         packing=packing if packed else Packing4Bit.NONE,
         batch=spec.training.batch_size,
-        sequence=spec.data.max_length,
+        sequence=sequence,
         rank=spec.adapter.rank,
         targets=spec.adapter.targets,
         checkpointing=spec.training.gradient_checkpointing,
         masked=spec.data.packing or spec.training.batch_size > 1,
         attention=attention_of(architecture),
         trained_share=trained_share,
-        accumulation=spec.training.gradient_accumulation,
+        accumulation=_accumulation(spec, sequence),
         optimizer=_optimizer_of(spec, method, width),
         compute_bytes=width,
         dora=spec.adapter.dora,
         dropout=spec.adapter.dropout > 0,
+        loss=Loss.CHUNKED if chunk else Loss.FULL,
+        stack=OURS if chunk in (0, OURS.loss_chunk_tokens) else replace(OURS, loss_chunk_tokens=chunk),
+        train_embeddings=spec.context.train_embeddings,
+        offload_activations=spec.training.offload_activations,
         device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
         workspace_bytes=workspace_bytes(devices),
         capability=capability_of(devices),
     )
+    return work if trains else measured_only(work)
+
+
+def trained_length(spec: JobSpec, architecture: Architecture) -> int:
+    """Tokens of the longest sequence that trains: with PoSE the short one, whatever the target; of mixed windows the
+    long one. A job that only extends is asked at its target."""
+    section = spec.context
+    if spec.task is Task.EXTEND:
+        return section.length
+    if section.extends and section.window == POSE:
+        return min(section.train_length or architecture.context_length or spec.data.max_length, spec.data.max_length)
+    return max(section.curriculum, default=spec.data.max_length)
+
+
+def _accumulation(spec: JobSpec, sequence: int) -> int:
+    """Micro-batches per step; where a step counts tokens, as many as full ones make it complete."""
+    training = spec.training
+    if not training.tokens_per_step:
+        return training.gradient_accumulation
+    return max(math.ceil(training.tokens_per_step / (training.batch_size * sequence)), 1)
 
 
 def _optimizer_of(spec: JobSpec, method: Method, width: int) -> OptimizerKind:
@@ -103,13 +135,26 @@ def plan_of_spec(
 ) -> Plan:
     """The spec as a plan, so that its verdict and its ways out are the wizard's."""
     work = workload_of(spec, architecture, machine, growth=growth)
-    approach = find_approach(_approach_of(spec, work.method))
-    recipe = choose_recipe(answers_of({"model": spec.model.source}), machine, architecture)
-    bounds = memory_bounds_on(work, calibration)
-    return Plan(approach, architecture, work.architecture, work, single_device(machine), recipe, bounds, calibration)
+    approach, choice = find_approach(_approach_of(spec, work.method)), choice_of(spec)
+    recipe = choose_recipe(answers_of({"model": spec.model.source}), machine, architecture, longer=choice is not None)
+    bounds, devices = memory_bounds_on(work, calibration), single_device(machine)
+    return Plan(
+        approach,
+        architecture,
+        work.architecture,
+        work,
+        devices,
+        recipe,
+        bounds,
+        calibration,
+        context=choice,
+        counts_tokens=spec.training.tokens_per_step > 0,
+    )
 
 
 def _approach_of(spec: JobSpec, method: Method) -> str:
+    if spec.context.extends:
+        return "context"
     if method is Method.NEW_BLOCKS:
         return "block-expansion"
     if method is Method.FULL:

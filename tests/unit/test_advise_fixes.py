@@ -26,8 +26,8 @@ from engine.units import GIB
 
 ANSWERS = answers_of({"model": "llama-3.2-3b", "data_tokens": 2_000_000})
 CARDS = [machine(card(f"{gib} GB", gib)) for gib in (4, 6, 8, 12, 16, 24, 80)]
-RUNNABLE = ("qlora", "lora", "lora-large", "pretrained-larger", "block-expansion", "partial-expansion")
-PLANNED = ("context", "full-expansion", "distillation")
+RUNNABLE = ("qlora", "lora", "lora-large", "context", "pretrained-larger", "block-expansion", "partial-expansion")
+PLANNED = ("full-expansion", "distillation")
 figure = partial(Estimate, unit="bytes", origin=Origin.FORMULA)
 
 
@@ -115,8 +115,10 @@ def test_only_what_the_program_carries_out_is_offered_as_settings(approach: str,
     keys = {
         "task", "quantization.kind", "model.source", "data.max_length", "adapter.rank", "training.optimizer",
         "training.batch_size", "training.gradient_accumulation", "training.gradient_checkpointing",
+        "training.loss_chunk_tokens", "training.offload_activations",
+        "context.train_embeddings", "context.window", "context.train_length",
     }  # fmt: skip
-    planning_only = {"chunked-loss", "bf16-adapters", "offload-activations", "offload-optimizer"}
+    planning_only = {"bf16-adapters", "offload-optimizer"}
     for fix in fixes_for(appraised(approach, place)):
         names = set(fix.id.split("+"))
         assert {key for key, _ in fix.edits} <= keys
@@ -197,7 +199,8 @@ def test_the_refusal_names_the_reason_the_largest_term_and_the_keys_to_set() -> 
     assert error.exit_code is ExitCode.DOES_NOT_FIT
     assert "are free on this card" in error.what
     assert "Largest term" in error.cause
-    assert "(1) micro-batch" in error.next_step
+    assert "(1) loss in chunks of 1,024 tokens" in error.next_step
+    assert "set training.loss_chunk_tokens = 1024" in error.next_step
     assert "set training.batch_size = " in error.next_step
     assert settings_words((("a.b", True), ("c", "x"), ("d", 2))) == 'a.b = true, c = "x", d = 2'
 
