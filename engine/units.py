@@ -117,3 +117,15 @@ def parse_count(text: str) -> int:
     number, suffix = match.groups()
     factor = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[suffix.lower()]
     return round(float(number.replace(",", "").replace("_", "")) * factor)
+
+
+def parse_length(text: str) -> int:
+    """ "32k", "1M", "4096", "4,096" -> tokens; k and M are binary here, as windows are named. Raises EngineError."""
+    match = re.match(r"^\s*([0-9][0-9_,]*\.?[0-9]*)\s*(k|m|ki|mi)?\s*$", text, re.IGNORECASE)
+    if match is None:
+        raise EngineError(
+            "units.length", f"'{text}' is not a length in tokens.", next_step="Write a number, for example 32k or 32768."
+        )
+    number, suffix = match.groups()
+    factor = {"": 1, "k": 1 << 10, "m": 1 << 20}[(suffix or "").lower()[:1]]
+    return round(float(number.replace(",", "").replace("_", "")) * factor)

@@ -1,4 +1,4 @@
-"""Other processes of an expansion: the ones that need torch, started and listened to.
+"""Other processes of an expansion or extension: the ones that need torch, started and listened to.
 
 Owns starting them, their progress lines and their failures. Must not know what they compute. Each prints JSON lines:
 {"phase", "done", "total", "words"} as it works, {"error": {...}} when it gives up.
@@ -36,6 +36,21 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+Hear = Callable[[bytes], None]
+"""Takes a line as the process printed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """What is said of a process that ended badly without a word of its own."""
+
+    code: str = "surgery.helper_failed"
+    next_step: str = "Use --resume to try that step again; finished weights are kept."
+    own_exit_code: bool = False
+    """Its exit code says what kind of error it printed; else every one counts as a failed run."""
+
+
+GROWING = Failing()
 
 
 class Ticker:
@@ -54,8 +69,18 @@ class Ticker:
             self._report(Progress("weights", self._done, self._total, "writing weights"))
 
 
-def run_module(module: str, arguments: Sequence[str], log: Path, phase: str, report: Report) -> None:
-    """Run `python -m module` to its end. Raises the EngineError it printed, or `surgery.helper_failed`."""
+def run_module(
+    module: str,
+    arguments: Sequence[str],
+    log: Path,
+    phase: str,
+    report: Report,
+    *,
+    failing: Failing = GROWING,
+    hear: Hear | None = None,
+) -> None:
+    """Run `python -m module` to its end; `hear` gets every line too. Raises the EngineError it printed, or one of
+    `failing`'s code."""
     with log.open("ab") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL
@@ -63,23 +88,27 @@ def run_module(module: str, arguments: Sequence[str], log: Path, phase: str, rep
         failure: EngineError | None = None
         try:
             for raw in process.stdout or ():
-                failure = _heard(raw, phase, report) or failure
+                failure = _heard(raw, phase, report, failing) or failure
+                if hear is not None:
+                    hear(raw)
             code = process.wait()
         finally:
             _end(process)
     if failure is not None:
+        if failing.own_exit_code and code in set(ExitCode):
+            failure.exit_code = ExitCode(code)
         raise failure
     if code:
         raise EngineError(
-            "surgery.helper_failed",
+            failing.code,
             f"{module} ended with exit code {code}.",
             cause=_tail(log) or ("It was killed; memory may have run out." if code < 0 else ""),
-            next_step="Use --resume to try that step again; finished weights are kept.",
+            next_step=failing.next_step,
             exit_code=ExitCode.RUN_FAILED,
         )
 
 
-def _heard(raw: bytes, phase: str, report: Report) -> EngineError | None:
+def _heard(raw: bytes, phase: str, report: Report, failing: Failing) -> EngineError | None:
     try:
         line: Any = msgspec.json.decode(raw)
     except msgspec.MsgspecError:
@@ -90,13 +119,14 @@ def _heard(raw: bytes, phase: str, report: Report) -> EngineError | None:
     if isinstance(error, dict):
         texts = {key: str(error.get(key, "")) for key in ("code", "what", "cause", "next_step")}
         return EngineError(
-            texts["code"] or "surgery.helper_failed",
+            texts["code"] or failing.code,
             texts["what"] or "A step failed.",
             cause=texts["cause"],
             next_step=texts["next_step"],
             exit_code=ExitCode.RUN_FAILED,
         )
-    report(Progress(phase, _whole(line.get("done")), _whole(line.get("total")), str(line.get("words", ""))))
+    if "total" in line:
+        report(Progress(phase, _whole(line.get("done")), _whole(line.get("total")), str(line.get("words", ""))))
     return None
 
 

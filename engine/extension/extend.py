@@ -1,0 +1,197 @@
+"""`extend`: from a model and a length to a folder with a longer window and its certificate, or to a clear refusal.
+
+Owns the order of steps and what survives an interruption. Must not know formulas, tensors, or how things are shown.
+Steps that need torch run in processes of their own.
+
+    checks ─► race or search ─► plan ─► losses confirmed ─► folder of links ─► check ─► report ─► rename
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import __version__
+from engine.context.certificate import CERTIFICATE_NAME, Certificate, Race, Training, encode_certificate
+from engine.context.plan import ContextPlan
+from engine.context.planner import plan_context
+from engine.context.portability import Portability, portability
+from engine.errors import EngineError, ExitCode
+from engine.extension import folder, steps
+from engine.extension.losses import refuse_losses
+from engine.extension.staging import DECISION, MODEL, Order, Staging, identity, read_order, staging_folder
+from engine.jobs.layout import DISK_FULL_ERRNOS, write_atomic
+from engine.jobs.race_lines import SearchDone
+from engine.models.config import CONFIG_NAME, read_json_object
+from engine.models.headers import read_headers
+from engine.surgery.helpers import Progress, Report
+
+AUTO = "auto"
+SEARCHED = ("longrope2", "longrope")
+Confirm = Callable[[ContextPlan, tuple[Portability, ...]], bool]
+"""Asks whether losses are accepted; without one they are refused."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """`decision.json`: what the race or search ended in."""
+
+    plan: ContextPlan
+    race: Race | None = None
+    search: SearchDone | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendRequest:
+    """One extension."""
+
+    source: Path
+    out: Path
+    order: Order
+    """Of a resume: what the first attempt was asked for."""
+    allowed: tuple[str, ...] = ()
+    """Consumers whose loss is accepted; "all" for every one."""
+    confirm: Confirm | None = None
+    on_race: Callable[[Race], None] | None = None
+    """Told when the race is over, before anything is written."""
+    resume: bool = False
+
+
+def new_order(source: Path, name: str, **fields: Any) -> Order:
+    """The order for a model folder. Raises EngineError `safetensors.*`."""
+    files = identity(source, read_headers(source))
+    return Order(program=f"scaler-wizard {__version__}", source=str(source), name=name, files=files, **fields)
+
+
+def extend(request: ExtendRequest, report: Report) -> Certificate:
+    """Make the extended folder. Returns its certificate; `request.out` exists then and only then.
+
+    Raises EngineError before anything is written for whatever can be checked; later `context.loss` for a loss nobody
+    confirmed, `context.frequencies` when the folder does not rotate as planned, `disk.full`, and those of the
+    measuring processes. The staging folder is kept then, as after Ctrl+C or a crash, and `resume` goes on from it.
+    """
+    started = time.monotonic()
+    check_out(request.source, request.out)
+    order = request.order
+    opened = (
+        Staging.resume(request.out, identity(request.source, read_headers(request.source)))
+        if request.resume
+        else Staging.create(request.out, order)
+    )
+    with opened as staging:
+        try:
+            return _extend(request, order, staging, started, report)
+        except OSError as error:
+            if error.errno in DISK_FULL_ERRNOS:
+                raise _disk_full(staging.folder, error) from error
+            raise
+
+
+def _extend(request: ExtendRequest, order: Order, staging: Staging, started: float, report: Report) -> Certificate:
+    measuring = measuring_of(order, request.source, staging.folder, report)
+    config = read_json_object(request.source / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    decision = _decided(request, order, staging, measuring, config)
+    plan = decision.plan
+    readers = portability(config, plan)
+    accepted = refuse_losses(plan, readers, order.consumers, request.allowed, request.confirm)
+    model = staging.folder / MODEL
+    if not model.exists():
+        report(Progress("folder", 0, 0, "writing the folder"))
+        folder.write_extended(request.source, model, plan, links=_links(order))
+    certificate = Certificate(
+        source=order.source,
+        program=order.program,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        plan=plan,
+        links=order.links,
+        race=decision.race,
+        search=decision.search,
+        portability=readers,
+        accepted_losses=accepted,
+    )
+    write_atomic(model / CERTIFICATE_NAME, encode_certificate(certificate))
+    certificate = _measured(certificate, order, measuring, started)
+    write_atomic(model / CERTIFICATE_NAME, encode_certificate(certificate))
+    staging.publish()
+    report(Progress("done", 1, 1, f"{request.out} is complete"))
+    return certificate
+
+
+def _measured(certificate: Certificate, order: Order, measuring: steps.Measuring, started: float) -> Certificate:
+    """With the check of the folder and, where wanted, its report."""
+    if order.report:
+        check = steps.check_folder(measuring)
+        found = steps.evaluate(measuring, certificate.plan.original)
+        certificate = msgspec.structs.replace(certificate, check=check, report=found)
+    return msgspec.structs.replace(certificate, seconds=time.monotonic() - started)
+
+
+def _decided(
+    request: ExtendRequest, order: Order, staging: Staging, measuring: steps.Measuring, config: dict[str, Any]
+) -> Decision:
+    """The plan: of an earlier attempt, or made now."""
+    path = staging.folder / DECISION
+    if path.is_file():
+        return msgspec.json.decode(path.read_bytes(), type=Decision)
+    decision = decide(order, measuring, config)
+    write_atomic(path, msgspec.json.encode(decision))
+    if decision.race is not None and request.on_race is not None:
+        request.on_race(decision.race)
+    return decision
+
+
+def decide(order: Order, measuring: steps.Measuring, config: dict[str, Any]) -> Decision:
+    """Race, search or neither, and the plan that follows. Raises EngineError `context.*` and the processes' own."""
+    method, options = order.method, order.options
+    found_race: Race | None = None
+    found: SearchDone | None = None
+    if method == AUTO:
+        found_race = steps.race(measuring)
+        assert found_race.decided is not None
+        method = found_race.decided.method
+    elif method in SEARCHED and not options.long_divisors:
+        factors, found = steps.search(measuring, method, order.search_minutes, order.evaluations)
+        options = factors.applied(options)
+    plan = plan_context(config, order.target, method, options, order.name)
+    return Decision(plan=plan, race=found_race, search=found)
+
+
+def measuring_of(order: Order, source: Path, where: Path, report: Report) -> steps.Measuring:
+    """What an order tells the measuring processes."""
+    return steps.Measuring(
+        source, order.target, where, report,
+        text=order.text, seed=order.seed, prompts=order.prompts, quick=order.quick,
+    )  # fmt: skip
+
+
+def check_out(source: Path, out: Path) -> None:
+    """Refuse an output that exists, lies in the source, or holds it. Raises EngineError `extension.out_*`."""
+    from engine.surgery.checks import check_folders
+
+    try:
+        check_folders(source, out, resume=False)
+    except EngineError as error:
+        error.code = error.code.replace("surgery.", "extension.")
+        raise
+
+
+def _links(order: Order) -> folder.Links:
+    return "copy" if order.links == "copy" else "hard"
+
+
+def _disk_full(where: Path, error: OSError) -> EngineError:
+    return EngineError(
+        "disk.full",
+        f"There is no room left to write in {where}.",
+        cause=error.strerror or str(error),
+        next_step="Free some space and use --resume; what was measured is kept.",
+        exit_code=ExitCode.RUN_FAILED,
+    )
+
+
+__all__ = ["AUTO", "ExtendRequest", "Training", "extend", "new_order", "read_order", "staging_folder"]

@@ -1,0 +1,81 @@
+"""What is done about a program that cannot read the extended folder: said, asked, or refused.
+
+Owns the rule. Must not know what is lost (`engine.context.portability`) nor how a question is put.
+
+Where the user said where the model will run, every loss there is refused unless confirmed; where not, only silent ones
+are: a program that computes something else without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from engine.context.plan import ContextPlan
+from engine.context.portability import CONSUMERS, LOST, TRANSFORMERS_4, TRANSFORMERS_5, Portability
+from engine.errors import EngineError
+
+ALL = "all"
+_NAMES = {"transformers": TRANSFORMERS_5, "transformers-5": TRANSFORMERS_5, "transformers-4": TRANSFORMERS_4}
+
+
+def consumer_named(word: str) -> str:
+    """ "llama.cpp", "vllm", "transformers", "transformers-4" as `CONSUMERS` call them. Raises EngineError
+    `context.consumer`."""
+    names = {name.lower(): name for name in CONSUMERS} | _NAMES
+    text = word.strip().lower()
+    if text in names:
+        return names[text]
+    near = get_close_matches(text, names, n=1, cutoff=0.5)
+    raise EngineError(
+        "context.consumer",
+        f"'{word.strip()[:40]}' is no program known here.",
+        next_step=(f"Did you mean {near[0]}? " if near else "")
+        + "Known are transformers, transformers-4, vllm and llama.cpp.",
+    )
+
+
+def consumers_named(words: str) -> tuple[str, ...]:
+    """A comma-separated list of them; empty stays empty. Raises EngineError `context.consumer`."""
+    return tuple(dict.fromkeys(consumer_named(word) for word in words.split(",") if word.strip()))
+
+
+def losses_that_matter(found: tuple[Portability, ...], consumers: tuple[str, ...]) -> tuple[Portability, ...]:
+    """Those that have to be confirmed."""
+    if consumers:
+        return tuple(one for one in found if one.verdict == LOST and one.consumer in consumers)
+    return tuple(one for one in found if one.silent)
+
+
+def refuse_losses(
+    plan: ContextPlan,
+    found: tuple[Portability, ...],
+    consumers: tuple[str, ...],
+    allowed: tuple[str, ...],
+    confirm: Callable[[ContextPlan, tuple[Portability, ...]], bool] | None = None,
+) -> tuple[str, ...]:
+    """The consumers whose loss was accepted. Raises EngineError `context.loss` for one that nobody confirmed."""
+    matter = losses_that_matter(found, consumers)
+    told = tuple(one for one in matter if one.consumer not in allowed and ALL not in allowed)
+    if told and (confirm is None or not confirm(plan, told)):
+        raise loss_error(plan, told)
+    return tuple(one.consumer for one in matter)
+
+
+def loss_error(plan: ContextPlan, losses: tuple[Portability, ...]) -> EngineError:
+    """The refusal, with both ways out."""
+    names = " and ".join(one.consumer for one in losses)
+    flags = ",".join(_flag(one.consumer) for one in losses)
+    others = [_flag(name) for name in CONSUMERS if name not in {one.consumer for one in losses}]
+    return EngineError(
+        "context.loss",
+        f"{names} would not read what {plan.method} writes into this model's config.",
+        cause=" ".join(one.why for one in losses),
+        next_step=f"Take a method that travels (ntk-critical, abf and yarn do wherever anything does; --dry-run shows "
+        f"each), or accept it with --allow-loss {flags}, or say where the model will run: --for {','.join(others)}.",
+    )
+
+
+def _flag(consumer: str) -> str:
+    """As it is typed."""
+    return {TRANSFORMERS_5: "transformers", TRANSFORMERS_4: "transformers-4"}.get(consumer, consumer.lower())

@@ -1,0 +1,143 @@
+"""The parts of an extension that need torch: race, search, check of the folder, evaluation; each in its own process.
+
+Owns their command lines and what they leave behind. Must not know the order of the steps, nor import what they run.
+All of them log as they go and go on from their log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from engine.context.certificate import FolderCheck, Race
+from engine.context.factors import Factors, read_factors
+from engine.errors import EngineError, ExitCode
+from engine.extension.staging import CHECK, EVALUATION, MODEL, RACE, REPORT, SEARCH
+from engine.jobs.length_report import LengthReport
+from engine.jobs.race_lines import RaceDecided, RaceProgress, RaceRow, SearchDone, SearchStep, decode_line
+from engine.surgery.helpers import Failing, Hear, Progress, Report, run_module
+
+_FAILING = Failing(
+    "extension.helper_failed", "Use --resume to try that step again; what was measured is kept.", own_exit_code=True
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What the measuring processes are told."""
+
+    source: Path
+    target: int
+    folder: Path
+    """Where logs and results go."""
+    report: Report
+    hear: Hear | None = None
+    """Gets the lines of race and search as they are printed."""
+    text: str = ""
+    seed: int = 17
+    prompts: int = 0
+    quick: bool = False
+    log: Path | None = None
+    """Of race and search, elsewhere than in `folder`."""
+
+    def common(self) -> list[str]:
+        """Arguments that all of them take."""
+        words = ["--seed", str(self.seed)]
+        if self.text:
+            words += ["--text", self.text]
+        return words
+
+    def shown(self) -> list[str]:
+        """How much is measured."""
+        return [*(["--prompts", str(self.prompts)] if self.prompts else []), *(["--quick"] if self.quick else [])]
+
+
+@dataclass(slots=True)
+class _Race:
+    """What the race's lines said; mutable: they are folded in as they come."""
+
+    rows: dict[str, RaceRow] = field(default_factory=dict)
+    decided: RaceDecided | None = None
+
+
+def race(measuring: Measuring, methods: tuple[str, ...] = ()) -> Race:
+    """Measure methods on the source. Raises the EngineError of the process, `extension.helper_failed`, or
+    `context.no_winner`."""
+    found = _Race()
+
+    def hear(raw: bytes) -> None:
+        line = decode_line(raw)
+        if isinstance(line, RaceRow):
+            found.rows[line.method] = line
+        elif isinstance(line, RaceDecided):
+            found.decided = line
+        elif isinstance(line, RaceProgress):
+            measuring.report(Progress("race", line.done, line.total, f"{line.method} {line.what}".strip()))
+        if measuring.hear is not None:
+            measuring.hear(raw)
+
+    words = ["race", "--model", str(measuring.source), "--context", str(measuring.target)]
+    words += ["--log", str(measuring.log or measuring.folder / RACE), *measuring.common(), *measuring.shown()]
+    if methods:
+        words += ["--methods", ",".join(methods)]
+    _run("engine.rotary", words, measuring, "race", hear)
+    if found.decided is None or not found.decided.method:
+        reason = found.decided.reason if found.decided else "The race ended without a decision."
+        raise EngineError(
+            "context.no_winner",
+            "No method could be chosen.",
+            cause=reason,
+            next_step="Name one with --method; --dry-run shows what each would be.",
+            exit_code=ExitCode.RUN_FAILED,
+        )
+    return Race(rows=tuple(found.rows.values()), decided=found.decided, seconds=found.decided.seconds)
+
+
+def search(measuring: Measuring, method: str, minutes: float = 0.0, evaluations: int = 0) -> tuple[Factors, SearchDone]:
+    """Search factors on the source; the best set and what was said of the search. Raises the process's EngineError."""
+    done: list[SearchDone] = []
+
+    def hear(raw: bytes) -> None:
+        line = decode_line(raw)
+        if isinstance(line, SearchDone):
+            done.append(line)
+        elif isinstance(line, SearchStep):
+            words = f"best score {line.best:.4f}"
+            measuring.report(Progress("search", line.evaluation, max(evaluations, line.evaluation), words))
+        if measuring.hear is not None:
+            measuring.hear(raw)
+
+    log = measuring.log or measuring.folder / SEARCH
+    words = ["search", "--model", str(measuring.source), "--context", str(measuring.target), "--log", str(log)]
+    words += ["--method", method, *measuring.common()]
+    words += ["--minutes", f"{minutes:g}"] if minutes else []
+    words += ["--evaluations", str(evaluations)] if evaluations else []
+    _run("engine.rotary", words, measuring, "search", hear)
+    return read_factors(log), done[-1]
+
+
+def check_folder(measuring: Measuring) -> FolderCheck:
+    """Load the extended folder as anybody would, compare frequencies, generate across the old window."""
+    path = measuring.folder / CHECK
+    if not path.is_file():
+        words = ["check", "--model", str(measuring.folder / MODEL), "--out", str(path)]
+        _run("engine.rotary", words, measuring, "check", None)
+    return msgspec.json.decode(path.read_bytes(), type=FolderCheck)
+
+
+def evaluate(measuring: Measuring, original: int) -> LengthReport:
+    """The length report of the extended folder, short text against the source."""
+    path = measuring.folder / REPORT
+    if not path.is_file():
+        words = ["--model", str(measuring.folder / MODEL), "--base", str(measuring.source), "--out", str(path)]
+        words += ["--original", str(original), "--log", str(measuring.folder / EVALUATION)]
+        words += [*measuring.common(), *measuring.shown()]
+        _run("engine.evaluation", words, measuring, "evaluation", None)
+    return msgspec.json.decode(path.read_bytes(), type=LengthReport)
+
+
+def _run(module: str, words: list[str], measuring: Measuring, phase: str, hear: Hear | None) -> None:
+    log = measuring.folder / f"{phase}.log"
+    run_module(module, words, log, phase, measuring.report, failing=_FAILING, hear=hear)
