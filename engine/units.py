@@ -124,7 +124,9 @@ def parse_length(text: str) -> int:
     match = re.match(r"^\s*([0-9][0-9_,]*\.?[0-9]*)\s*(k|m|ki|mi)?\s*$", text, re.IGNORECASE)
     if match is None:
         raise EngineError(
-            "units.length", f"'{text}' is not a length in tokens.", next_step="Write a number, for example 32k or 32768."
+            "units.length",
+            f"'{text}' is not a length in tokens.",
+            next_step="Write a number, for example 32k or 32768.",
         )
     number, suffix = match.groups()
     factor = {"": 1, "k": 1 << 10, "m": 1 << 20}[(suffix or "").lower()[:1]]
