@@ -26,6 +26,8 @@ class Options:
     """Rotations below which a pair is interpolated in full."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+    truncate: bool = True
+    """YaRN, by-parts: the ramp's ends are rounded outwards to whole pairs."""
     attention_factor: float | None = None
     critical_pair: int | None = None
     """NTK at the critical pair, LongRoPE2: where every pair from here on is divided by at least the factor."""
@@ -57,6 +59,15 @@ class Method:
     """Why no folder is written with it."""
     by_length: bool = False
     """Frequencies depend on the length at hand, so a KV cache can go stale while generating."""
+    kind: str = "default"
+    """The `rope_type` that carries it."""
+    extends: tuple[str, ...] = ()
+    """Types of an already scaled model that it replaces by itself with a larger factor; every method starts from an
+    unscaled one."""
+    stands_on: tuple[str, ...] = ()
+    """Types of an already scaled model that it leaves in place and adds to."""
+    free_factor: bool = False
+    """Whether a factor other than target / original can be written: the base alone carries it."""
 
 
 Registry = Mapping[str, Method]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class Rotary:
     present: Scaling | None = None
     """The scaling that the config already asks for; None for type "default"."""
     present_kind: str = "default"
+    present_settings: tuple[tuple[str, Any], ...] = ()
+    """What the config writes for `present_kind`: factor, betas, the length before it; without theta."""
+    carried: tuple[tuple[str, Any], ...] = ()
+    """Entries that say how the embedding is laid out, whatever its scaling: the rotated share, M-RoPE sections."""
 
     @property
     def pairs(self) -> int:
