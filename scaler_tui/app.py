@@ -33,6 +33,8 @@ from scaler_tui.wizard import Wizard
 if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
     from scaler_tui.feeds.engine_thread import EngineDone, EngineFailed
+    from scaler_tui.feeds.race_feed import RaceFeed, RaceNews
+    from scaler_tui.window import RaceKey
 
 _STYLES = Path(__file__).parent / "styles"
 
@@ -75,6 +77,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         """A run is being started; a second one cannot be."""
         self._leave_when_launched = False
         self._checking: set[tuple[str, str, int]] = set()
+        self._races: dict[RaceKey, RaceFeed] = {}
         self._preferences: Preferences = load_preferences()
         self._own_filters: list[LineFilter] = []
         if not policy.color:
@@ -194,6 +197,37 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
             self.launching = True
             engine_thread_of(cast("App[object]", self)).launch(spec, self, force=force)
 
+    def start_race(self, key: RaceKey) -> None:
+        """Measure methods (or search factors) in a process of its own; RaceNews follow."""
+        from scaler_tui.feeds.race_feed import RaceFeed
+
+        race = self.wizard.window.race(key)
+        if not race.running:
+            race.running, race.error = True, None
+            self._races[key] = RaceFeed(key, self)
+            self._races[key].start()
+
+    def cancel_race(self, key: RaceKey) -> None:
+        """Stop it; its log keeps what was measured."""
+        if key in self._races:
+            self._races[key].cancel()
+
+    def on_race_news(self, message: RaceNews) -> None:
+        """Fold its lines and tell the screens."""
+        from scaler_tui.window import keep_factors
+
+        race = self.wizard.window.race(message.key)
+        race.take(message.lines)
+        race.running, race.error = message.running, message.error
+        if message.key.method and race.found is not None and race.found.divisors and not message.running:
+            keep_factors(message.key, race.found.divisors)
+        self._tell_screens("on_race_news", message)
+
+    def on_unmount(self) -> None:
+        """Nothing measures on without a screen to show it."""
+        for feed in self._races.values():
+            feed.end_now()
+
     def on_engine_done(self, message: EngineDone) -> None:
         """The run is on its way: watch it, with the welcome screen underneath."""
         if message.action != "launch":
@@ -253,12 +287,16 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         self.push_screen(DataScreen())
 
     def choose_approach(self, approach: str) -> None:
-        """The next screen of a chosen row: the plans of an expansion, else the review."""
+        """The next screen of a chosen row: plans of an expansion, methods of a longer window, else the review."""
         from engine.advise.growth import grows
+        from scaler_tui.screens.context import ContextScreen
         from scaler_tui.screens.expansion import ExpansionScreen
+        from scaler_tui.window import APPROACH
 
         if grows(approach):
             self.push_screen(ExpansionScreen(approach))
+        elif approach == APPROACH:
+            self.push_screen(ContextScreen())
         else:
             self.open_review(approach)
 

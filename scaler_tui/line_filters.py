@@ -14,7 +14,7 @@ from textual.color import Color
 from textual.filter import LineFilter
 
 _GROUPS = {
-    "-": "–—−‐─━┄┈╌╴╶═▔▁",
+    "-": "–—−‐─━┄┈╌╴╶═▔▁▂▃",
     "|": "│┃║▏▎▍▕▐┆┊╎",
     "+": "┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┣┫┳┻╋╔╗╚╝✓✔",
     "#": "█▇▆▅▓■▄▀▌",

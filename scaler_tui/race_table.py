@@ -92,15 +92,20 @@ def name_cells(state: RaceState) -> int:
     return max((len(contender.method) for contender in state.contenders), default=8) + 3
 
 
-def race_lines(state: RaceState, width: int, pointer: int, *, star: str, arrow: str) -> list[Line]:
-    """Two lines of heading, a line per method; `pointer` is the method the rest of the screen is about."""
+def race_lines(state: RaceState, width: int, pointer: int, *, star: str, arrow: str, most: int = 99) -> list[Line]:
+    """Two lines of heading, a line per method; `pointer` is the method the rest of the screen is about.
+
+    `most` methods are shown: those around the pointer.
+    """
     names = name_cells(state)
     started = state.started
     if started is None:
         return []
     columns = columns_for(started.lengths, started.needle_lengths, started.target, width - names)
     lines = _headings(columns, names)
-    for index, contender in enumerate(state.contenders):
+    contenders = state.contenders
+    first = min(max(pointer - most // 2, 0), max(len(contenders) - most, 0))
+    for index, contender in list(enumerate(contenders))[first : first + most]:
         lines.append(_row(state, contender, columns, names, width, star, arrow if index == pointer else " "))
     return lines
 

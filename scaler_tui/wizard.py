@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from scaler_tui.window import APPROACH as LONGER
+from scaler_tui.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from engine.advise.answers import Answers
+    from engine.advise.context import ContextChoice
     from engine.advise.frank import FrankWord
     from engine.advise.grown import Grown
     from engine.advise.growth import Setting
@@ -45,6 +48,8 @@ class Wizard:
         """Whether a run was started from these answers."""
         self.grown: dict[str, Grown] = {}
         """Approach -> the plan that was chosen for an expansion."""
+        self.window = Window()
+        """What was decided about a longer window."""
         self._what_if = ""
         self._checked: tuple[str, str, int] | None = None
         self._session: Session | None = None
@@ -65,7 +70,7 @@ class Wizard:
 
         self._session = Session(load_graph(), save_to=default_progress_path() if save else None)
         self.architecture = self.model_problem = None
-        self.grown = {}
+        self.grown, self.window = {}, Window()
         self._forget_data()
         self.started, self._saves = False, save
 
@@ -107,6 +112,8 @@ class Wizard:
             self.architecture = self.model_problem = None
         if self.model_source != model or question.id == "target_parameters":
             self.grown = {}
+        if self.model_source != model or question.id in ("context", "goal"):
+            self.window.choice = Window().choice
         self._forget_stale_data()
         self.plan_for_answers()
         return report
@@ -257,7 +264,7 @@ class Wizard:
             machine = _planned(answers, self.detected)
         except EngineError:
             machine = self.machine
-        return build_matrix(self.architecture, machine, answers, grown)
+        return build_matrix(self.architecture, machine, answers, grown, self.window_choice)
 
     def preview(self, question: Question, value: AnswerValue) -> Matrix | None:
         """The matrix as if `question` were answered with `value`, its dependants recomputed."""
@@ -282,8 +289,10 @@ class Wizard:
 
         assert self.machine is not None
         assert self.architecture is not None
-        wish = JobWish(force=force, grown=self.grown.get(approach))
-        return build_spec(self.architecture, self.machine, self.session.answers(), approach=approach, wish=wish)
+        longer = self.window_choice if approach == LONGER else None
+        wish = JobWish(force=force, grown=self.grown.get(approach), context=longer)
+        spec = build_spec(self.architecture, self.machine, self.session.answers(), approach=approach, wish=wish)
+        return spec if longer is None else self.window.with_factors(spec, self.model_source)
 
     def frank_words(self, approach: str, grown: Grown | None = None) -> tuple[FrankWord, ...]:
         """What must be said before an approach starts, about the plan `grown` (None: the chosen one); empty where
@@ -305,9 +314,9 @@ class Wizard:
 
         if self.machine is None or self.architecture is None:
             return None
-        return row_of(
-            approach, self.architecture, self.machine, self.session.answers(), self.grown.get(approach), own_data=True
-        )
+        answers, longer = self.session.answers(), self.window_choice
+        grown = self.grown.get(approach)
+        return row_of(approach, self.architecture, self.machine, answers, grown, longer, own_data=True)
 
     def growth_setting(self, approach: str) -> Setting | None:
         """For whom expansion plans are made; None until machine and model are known."""
@@ -316,6 +325,29 @@ class Wizard:
         if self.machine is None or self.architecture is None:
             return None
         return Setting(approach, self.architecture, self.machine, self.session.answers())
+
+    @property
+    def window_length(self) -> int:
+        """Tokens of the longer window: as chosen, else as answered; 0 until the model is known."""
+        from engine.advise.context import completed
+
+        if self.architecture is None:
+            return 0
+        return completed(self.window.choice, self.architecture, self.session.answers()).length
+
+    @property
+    def window_choice(self) -> ContextChoice:
+        """What was decided about a longer window, the winner of a finished race in it."""
+        return self.window.decided(self.model_source, self.window_length)
+
+    def window_row(self, choice: ContextChoice) -> ApproachRow | None:
+        """The row of a longer window under another choice; None until machine and model are known."""
+        from engine.advise.compare import row_of
+
+        if self.machine is None or self.architecture is None:
+            return None
+        answers = self.session.answers()
+        return row_of(LONGER, self.architecture, self.machine, answers, None, choice, own_data=True)
 
     @property
     def card(self) -> str:

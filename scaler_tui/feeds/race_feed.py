@@ -15,8 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from textual.message import Message
@@ -24,37 +22,13 @@ from textual.message_pump import MessagePump
 
 from engine.errors import EngineError, ExitCode
 from engine.jobs.race_lines import Line, decode_line
+from scaler_tui.window import RaceKey
 
+PROGRAM = (sys.executable, "-m", "scaler_tui")
 BATCH_SECONDS = 0.25
 """Lines are passed on at most this often."""
 PATIENCE_SECONDS = 3.0
 """A process that was asked to end gets this long."""
-
-
-@dataclass(frozen=True, slots=True)
-class RaceKey:
-    """What is measured: equal keys share a log."""
-
-    model: str
-    target: int
-    method: str = ""
-    """ "" races all methods; else the factors of this one are searched."""
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The subcommand, without its log."""
-        search = ("--method", self.method) if self.method else ()
-        return ("extend", self.model, "--context", str(self.target), *search, "--race", "--json-lines")
-
-    @property
-    def log(self) -> Path:
-        """Where its lines are kept."""
-        import hashlib
-
-        from engine.paths import state_home
-
-        key = hashlib.sha256("\n".join((self.model, str(self.target), self.method)).encode()).hexdigest()[:16]
-        return state_home() / "races" / f"{self.method or 'race'}-{self.target}-{key}.jsonl"
 
 
 class RaceNews(Message):
@@ -105,7 +79,7 @@ class RaceFeed:
     def _follow(self) -> EngineError | None:
         """Read lines until the process ends; its error, where it had one."""
         self.key.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "scaler_tui", *self.key.words, "--log", str(self.key.log)]
+        command = [*PROGRAM, *self.key.words, "--log", str(self.key.log)]
         with tempfile.TemporaryFile() as words:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, start_new_session=True

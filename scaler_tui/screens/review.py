@@ -160,7 +160,7 @@ class ReviewScreen(FramedScreen):
             self.query_one("#review-rest", Static),
         )
         row, machine = self.row, self.scaler.wizard.machine
-        trains = self.spec is None or self.spec.needs_data
+        trains = self.spec is None or self.spec.needs_data or self.spec.context.extends
         bar.display = row is not None and machine is not None and not self.scaler.launching and trains
         if row is not None and machine is not None:
             from scaler_tui.wizard import free_bytes_for
@@ -218,7 +218,7 @@ class ReviewScreen(FramedScreen):
 
     def _after_bar(self, spec: JobSpec) -> list[tuple[str, str]]:
         row, wizard = self.row, self.scaler.wizard
-        if not spec.needs_data:
+        if not spec.needs_data and not spec.context.extends:
             return growth_price_lines(self.scaler.wizard.grown.get(self.approach))
         lines = [("Fits?", f"{row.verdict}: {row.verdict_reason}")] if row else []
         lines += [(TIERS[tier], refined_words(answer)) for tier, answer in self.refined.items()]

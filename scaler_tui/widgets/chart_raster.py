@@ -84,6 +84,9 @@ class ChartData:
     loss: Sequence[Bucket] = ()
     evaluation: Sequence[Bucket] = ()
     total_steps: int = 0
+    noun: str = "step"
+    """What the x axis counts."""
+    empty: str = "The curve appears after the first step."
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,7 @@ def draw(data: ChartData, width: int, height: int, mode: ChartMode) -> Picture:
     """Draw `data` into exactly `width` x `height` cells; too small an area stays blank rather than cut a number."""
     series = [*data.loss, *data.evaluation]
     if not series or width < 8 or height < 2:
-        return _message("The curve appears after the first step." if not series else "", width, height)
+        return _message(data.empty if not series else "", width, height)
     axis_rows = 2 if height >= 6 else 0
     plot_height = height - axis_rows
     low, high = axis_ends(*robust_range([bucket.mean for bucket in series]), min(max(plot_height - 2, 2), 10))
@@ -273,7 +276,7 @@ def draw(data: ChartData, width: int, height: int, mode: ChartMode) -> Picture:
     plot.evaluations(data.evaluation)
     rows = _with_y_axis(plot, ticks, labels, gutter)
     if axis_rows:
-        rows += _x_axis(plot, gutter, width)
+        rows += _x_axis(plot, gutter, width, data.noun)
     return Picture(tuple(tuple(row) for row in rows), plot.capacity, plot.low, plot.high)
 
 
@@ -290,7 +293,7 @@ def _with_y_axis(plot: _Plot, ticks: Sequence[float], labels: Sequence[str], gut
     return rows
 
 
-def _x_axis(plot: _Plot, gutter: int, width: int) -> list[list[Cell]]:
+def _x_axis(plot: _Plot, gutter: int, width: int, noun: str) -> list[list[Cell]]:
     line: list[Cell] = [EMPTY] * gutter + [(plot.marks.corner, Role.AXIS)] + [(plot.marks.line, Role.AXIS)] * plot.width
     labels: list[Cell] = [EMPTY] * width
     free_from = 0
@@ -300,7 +303,7 @@ def _x_axis(plot: _Plot, gutter: int, width: int) -> list[list[Cell]]:
     for quarter in (0, 1, 2, 3, 4):
         step = plot.capacity * quarter // 4
         x = gutter + 1 + min(plot.width * quarter // 4, plot.width - 1)
-        text = f"{step:,}" if quarter else "step 0"
+        text = f"{step:,}" if quarter else f"{noun} 0"
         start = last_start if quarter == 4 else max(x - (len(text) // 2 if quarter else 1), 0)
         if start < free_from or (quarter < 4 and start + len(text) >= last_start):
             continue

@@ -14,6 +14,7 @@ from engine.jobs.spec import JobSpec, PredictionSection
 from engine.jobs.state import RunState
 from engine.jobs.summary import cost_usd
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
+from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
 from scaler_tui.widgets.status_line import toned
 
@@ -188,6 +189,7 @@ def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tup
                 if spec.task.trains_adapter
                 else growth_lines(spec)
             ),
+            *((label.lower(), words) for label, words in context_lines(spec)),
             ("batch", f"{batch} rows a step, rate {spec.training.learning_rate:g}, {spec.training.schedule.value}"),
         ]
     if state.stage_count:

@@ -9,14 +9,18 @@ from engine.advise.figures import Refined
 from engine.advise.grown import Grown
 from engine.advise.matrix import ApproachRow
 from engine.jobs.spec import JobSpec
+from engine.jobs.spec_section import Task
 from engine.units import format_bytes, format_duration, format_hours, format_range, format_usd
+from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
 
 
 def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
     """(label, words) of what will be done."""
+    if spec.task is Task.EXTEND:
+        return [*context_lines(spec), ("Saved", "a model folder; its weights are links to the ones that are there")]
     if not spec.task.trains_adapter:
-        return [*growth_lines(spec), *_model_lines(spec)]
+        return [*growth_lines(spec), *context_lines(spec), *_model_lines(spec)]
     adapter = spec.adapter
     extras = (", rsLoRA" if adapter.rslora else "") + (", DoRA" if adapter.dora else "")
     base = "unquantised"
@@ -25,6 +29,7 @@ def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
         base = f"4-bit {spec.quantization_kind.upper()}{double}"
     merged = "; merged model at the end" if spec.output.merge else "; an adapter at the end"
     return [
+        *context_lines(spec),
         _sequence_line(spec),
         ("Adapter", f"rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}{extras}"),
         ("Base", f"{base}, compute {spec.training.dtype}"),
@@ -51,9 +56,12 @@ def _training_line(spec: JobSpec) -> tuple[str, str]:
     passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
     checkpointing = ", gradient checkpointing" if training.gradient_checkpointing else ""
     new = f", {training.new_learning_rate:g} for new parameters" if training.new_learning_rate else ""
+    batch = f"batch {training.batch_size} x {training.gradient_accumulation}"
+    if training.tokens_per_step:
+        batch = f"batch {training.batch_size}, {training.tokens_per_step:,} tokens a step"
     return (
         "Training",
-        f"{passes}, batch {training.batch_size} x {training.gradient_accumulation}, "
+        f"{passes}, {batch}, "
         f"rate {training.learning_rate:g}{new} {training.schedule}, {training.optimizer.value}{checkpointing}",
     )
 

@@ -1,0 +1,171 @@
+"""The live search of factors (LongRoPE2): the best score over evaluations, and the factors of the best so far by pair.
+
+Owns the two charts and what is said beside them. The search is a process of its own and goes on while other screens
+are in front; its log lets it go on after a stop.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Vertical
+from textual.content import Content
+from textual.events import Resize
+from textual.widget import Widget
+
+from scaler_tui.feeds.race_feed import RaceNews
+from scaler_tui.race_state import RaceState, search_words
+from scaler_tui.race_table import perplexity_text
+from scaler_tui.screens.base import FramedScreen
+from scaler_tui.widgets.chart_raster import ChartData, ChartMode
+from scaler_tui.widgets.line_chart import LineChart
+from scaler_tui.widgets.status_line import FixedText, toned
+
+if TYPE_CHECKING:
+    from scaler_tui.window import RaceKey
+
+
+class SearchScreen(FramedScreen):
+    """Score above (or left), factors below (or right)."""
+
+    place = "search"
+    AUTO_FOCUS = ""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "take", "Take it", tooltip="Use the factors that were found"),
+        Binding("escape", "cancel", "Stop", key_display="Esc", tooltip="Stop searching; it can go on later"),
+        Binding("r", "go_on", "Go on", tooltip="Search on from where it stopped"),
+        Binding("b,backspace,left", "back", "Back", key_display="b", tooltip="Back; the search goes on"),
+    ]
+
+    def __init__(self, key: RaceKey) -> None:
+        super().__init__()
+        self.key = key
+
+    def body(self) -> Iterable[Widget]:
+        """Progress, charts, words."""
+        yield FixedText(id="search-progress")
+        mode = ChartMode.BRAILLE if self.scaler.policy.unicode else ChartMode.ASCII
+        with Container(id="search-charts"):
+            with Vertical(id="search-score"):
+                yield FixedText(id="score-legend")
+                yield LineChart(id="score-chart", mode=mode)
+            with Vertical(id="search-factors"):
+                yield FixedText(id="factor-legend")
+                yield LineChart(id="factor-chart", mode=mode)
+        yield FixedText(id="search-words")
+
+    def on_mount(self) -> None:
+        """Begin, or go on where the log ends."""
+        if self.race.found is None and not self.race.running:
+            self.scaler.start_race(self.key)
+        self.call_after_refresh(self.show_search)
+
+    def on_race_news(self, message: RaceNews) -> None:
+        """Lines came."""
+        if message.key == self.key:
+            self.show_search()
+            self.refresh_bindings()
+
+    def on_resize(self, event: Resize) -> None:
+        """The charts have another size."""
+        self.call_after_refresh(self.show_search)
+
+    @property
+    def race(self) -> RaceState:
+        """What was found so far."""
+        return self.scaler.wizard.window.race(self.key)
+
+    def title_text(self) -> str:
+        """What is searched."""
+        return f"search factors for {self.key.model}, to {self.key.target:,}"
+
+    def show_search(self) -> None:
+        """Draw charts and words."""
+        if not self.is_mounted:
+            return
+        race = self.race
+        width = max(self.size.width - 2, 30)
+        tone = "bad" if race.error is not None else "good" if race.found is not None else "busy"
+        self.query_one("#search-progress", FixedText).show(toned(search_words(race), tone))
+        total = race.search.evaluations if race.search is not None else 0
+        pairs = len(race.divisors)
+        self.query_one("#score-legend", FixedText).show(self._score_legend())
+        self.query_one("#factor-legend", FixedText).show(self._factor_legend())
+        score = ChartData(race.best_points, race.score_points, total, "evaluation", "The score appears here.")
+        self.query_one("#score-chart", LineChart).show(score)
+        factors = ChartData(race.factor_points, (), max(pairs - 1, 0), "pair", "The factors appear here.")
+        self.query_one("#factor-chart", LineChart).show(factors)
+        self.query_one("#search-words", FixedText).show(self._words(width))
+
+    def _score_legend(self) -> Content:
+        line = "━━" if self.scaler.policy.unicode else "**"
+        steps = self.race.steps
+        best = f"{steps[-1].best:.4f}" if steps else "-"
+        return Content.assemble(toned(f" {line} ", "busy"), "best score ", toned(best, "strong"))
+
+    def _factor_legend(self) -> Content:
+        line = "━━" if self.scaler.policy.unicode else "**"
+        divisors = self.race.divisors
+        span = f"{min(divisors):.2f} to {max(divisors):.2f}" if divisors else "-"
+        return Content.assemble(toned(f" {line} ", "busy"), "divisor by pair ", toned(span, "strong"))
+
+    def _words(self, width: int) -> Content:
+        race, texts = self.race, []
+        if race.error is not None:
+            texts.append(" ".join(text for text in (race.error.cause, race.error.next_step) if text))
+        search, found = race.search, race.found
+        if search is not None:
+            seeds = f"; begins with {', '.join(search.seeds)}" if search.seeds else ""
+            texts.append(
+                f"{search.documents} documents of {search.length:,} tokens an evaluation; pairs from "
+                f"{search.critical_pair} on are searched{seeds}."
+            )
+        last = found or (race.steps[-1] if race.steps else None)
+        if last is not None and last.needle_nll is not None and last.perplexity is not None:
+            what = "Found" if found is not None else "Last tried"
+            texts.append(
+                f"{what}: needles {last.needle_nll:.3f} nats per answer token, perplexity "
+                f"{perplexity_text(last.perplexity)}: both are shown, for one can be had at the cost of the other."
+            )
+        if found is not None:
+            seed = f" ({found.best_seed_name})" if found.best_seed_name else ""
+            texts.append(f"Best score {found.best:.4f}; the best it began with{seed} had {found.best_seed:.4f}.")
+        wrapped = ["\n".join(textwrap.wrap(text, width - 2, break_on_hyphens=False)) for text in texts if text]
+        return Content("\n".join(wrapped))
+
+    # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The key line offers only what can be done now."""
+        race = self.race
+        if action == "cancel":
+            return race.running
+        if action == "go_on":
+            return not race.running and race.found is None
+        if action == "take":
+            return True if race.found is not None else None
+        return True
+
+    def action_take(self) -> None:
+        """Use what was found."""
+        if self.race.found is not None:
+            window = self.scaler.wizard.window
+            window.choice = replace(window.choice, method=self.key.method)
+            self.app.pop_screen()
+
+    def action_cancel(self) -> None:
+        """Stop; a second Escape goes back."""
+        if self.race.running:
+            self.scaler.cancel_race(self.key)
+        else:
+            self.action_back()
+
+    def action_go_on(self) -> None:
+        """Search on."""
+        if not self.race.running:
+            self.scaler.start_race(self.key)
+            self.show_search()
+            self.refresh_bindings()
