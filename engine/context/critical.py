@@ -52,9 +52,9 @@ def base_divisors(rotary: Rotary, base: float) -> tuple[float, ...]:
 def base_lower_bound(length: int, dim: int) -> float:
     """The smallest base that lets similar tokens attract each other more than random ones at all distances in `length`.
 
-    The base from which Σ_i cos(m·b^(-2i/d)) >= 0 holds for m = 0 .. length (arXiv 2405.14591, theorem 1), by bisection of
-    log b. Lengths above `_SAMPLES` are sampled evenly, which leaves a factor of two: with d = 128 it gives 4.6e4 for 4k,
-    1.1e6 for 32k, 5.9e6 for 128k (paper: 2.7e4, 6.4e5, 7.8e6). A hint and no law: Llama 3.1's 5e5 at 128k is below it.
+    The base from which Σ_i cos(m·b^(-2i/d)) >= 0 holds for m = 0 .. length (arXiv 2405.14591, theorem 1), by bisection
+    of log b. Lengths above `_SAMPLES` are sampled evenly, which leaves a factor of two: with d = 128 it gives 4.6e4 for
+    4k, 1.1e6 for 32k, 5.9e6 for 128k (paper: 2.7e4, 6.4e5, 7.8e6). A hint and no law: Llama 3.1's 5e5 at 128k is below.
     """
     count = min(length, _SAMPLES)
     distances = tuple(length * index / count for index in range(count, 0, -1))

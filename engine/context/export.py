@@ -19,10 +19,13 @@ from engine.context.planner import ratio_of
 from engine.errors import EngineError
 from engine.models.config import architecture_class, text_part
 from engine.models.families import Family, find_family
+from engine.models.shape import read_shape
 
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _WITH_ORIGINAL = ("yarn", "llama3", "longrope")
 _ORIGINAL = "original_max_position_embeddings"
+LONGROPE_ONLY = ("phi3", "phi4_multimodal")
+"""Model types whose class knows "default" and "longrope" alone, and reads "yarn" as the latter."""
 _OWN_LAYOUT = ("rope_theta", "partial_rotary_factor")
 """Entries that 4.x readers look for beside `rope_scaling`, not in it."""
 
@@ -39,9 +42,9 @@ class RotaryFields:
     """Top-level `original_max_position_embeddings`; None where the key has no meaning."""
 
 
-def rotary_fields(plan: ContextPlan, family: Family | None = None) -> RotaryFields:
+def rotary_fields(plan: ContextPlan, model_type: str = "") -> RotaryFields:
     """The rotary part of the new config. Phi-3's class knows longrope alone, which then carries the other types."""
-    written = [(planned, _settings(plan, planned, family)) for planned in plan.rotaries]
+    written = [(planned, _settings(plan, planned, model_type)) for planned in plan.rotaries]
     scaled = next(settings for planned, settings in written if planned.changed)
     kind = scaled["rope_type"]
     if plan.rotaries[0].rotary.layer_type:
@@ -71,15 +74,19 @@ def config_after(config: Mapping[str, Any], plan: ContextPlan) -> dict[str, Any]
     after = copy.deepcopy(dict(config))
     part, key = text_part(after)
     inner = after[key] if key else after
-    family = find_family(str(part.get("model_type") or ""), architecture_class(part))
-    fields = rotary_fields(plan, family)
+    model_type = str(part.get("model_type") or "")
+    family = find_family(model_type, architecture_class(part))
+    fields = rotary_fields(plan, model_type)
     _write_lengths(inner, plan, fields)
+    if inner.get("head_dim") is None and ("head_dim" in inner or family.name == "mixtral"):
+        # transformers 5 takes a null for the size itself where it computes yarn and longrope.
+        inner["head_dim"] = read_shape(part, "config.json").head_dim
     inner["rope_parameters"] = _with_unrotated(inner, fields.rope_parameters)
     _write_for_older_readers(inner, plan, fields, family)
     return after
 
 
-def _settings(plan: ContextPlan, planned: PlannedRotary, family: Family | None) -> dict[str, Any]:
+def _settings(plan: ContextPlan, planned: PlannedRotary, model_type: str) -> dict[str, Any]:
     """One embedding's `rope_parameters`."""
     rotary = planned.rotary
     if not planned.changed:
@@ -87,7 +94,7 @@ def _settings(plan: ContextPlan, planned: PlannedRotary, family: Family | None) 
         return _plain(own | dict(rotary.carried))
     ratio = ratio_of(plan, planned)
     settings = METHODS[plan.method].settings(rotary, ratio, plan.options, planned.scaling)
-    if family is not None and family.name == "phi3" and settings["rope_type"] not in ("default", "longrope", "dynamic"):
+    if model_type in LONGROPE_ONLY and settings["rope_type"] not in ("default", "longrope", "dynamic"):
         settings = carrier(rotary, ratio, planned.scaling)
     if settings["rope_type"] in _WITH_ORIGINAL:
         settings.setdefault(_ORIGINAL, rotary.length)
@@ -127,8 +134,10 @@ def _scaled_settings(plan: ContextPlan, fields: RotaryFields) -> dict[str, dict[
 
 
 def _write_for_older_readers(inner: dict[str, Any], plan: ContextPlan, fields: RotaryFields, family: Family) -> None:
-    """`rope_theta` and `rope_scaling` as transformers 4.x has them; transformers 5 lets `rope_scaling` win, so that both
-    must say the same."""
+    """`rope_theta` and `rope_scaling` as transformers 4.x has them.
+
+    transformers 5 lets `rope_scaling` win over `rope_parameters`, so that both must say the same.
+    """
     inner.pop("rope_scaling", None)
     settings = next(iter(_scaled_settings(plan, fields).values()))
     if plan.scaled.rotary.layer_type and family.local_rope_theta is None:
@@ -147,7 +156,7 @@ def _write_for_older_readers(inner: dict[str, Any], plan: ContextPlan, fields: R
 
 def _older_scaling(settings: dict[str, Any], plan: ContextPlan, family: Family) -> dict[str, Any]:
     scaling = {key: value for key, value in settings.items() if key not in _OWN_LAYOUT}
-    if family.name != "phi3":
+    if family.name not in LONGROPE_ONLY:
         return scaling
     # Phi-3's class of 4.x takes these three keys and no others, and works m out by this formula.
     own = su_attention_factor(plan.target / settings[_ORIGINAL], settings[_ORIGINAL])

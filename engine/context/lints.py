@@ -95,7 +95,8 @@ def _layer_notes(plan: ContextPlan, reading: Reading) -> list[str]:
 
 
 def _window_notes(plan: ContextPlan, reading: Reading) -> list[str]:
-    shape, notes = reading.shape, []
+    shape = reading.shape
+    notes: list[str] = []
     if shape.sliding_window is None or reading.nested:
         return notes
     if shape.sliding_layers >= shape.layers:

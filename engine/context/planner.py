@@ -24,6 +24,7 @@ from engine.context.refusals import (
     unknown_method,
 )
 from engine.context.scaling import Rotary, unscaled
+from engine.context.support import refuse_type
 from engine.errors import EngineError
 
 
@@ -52,6 +53,7 @@ def plan_context(
     if chosen is None:
         raise unknown_method(method)
     reading = read_positions(config, name)
+    refuse_type(reading.model_type, chosen.kind)
     check_target(reading.window, target)
     asked = options or Options()
     check_factor(asked.factor)
@@ -111,8 +113,12 @@ def applicable(config: Mapping[str, Any], target: int) -> tuple[tuple[Method, st
 def _obstacle(config: Mapping[str, Any], target: int, method: Method, reading: Reading) -> str:
     if method.needs_search:
         scaled = next(rotary for rotary in reading.rotaries if rotary.layer_type in SCALED_LAYERS)
-        return "" if scaled.present_kind == "default" else already_scaled(scaled, method, METHODS.values()).what
+        if scaled.present_kind != "default":
+            return already_scaled(scaled, method, METHODS.values()).what
     try:
+        if method.needs_search:
+            refuse_type(reading.model_type, method.kind)
+            return ""
         plan_context(config, target, method.id)
     except EngineError as error:
         return error.what

@@ -37,8 +37,8 @@ def _scaling(rotary: Rotary, factor: float, options: Options, reader: ConfigRead
         case "llama3":
             return llama3.scale(rotary, factor, options)
         case "longrope":
-            lists = {"long_divisors": _list(reader, "long_factor"), "short_divisors": _list(reader, "short_factor")}
-            return longrope.scale(rotary, factor, replace(options, **lists))
+            long, short = _list(reader, "long_factor"), _list(reader, "short_factor")
+            return longrope.scale(rotary, factor, replace(options, long_divisors=long, short_divisors=short))
         case _:
             return unscaled(rotary)
 

@@ -75,6 +75,9 @@ def _settings_by_layer(reader: ConfigReader, family: Family) -> dict[str, dict[s
     scaling, parameters = reader.table("rope_scaling"), reader.table("rope_parameters")
     nested = next((table for table in (parameters, scaling) if any(key in LAYER_TYPES for key in table)), {})
     flat = scaling if nested is not scaling else {}
+    for key, value in (flat or parameters).items() if not nested else ():
+        if isinstance(value, dict):
+            raise _unknown_layers(reader.name, key)
     if nested:
         layers = {kind: dict(nested[kind]) for kind in LAYER_TYPES if isinstance(nested.get(kind), dict)}
         if "full_attention" in layers:
@@ -89,8 +92,17 @@ def _settings_by_layer(reader: ConfigReader, family: Family) -> dict[str, dict[s
     return layers
 
 
+def _unknown_layers(name: str, key: str) -> EngineError:
+    return EngineError(
+        "context.layer_types",
+        f"{name}: the rotary settings are kept by layer type, and '{key[:40]}' is not one known here.",
+        cause="Which of its layers see the whole text is not known. Known: " + ", ".join(LAYER_TYPES) + ".",
+        next_step="Take a model whose layers are of these types.",
+    )
+
+
 def _read_rope(part: dict[str, Any], name: str, shape: Shape, settings: dict[str, Any]) -> Rope:
-    """One embedding through the analyzer's reader. Raises EngineError `context.rope_type` for types without a formula."""
+    """One embedding through the analyzer's reader. Raises EngineError `context.rope_type` for unknown types."""
     written = settings.get("rope_type", settings.get("type")) or "default"
     kind = _SAME.get(written, written) if isinstance(written, str) else ""
     if kind not in KINDS:

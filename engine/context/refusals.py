@@ -21,7 +21,7 @@ LARGEST_OWN_FACTOR = 4 * LARGEST_FACTOR
 
 
 def angle_rounding(length: int) -> float:
-    """Radians by which the fastest pair's angle is rounded at the last of `length` positions: half a step of float32."""
+    """Radians by which float32 rounds the fastest pair's angle at the last of `length` positions: half a step."""
     return float(2.0 ** (math.floor(math.log2(max(length - 1, 1))) - 24))
 
 
@@ -95,7 +95,7 @@ def already_scaled(rotary: Rotary, method: Method, methods: Iterable[Method]) ->
         else "Take the publisher's model from before its scaling."
     )
     cause = {
-        "longrope": "Its factors were searched for its own length; a larger one needs a new search from the base model.",
+        "longrope": "Its factors were searched for its own length; another needs a new search from the base model.",
         "dynamic": "Its base follows the length at hand.",
     }.get(kind, "Two scalings do not add up: each assumes the frequencies of pretraining.")
     return EngineError(

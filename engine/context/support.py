@@ -22,6 +22,8 @@ _ROTARY_KEYS = (
     "rotary_pct",
     "partial_rotary_factor",
 )
+_OWN_HEAD_KEYS = ("kv_channels", "attention_head_dim", "global_head_dim")
+_BASE_ONLY = ("phimoe",)
 _HONOUR_PARTIAL = ("phi", "phi3", "stablelm", "gpt_neox", "glm4")
 """Families whose unscaled embedding rotates a share of the head; others' would ignore the key until scaled."""
 
@@ -54,15 +56,39 @@ def refuse_other_positions(reader: ConfigReader, family: Family) -> None:
         )
     if kind in _LOCAL_ONLY:
         raise refuse_local(kind)
+    refuse_unread_heads(reader, family)
     if not family.known and not reader.has(*_ROTARY_KEYS):
         raise _not_rotary(kind, "Its config has no rotary settings (rope_parameters, rope_theta).", _ANOTHER)
+
+
+def refuse_unread_heads(reader: ConfigReader, family: Family) -> None:
+    """Raises EngineError where an unknown family keeps the size of its rotated heads under a key of its own."""
+    own = next((key for key in _OWN_HEAD_KEYS if reader.has(key)), "")
+    if own and not family.known:
+        raise EngineError(
+            "context.head_dim",
+            f"The config sizes attention heads by '{own}', which is not read here.",
+            cause="The number of rotated pairs cannot be told from it with certainty.",
+            next_step=_ANOTHER,
+        )
+
+
+def refuse_type(model_type: str, kind: str) -> None:
+    """Raises EngineError where the family's class has no such rotary type and none that could carry it."""
+    if model_type in _BASE_ONLY and kind != "default":
+        raise EngineError(
+            "context.rope_type",
+            f"{model_type} models cannot be given the rotary type {kind}.",
+            cause="Their class takes longrope alone, with two factors on cos and sin of its own.",
+            next_step="Take ntk, ntk-critical or abf, which change the base and nothing else.",
+        )
 
 
 def refuse_local(kind: str) -> EngineError:
     """Rotary positions in layers of limited reach only; the caller raises it."""
     return EngineError(
         "context.local_rotary",
-        f"There is nothing to scale in {kind or 'this model'}: its layers over the whole text have no rotary positions.",
+        f"There is nothing to scale in {kind or 'this model'}: layers over the whole text have no rotary positions.",
         cause="Only layers that see a limited window are rotated, and distances in them do not grow with the text.",
         next_step="Raise max_position_embeddings alone and measure with scaler-wizard eval.",
     )

@@ -22,7 +22,6 @@ from engine.context.export import rotary_fields
 from engine.context.plan import ContextPlan, PlannedRotary
 from engine.context.scaling import inverse_frequencies
 from engine.errors import EngineError, ExitCode
-from engine.models.families import find_family
 
 STATE = ("config", "rope_type", "attention_scaling", "max_seq_len_cached", "original_max_seq_len")
 """Plain attributes of a rotary module."""
@@ -169,7 +168,8 @@ def _at_length(module: nn.Module, layer_type: str, length: int) -> torch.Tensor 
 
 
 def _kind(module: nn.Module, layer_type: str) -> str:
-    return str(module.rope_type[layer_type] if layer_type else module.rope_type)
+    kinds: Any = module.rope_type
+    return str(kinds[layer_type] if layer_type else kinds)
 
 
 def _compare(name: str, tensor: torch.Tensor, expected: tuple[float, ...]) -> float:
@@ -217,14 +217,16 @@ def _replace(found: RotaryModule, plan: ContextPlan) -> _Saved:
 
 def _fresh(module: nn.Module, plan: ContextPlan) -> nn.Module:
     """A module of the same class, built on the CPU from the plan's config."""
-    config = copy.deepcopy(module.config)
-    fields = rotary_fields(plan, find_family(str(config.model_type)))
+    config: Any = copy.deepcopy(module.config)
+    fields = rotary_fields(plan, str(config.model_type))
     config.rope_parameters = fields.rope_parameters
     config.max_position_embeddings = fields.window
     if fields.original is not None:
         config.original_max_position_embeddings = fields.original
     elif hasattr(config, "original_max_position_embeddings"):
         config.original_max_position_embeddings = plan.scaled.rotary.length
+    if getattr(config, "head_dim", 0) is None:
+        config.head_dim = config.hidden_size // config.num_attention_heads
     with torch.device("cpu"):
         return type(module)(config)
 

@@ -58,8 +58,11 @@ def settings(rotary: Rotary, ratio: float, options: Options, scaling: Scaling) -
 
 
 def _own_options(present: dict[str, Any]) -> Options:
-    known = ("low_freq_factor", "high_freq_factor")
-    return Options(**{key: float(present[key]) for key in known if key in present})
+    plain = Options()
+    return Options(
+        low_freq_factor=float(present.get("low_freq_factor", plain.low_freq_factor)),
+        high_freq_factor=float(present.get("high_freq_factor", plain.high_freq_factor)),
+    )
 
 
 def _two_digits(base: float) -> float:

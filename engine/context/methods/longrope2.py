@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from engine.context.faults import bad_option, needs_divisors
 from engine.context.method import Method, Options
 from engine.context.methods.base_change import chosen_pair
@@ -33,7 +35,7 @@ def scale(rotary: Rotary, ratio: float, options: Options) -> Scaling:
     if len(given) == rotary.pairs - critical and given[0] > 0:
         given = with_derived_head(given, critical)
     divisors = checked_divisors(given, rotary, "long factors")
-    if any(later < earlier * (1 - 1e-9) for earlier, later in zip(divisors, divisors[1:], strict=False)):
+    if any(later < earlier * (1 - 1e-9) for earlier, later in pairwise(divisors)):
         raise bad_option("long factors", "a list that falls somewhere", "values that never fall from pair to pair")
     short = checked_divisors(options.short_divisors, rotary, "short factors") if options.short_divisors else ()
     default = 1.0 if short and set(short) == {1.0} else su_attention_factor(ratio, rotary.length)
