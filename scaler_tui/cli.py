@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from engine.errors import EngineError, ExitCode
 from scaler_tui import output
+from scaler_tui.cli_context import add_eval, add_extend
+from scaler_tui.cli_flags import json_flag, machine_flag
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
 _SPEC_FILES = "File names in the spec are relative to the spec's own folder."
@@ -78,20 +80,6 @@ def _answer_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _machine_flag(parser: argparse.ArgumentParser, *, default: str = argparse.SUPPRESS) -> None:
-    """A subcommand leaves the value alone when the flag is not given, so that it may also stand before the command."""
-    parser.add_argument(
-        "--gpu",
-        metavar="CARD",
-        default=default,
-        help='what if: "RTX 4090", "2x24G", "2x RTX 3090"; everything then says SIM',
-    )
-
-
-def _json_flag(parser: argparse.ArgumentParser, text: str = "typed JSON on standard output") -> None:
-    parser.add_argument("--json", action="store_true", help=text)
-
-
 def _run_argument(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     parser.add_argument(
         "id",
@@ -114,7 +102,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"scaler-wizard {__version__}")
     parser.add_argument("--demo", action="store_true", help="open the wizard with the embedded demo model chosen")
     parser.add_argument("--plain", action="store_true", help="the wizard as numbered questions (also: ACCESSIBLE=1)")
-    _machine_flag(parser, default="")
+    machine_flag(parser, default="")
     parser.add_argument("--theme", default="", metavar="THEME", choices=["", *_THEMES], help=", ".join(_THEMES))
     parser.add_argument("--ascii", action="store_true", help="no Unicode symbols")
     parser.add_argument("--no-color", action="store_true", help="no colour codes at all (also: NO_COLOR)")
@@ -126,6 +114,8 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     _add_looks(add, with_answers=any(word in ("matrix", "plan", "estimate") for word in argv))
     _add_expand(add, named="expand" in argv)
+    add_extend(add, named="extend" in argv)
+    add_eval(add)
     _add_runs(add)
     return parser
 
@@ -134,13 +124,13 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
     """The commands that start nothing."""
     doctor = add("doctor", "what this machine is and what is missing")
     doctor.add_argument("--raw", action="store_true", help="also the raw output of the vendors' tools, ready to paste")
-    _machine_flag(doctor)
-    _json_flag(doctor)
+    machine_flag(doctor)
+    json_flag(doctor)
 
     inspect = add("inspect", "a model's architecture, from its config and safetensors headers")
     inspect.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub id, or a known name')
     inspect.add_argument("--revision", default="", help="commit or tag on the hub")
-    _json_flag(inspect)
+    json_flag(inspect)
 
     matrix = add("matrix", "every approach compared for a model on this machine")
     matrix.add_argument("--explain", metavar="APPROACH", default="", help="the parts and formulas behind one row")
@@ -152,8 +142,8 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
     plan.add_argument("--write", "-o", metavar="SPEC", default="-", help="a new file; - is standard output")
     for command in (matrix, plan):
         command.add_argument("model", metavar="MODEL", nargs="?", default="demo", help="as for inspect")
-        _machine_flag(command)
-        _json_flag(command)
+        machine_flag(command)
+        json_flag(command)
         if with_answers:
             _answer_flags(command)
 
@@ -162,10 +152,10 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
     prices = add("prices", "what cards cost to rent, with source and age")
     prices.add_argument("card", metavar="CARD", nargs="?", default="", help='one card, "RTX 4090"; all when left out')
     prices.add_argument("--refresh", action="store_true", help="fetch fresh prices first (needs gpuhunt, a network)")
-    _json_flag(prices)
+    json_flag(prices)
 
     scores = add("scores", "what was predicted of past runs and what came, and what this machine has taught")
-    _json_flag(scores)
+    json_flag(scores)
 
     checks = add("data", "look at training data").add_subparsers(
         dest="data_command", metavar="COMMAND", required=True, parser_class=_Parser
@@ -178,7 +168,7 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
     )
     check.add_argument("--train-on", default="completions", choices=["completions", "last", "all"])
     check.add_argument("--heldout", default="", help="a file of held-out rows, to look for overlap")
-    _json_flag(check)
+    json_flag(check)
 
 
 def _add_estimate(add: Callable[..., argparse.ArgumentParser], *, with_answers: bool) -> None:
@@ -207,8 +197,8 @@ def _add_estimate(add: Callable[..., argparse.ArgumentParser], *, with_answers: 
     estimate.add_argument(
         "--finish-in", metavar="TIME", default="", help="also: the cheapest card that is done in 12h, 3d ..."
     )
-    _machine_flag(estimate)
-    _json_flag(estimate)
+    machine_flag(estimate)
+    json_flag(estimate)
     if with_answers:
         _answer_flags(estimate)
 
@@ -246,8 +236,8 @@ def _add_expand(add: Callable[..., argparse.ArgumentParser], *, named: bool) -> 
     how.add_argument("--undo", action="store_true", help="MODEL was grown: recover what it was grown from into OUT")
     how.add_argument("--no-proof", action="store_true", help="write it unproven; the certificate says so")
     how.add_argument("--proof-text", metavar="FILE", type=Path, help="plain text to prove it on; else the demo corpus")
-    _machine_flag(expand)
-    _json_flag(expand)
+    machine_flag(expand)
+    json_flag(expand)
 
 
 _GROWN_SIZES = {
@@ -287,7 +277,7 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
         command.add_argument("spec", metavar="SPEC", type=Path, help="a spec.toml; see scaler-wizard plan")
         command.add_argument("--force", action="store_true", help="start although the estimate says it does not fit")
     for command in (demo, run, start, add("runs", "all runs, newest first")):
-        _json_flag(command)
+        json_flag(command)
 
     attach = add("attach", "watch a run in the wizard; line by line where there is no terminal")
     logs = add("logs", "a run's log")
@@ -297,14 +287,14 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
         _run_argument(command, optional=True)
     logs.add_argument("--follow", "-f", action="store_true", help="go on until the run ends")
     logs.add_argument("--worker", action="store_true", help="the worker's own output instead of the journal")
-    _json_flag(logs, "one JSON object per line: time, level, message")
+    json_flag(logs, "one JSON object per line: time, level, message")
     card.add_argument("--html", action="store_true", help="print the path of the HTML page instead")
     for command in (card, merge):
-        _json_flag(command)
+        json_flag(command)
     for name, text in _CONTROLS.items():
         control = add(name, text)
         _run_argument(control)
-        _json_flag(control)
+        json_flag(control)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def _extend(request: ExtendRequest, order: Order, staging: Staging, started: flo
         accepted_losses=accepted,
     )
     write_atomic(model / CERTIFICATE_NAME, encode_certificate(certificate))
-    certificate = _measured(certificate, order, measuring, started)
+    certificate = _measured(certificate, order, replace(measuring, name=request.out.name), started)
     write_atomic(model / CERTIFICATE_NAME, encode_certificate(certificate))
     staging.publish()
     report(Progress("done", 1, 1, f"{request.out} is complete"))

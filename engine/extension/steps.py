@@ -22,6 +22,7 @@ from engine.surgery.helpers import Failing, Hear, Progress, Report, run_module
 _FAILING = Failing(
     "extension.helper_failed", "Use --resume to try that step again; what was measured is kept.", own_exit_code=True
 )
+QUICK_PROMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Measuring:
     quick: bool = False
     log: Path | None = None
     """Of race and search, elsewhere than in `folder`."""
+    name: str = ""
+    """What reports call the model."""
 
     def common(self) -> list[str]:
         """Arguments that all of them take."""
@@ -48,10 +51,6 @@ class Measuring:
         if self.text:
             words += ["--text", self.text]
         return words
-
-    def shown(self) -> list[str]:
-        """How much is measured."""
-        return [*(["--prompts", str(self.prompts)] if self.prompts else []), *(["--quick"] if self.quick else [])]
 
 
 @dataclass(slots=True)
@@ -79,7 +78,9 @@ def race(measuring: Measuring, methods: tuple[str, ...] = ()) -> Race:
             measuring.hear(raw)
 
     words = ["race", "--model", str(measuring.source), "--context", str(measuring.target)]
-    words += ["--log", str(measuring.log or measuring.folder / RACE), *measuring.common(), *measuring.shown()]
+    words += ["--log", str(measuring.log or measuring.folder / RACE), *measuring.common()]
+    words += ["--prompts", str(measuring.prompts)] if measuring.prompts else []
+    words += ["--quick"] if measuring.quick else []
     if methods:
         words += ["--methods", ",".join(methods)]
     _run("engine.rotary", words, measuring, "race", hear)
@@ -130,12 +131,26 @@ def check_folder(measuring: Measuring) -> FolderCheck:
 def evaluate(measuring: Measuring, original: int) -> LengthReport:
     """The length report of the extended folder, short text against the source."""
     path = measuring.folder / REPORT
+    words = ["--model", str(measuring.folder / MODEL), "--base", str(measuring.source), "--original", str(original)]
+    words += ["--log", str(measuring.folder / EVALUATION), *measuring.common(), *_amount(measuring)]
+    words += ["--name", measuring.name] if measuring.name else []
+    return measured(words, path, measuring.folder / "evaluation.log", measuring.report)
+
+
+def measured(words: list[str], path: Path, errors: Path, report: Report) -> LengthReport:
+    """The report in `path`, measured with the evaluation's flags `words` where it is not there yet. Raises the
+    process's EngineError, or `extension.helper_failed`."""
     if not path.is_file():
-        words = ["--model", str(measuring.folder / MODEL), "--base", str(measuring.source), "--out", str(path)]
-        words += ["--original", str(original), "--log", str(measuring.folder / EVALUATION)]
-        words += [*measuring.common(), *measuring.shown()]
-        _run("engine.evaluation", words, measuring, "evaluation", None)
+        arguments = [*words, "--out", str(path)]
+        run_module("engine.evaluation", arguments, errors, "evaluation", report, failing=_FAILING)
     return msgspec.json.decode(path.read_bytes(), type=LengthReport)
+
+
+def _amount(measuring: Measuring) -> list[str]:
+    """How much the evaluation measures."""
+    prompts = measuring.prompts or (QUICK_PROMPTS if measuring.quick else 0)
+    words = ["--prompts", str(prompts)] if prompts else []
+    return [*words, "--depths", "3", "--documents", "4", "--no-sliding"] if measuring.quick else words
 
 
 def _run(module: str, words: list[str], measuring: Measuring, phase: str, hear: Hear | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from scaler_tui.commands import cards, estimate, expand, look, prices, scores, work
+from scaler_tui.commands import cards, estimate, evaluate, expand, extend, look, prices, scores, work
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": look.doctor,
@@ -14,6 +14,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": look.plan,
     "estimate": estimate.estimate,
     "expand": expand.expand,
+    "extend": extend.extend,
+    "eval": evaluate.evaluate,
     "prices": prices.prices,
     "scores": scores.scores,
     "data": look.data_check,

@@ -239,7 +239,7 @@ def data_check(arguments: argparse.Namespace) -> int:
     from engine.jobs.spec import DataSection, TrainOn
     from engine.models.analyze import analyze
 
-    model_dir = _with_tokenizer(arguments.model)
+    model_dir = with_tokenizer(arguments.model)
     if model_dir is None:
         raise EngineError(
             "data.model",
@@ -262,7 +262,7 @@ def data_check(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def _with_tokenizer(model: str) -> Path | None:
+def with_tokenizer(model: str) -> Path | None:
     """The folder with a model's tokenizer, fetched when the hub id is known and can be reached."""
     from engine.models.resolve import resolve_model
 

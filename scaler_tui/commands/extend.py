@@ -1,0 +1,301 @@
+"""`extend`: methods raced on the model, the extended folder with its check and report, in words and as JSON.
+
+Owns the text and JSON of the command, and what an interruption says. Methods are `engine.context`'s, the folder is
+`engine.extension`'s. Must not import torch: what needs it runs in processes of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import EngineError, ExitCode
+from engine.units import format_duration
+from scaler_tui import context_text, output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.context.certificate import Certificate, Race
+    from engine.context.plan import ContextPlan
+    from engine.context.portability import Portability
+    from engine.jobs.length_report import LengthReport
+    from engine.surgery.helpers import Progress
+    from scaler_tui.growth_progress import Silent
+
+PHASES = {
+    "race": "measuring methods",
+    "search": "searching factors",
+    "folder": "writing",
+    "check": "checking the folder",
+    "evaluation": "measuring lengths",
+}
+_SLOW_SECONDS = 20 * 60
+"""Measuring that takes longer is announced with the flags that make it short."""
+
+
+def extend(arguments: argparse.Namespace) -> int:
+    """Choose a method, write the folder, check and measure it; or show what each method would be."""
+    _check_together(arguments)
+    if arguments.resume:
+        return _resume(arguments)
+    from scaler_tui.commands import extend_plans
+
+    wanted = extend_plans.wanted(arguments)
+    if arguments.dry_run:
+        return extend_plans.dry_run(arguments, wanted)
+    if arguments.race:
+        from scaler_tui.commands.extend_race import race_only
+
+        return race_only(arguments, wanted)
+    if arguments.train:
+        from scaler_tui.commands.extend_training import train_and_extend
+
+        return train_and_extend(arguments, wanted)
+    if arguments.out is None:
+        raise EngineError(
+            "usage", "OUT is missing.", next_step="Name a new folder: scaler-wizard extend MODEL OUT --context 32k."
+        )
+    from engine.extension.extend import ExtendRequest
+
+    extend_plans.require_measurable(wanted)
+    request = ExtendRequest(
+        source=wanted.folder,
+        out=arguments.out.expanduser(),
+        order=wanted.order,
+        allowed=_allowed(arguments),
+        confirm=_confirm(arguments),
+        on_race=_on_race(arguments),
+    )
+    if not arguments.json:
+        _announce(wanted)
+    return _carry_out(arguments, request)
+
+
+def _check_together(arguments: argparse.Namespace) -> None:
+    """Flags that exclude or need each other. Raises EngineError `usage`."""
+    modes = [f"--{name.replace('_', '-')}" for name in ("dry_run", "resume", "race") if getattr(arguments, name)]
+    if len(modes) > 1:
+        raise EngineError("usage", f"{' and '.join(modes)} exclude each other.", next_step="Give one of them.")
+    if not arguments.resume and not arguments.context:
+        raise EngineError(
+            "usage", "It is not said how long the window should be.", next_step="Add --context 32k, or a multiple: 4x."
+        )
+    if arguments.resume and arguments.out is None:
+        raise EngineError("usage", "OUT is missing.", next_step="Name the folder of the interrupted attempt.")
+    if (arguments.json_lines or arguments.log) and not arguments.race:
+        raise EngineError(
+            "usage", "--json-lines and --log belong to --race.", next_step="Add --race, or leave them out."
+        )
+    if arguments.seed < 0:
+        raise EngineError("usage", f"--seed is {arguments.seed}.", next_step="Give a whole number from 0 on.")
+    if arguments.no_report and arguments.method == "auto":
+        raise EngineError(
+            "usage",
+            "--no-report measures nothing, and --method auto chooses by measuring.",
+            next_step="Name a method, for example --method yarn, or leave out --no-report.",
+        )
+    if arguments.train and arguments.no_report:
+        raise EngineError("usage", "--train and --no-report exclude each other.", next_step="Give one of them.")
+
+
+# ── carrying it out ──────────────────────────────────────────────────────────────────────────────────────────────
+def _carry_out(arguments: argparse.Namespace, request: Any) -> int:
+    from engine.extension.extend import extend as make
+    from scaler_tui.growth_progress import growth_view
+
+    try:
+        with growth_view(quiet=arguments.json) as view:
+            certificate = make(request, shown_by(view))
+    except KeyboardInterrupt:
+        raise _interrupted(arguments) from None
+    finish(arguments, certificate)
+    return int(ExitCode.DONE)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    """The order is the interrupted attempt's, whatever flags are given now; losses may be accepted now."""
+    from engine.extension.extend import ExtendRequest, read_order
+    from scaler_tui.commands.expand_plans import model_folder
+
+    out = arguments.out.expanduser()
+    request = ExtendRequest(
+        source=model_folder(arguments.model),
+        out=out,
+        order=read_order(out),
+        allowed=_allowed(arguments),
+        confirm=_confirm(arguments),
+        on_race=_on_race(arguments),
+        resume=True,
+    )
+    return _carry_out(arguments, request)
+
+
+def shown_by(view: Silent) -> Callable[[Progress], None]:
+    """Passes the steps' words on to a view; what is said when all is done is said by the result."""
+
+    def report(progress: Progress) -> None:
+        if progress.phase != "done":
+            phase = PHASES.get(progress.phase, progress.phase)
+            view.show(phase, progress.done_bytes, progress.total_bytes, counts_bytes=False)
+
+    return report
+
+
+def _interrupted(arguments: argparse.Namespace) -> EngineError:
+    from engine.extension.extend import staging_folder
+
+    kept = staging_folder(arguments.out.expanduser())
+    if not kept.exists():
+        return EngineError("interrupted", "Interrupted; nothing was written.", exit_code=ExitCode.INTERRUPTED)
+    words = ["scaler-wizard", "extend", arguments.model, str(arguments.out), "--resume"]
+    return EngineError(
+        "interrupted",
+        f"Interrupted; what was measured is kept in {kept}.",
+        next_step=f"Go on with: {shlex.join(words)}. Or remove that folder.",
+        exit_code=ExitCode.INTERRUPTED,
+    )
+
+
+# ── losses ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def _allowed(arguments: argparse.Namespace) -> tuple[str, ...]:
+    from engine.extension.losses import ALL, consumers_named
+
+    return (ALL,) if arguments.yes else consumers_named(arguments.allow_loss)
+
+
+def _confirm(arguments: argparse.Namespace) -> Callable[[ContextPlan, tuple[Portability, ...]], bool] | None:
+    """A person at the terminal is asked; nobody else is."""
+    from scaler_tui.terminal import is_interactive
+
+    if arguments.json or not is_interactive():
+        return None
+
+    def ask(plan: ContextPlan, losses: tuple[Portability, ...]) -> bool:
+        from scaler_tui.prompts import Back, Left, choose
+
+        output.note("")
+        for line in context_text.portability_rows(losses):
+            output.note(line)
+        question = f"Write it with {plan.method} all the same"
+        try:
+            return choose(question, ["No, leave it", "Yes, that program is not for me"], suggested=1) == 2
+        except (Left, Back):
+            return False
+
+    return ask
+
+
+# ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _announce(wanted: Any) -> None:
+    """What is about to be done, and how long it will about take."""
+    order = wanted.order
+    how = "the method that measures best" if order.method == "auto" else order.method
+    output.note(
+        f"Extending {wanted.name} from {wanted.window:,} to {order.target:,} tokens "
+        f"({order.target / wanted.window:g}x) with {how}."
+    )
+    seconds = wanted.measuring_seconds
+    if seconds is not None and order.report:
+        usual, low, high = (format_duration(value) for value in (seconds.likely, seconds.low, seconds.high))
+        output.note(f"  Measuring takes about {usual} ({low} to {high}).")
+        if seconds.likely > _SLOW_SECONDS:
+            output.note("  Shorter: --quick, fewer --prompts, or a named --method with --no-report.")
+
+
+def _on_race(arguments: argparse.Namespace) -> Callable[[Race], None]:
+    def show(race: Race) -> None:
+        if not arguments.json:
+            output.draw("\r\x1b[K" if _draws() else "")
+            print_race(race)
+
+    return show
+
+
+def _draws() -> bool:
+    import sys
+
+    from scaler_tui.terminal import draws_in_place
+
+    return draws_in_place(sys.stderr)
+
+
+def print_race(race: Race) -> None:
+    """The methods beside each other, the rule, and what it chose."""
+    headings, rows, right = context_text.race_table(race)
+    output.table(headings, rows, right=right)
+    output.say(context_text.race_origin(race))
+    if race.decided is not None:
+        output.say(f"Rule: {race.decided.rule}" if race.decided.rule else "")
+        output.say(f"Chosen: {race.decided.reason}")
+    output.say()
+
+
+def finish(arguments: argparse.Namespace, certificate: Certificate) -> None:
+    """The result as JSON or in words."""
+    if arguments.json:
+        output.emit_json(context_text.result_json(certificate, str(arguments.out)))
+    else:
+        print_result(certificate, arguments.out)
+
+
+def print_result(certificate: Certificate, out: Path) -> None:
+    """What was made, who reads it, and what it is worth at every length."""
+    plan = certificate.plan
+    output.say(f"{plan.method}: {context_text.plan_words(plan)}.")
+    for note in plan.notes:
+        output.say(f"  ! {note}")
+    if certificate.check is not None:
+        for line in context_text.check_words(certificate.check):
+            output.say(f"  {line}")
+    output.say()
+    output.say("Who reads it")
+    for line in context_text.portability_rows(certificate.portability):
+        output.say(f"  {line}")
+    if certificate.report is not None:
+        output.say()
+        print_report(certificate.report)
+    output.say()
+    output.say(f"Written      {out} in {format_duration(certificate.seconds)}")
+    output.say(f"Certificate  {out / 'extension.json'}")
+
+
+def print_report(report: LengthReport) -> None:
+    """Perplexity by length, the needles as heat maps, short text, and the verdict."""
+    from engine.jobs.heat_grid import heat_grid, tasks_of
+    from engine.jobs.length_verdict import length_verdict
+    from scaler_tui.heat_text import heat_text
+
+    output.say(f"Verdict: {length_verdict(report).words}")
+    if report.perplexity:
+        output.say()
+        output.table(
+            ["LENGTH", "PERPLEXITY", "SLIDING", "TOKENS"], context_text.perplexity_rows(report), right=(0, 1, 2, 3)
+        )
+    width, color, unicode = _paper()
+    for task in tasks_of(report.needles):
+        grid = heat_grid(report.needles, task)
+        if grid is None:
+            continue
+        output.say()
+        output.say(f"{task}: % of prompts answered, by length and by depth (0 % is the beginning)")
+        for line in heat_text(grid, width, color=color, unicode=unicode):
+            output.say(line)
+    words = context_text.short_words(report)
+    if words:
+        output.say()
+        output.say(words)
+
+
+def _paper() -> tuple[int, bool, bool]:
+    """(cells, colour, Unicode) of this standard output."""
+    import os
+    import shutil
+    import sys
+
+    from scaler_tui.terminal import draws_in_place, probe
+
+    policy = probe(os.environ)
+    return shutil.get_terminal_size().columns, policy.color and draws_in_place(sys.stdout), policy.unicode

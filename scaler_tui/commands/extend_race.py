@@ -1,0 +1,127 @@
+"""`extend --race`: methods measured, or factors searched, and nothing written but a log.
+
+Owns what is printed of it: the lines as they come (`--json-lines`), the table, or one JSON object.
+Whoever reads the lines may end this process at any time; the measuring process then ends with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from engine.errors import EngineError, ExitCode
+from scaler_tui import context_text, output
+
+if TYPE_CHECKING:
+    from scaler_tui.commands.extend_plans import Wanted
+
+
+def race_only(arguments: argparse.Namespace, wanted: Wanted) -> int:
+    """Raises EngineError `context.*` and those of the measuring process."""
+    from engine.context.method import Options
+    from engine.extension.extend import AUTO, SEARCHED
+    from scaler_tui.commands.extend_plans import require_measurable
+
+    require_measurable(wanted)
+    method = wanted.order.method
+    if method != AUTO and (method not in SEARCHED or wanted.order.options != Options()):
+        raise EngineError(
+            "usage",
+            f"--race compares methods, or searches factors; --method {method} leaves nothing to measure.",
+            next_step="Leave out --method, or take --method longrope2.",
+        )
+    quiet = arguments.json or arguments.json_lines
+    with _ends_when_told(), _folder(arguments.log) as folder:
+        if method == AUTO:
+            _race(arguments, wanted, folder, quiet=quiet)
+        else:
+            _search(arguments, wanted, folder, method, quiet=quiet)
+    return int(ExitCode.DONE)
+
+
+def _race(arguments: argparse.Namespace, wanted: Wanted, folder: Path, *, quiet: bool) -> None:
+    from engine.extension import steps
+    from scaler_tui.commands.extend import print_race
+
+    with _measuring(arguments, wanted, folder, quiet=quiet) as measuring:
+        race = steps.race(measuring)
+    if arguments.json_lines:
+        return
+    if arguments.json:
+        output.emit_json(race)
+    else:
+        print_race(race)
+
+
+def _search(arguments: argparse.Namespace, wanted: Wanted, folder: Path, method: str, *, quiet: bool) -> None:
+    from engine.extension import steps
+
+    order = wanted.order
+    with _measuring(arguments, wanted, folder, quiet=quiet) as measuring:
+        factors, done = steps.search(measuring, method, order.search_minutes, order.evaluations)
+    if arguments.json_lines:
+        return
+    if arguments.json:
+        output.emit_json({"factors": factors, "search": done})
+        return
+    output.say(
+        f"Best score {done.best:.4f} after {done.evaluations} evaluations; the best seed had {done.best_seed:.4f}"
+    )
+    output.say(f"Pairs divided by {context_text.factor_range(factors.long)}")
+    if arguments.log:
+        output.say(f"Use it: scaler-wizard extend MODEL OUT --method {method} --factors {arguments.log}")
+
+
+@contextlib.contextmanager
+def _measuring(arguments: argparse.Namespace, wanted: Wanted, folder: Path, *, quiet: bool) -> Iterator[Any]:
+    """The measuring's settings with a view of its progress around it."""
+    from dataclasses import replace
+
+    from engine.extension.extend import measuring_of
+    from scaler_tui.commands.extend import shown_by
+    from scaler_tui.growth_progress import growth_view
+
+    log = arguments.log.expanduser().absolute() if arguments.log else None
+    with growth_view(quiet=quiet) as view:
+        measuring = measuring_of(wanted.order, wanted.folder, folder, shown_by(view))
+        yield replace(measuring, log=log, hear=_passed_on if arguments.json_lines else None)
+
+
+def _passed_on(raw: bytes) -> None:
+    """A line as it came, at once. An error is told by this process itself."""
+    if not raw.startswith(b'{"error"'):
+        output.say_block(raw.decode(errors="replace"))
+        output.flush()
+
+
+@contextlib.contextmanager
+def _folder(log: Path | None) -> Iterator[Path]:
+    """Where the processes' stderr goes; beside the log where there is one, for whoever looks for a cause."""
+    if log is None:
+        with tempfile.TemporaryDirectory(prefix="scaler-wizard-race-") as folder:
+            yield Path(folder)
+    else:
+        parent = log.expanduser().absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        yield parent
+
+
+@contextlib.contextmanager
+def _ends_when_told() -> Iterator[None]:
+    """SIGTERM ends the measuring process too, as Ctrl+C does."""
+
+    def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(int(ExitCode.INTERRUPTED))
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
