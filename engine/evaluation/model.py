@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.data.tokenizer import ChatTokenizer
-from engine.evaluation.head import SelectiveHead
+from engine.evaluation.head import SelectiveHead, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,20 @@ class LoadedModel:
     def pad_id(self) -> int:
         return self.tokenizer.pad_id
 
-    def logits_at(self, input_ids: Tensor, position_ids: Tensor, positions: Tensor) -> Tensor:
-        """Logits (N, V) at flat positions of a batch of rows."""
+    def logits_at(self, input_ids: Tensor, position_ids: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """Logits (N, V) at flat positions of a batch of rows, after what `cache` holds."""
         with self.autocast():
-            return self.head.logits_at(self.model, input_ids, position_ids, positions)
+            return self.head.logits_at(self.model, input_ids, position_ids, positions, cache)
+
+    def logit_pieces(self, wanted: Wanted, chunk_tokens: int) -> Iterator[Tensor]:
+        """The same, at most `chunk_tokens` positions at a time, (C, V) each: what long rows need."""
+        pieces = self.head.pieces(self.model, wanted, chunk_tokens)
+        while True:
+            with self.autocast():  # never while the caller has the word
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision that training uses: bfloat16 where the compute type says so, else as stored."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.data.rows import EncodedRow
-from engine.evaluation.head import summed_loss
+from engine.evaluation.head import Wanted, summed_loss
 from engine.evaluation.model import LoadedModel
 
 TOKENS_PER_BATCH = 4096
@@ -61,6 +61,10 @@ class RowBatch:
     owners: Tensor  # (N,) row inside the batch
     in_answer: Tensor  # (N,) whether the token belongs to the last answer
 
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.input_ids, self.position_ids, self.positions)
+
 
 def score_rows(model: LoadedModel, rows: Sequence[EncodedRow], on_progress: Progress | None = None) -> RowScores:
     """Evaluate `rows` in evaluation mode; the model's mode and its gradients are left as they were."""
@@ -69,11 +73,15 @@ def score_rows(model: LoadedModel, rows: Sequence[EncodedRow], on_progress: Prog
     tokens = done = 0
     with model.inference():
         for batch in row_batches(model, rows):
-            logits = model.logits_at(batch.input_ids, batch.position_ids, batch.positions)  # (N, V)
-            loss_sum += summed_loss(logits, batch.targets).double().cpu()
+            first = 0
+            right: list[Tensor] = []
+            for logits in model.logit_pieces(batch.wanted, _positions_at_once(model)):  # (C, V)
+                targets = batch.targets[first : first + len(logits)]
+                loss_sum += summed_loss(logits, targets).double().cpu()
+                right.append((logits.argmax(-1) == targets).cpu())
+                first += len(logits)
             tokens += len(batch.targets)
-            right = logits.argmax(-1) == batch.targets  # (N,)
-            _judge(batch, right.cpu(), answered)
+            _judge(batch, torch.cat(right), answered)
             done += len(batch.indices)
             if on_progress is not None:
                 on_progress(done, len(rows))
@@ -98,9 +106,13 @@ def answer_span(row: EncodedRow) -> range:
     return range(start, end)
 
 
+def _positions_at_once(model: LoadedModel) -> int:
+    return max(1, LOGIT_BYTES_PER_BATCH // (4 * model.vocab_size))
+
+
 def row_batches(model: LoadedModel, rows: Sequence[EncodedRow]) -> Iterator[RowBatch]:
     """Rows of similar length together: little padding, and a bound on tokens and on logits."""
-    tokens_limit = min(TOKENS_PER_BATCH, max(1, LOGIT_BYTES_PER_BATCH // (4 * model.vocab_size)))
+    tokens_limit = min(TOKENS_PER_BATCH, _positions_at_once(model))
     group: list[int] = []
     for index in sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i)):
         width = len(rows[index].input_ids)  # the longest so far

@@ -24,7 +24,7 @@ class LengthPerplexity(_Part, frozen=True, kw_only=True):
     """Predicted tokens, over all documents."""
     documents: int
     sliding: float | None = None
-    """Perplexity by sliding window over whole documents cut to `length` (Press et al., arXiv 2108.12409)."""
+    """Perplexity of whole documents by sliding windows of `length` tokens (Press et al., arXiv 2108.12409)."""
 
 
 class PositionLoss(_Part, frozen=True, kw_only=True):
