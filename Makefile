@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run test test-fast test-exhaustive check lint types contracts bench score screenshots gpu-check lock clean help
+.PHONY: run test test-fast test-exhaustive check lint types contracts bench score screenshots gpu-check test-gguf lock clean help
 
 help:
 	@echo "make run          set up .venv and open the wizard with the demo model (headless demo without a terminal)"
@@ -16,6 +16,7 @@ help:
 	@echo "make score CSV=F  the formula against published measurements in F"
 	@echo "make screenshots  assets/screenshots from recorded journals"
 	@echo "make gpu-check    the checks that need an accelerator"
+	@echo "make test-gguf    extended models in llama.cpp (installs llama-cpp-python, which may compile for minutes)"
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -39,7 +40,7 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not alone and not exhaustive and not gpu" tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not alone and not exhaustive and not gpu and not gguf" tests
 	$(BIN)/python -m pytest -m "slow and alone and not gpu" tests
 
 test-fast: $(VENV)/.dev
@@ -73,6 +74,13 @@ screenshots: $(VENV)/.dev
 gpu-check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu tests
 	$(BIN)/python -m tests.gpu.measure_grid --append profiles/measured
+
+# GGUF_PYTHON may be any Python that has llama-cpp-python and numpy.
+GGUF_PYTHON ?= $(BIN)/python
+test-gguf: $(VENV)/.dev
+	@$(BIN)/python -c "import gguf" 2> /dev/null || $(PIP) install "gguf>=0.17,<1"
+	@$(GGUF_PYTHON) -c "import llama_cpp" 2> /dev/null || $(GGUF_PYTHON) -m pip install -q "llama-cpp-python>=0.3.36"
+	GGUF_PYTHON=$(GGUF_PYTHON) $(BIN)/python -m pytest -m gguf tests/gguf
 
 # The locks are what a clean environment resolves to today; torch is pinned because the newest build may be many GB.
 lock:
