@@ -93,6 +93,11 @@ class SearchStarted(_Line, frozen=True, kw_only=True, tag="search.started"):
     seeds: tuple[str, ...] = ()
     eta_seconds: float | None = None
     """From one timed evaluation."""
+    candidates: tuple[int, ...] = ()
+    """Critical pairs that are tried; `critical_pair` is the first of them."""
+    weight: float = 0.0
+    needles: bool = True
+    """Whether needles count; else the closing tokens alone do."""
 
 
 class SearchStep(_Line, frozen=True, kw_only=True, tag="search.step"):
@@ -114,6 +119,15 @@ class SearchStep(_Line, frozen=True, kw_only=True, tag="search.step"):
     eta_seconds: float | None = None
 
 
+class SeedScore(msgspec.Struct, frozen=True, kw_only=True):
+    """A known method on the search's own objective."""
+
+    name: str
+    score: float
+    needle_nll: float
+    perplexity: float
+
+
 class SearchDone(_Line, frozen=True, kw_only=True, tag="search.done"):
     """The best that was found."""
 
@@ -126,6 +140,17 @@ class SearchDone(_Line, frozen=True, kw_only=True, tag="search.done"):
     perplexity: float | None = None
     evaluations: int = 0
     seconds: float = 0.0
+    method: str = ""
+    critical_pair: int = 0
+    """0 where the best is a known method's whole curve, or where every pair was searched."""
+    attention_factor: float = 1.0
+    origin: str = ""
+    """Where the best came from: "seed yarn", "start", "mutation", "crossover"."""
+    weight: float = 0.0
+    """score = needle_nll + weight x ln(perplexity); ln(perplexity) alone where needles do not count."""
+    needles: bool = True
+    seeds: tuple[SeedScore, ...] = ()
+    """Both objectives of every known method, to compare the best's with."""
 
 
 Line = RaceStarted | RaceProgress | RaceRow | RaceDecided | SearchStarted | SearchStep | SearchDone
