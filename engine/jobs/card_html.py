@@ -13,6 +13,8 @@ from html import escape
 from engine.jobs.card import Card, MergeCheck, PredictedMeasured, SampleComparison
 from engine.jobs.card_growth import growth_section
 from engine.jobs.card_plots import loss_plot, range_bar
+from engine.jobs.length_html import STYLE as LENGTH_STYLE
+from engine.jobs.length_html import length_section
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
 
 _FORGOTTEN_A_LITTLE = 0.02
@@ -67,12 +69,12 @@ dd { margin:0; overflow-wrap:anywhere } code { font:13px/1.5 ui-monospace,Menlo,
 def render(card: Card) -> str:
     """The page as text, UTF-8."""
     title = escape(card.name or card.run_id)
-    parts = (_figures, growth_section, _curves, _samples, _promises, _details, _notes)
+    parts = (_figures, growth_section, length_section, _curves, _samples, _promises, _details, _notes)
     sections = [part(card) for part in parts]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} · before and after</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{title} · before and after</title>\n<style>{_STYLE}{LENGTH_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<header><h1>{title}</h1>\n<p class="sub">{_subtitle(card)}</p></header>\n'
         + "\n".join(filter(None, sections))
         + "\n</main>\n</body>\n</html>\n"
@@ -89,6 +91,7 @@ def _subtitle(card: Card) -> str:
         "new_blocks": "New blocks",
         "new_coordinates": "New coordinates first",
         "qlora_grown": "4-bit old part, full new part",
+        "extend": "Longer window",
     }
     parts = [names.get(card.task, card.task), card.model, f"{card.steps:,} steps"]
     parts += [format_duration(card.working_seconds), *([format_usd(card.cost_usd)] if card.cost_usd else []), day]

@@ -16,6 +16,7 @@ from engine.jobs.length_report import LengthPerplexity, LengthReport
 WIDTH, HEIGHT = 860, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 14, 40
 _CELL_WIDTH, _CELL_HEIGHT, _LABELS = 74, 34, 64
+_MARGIN = 1.04
 _BROKEN_SHARE = 12.0
 """A perplexity this many times the lowest one is drawn at the upper edge: a broken model would flatten the rest."""
 
@@ -28,9 +29,9 @@ class _Scale:
         values = [point.perplexity for point in points if math.isfinite(point.perplexity)]
         low, high = min(values, default=1.0), max(values, default=2.0)
         high = min(high, low * _BROKEN_SHARE)
-        ticks = [tick for tick in nice_ticks(low, high) if tick > 0]
-        self.ticks = ticks
-        self.low, self.high = math.log(ticks[0]), math.log(ticks[-1])
+        low, high = low / _MARGIN, high * _MARGIN
+        self.ticks = [tick for tick in nice_ticks(low, high, 6) if low <= tick <= high]
+        self.low, self.high = math.log(low), math.log(high)
         self.first, self.last = math.log2(min(lengths)), math.log2(max(lengths))
 
     def x(self, length: float) -> float:

@@ -68,6 +68,7 @@ class CardScreen(Screen[None]):
         with VerticalScroll(id="card"):
             yield FixedText(id="card-headline")
             yield FixedText(id="card-scores", classes="card-part")
+            yield FixedText(id="card-lengths", classes="card-part")
             yield FixedText(id="card-promises", classes="card-part")
             yield BeforeAfter(id="card-samples", empty="No fixed prompts were answered.")
             yield FixedText(id="card-files", classes="card-part")
@@ -85,8 +86,8 @@ class CardScreen(Screen[None]):
         self.set_class(not self.unicode, "-ascii")
         arrow = "→" if self.unicode else "->"
         titles = {
-            "scores": f"Before {arrow} after", "promises": f"Predicted {arrow} measured", "samples": "Same prompts",
-            "files": "Files", "facts": "Run",
+            "scores": f"Before {arrow} after", "lengths": "By length", "promises": f"Predicted {arrow} measured",
+            "samples": "Same prompts", "files": "Files", "facts": "Run",
         }  # fmt: skip
         for name, title in titles.items():
             part = self.query_one(f"#card-{name}")
@@ -134,6 +135,7 @@ class CardScreen(Screen[None]):
         self.query_one("#card-title", FixedText).show(Content.assemble(" ", toned("Card", "strong"), f"  {name}"))
         self._fill("headline", card_words.headline(card, unicode=unicode))
         self._fill("scores", card_words.score_lines(card, width, unicode=unicode))
+        self._fill("lengths", card_words.length_lines(card, width, unicode=unicode))
         self._fill("promises", card_words.promise_table(card, width, unicode=unicode))
         self._fill("files", card_words.file_lines(card, self.run_dir, merging=self.merging))
         self._fill("facts", card_words.fact_lines(card))

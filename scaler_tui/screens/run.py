@@ -185,7 +185,9 @@ class RunScreen(Screen[None]):
         self._show_frame(snapshot)
         if self.pane == "overview":
             self._show_figures(snapshot)
-            self.query_one(LineChart).show(ChartData(snapshot.loss, snapshot.evaluation, state.total_steps))
+            empty = run_words.no_curve(snapshot)
+            chart = ChartData(snapshot.loss, snapshot.evaluation, state.total_steps, empty=empty)
+            self.query_one(LineChart).show(chart)
         elif self.pane == "log":
             self.query_one(LogPane).show(state.log, unicode=unicode)
         elif self.pane == "samples":

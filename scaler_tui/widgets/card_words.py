@@ -14,6 +14,7 @@ from textual.content import Content
 from engine.jobs.card import Card, PredictedMeasured
 from engine.jobs.layout import CARD_PAGE
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
+from scaler_tui.widgets import length_words
 from scaler_tui.widgets.run_figures import Promise, labelled, promise_lines, range_verdict
 from scaler_tui.widgets.status_line import toned
 
@@ -109,6 +110,8 @@ def headline(card: Card, *, unicode: bool) -> Content:
     """One or two sentences: did it learn, did it forget."""
     rows = {row.name: row for row in score_rows(card)}
     if not rows:
+        if card.lengths_after is not None and not card.growths:
+            return toned("Nothing was trained; the window was made longer and measured.", "strong")
         return _growth_headline(card, unicode=unicode)
     learned = rows.get("exact answers") or rows["task loss"]
     dash = "–" if unicode else "-"
@@ -127,9 +130,18 @@ def headline(card: Card, *, unicode: bool) -> Content:
     return Content.assemble(toned(f"{sign} ", tone), toned(text.replace("–", dash), "strong"))
 
 
+def length_lines(card: Card, width: int, *, unicode: bool) -> Content:
+    """Verdict, perplexity and needles by length, readers; nothing where lengths were not measured."""
+    if card.lengths_after is None:
+        return Content("")
+    return length_words.length_content(card.lengths_after, card.lengths_before, card.readers, width, unicode=unicode)
+
+
 def score_lines(card: Card, width: int, *, unicode: bool) -> Content:
     """The scores as a table; below 56 cells the verdict stands on its own line."""
     rows = score_rows(card)
+    if not rows:
+        return Content("")
     names = max(len(row.name) for row in rows)
     lines: list[Content] = [toned(f"{'':<{names}}  {'before':>8}  {'after':>8}  {'change':>10}", "quiet")]
     signs = {"good": "✓" if unicode else "+", "warn": "!", "bad": "✗" if unicode else "x"}

@@ -18,6 +18,10 @@ WRITING = "writing"
 """The phase of growing that counts bytes; the others count steps."""
 
 
+DETAILED = ("choosing method", "searching factors", "measuring lengths")
+"""Phases whose count is told with what is being measured."""
+
+
 def growth_now(state: RunState) -> Growth | None:
     """The surgery's newest word while it is at work."""
     return state.growth if state.state is RunPhase.GROWING else None
@@ -78,6 +82,8 @@ def progress_line(state: RunState, width: int, *, unicode: bool) -> Content:
     percent = f"{int(share * 100)} %" if share is not None else ""
     fixed = len(left) + len(percent) + len(right) + 2 + 2 * bool(percent) + 2 * bool(right)
     bar_cells = width - fixed - 2
+    if state.phase in DETAILED and state.phase_detail and bar_cells - len(state.phase_detail) - 2 >= SHORTEST_BAR:
+        left, bar_cells = f"{left}  {state.phase_detail}", bar_cells - len(state.phase_detail) - 2
     parts: list[Content] = [Content(" "), toned(left, "strong")]
     if share is not None and bar_cells >= SHORTEST_BAR:
         full, empty = ("━", "─") if unicode else ("#", "-")

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from engine.jobs.events import Sample
+from engine.jobs.heat_grid import short_length
+from engine.jobs.spec import JobSpec, Task
 from engine.jobs.state import RunPhase, RunState
 from engine.units import format_count
 from scaler_tui.feeds.journal_feed import RunSnapshot
+from scaler_tui.spec_context_text import TITLES
 from scaler_tui.widgets.before_after import Pair, answer, verdict
+from scaler_tui.widgets.progress_line import DETAILED
 from scaler_tui.widgets.run_figures import format_loss, spent_text
 from scaler_tui.widgets.status_line import clip, toned
 
@@ -66,6 +70,13 @@ def banner(snapshot: RunSnapshot, asked: str) -> Banner | None:
     return None
 
 
+def no_curve(snapshot: RunSnapshot) -> str:
+    """What stands where the curve will be."""
+    if snapshot.spec is not None and snapshot.spec.task is Task.EXTEND:
+        return "This run trains nothing: it writes and measures."
+    return "The curve appears after the first step."
+
+
 def trains_model(snapshot: RunSnapshot) -> bool:
     """Whether the run's result is a whole model instead of an adapter."""
     return snapshot.spec is not None and not snapshot.spec.task.trains_adapter
@@ -94,6 +105,8 @@ def marks(snapshot: RunSnapshot, *, skipped: int) -> tuple[tuple[str, str], ...]
     spent = spent_text(snapshot.spec, snapshot.state)
     if spent:
         found.append((spent, "warn"))
+    if snapshot.spec is not None and snapshot.spec.context.extends:
+        found.append((window_mark(snapshot.spec), "quiet"))
     if snapshot.state.stage_count > 1:
         found.append((stage_words(snapshot.state), "quiet"))
     if snapshot.state.attempt > 1:
@@ -101,6 +114,12 @@ def marks(snapshot: RunSnapshot, *, skipped: int) -> tuple[tuple[str, str], ...]
     if skipped:
         found.append(("slow link", "warn"))
     return tuple(found)
+
+
+def window_mark(spec: JobSpec) -> str:
+    """ "to 32k, PoSE": the longer window and how it is trained."""
+    how = TITLES["none" if spec.task is Task.EXTEND else spec.context.window]
+    return f"to {short_length(spec.context.length)}, {how}"
 
 
 def stage_words(state: RunState) -> str:
@@ -125,10 +144,15 @@ def growth_words(state: RunState) -> str:
     return f"growing{grown}: {growth.words or growth.phase}"
 
 
+def measuring_words(state: RunState) -> str:
+    """What is measured while nothing is trained yet; "" at other times."""
+    return f"{state.phase}: {state.phase_detail}" if state.phase in DETAILED and state.phase_detail else ""
+
+
 def legend(state: RunState, width: int, *, unicode: bool) -> Content:
     """Which mark is which, with the newest values; parts that do not fit are left out whole."""
     line, mark = ("━━", "◆") if unicode else ("**", "o")
-    if state.loss is None and (words := growth_words(state)):
+    if state.loss is None and (words := growth_words(state) or measuring_words(state)):
         return toned(clip(f" {words}", width, unicode=unicode), "quiet")
     parts = [Content.assemble(toned(f" {line} ", "busy"), "loss ", toned(format_loss(state.loss), "strong"))]
     if state.eval_loss is not None:
