@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from engine.evaluation.haystack_frame import NOTES, Piece, Writer
 
@@ -169,7 +170,7 @@ def _variables(writer: Writer, depths: tuple[float, ...], draw: random.Random) -
     for number, (depth, value) in enumerate(zip(places, values, strict=True)):
         names = words[number * (HOPS + 1) : (number + 1) * (HOPS + 1)]
         texts = [f" Set {names[0]} to {value}."]
-        texts += [f" Set {name} to {before}." for before, name in zip(names, names[1:], strict=False)]
+        texts += [f" Set {name} to {before}." for before, name in pairwise(names)]
         step = (1 - depth) / (HOPS + 1)
         notes = tuple(Note(text, depth + step * hop) for hop, text in enumerate(texts))
         pieces = [Piece(f" Which names hold {value}?{writer.tail}The names that hold {value} are")]

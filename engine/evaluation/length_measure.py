@@ -228,7 +228,8 @@ class _Measuring:
         text, count = self.text, len(self.text.texts)
         if self.request.perplexity:
             for length in self.request.lengths:
-                yield _Step(f"last/{length}", f"perplexity at {length:,}", length * count, _Sum, self._last(length))
+                words = f"perplexity at {length:,}"
+                yield _Step(f"last/{length}", words, length * count, tuple[float, ...], self._last(length))
             words = f"losses by position to {self.longest:,}"
             yield _Step("positions", words, self.longest * count, tuple[PositionLoss, ...], self._positions)
             for length in self.request.lengths if self.request.sliding else ():
@@ -239,12 +240,8 @@ class _Measuring:
             tokens = self.request.before.tokens
             yield _Step("short", "short text against the base", tokens, ShortScore, self._short)
 
-    def _last(self, length: int) -> Callable[[], _Sum]:
-        def run() -> _Sum:
-            found = lengths.last_k(self.model, self.text, length, self.k, self.room, self.meter.add)
-            return _Sum(found.nats, found.tokens)
-
-        return run
+    def _last(self, length: int) -> Callable[[], tuple[float, ...]]:
+        return lambda: lengths.last_k(self.model, self.text, length, self.k, self.room, self.meter.add)
 
     def _positions(self) -> tuple[PositionLoss, ...]:
         return lengths.by_position(self.model, self.text, self.room, self.meter.add)
@@ -282,11 +279,11 @@ class _Measuring:
                     continue
                 found += cells(task, length, self._grid(writer, task, length))
         if not found:
+            least = min(shortest_length(writer, task) for task in self.request.tasks)
             raise EngineError(
                 "evaluation.too_short",
                 f"{self.longest} tokens are too few for any of the tasks.",
-                next_step=f"Choose --lengths of {min(shortest_length(writer, t) for t in self.request.tasks)} and more, "
-                "or --tasks none.",
+                next_step=f"Choose --lengths of {least} and more, or --tasks none.",
             )
         return tuple(found), tuple(notes)
 
@@ -347,14 +344,23 @@ class _Measuring:
         )
 
     def _perplexity(self, length: int) -> LengthPerplexity:
-        last: _Sum = self.values[f"last/{length}"]
+        last: dict[int, tuple[float, ...]] = {
+            other: self.values[f"last/{other}"] for other in self.request.lengths if other <= length
+        }
+        here = last.pop(length)
+        change, error = 0.0, 0.0
+        if last:
+            change, error = lengths.paired_change(here, min(last.values(), key=sum))
         slid: _Sum | None = self.values.get(f"sliding/{length}")
+        nll = sum(here) / len(here)
         return LengthPerplexity(
             length=length,
-            nll=last.nats / last.tokens,
-            perplexity=_perplexity(last),
-            tokens=last.tokens,
+            nll=nll,
+            perplexity=math.exp(min(nll, 700.0)),
+            tokens=len(here),
             documents=len(self.text.texts),
+            rise=math.expm1(min(change, 700.0)) if last else None,
+            rise_error=error,
             sliding=_perplexity(slid) if slid is not None else None,
         )
 

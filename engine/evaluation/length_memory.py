@@ -41,8 +41,10 @@ def needed_bytes(model: LoadedModel, length: int) -> int:
 
 
 def room_for(model: LoadedModel, longest: int, free: int | None = None) -> Room:
-    """What may go through the model at one time. Raises EngineError `evaluation.memory` when one row of `longest` tokens
-    does not fit; `free` is for tests, else it is asked."""
+    """What may go through the model at one time; `free` bytes are asked for where they are not given.
+
+    Raises EngineError `evaluation.memory` when one row of `longest` tokens does not fit.
+    """
     free = free_bytes(model.device) if free is None else free
     if needed_bytes(model, longest) > free:
         fits = longest

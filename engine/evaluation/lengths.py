@@ -12,8 +12,11 @@ cut to one length: documents of different lengths are never averaged together.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -86,9 +89,17 @@ def last_tokens(shortest: int, original: int) -> int:
 
 def last_k(
     model: LoadedModel, documents: Documents, length: int, k: int, room: Room, progress: Progress = ignore
-) -> LossSum:
-    """The documents' last `k` tokens with `length` tokens in all."""
-    return _summed(losses(model, documents.ends(length), length - k, room, progress))
+) -> tuple[float, ...]:
+    """Nats of each of the documents' last `k` tokens with `length` tokens in all."""
+    found = losses(model, documents.ends(length), length - k, room, progress)
+    return tuple(loss for part in found for loss in part.flatten().tolist())
+
+
+def paired_change(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    """Mean difference of the same tokens' losses, and its standard error, nats."""
+    differences = [one - other for one, other in zip(after, before, strict=True)]
+    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
+    return statistics.fmean(differences), spread / math.sqrt(len(differences))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,5 +167,5 @@ def by_position(
             nll=float(sums[start - 1 : end - 1].mean()) / number,
             tokens=(end - start) * number,
         )
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in pairwise(edges)
     )

@@ -1,13 +1,14 @@
 """A length report in one sentence, and the gate on short text.
 
 Owns the effective length, its three conditions with their limits, and the words. Must not know torch or how a report
-was made. Effective length: the largest measured length where needles are answered (90 %), the closing tokens' loss is no
-worse than at the length before (5 % of perplexity is let pass), and short text is within its bound; every shorter
-length must hold too. What was not measured is named, never assumed.
+was made. Effective length: the largest measured length where needles are answered (90 %), the closing tokens' perplexity
+is not more than 5 % above the best at a shorter length, and short text is within its bound; every shorter length must
+hold too. A rise counts when it is more than twice its standard error. What was not measured is named, never assumed.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from engine.jobs.length_report import LengthPerplexity, LengthReport, ShortRegression
@@ -15,6 +16,7 @@ from engine.jobs.length_report import LengthPerplexity, LengthReport, ShortRegre
 NEEDLE_SHARE = 0.9
 RISE_SHARE = 0.05
 """Of the perplexity of the same closing tokens, from one length to the next."""
+ERRORS_APART = 2.0
 SHORT_SHARE = 0.05
 """How much worse short text may be; the wizard and specs can set another bound."""
 
@@ -78,11 +80,18 @@ def length_states(report: LengthReport) -> tuple[LengthState, ...]:
         entry = perplexities.get(length)
         rising = None
         if entry is not None:
-            rising = best is not None and entry.perplexity > best.perplexity * (1 + RISE_SHARE)
+            rising = _rises(entry, best)
             if best is None or entry.perplexity < best.perplexity:
                 best = entry
         found.append(LengthState(length, needle_accuracy(report, length) if length in needles else None, rising))
     return tuple(found)
+
+
+def _rises(entry: LengthPerplexity, best: LengthPerplexity | None) -> bool:
+    if best is None:
+        return False
+    rise = entry.perplexity / best.perplexity - 1 if entry.rise is None else entry.rise
+    return rise > RISE_SHARE and math.log1p(rise) > ERRORS_APART * entry.rise_error
 
 
 def short_exceeds(short: ShortRegression | None, bound: float) -> bool:
