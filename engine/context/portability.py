@@ -41,6 +41,8 @@ _GGUF_BASE_ONLY = frozenset({"cohere", "cohere2", "phi3", "phimoe"})
 _INTERLEAVED = frozenset({"glm", "glm4", "cohere", "cohere2", "gptj"})
 """Rotate neighbouring dimensions; vLLM's longrope refuses them."""
 _NESTED_IN_VLLM = frozenset({"gemma3", "gemma3_text", "olmo3"})
+_OLMO3 = "olmo3"
+"""transformers reads its settings by layer type from 5.13 on, and vLLM from 0.27 on."""
 _TOLERANCE = 1e-6
 
 
@@ -76,6 +78,8 @@ class _Written:
     """Keyed by layer type."""
     read_by_4: bool
     """The keys that transformers 4 reads are there."""
+    own_local_base: bool
+    """Sliding layers' base has a key of its own, as Gemma 3 has it in transformers 4."""
     three_fields: bool
     """`rope_scaling` is what Phi's config of transformers 4 accepts: type, short_factor and long_factor."""
 
@@ -117,6 +121,7 @@ def _written(config: Mapping[str, Any], plan: ContextPlan) -> _Written:
         switches=scaled.scaling.switches,
         nested=bool(layer_type),
         read_by_4="rope_theta" in after and (kind == "default" or bool(after.get("rope_scaling"))),
+        own_local_base="rope_local_base_freq" in after,
         three_fields=set(after.get("rope_scaling") or ()) == {"type", "short_factor", "long_factor"},
     )
 
@@ -141,6 +146,8 @@ def _transformers_5(written: _Written) -> Portability:
             f"Exact within one call; generation that crosses {written.original:,} tokens keeps keys of the short "
             "factors in its cache and goes wrong there, so start above it or compute without a cache.",
         )
+    if written.family == _OLMO3:
+        return _exact(TRANSFORMERS_5, "Read from rope_parameters; versions before 5.13 scale the sliding layers too.")
     return _exact(TRANSFORMERS_5, "Every setting is read from rope_parameters.")
 
 
@@ -158,6 +165,10 @@ def _transformers_4(written: _Written) -> Portability:
             TRANSFORMERS_4,
             f"Exact within one call; generation that crosses {written.original:,} tokens with a cache goes wrong "
             "there, as in transformers 5.",
+        )
+    if written.kind == "base" and written.nested and not written.own_local_base:
+        return _approximate(
+            TRANSFORMERS_4, "It has one rope_theta for all layers, so that sliding layers get the new base too."
         )
     if written.kind == "base":
         return _exact(TRANSFORMERS_4, "It reads the new base from rope_theta.")
@@ -198,6 +209,8 @@ def _vllm(written: _Written) -> Portability:
             "Frequencies are read; versions before 2026-09 announce twice the length, so start them with "
             f"--max-model-len {written.target}.",
         )
+    if written.family == _OLMO3:
+        return _exact(VLLM, "Read by layer type from 0.27 on; older versions fail to load such a config.")
     return _exact(VLLM, "Base, factor and lengths are read as they are written.")
 
 
