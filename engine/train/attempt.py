@@ -50,6 +50,10 @@ class Attempt:
         """Say what is not as it should be."""
         self.journal.write(ev.Warn(t=time.time(), message=message, next_step=next_step))
 
+    def say(self, message: str) -> None:
+        """Say what was found out, where nothing is wrong."""
+        self.journal.write(ev.Log(t=time.time(), message=message))
+
     def worked_seconds(self) -> float:
         """Wall time with a worker alive, over all attempts."""
         return self.worked_before_seconds + time.time() - self.began

@@ -28,6 +28,7 @@ from engine.jobs.summary import cost_usd
 from engine.train import checkpointing
 from engine.train.meters import peak_of
 from engine.train.model import trainable_parameters
+from engine.train.short_gate import ShortGate, Verdict
 from engine.train.signals import PauseSignals
 from engine.train.tally import Tally
 from engine.train.trainer import TokenTrainer
@@ -63,6 +64,8 @@ class LoopContext:
     """Files that a checkpoint must have."""
     checkpoint_parameters: int = 0
     """How many parameters a checkpoint holds; 0 for those that learn now."""
+    gate: ShortGate | None = None
+    """Looks at short text in every evaluation, and after the last step."""
 
 
 class RunCallback(TrainerCallback):
@@ -79,6 +82,8 @@ class RunCallback(TrainerCallback):
         self._checkpoint_bytes = STATE_BYTES_PER_PARAMETER * held
         self.saving = False
         """A checkpoint is being written: a failure now is a failure of writing."""
+        self.verdict: Verdict | None = None
+        """The gate's, of this step; None where it did not look."""
         self._mark = time.perf_counter()
         self._peak_bytes = 0
 
@@ -101,11 +106,13 @@ class RunCallback(TrainerCallback):
         step = self.tally.step
         last = int(state.global_step) >= state.max_steps
         self._evaluate(step, last)
+        self._look_at_short_text(step, last)
         command = self._command(step)
         self.tally.complete = last or self.tally.early_stopped
-        wanted = step % self.context.spec.checkpoint.every_steps == 0
+        wanted = step % self.context.spec.checkpoint.every_steps == 0 or command == "checkpoint"
         control.should_training_stop = control.should_training_stop or self.tally.complete or bool(self.ending)
-        if wanted or command == "checkpoint" or control.should_training_stop:
+        passed = self.verdict is not None and self.verdict.passed
+        if (wanted or passed or control.should_training_stop) and not self.closed:
             control.should_save = self._room_for_checkpoint()
             control.should_training_stop = control.should_training_stop or not control.should_save
         if step <= 3 or step % MEMORY_CHECK_STEPS == 0 or control.should_training_stop:
@@ -120,6 +127,8 @@ class RunCallback(TrainerCallback):
             context.run_dir, context.progress(self.tally), written_step=state.global_step, required=context.required
         )
         self.saving = False
+        if context.gate is not None and self.verdict is not None and self.verdict.passed:
+            context.gate.keep(path, self.tally.step, self.verdict)
         checkpoints.prune(context.run_dir, context.spec.checkpoint.keep)
         context.journal.write(
             ev.Checkpoint(
@@ -132,6 +141,11 @@ class RunCallback(TrainerCallback):
             sync=True,
         )
         self._mark = time.perf_counter()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the gate ended the training: the step it looked at is not kept."""
+        return self.verdict is not None and self.verdict.closes
 
     # ── parts of a step's end ─────────────────────────────────────────────────────────────────────────────────────
     def _record(self, state: Any, logs: dict[str, float]) -> None:
@@ -161,7 +175,7 @@ class RunCallback(TrainerCallback):
                 tokens=trainer.step_tokens,
                 trained_tokens=trainer.step_trained_tokens,
                 step_seconds=seconds,
-                epoch=float(state.epoch or 0.0),
+                epoch=trainer.epochs_done(state),
             )
         )
 
@@ -183,13 +197,27 @@ class RunCallback(TrainerCallback):
         patience = section.early_stop_patience
         tally.early_stopped = 0 < patience <= tally.evaluations_without_gain
 
+    def _look_at_short_text(self, step: int, last: bool) -> None:
+        gate, every = self.context.gate, self.context.spec.evaluation.every_steps
+        self.verdict = None
+        if gate is None or (step % every and not last):
+            return
+        self.context.journal.write(ev.Phase(t=time.time(), name="evaluating", detail="short text"))
+        self.verdict = gate.look(step)
+        if self.verdict.passed:
+            self.context.journal.write(ev.Log(t=time.time(), message=self.verdict.words))
+        else:
+            self.context.journal.write(ev.Warn(t=time.time(), message=self.verdict.words))
+
     def _command(self, step: int) -> str:
         """Somebody's wish: a control file, a signal, or the budget."""
         context = self.context
         command = control.take(context.run_dir) or ""
         if command:
             context.journal.write(ev.Control(t=time.time(), command=command))
-        if command in ("pause", "stop"):
+        if self.verdict is not None and self.verdict.closes:
+            self.ending, self.ending_reason = "stopped", self.verdict.words
+        elif command in ("pause", "stop"):
             self.ending = "paused" if command == "pause" else "stopped"
         elif context.signals.reason:
             self.ending, self.ending_reason = "paused", context.signals.reason

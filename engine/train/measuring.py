@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -40,8 +40,14 @@ def yardstick_of(spec: JobSpec, data: PreparedData) -> Yardstick:
     )
 
 
-def measured_before(attempt: Attempt, loaded: LoadedModel, yardstick: Yardstick) -> Measurement:
-    """Measured once per run, with the adapter switched off, and kept for later attempts."""
+def measured_before(
+    attempt: Attempt,
+    loaded: LoadedModel,
+    yardstick: Yardstick,
+    as_before: Callable[[], contextlib.AbstractContextManager[Any]] | None = None,
+) -> Measurement:
+    """Measured once per run, with the adapter switched off, and kept for later attempts. `as_before` opens the model as
+    it was where that is more than the adapter."""
     from engine.evaluation.measure import Measurement
 
     path = attempt.run_dir / BEFORE
@@ -50,7 +56,7 @@ def measured_before(attempt: Attempt, loaded: LoadedModel, yardstick: Yardstick)
         if len(kept.answers) == len(yardstick.questions):
             return kept
     attempt.phase("measuring before")
-    with loaded.base_only():
+    with (as_before or loaded.base_only)():
         before = yardstick.measure(loaded, lambda *what: attempt.phase("measuring before", *what))
     layout.write_atomic(path, msgspec.json.format(msgspec.json.encode(before)))
     write_samples(attempt, 0, yardstick, before.answers)

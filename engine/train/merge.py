@@ -9,6 +9,7 @@ base, by as much as quantisation had changed the base; how much is measured on h
 from __future__ import annotations
 
 import gc
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from engine.context.certificate import CERTIFICATE_NAME, Training, encode_certificate
 from engine.data.load import PreparedData, prepare
 from engine.data.rows import EncodedRow
 from engine.errors import EngineError, ExitCode
@@ -31,11 +33,15 @@ from engine.jobs.card import MergeCheck
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import load_run_spec
 from engine.jobs.summary import read_record
+from engine.models.config import CONFIG_NAME
 from engine.models.resolve import download_weights, resolve_model
 from engine.models.source import ModelRef
 from engine.train.environment import Device, choose_threads, prepare_process, prepare_torch, quiet_libraries
+from engine.train.lessons import short_length
 from engine.train.model import BaseRequest, base_request, load_base, ready
 from engine.train.output import ADAPTER, MERGED, copy_tokenizer, folder_bytes, staged
+from engine.train.tally import Tally
+from engine.train.window import Window, certificate_of, trains_window, window_of
 
 LOGIT_BYTES = 64 * 1024**2
 """The adapter's logits wait in memory while the merged model is made; the rows compared are cut to fit."""
@@ -58,6 +64,8 @@ class MergeJob:
     ref: ModelRef
     rows: Sequence[EncodedRow]
     device: Device
+    certificate: bytes = b""
+    """`extension.json` of a model whose window the run made longer."""
 
     @property
     def folder(self) -> Path:
@@ -121,6 +129,10 @@ def _write_merged(job: MergeJob, target: Path) -> None:
     merged.config.use_cache = True
     merged.save_pretrained(str(target))
     copy_tokenizer(job.folder, target)
+    if job.certificate:
+        # transformers writes back only what it reads itself; other readers need all of the extended base's config.
+        shutil.copyfile(job.folder / CONFIG_NAME, target / CONFIG_NAME)
+        (target / CERTIFICATE_NAME).write_bytes(job.certificate)
     del base, model, merged
     gc.collect()
 
@@ -148,10 +160,41 @@ def merge_run(run_dir: Path) -> MergeCheck:
     device = prepare_torch(choose_threads(spec.training.threads), spec.training.dtype)
     quiet_libraries()
     data = prepare(spec.data, ref.path, now=datetime.fromtimestamp(read_record(run_dir).created))
+    window = window_of(run_dir, spec, ref) if trains_window(spec) else None
+    ref = window.ref if window is not None else ref
+    assert ref.path is not None
     reference, rows = _adapter_reference(run_dir, spec, ref.path, data, device)
-    check = merge(MergeJob(run_dir, spec, ref, rows, device), reference, data.tokenizer)
+    certificate = merged_certificate(run_dir, spec, window, _tally_of(run_dir))
+    check = merge(MergeJob(run_dir, spec, ref, rows, device, certificate), reference, data.tokenizer)
     _note_in_card(run_dir, check)
     return check
+
+
+def merged_certificate(run_dir: Path, spec: JobSpec, window: Window | None, tally: Tally) -> bytes:
+    """`extension.json` of the merged model; empty where the job extended nothing."""
+    if window is None:
+        return b""
+    training = Training(
+        run=run_dir.name,
+        window=spec.context.window,
+        steps=tally.step,
+        tokens=tally.tokens,
+        seconds=tally.training_seconds,
+        task=spec.task.value,
+        train_length=short_length(spec, window) if spec.context.window != "full" else spec.data.max_length,
+    )
+    certificate = certificate_of(window, spec, training, "merged")
+    return encode_certificate(certificate) if certificate is not None else b""
+
+
+def _tally_of(run_dir: Path) -> Tally:
+    """What was trained, from the card; nothing for a run without one."""
+    from engine.jobs.card_io import read_card
+
+    if not (run_dir / layout.CARD).is_file():
+        return Tally()
+    found = read_card(run_dir)
+    return Tally(step=found.steps, tokens=found.tokens, training_seconds=found.training_seconds)
 
 
 def _adapter_reference(

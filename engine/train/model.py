@@ -22,7 +22,8 @@ from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError, ExitCode
 from engine.evaluation.head import SelectiveHead
 from engine.evaluation.model import LoadedModel
-from engine.jobs.spec import AdapterSection, JobSpec, Optimizer
+from engine.jobs.spec import AdapterSection, ContextSection, JobSpec, Optimizer
+from engine.train import also_trained
 from engine.train.environment import Device
 
 ALL_LINEAR = "all-linear"
@@ -171,14 +172,42 @@ def check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
         )
 
 
-def add_adapter(base: Any, section: AdapterSection, *, gradient_checkpointing: bool) -> Any:
-    """A PeftModel around `base`; only the adapter is trainable, in float32. Seed before: A is drawn at random."""
+@dataclass(frozen=True, slots=True)
+class AdapterExtras:
+    """What is wanted beside the adapter itself."""
+
+    gradient_checkpointing: bool = False
+    offload: bool = False
+    """What checkpointed layers keep, their inputs, waits in pinned host memory."""
+    norms: bool = False
+    """Norms learn too, as whole copies."""
+    embeddings: bool = False
+
+
+def extras_of(spec: JobSpec) -> AdapterExtras:
+    """What the spec asks for. Norms and embeddings learn where a window is trained, and nowhere else."""
+    training, context = spec.training, spec.context
+    longer = context != ContextSection()
+    return AdapterExtras(
+        gradient_checkpointing=training.gradient_checkpointing,
+        offload=training.offload_activations,
+        norms=longer and context.train_norms,
+        embeddings=longer and context.train_embeddings,
+    )
+
+
+def add_adapter(
+    base: Any, section: AdapterSection, *, gradient_checkpointing: bool = False, extras: AdapterExtras | None = None
+) -> Any:
+    """A PeftModel around `base`; only the adapter and the `extras` are trainable, in float32. Seed before: A is drawn
+    at random."""
     from peft import LoraConfig, get_peft_model
 
+    extras = extras or AdapterExtras(gradient_checkpointing)
     check_targets(base, section.targets)
-    if gradient_checkpointing:
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # not reentrant: works although the embeddings need no gradient
+    if extras.gradient_checkpointing:
+        checkpoint_activations(base, offload=extras.offload)
+    whole = also_trained.names_of(base, norms=extras.norms, embeddings=extras.embeddings)
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type, unused-ignore]
@@ -188,8 +217,24 @@ def add_adapter(base: Any, section: AdapterSection, *, gradient_checkpointing: b
         use_dora=section.dora,
         bias="none",
         task_type="CAUSAL_LM",
+        modules_to_save=list(whole) or None,
+        ensure_weight_tying=extras.embeddings and also_trained.ties(base),
     )
-    return get_peft_model(base, config)
+    model = get_peft_model(base, config)
+    also_trained.hold_in_float32(model)
+    return model
+
+
+def checkpoint_activations(base: Any, *, offload: bool) -> None:
+    """Layers keep their inputs only and are run again in the backward pass; with `offload` the inputs wait in host RAM.
+
+    Not reentrant: works although the embeddings need no gradient.
+    """
+    enable = getattr(base, "activation_checkpointing_enable", None)
+    if enable is None:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        enable({"use_reentrant": False}, offload=offload)
 
 
 def ready(model: Any, base: Any, tokenizer: ChatTokenizer, device: Device) -> LoadedModel:

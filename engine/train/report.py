@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.jobs import card
 from engine.jobs.fold import Fold
 from engine.jobs.journal import JournalTail
+from engine.jobs.length_report import LengthReport
 from engine.jobs.series import Series
 from engine.jobs.spec import JobSpec
 from engine.jobs.summary import cost_usd
@@ -43,6 +44,9 @@ class Facts:
     merged: card.MergeCheck | None
     notes: tuple[str, ...]
     growths: tuple[card.GrowthResult, ...] = ()
+    lengths_before: LengthReport | None = None
+    lengths_after: LengthReport | None = None
+    readers: tuple[card.Reader, ...] = ()
 
 
 def fold_of(run_dir: Path) -> Fold:
@@ -83,6 +87,9 @@ def build_card(facts: Facts) -> card.Card:
         versions=facts.versions,
         notes=facts.notes,
         growths=facts.growths,
+        lengths_before=facts.lengths_before,
+        lengths_after=facts.lengths_after,
+        readers=facts.readers,
     )
 
 

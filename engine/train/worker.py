@@ -109,18 +109,20 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals) -> ev
     )
     for message in messages:
         attempt.warn(message)
+    # The figures of a model that changes under way say nothing about a formula.
+    scored = spec.task.trains and not spec.grows
     meters = MeterThread(journal)
     meters.start()
     try:
         outcome = job.run(attempt)
     except Exception as error:
-        if is_out_of_memory(error) and not spec.grows:
+        if is_out_of_memory(error) and scored:
             record_score(run_dir, spec, device, "out of memory", attempt.worked_seconds())
         raise
     finally:
         meters.stop()
     signals.ignore()
-    if not spec.grows:  # the figures of a model that changes under way say nothing about a formula
+    if scored:
         record_score(run_dir, spec, device, outcome.outcome, attempt.worked_seconds())
     return ev.End(
         t=time.time(),

@@ -1,0 +1,142 @@
+"""The gate of a job with `context.max_short_loss`: short text must not get worse by more than was allowed.
+
+Owns the figures and the verdict in words, and the adapter of the last evaluation that passed. Must not know the loop.
+Short text is `data.base_text` in pieces of at most the original window; "before" is the model as it was, with its
+original positions, "now" the extended one as it would be served. Changes are of perplexity, so +0.05 is 5 % worse.
+
+A fresh extension may be above the bound before any step and heal within a few: then the gate waits while it gets better
+and closes when it gets worse than at the start, or above the bound after it had been below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine.data.rows import EncodedRow
+from engine.evaluation.model import LoadedModel
+from engine.evaluation.rows import score_rows
+from engine.jobs import layout
+from engine.train.cutting import cut_rows
+
+KEPT = "short.json"
+GOOD = "good"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """`context/short.json`."""
+
+    before: float
+    """Loss of the model as it was, nats per token."""
+    start: float
+    """Of the extended one before the first step."""
+    tokens: int
+    good_step: int = 0
+    """The newest evaluation that passed and whose adapter is kept; 0 for none."""
+    good_change: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One look at short text."""
+
+    change: float
+    """Relative to before: 0.004 is 0.4 % worse."""
+    passed: bool
+    closes: bool
+    """Whether training is to stop."""
+    words: str
+
+
+class ShortGate:
+    """One per attempt."""
+
+    def __init__(self, folder: Path, figures: Figures, bound: float, now: Callable[[], float]) -> None:
+        self.folder, self.figures, self.bound = folder, figures, bound
+        self._now = now
+
+    def look(self, step: int) -> Verdict:
+        """Measure now and judge."""
+        figures = self.figures
+        change = _change(figures.before, self._now())
+        passed = change <= self.bound
+        words = f"Short text is {_percent(change)} against the model before (bound {_percent(self.bound)})"
+        if passed:
+            return Verdict(change, True, False, f"{words}.")
+        start = _change(figures.before, figures.start)
+        if figures.good_step:
+            kept = f"The adapter of step {figures.good_step} is kept, with short text {_percent(figures.good_change)}."
+            return Verdict(change, False, True, f"{words} at step {step}: training stops. {kept}")
+        if change >= start:
+            way = "Use a gentler method, a smaller learning rate or more short text."
+            return Verdict(change, False, True, f"{words}, no better than before the first step: it stops. {way}")
+        return Verdict(change, False, False, f"{words}; it began at {_percent(start)} and is getting better.")
+
+    def keep(self, checkpoint: Path, step: int, verdict: Verdict) -> None:
+        """The checkpoint's adapter under a name of its own, so that pruning checkpoints does not take it."""
+        staging = self.folder / f".{GOOD}"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        for name in ADAPTER_FILES:
+            try:
+                os.link(checkpoint / name, staging / name)
+            except OSError:
+                shutil.copyfile(checkpoint / name, staging / name)
+        shutil.rmtree(self.good, ignore_errors=True)
+        staging.rename(self.good)
+        self.figures = msgspec.structs.replace(self.figures, good_step=step, good_change=verdict.change)
+        write_figures(self.folder, self.figures)
+
+    @property
+    def good(self) -> Path:
+        """The adapter of the last evaluation that passed."""
+        return self.folder / GOOD
+
+
+def open_gate(
+    folder: Path,
+    loaded: LoadedModel,
+    base_text: Sequence[EncodedRow],
+    length: int,
+    bound: float,
+    before: Callable[[], contextlib.AbstractContextManager[object]],
+) -> ShortGate:
+    """The gate, its two figures of the start measured once per run. `before` opens the model as it was; `length` is the
+    original window."""
+    rows = cut_rows(base_text, length).rows
+
+    def now() -> float:
+        return score_rows(loaded, rows).loss
+
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        kept = msgspec.json.decode((folder / KEPT).read_bytes(), type=Figures)
+        return ShortGate(folder, kept, bound, now)
+    with before():
+        untouched = score_rows(loaded, rows)
+    with loaded.base_only():
+        start = now()
+    figures = Figures(before=untouched.loss, start=start, tokens=untouched.tokens)
+    folder.mkdir(exist_ok=True)
+    write_figures(folder, figures)
+    return ShortGate(folder, figures, bound, now)
+
+
+def write_figures(folder: Path, figures: Figures) -> None:
+    """`short.json`, replaced as a whole."""
+    layout.write_atomic(folder / KEPT, msgspec.json.format(msgspec.json.encode(figures)))
+
+
+def _change(before: float, after: float) -> float:
+    return math.exp(min(after - before, 50.0)) - 1
+
+
+def _percent(change: float) -> str:
+    return f"{change:+.1%}"

@@ -1,0 +1,259 @@
+"""The window of a job with [context]: the method chosen once, and the extended base that everything is loaded from.
+
+Owns `context/` of a run directory. Must not know torch, nor the loop.
+
+    context/choice.json    the plan, and the race it came from; made by the first attempt, kept for all others
+    context/race.jsonl     what the race measured
+    context/model/         the base under its new config, made of links: configs come before models are built
+
+A job without `context.length` trains a model that was extended before: its config's own window is the target, and its
+certificate or config says what the window was before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine import __version__
+from engine.context.certificate import CERTIFICATE_NAME, Certificate, Training, read_certificate
+from engine.context.factors import read_factors
+from engine.context.method import Options
+from engine.context.plan import ContextPlan
+from engine.context.planner import read_rotaries, read_window
+from engine.context.portability import Portability, portability
+from engine.errors import EngineError, ExitCode
+from engine.extension.extend import Decision, decide, measuring_of, new_order
+from engine.extension.folder import write_extended
+from engine.extension.staging import Order
+from engine.jobs import control, layout
+from engine.jobs import events as ev
+from engine.jobs.card import Reader
+from engine.jobs.spec import ContextSection, JobSpec
+from engine.models.config import CONFIG_NAME, read_json_object
+from engine.models.source import ModelRef
+from engine.surgery.helpers import Progress
+from engine.train.attempt import Attempt
+from engine.train.signals import PauseRequested
+
+CONTEXT = "context"
+CHOICE = "choice.json"
+MODEL = "model"
+_SECONDS_BETWEEN_WORDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """From where to where, and in which folders."""
+
+    ref: ModelRef
+    """The base to load."""
+    source: Path
+    """The model as it was before the job."""
+    original: int
+    """L, tokens: the window before any extension."""
+    target: int
+    """L', tokens."""
+    decision: Decision | None = None
+    """None where the model was extended before the job."""
+
+    @property
+    def plan(self) -> ContextPlan | None:
+        return self.decision.plan if self.decision is not None else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the journal and the card."""
+        if self.decision is None:
+            return ()
+        race = self.decision.race
+        chosen = f"{race.decided.method}: {race.decided.reason}" if race is not None and race.decided else ""
+        return (*((f"Of all methods, {chosen}",) if chosen else ()), *self.decision.plan.notes)
+
+
+def trains_window(spec: JobSpec) -> bool:
+    """Whether the job has anything to do with a longer window."""
+    return spec.context != ContextSection()
+
+
+def find_window(attempt: Attempt, ref: ModelRef) -> Window | None:
+    """The window of the job, its base made where it is not there yet. None for jobs without [context].
+
+    Raises EngineError `context.*`, `train.window`, and those of the race's process; PauseRequested.
+    """
+    if not trains_window(attempt.spec):
+        return None
+    return window_of(attempt.run_dir, attempt.spec, ref, Listener(attempt))
+
+
+def window_of(run_dir: Path, spec: JobSpec, ref: ModelRef, report: Listener | None = None) -> Window:
+    """The same of any run directory, for merging later."""
+    assert ref.path is not None
+    if not spec.context.extends:
+        return _extended_before(ref)
+    folder = run_dir / CONTEXT
+    decision = _decision(folder, spec, ref, report)
+    model = folder / MODEL
+    if not model.is_dir():
+        write_extended(ref.path, model, decision.plan, links="symbolic")
+    plan = decision.plan
+    extended = dataclasses.replace(ref, path=model)
+    return Window(extended, ref.path, plan.original, plan.target, decision)
+
+
+def _decision(folder: Path, spec: JobSpec, ref: ModelRef, report: Listener | None) -> Decision:
+    """Kept from an earlier attempt, or made now and kept."""
+    path = folder / CHOICE
+    if path.is_file():
+        return msgspec.json.decode(path.read_bytes(), type=Decision)
+    assert ref.path is not None
+    folder.mkdir(exist_ok=True)
+    config = read_json_object(ref.path / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    order = order_of(spec, ref)
+    decision = decide(order, measuring_of(order, ref.path, folder, report or _silent), config)
+    layout.write_atomic(path, msgspec.json.format(msgspec.json.encode(decision)))
+    return decision
+
+
+def readers_of(window: Window) -> tuple[Reader, ...]:
+    """What programs make of the extended config, for the card; () where the job extended nothing."""
+    if window.plan is None:
+        return ()
+    config = read_json_object(window.source / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    return readers_from(portability(config, window.plan))
+
+
+def readers_from(found: Iterable[Portability]) -> tuple[Reader, ...]:
+    """The portability report as the card keeps it."""
+    return tuple(Reader(program=one.consumer, verdict=one.verdict, why=one.why) for one in found)
+
+
+def certificate_of(window: Window, spec: JobSpec, training: Training | None, links: str) -> Certificate | None:
+    """For a folder that a run leaves; None where the job extended nothing."""
+    decision = window.decision
+    if decision is None:
+        return None
+    config = read_json_object(window.source / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    return Certificate(
+        program=f"scaler-wizard {__version__}",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        source=spec.model.source,
+        plan=decision.plan,
+        links=links,
+        race=decision.race,
+        search=decision.search,
+        training=training,
+        portability=portability(config, decision.plan),
+    )
+
+
+def order_of(spec: JobSpec, ref: ModelRef, *, report: bool = False) -> Order:
+    """What the spec asks of an extension. Raises EngineError `context.factors`."""
+    assert ref.path is not None
+    context = spec.context
+    options = Options(theta=context.theta or None)
+    if context.factors:
+        options = read_factors(Path(context.factors)).applied(options)
+    return new_order(
+        ref.path,
+        spec.model.source,
+        target=context.length,
+        method=context.method,
+        options=options,
+        factors=context.factors,
+        seed=spec.training.seed,
+        report=report,
+        prompts=spec.evaluation.needle_prompts,
+    )
+
+
+def _silent(_progress: Progress) -> None:
+    return
+
+
+class Listener:
+    """A measuring process's words as phases of the journal, and a control file as a pause."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._last = (0.0, "")
+
+    def __call__(self, progress: Progress) -> None:
+        now, (then, phase) = time.monotonic(), self._last
+        if progress.phase == phase and now - then < _SECONDS_BETWEEN_WORDS:
+            return
+        self._last = (now, progress.phase)
+        name = _PHASES.get(progress.phase, "extending")
+        self._attempt.phase(name, progress.words, progress.done_bytes, progress.total_bytes)
+        command = control.take(self._attempt.run_dir) if progress.phase != "done" else None
+        if command in ("pause", "stop"):
+            self._attempt.journal.write(ev.Control(t=time.time(), command=command))
+            raise PauseRequested("", command)
+
+
+_PHASES = {"race": "choosing method", "search": "searching factors", "evaluation": "measuring lengths"}
+
+
+# ── a model that was extended before ──────────────────────────────────────────────────────────────────────────────
+def _extended_before(ref: ModelRef) -> Window:
+    assert ref.path is not None
+    config = read_json_object(ref.path / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    target = read_window(config)
+    original = _original_of(ref.path)
+    if original is None:
+        rotaries = read_rotaries(config)
+        original = min((rotary.length for rotary in rotaries if rotary.present is not None), default=target)
+    return Window(ref, ref.path, original, target)
+
+
+def _original_of(folder: Path) -> int | None:
+    """The window before all extensions, as the folder's certificate has it; None without one."""
+    try:
+        certificate = read_certificate(folder)
+    except msgspec.MsgspecError as error:
+        raise EngineError(
+            "context.certificate",
+            f"{folder / CERTIFICATE_NAME} cannot be read.",
+            cause=str(error),
+            next_step="Extend the model again, or remove that file.",
+            exit_code=ExitCode.RUN_FAILED,
+        ) from error
+    return certificate.plan.original if certificate is not None else None
+
+
+def check_window(spec: JobSpec, window: Window) -> None:
+    """What [context] asks for against what the model is. Raises EngineError `train.window`."""
+    context = spec.context
+    if spec.data.max_length > window.target:
+        raise _wrong(
+            f"data.max_length = {spec.data.max_length:,} is longer than the window of {window.target:,} tokens.",
+            f"Set data.max_length = {window.target}, or context.length to a longer window.",
+        )
+    if context.window != "full" and window.target <= window.original:
+        raise _wrong(
+            f'context.window = "{context.window}" is for a window that was or is made longer; this model has its '
+            f"original one of {window.original:,} tokens.",
+            'Set context.length, or context.window = "full".',
+        )
+    if context.window == "mixed" and context.train_length > window.original:
+        raise _wrong(
+            f"context.train_length = {context.train_length:,} is longer than the original window of "
+            f"{window.original:,} tokens, whose positions short sequences are trained with.",
+            f"Set context.train_length = {window.original}, or 0 for just that.",
+        )
+    if context.window == "mixed" and spec.data.max_length <= (context.train_length or window.original):
+        raise _wrong(
+            f"data.max_length = {spec.data.max_length:,} leaves nothing longer than the short sequences of "
+            f"{context.train_length or window.original:,} tokens.",
+            f"Raise data.max_length, up to {window.target}.",
+        )
+
+
+def _wrong(what: str, next_step: str) -> EngineError:
+    return EngineError("train.window", what, next_step=next_step, exit_code=ExitCode.RUN_FAILED)
