@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from engine.errors import EngineError, ExitCode
 from scaler_tui import output
 from scaler_tui.cli_context import add_eval, add_extend
+from scaler_tui.cli_mix import add_mix
 from scaler_tui.cli_flags import json_flag, machine_flag
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
@@ -116,6 +117,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_expand(add, named="expand" in argv)
     add_extend(add, named="extend" in argv)
     add_eval(add)
+    add_mix(add)
     _add_runs(add)
     return parser
 

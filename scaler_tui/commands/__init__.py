@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from scaler_tui.commands import cards, estimate, evaluate, expand, extend, look, prices, scores, work
+from scaler_tui.commands import cards, estimate, evaluate, expand, extend, look, mix, prices, scores, work
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": look.doctor,
@@ -16,6 +16,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "expand": expand.expand,
     "extend": extend.extend,
     "eval": evaluate.evaluate,
+    "mix": mix.mix,
     "prices": prices.prices,
     "scores": scores.scores,
     "data": look.data_check,

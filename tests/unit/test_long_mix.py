@@ -211,19 +211,18 @@ def test_more_than_there_is_repeats_at_most_four_times_and_says_so(library: Path
 
 def test_a_long_text_file_never_lies_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_documents, "SEGMENT_CHARACTERS", 1 << 12)
-    book = tmp_path / "book.txt"
     line = prose(random.Random(2), 12) + "\n"
-    book.write_text(line * 6000)
-    size = book.stat().st_size
-    request = MixRequest((MixSource(book),), tmp_path / "out.jsonl", TARGET, MODEL)
-    build_mix(MixRequest((MixSource(demo_dir() / "finetune" / "train.jsonl"),), tmp_path / "w.jsonl", 128, MODEL))
-    tracemalloc.start()
-    report = build_mix(request)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert report.cut.documents == 1
-    assert report.rows > 150
-    assert peak < size / 2, f"{peak:,} bytes of Python objects for a file of {size:,}"
+    peaks, sizes = [], []
+    for lines in (1000, 5000):
+        book = tmp_path / f"book{lines}.txt"
+        book.write_text(line * lines)
+        tracemalloc.start()
+        report = build_mix(MixRequest((MixSource(book),), tmp_path / f"out{lines}.jsonl", TARGET, MODEL))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        sizes.append(book.stat().st_size)
+        assert report.cut.documents == 1
+    assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4, f"{peaks} bytes of Python objects for files of {sizes}"
 
 
 # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────────────
