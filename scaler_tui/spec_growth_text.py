@@ -20,8 +20,8 @@ _NAMES = {"ffn": "FFN", "kv_heads": "KV heads"}
 
 
 def growth_lines(spec: JobSpec) -> list[tuple[str, str]]:
-    """(label, words); empty for a job that trains an adapter."""
-    if spec.task.trains_adapter:
+    """(label, words); empty for a job that trains an adapter, and for one that only makes the window longer."""
+    if spec.task.trains_adapter or spec.task is Task.EXTEND:
         return []
     if spec.stages:
         lines = [(f"Stage {number}", _stage_words(spec, stage)) for number, stage in enumerate(spec.stages, 1)]

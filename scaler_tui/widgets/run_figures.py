@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from textual.content import Content
 
-from engine.jobs.spec import JobSpec, PredictionSection
+from engine.jobs.spec import JobSpec, PredictionSection, Task
 from engine.jobs.state import RunState
 from engine.jobs.summary import cost_usd
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
@@ -173,25 +173,33 @@ def _marked(row: Promise, *, unicode: bool) -> str:
     return f"{sign} {row.verdict}"
 
 
+def _spec_rows(spec: JobSpec) -> list[tuple[str, str]]:
+    base = f", base in {spec.quantization_kind}" if spec.task.trains_adapter else ""
+    rows = [
+        ("task", f"{spec.task.value}{base}"),
+        ("model", spec.model.source + (f" at {spec.model.revision}" if spec.model.revision else "")),
+    ]
+    window = [(label.lower(), words) for label, words in context_lines(spec)]
+    if spec.task is Task.EXTEND:
+        return rows + window
+    rows.append(("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row"))
+    if spec.task.trains_adapter:
+        targets = ", ".join(spec.adapter.targets)
+        rows.append(("adapter", f"rank {spec.adapter.rank}, alpha {spec.adapter.alpha:g}, on {targets}"))
+    else:
+        rows += growth_lines(spec)
+    training = spec.training
+    batch = f"{training.batch_size * training.gradient_accumulation} rows"
+    if training.tokens_per_step:
+        batch = f"{training.tokens_per_step:,} tokens"
+    return [*rows, *window, ("batch", f"{batch} a step, rate {training.learning_rate:g}, {training.schedule.value}")]
+
+
 def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tuple[str, str]]:
     """Everything else worth knowing, for the details pane."""
     rows: list[tuple[str, str]] = []
     if spec is not None:
-        targets = ", ".join(spec.adapter.targets)
-        batch = spec.training.batch_size * spec.training.gradient_accumulation
-        base = f", base in {spec.quantization_kind}" if spec.task.trains_adapter else ""
-        rows += [
-            ("task", f"{spec.task.value}{base}"),
-            ("model", spec.model.source + (f" at {spec.model.revision}" if spec.model.revision else "")),
-            ("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row"),
-            *(
-                [("adapter", f"rank {spec.adapter.rank}, alpha {spec.adapter.alpha:g}, on {targets}")]
-                if spec.task.trains_adapter
-                else growth_lines(spec)
-            ),
-            *((label.lower(), words) for label, words in context_lines(spec)),
-            ("batch", f"{batch} rows a step, rate {spec.training.learning_rate:g}, {spec.training.schedule.value}"),
-        ]
+        rows += _spec_rows(spec)
     if state.stage_count:
         rows.append(("stage", f"{state.stage_index} of {state.stage_count} {state.stage_name}".rstrip()))
     if state.parameters:
