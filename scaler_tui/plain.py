@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_duration, format_hours, format_usd
+from scaler_tui.plain_context import choose_window
 from scaler_tui.plain_growth import choose_growth
 from scaler_tui.prompts import Back, Left, choose, prepare, read, say
+from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
+from scaler_tui.window import APPROACH as LONGER
 from scaler_tui.wizard import Wizard
 
 if TYPE_CHECKING:
@@ -267,6 +270,8 @@ def _decide(wizard: Wizard) -> int:
         try:
             if matrix.row(approach).runnable and grows(approach):
                 choose_growth(wizard, approach)
+            elif matrix.row(approach).runnable and approach == LONGER:
+                choose_window(wizard)
             return _finish(wizard, wizard.spec_for(approach))
         except Back:
             _show(matrix)
@@ -282,7 +287,7 @@ def _finish(wizard: Wizard, spec: JobSpec) -> int:
 
     p = spec.prediction
     say()
-    for label, words in growth_lines(spec):
+    for label, words in (*growth_lines(spec), *context_lines(spec)):
         say(f"{label}: {words}.")
     if p.origin:
         say(

@@ -350,6 +350,13 @@ class Wizard:
         return row_of(LONGER, self.architecture, self.machine, answers, None, choice, own_data=True)
 
     @property
+    def gentlest_window(self) -> str:
+        """How training that was left open is planned: full length where it fits, else PoSE."""
+        row = self.window_row(self.window.choice)
+        plan = row.appraisal.plan if row is not None and row.appraisal is not None else None
+        return plan.context.window if plan is not None and plan.context is not None else "full"
+
+    @property
     def card(self) -> str:
         """The card that is planned for instead of this machine's, as `--gpu` takes it; "" for this machine."""
         return self.session.answers().text("card") if self.machine is not None and self.machine.simulated else ""

@@ -221,16 +221,16 @@ def _write_page(path: Path, report: LengthReport) -> None:
 
 
 def _json(report: LengthReport) -> dict[str, Any]:
-    from engine.jobs.length_verdict import length_verdict
+    from engine.jobs.length_verdict import verdict
 
-    verdict = length_verdict(report)
+    found = verdict(report)
     shown = context_text.report_json(report) or {}
     return {
         "model": report.model,
         "window": report.window,
         "original": report.original,
-        "verdict": verdict.words,
-        "effective_length": verdict.effective_length,
+        "verdict": found.words,
+        "effective_length": found.effective,
         **shown,
         "report": report,
     }

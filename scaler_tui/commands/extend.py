@@ -265,10 +265,10 @@ def print_result(certificate: Certificate, out: Path) -> None:
 def print_report(report: LengthReport) -> None:
     """Perplexity by length, the needles as heat maps, short text, and the verdict."""
     from engine.jobs.heat_grid import heat_grid, tasks_of
-    from engine.jobs.length_verdict import length_verdict
+    from engine.jobs.length_verdict import verdict
     from scaler_tui.heat_text import heat_text
 
-    output.say(f"Verdict: {length_verdict(report).words}")
+    output.say(f"Verdict: {verdict(report).words}")
     if report.perplexity:
         output.say()
         output.table(

@@ -164,13 +164,7 @@ class ContextScreen(FramedScreen):
             return str(self.target)
         if field == 1:
             return window.choice.method
-        return window.training() or self._gentlest()
-
-    def _gentlest(self) -> str:
-        """Full length where it fits, else PoSE: as the plan does."""
-        row = self.scaler.wizard.window_row(self.scaler.wizard.window.choice)
-        plan = row.appraisal.plan if row is not None and row.appraisal is not None else None
-        return plan.context.window if plan is not None and plan.context is not None else "full"
+        return window.training() or self.scaler.wizard.gentlest_window
 
     def _set(self, field: int, value: str) -> None:
         window = self.scaler.wizard.window

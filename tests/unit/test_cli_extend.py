@@ -1,0 +1,283 @@
+"""`extend` and `eval` as a stranger meets them: what each method would be, what is refused, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.context.methods import METHODS
+from engine.extension.staging import staging_folder
+from engine.resources import demo_model_dir
+from scaler_tui.cli import main
+from tests.support.cli import cli, environment
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the demo model, to be sure that nobody touches it."""
+    folder = tmp_path / "model"
+    shutil.copytree(demo_model_dir(), folder)
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command in this process: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = main([*map(str, words)])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def litter(folder: Path) -> list[str]:
+    """Everything beside the model."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "model")
+
+
+def with_config(model: Path, **changes: Any) -> None:
+    """Change the model's config; None removes a key."""
+    path = model / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+# ── the dry run ───────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_dry_run_shows_every_method_and_writes_nothing(run: Run, model: Path) -> None:
+    code, out, _ = run("extend", model, "--context", "1k", "--dry-run")
+    assert code == 0
+    for name in METHODS:
+        assert name in out
+    for expected in ("256 to 1,024 tokens", "exact everywhere", "not written to a folder", "by formula", "Nothing was"):
+        assert expected in out
+    assert litter(model.parent) == []
+
+
+def test_a_dry_run_as_json_has_every_factor_and_reader(run: Run, model: Path) -> None:
+    code, out, _ = run("extend", model, "--context", "4x", "--dry-run", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert (document["context_before"], document["context_after"]) == (256, 1024)
+    methods = {one["id"]: one for one in document["methods"]}
+    assert set(methods) == set(METHODS)
+    assert methods["linear"]["factors"]["divisors"] == [4.0] * 16
+    assert methods["yarn"]["factors"]["attention_factor"] == pytest.approx(1.1386, abs=1e-4)
+    assert methods["yarn"]["portability"]["llama.cpp"]["verdict"] == "exact"
+    assert methods["dynamic"]["why_not"]
+    assert methods["longrope2"]["factors"] is None
+    assert document["fits"] is True
+    assert document["measuring_seconds"] > 0
+
+
+def test_a_named_method_shows_its_notes_and_readers(run: Run) -> None:
+    code, out, _ = run(
+        "extend", "qwen3-8b", "--context", "128k", "--method", "llama3", "--dry-run", "--gpu", "RTX 4090"
+    )
+    assert code == 0
+    assert "a GGUF of qwen3 has no scaling" in out
+    assert "SIM" in out
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "--context 32k"),
+        (["--context", "long"], "not a length"),
+        (["--context", "128"], "reads 256 tokens already"),
+        (["--context", "1x"], "reads 256 tokens already"),
+        (["--context", "1M"], "at most 64 times"),
+        (["--context", "900M"], "beyond what rotary angles"),
+        (["--context", "1k", "--method", "yran"], "Did you mean yarn"),
+        (["--context", "1k", "--method", "dynamic"], "not written to a folder"),
+        (["--context", "1k", "--method", "abf", "--theta", "100"], "cannot be 100"),
+        (["--context", "1k", "--method", "yarn", "--theta", "1e6"], "--theta belongs to"),
+        (["--context", "1k", "--factors", "x"], "--factors belongs to"),
+        (["--context", "1k", "--method", "longrope2", "--factors", "/no/such"], "Factors cannot be read"),
+        (["--context", "1k", "--method", "yarn", "--for", "ollama"], "no program known here"),
+        (["--context", "1k", "--method", "yarn", "--allow-loss", "lama.cpp"], "Did you mean llama.cpp"),
+        (["--context", "1k", "--text", "/no/such/text"], "/no/such/text"),
+        (["--context", "1k", "--no-report"], "chooses by measuring"),
+        (["--context", "1k", "--dry-run", "--race"], "exclude each other"),
+        (["--context", "1k", "--log", "x"], "belong to --race"),
+        (["--context", "1k", "--race", "--method", "yarn"], "leaves nothing to measure"),
+        (["--context", "1k", "--seed", "-1"], "--seed"),
+        (["--context", "1k", "--prompts", "0"], "less than one"),
+        (["--resume"], "no unfinished extension"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_cannot_be_is_refused_with_a_sentence_and_nothing_is_written(
+    run: Run, model: Path, tmp_path: Path, words: list[str], expected: str, as_json: bool
+) -> None:
+    code, out, err = run("extend", model, tmp_path / "out", *words, *(["--json"] if as_json else []))
+    assert code == 2
+    error = json.loads(out)["error"] if as_json else {"what": err, "cause": "", "next_step": ""}
+    assert expected in " ".join((error["what"], error["cause"], error["next_step"]))
+    if as_json:
+        assert error["next_step"]
+    assert "Traceback" not in out + err
+    assert litter(tmp_path) == []
+
+
+def test_factors_of_another_model_are_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "factors.csv").write_text("1\n2\n3\n")
+    words = ("--context", "1k", "--method", "longrope2", "--factors", tmp_path / "factors.csv")
+    code, _, err = run("extend", model, tmp_path / "out", *words)
+    assert code == 2
+    assert "3 values" in err
+    assert "16, one per rotated pair" in err
+
+
+@pytest.mark.parametrize("where", ["model/out", "taken"])
+def test_nothing_is_overwritten_and_the_source_stays_as_it_is(
+    run: Run, model: Path, tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "taken").mkdir()
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    code, _, err = run("extend", model, tmp_path / where, "--context", "1k", "--method", "yarn")
+    assert code == 2
+    assert "Next:" in err
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    assert list((tmp_path / "taken").iterdir()) == []
+
+
+def test_models_without_rotary_positions_are_refused_with_the_alternative(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    layouts = {
+        "gpt2": ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": 256}, "trained table"),
+        "falcon": ({"model_type": "falcon", "architectures": ["FalconForCausalLM"], "alibi": True}, "ALiBi"),
+    }
+    for changes, expected in layouts.values():
+        with_config(model, **changes)
+        code, _, err = run("extend", model, tmp_path / "out", "--context", "1k")
+        assert code == 2
+        assert "no rotary positions" in err
+        assert expected in err
+        assert "Take a model with rotary positions" in err
+    assert litter(tmp_path) == []
+
+
+def test_without_a_tokenizer_it_says_what_is_possible_all_the_same(run: Run, model: Path, tmp_path: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    code, _, err = run("extend", model, tmp_path / "out", "--context", "1k")
+    assert code == 2
+    assert "has no tokenizer" in err
+    assert "--no-report" in err
+    code, _, err = run("eval", model)
+    assert code == 2
+    assert "has no tokenizer" in err
+
+
+def test_a_context_that_does_not_fit_is_refused_with_one_that_does(run: Run, model: Path, tmp_path: Path) -> None:
+    with_config(model, num_hidden_layers=4000, num_key_value_heads=6)
+    code, _, err = run("extend", model, tmp_path / "out", "--context", "16k", "--method", "yarn", "--gpu", "8G")
+    assert code == 4
+    assert "do not fit this machine" in err
+    assert "--context " in err
+    assert "--no-report" in err
+    assert litter(tmp_path) == []
+
+
+@pytest.mark.parametrize("broken", ["missing", "file", "empty", "no config", "not JSON", "damaged weights"])
+@pytest.mark.parametrize("command", ["extend", "eval"])
+def test_what_is_no_model_is_refused(run: Run, model: Path, tmp_path: Path, broken: str, command: str) -> None:
+    if broken == "missing":
+        shutil.rmtree(model)
+    elif broken == "file":
+        shutil.rmtree(model)
+        model.write_text("")
+    elif broken == "empty":
+        shutil.rmtree(model)
+        model.mkdir()
+    elif broken == "no config":
+        (model / "config.json").unlink()
+    elif broken == "not JSON":
+        (model / "config.json").write_text("{")
+    else:
+        (model / "model.safetensors").write_bytes(b"123")
+    words = [tmp_path / "out", "--context", "1k"] if command == "extend" else []
+    code, _, err = run(command, model, *words)
+    assert code == 2
+    assert "Next:" in err
+    assert litter(tmp_path) == []
+
+
+def test_an_unfinished_attempt_is_pointed_out(run: Run, model: Path, tmp_path: Path) -> None:
+    staging_folder(tmp_path / "out").mkdir()
+    code, _, err = run("extend", model, tmp_path / "out", "--context", "1k", "--method", "yarn")
+    assert code == 2
+    assert "--resume" in err
+
+
+# ── eval ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--tasks", "needel"], "Did you mean needle"),
+        (["--lengths", "4k,long"], "not a length"),
+        (["--text", "/no/such/text"], "/no/such/text"),
+        (["--prompts", "0"], "less than one"),
+        (["--base", "/no/such/model"], "no folder"),
+        (["--out", "taken"], "Nothing is overwritten"),
+        (["--html", "taken"], "Nothing is overwritten"),
+    ],
+)
+def test_what_eval_cannot_measure_is_refused(
+    run: Run, model: Path, tmp_path: Path, words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    code, out, err = run("eval", model, *words)
+    assert code == 2
+    assert expected in err
+    assert out == ""
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_run_without_a_whole_model_says_how_to_get_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.jobs.spec import JobSpec
+    from engine.jobs.store import create_run
+
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    run_dir = create_run(JobSpec())
+    (run_dir / "output" / "adapter").mkdir(parents=True)
+    code, _, err = run("eval", run_dir.name)
+    assert code == 2
+    assert "keeps an adapter only" in err
+    assert f"merge {run_dir.name}" in err
+
+
+# ── borders ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_plans_need_neither_torch_nor_textual(model: Path) -> None:
+    script = (
+        "import sys, json\nfrom scaler_tui.cli import main\n"
+        f"code = main(['extend', {str(model)!r}, '--context', '1k', '--dry-run'])\n"
+        "sys.stderr.write('\\n' + json.dumps([code, sorted({m.split('.')[0] for m in sys.modules})]))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
+    code, names = json.loads(result.stderr.splitlines()[-1])
+    assert code == 0, result.stderr
+    assert not set(names) & {"torch", "transformers", "peft", "textual", "pydantic", "rich", "numpy"}
+
+
+def test_help_names_every_method_and_exit_code() -> None:
+    text = " ".join(cli("extend", "--help").out.split())
+    for method in METHODS.values():
+        assert f"{method.id} (" in text
+    assert "exit codes: 0 done" in text
+    assert "exit codes: 0 done" in cli("eval", "--help").out
