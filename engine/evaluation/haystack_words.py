@@ -13,9 +13,9 @@ import random
 
 KEY_WORDS: tuple[str, ...] = tuple(
     "amber jade coral flint opal topaz quartz slate pearl garnet basalt cobalt copper nickel zinc iron chalk ivory "
-    "onyx ruby tin brass bronze steel silver marble granite carbon diamond crystal sapphire emerald lead sand clay salt "
-    "sulphur mercury platinum graphite limestone sandstone pebble concrete plaster rubber leather cotton linen wool "
-    "satin canvas timber bamboo maple cedar willow ebony".split()
+    "onyx ruby tin brass bronze steel silver marble granite carbon diamond crystal sapphire emerald lead sand clay "
+    "salt sulphur mercury platinum graphite limestone sandstone pebble concrete plaster rubber leather cotton linen "
+    "wool satin canvas timber bamboo maple cedar willow ebony".split()
 )
 CODE_WORDS: tuple[str, ...] = tuple(
     "falcon lantern anchor barrel candle dagger engine feather garland hammer island jacket kettle ladder mirror "

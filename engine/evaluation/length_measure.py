@@ -30,6 +30,7 @@ from engine.evaluation.needles import Answered, answer_batch, cells
 from engine.evaluation.progress import Meter, Report, silent
 from engine.evaluation.short_text import ShortScore
 from engine.jobs.length_report import LengthPerplexity, LengthReport, NeedleCell, PositionLoss
+from engine.jobs.length_verdict import reference_length
 
 SHORTEST = 32
 """Tokens: below, a perplexity by length says nothing."""
@@ -344,13 +345,10 @@ class _Measuring:
         )
 
     def _perplexity(self, length: int) -> LengthPerplexity:
-        last: dict[int, tuple[float, ...]] = {
-            other: self.values[f"last/{other}"] for other in self.request.lengths if other <= length
-        }
-        here = last.pop(length)
-        change, error = 0.0, 0.0
-        if last:
-            change, error = lengths.paired_change(here, min(last.values(), key=sum))
+        here: tuple[float, ...] = self.values[f"last/{length}"]
+        reference = reference_length(self.request.lengths, self.original, self.request.window)
+        shorter = [self.values[f"last/{n}"] for n in self.request.lengths if 0 < reference <= n < length]
+        change, error = lengths.paired_change(here, min(shorter, key=sum)) if shorter else (0.0, 0.0)
         slid: _Sum | None = self.values.get(f"sliding/{length}")
         nll = sum(here) / len(here)
         return LengthPerplexity(
@@ -359,7 +357,7 @@ class _Measuring:
             perplexity=math.exp(min(nll, 700.0)),
             tokens=len(here),
             documents=len(self.text.texts),
-            rise=math.expm1(min(change, 700.0)) if last else None,
+            rise=math.expm1(min(change, 700.0)) if shorter else None,
             rise_error=error,
             sliding=_perplexity(slid) if slid is not None else None,
         )

@@ -160,7 +160,7 @@ def _turns(value: object) -> list[Message]:
     """The turns of a chat row; none for other rows."""
     if not isinstance(value, dict):
         return []
-    turns = next((value[key] for key in _CHATS if isinstance(value.get(key), list)), [])
+    turns: list[object] = next((value[key] for key in _CHATS if isinstance(value.get(key), list)), [])
     return [
         Message(str(turn.get("role") or turn.get("from")), str(turn.get("content") or turn.get("value") or ""))
         for turn in turns

@@ -100,7 +100,8 @@ def _load(folder: Path, dtype: torch.dtype, quantization: str, device: str) -> A
             next_step=f"Look at it with: scaler-wizard inspect {folder}",
             exit_code=ExitCode.RUN_FAILED,
         ) from error
-    return model.eval().requires_grad_(False)
+    model.requires_grad_(False)
+    return model.eval()  # type: ignore[no-untyped-call]
 
 
 def _quantization(kind: str, dtype: torch.dtype) -> Any:

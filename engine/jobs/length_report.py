@@ -24,7 +24,8 @@ class LengthPerplexity(_Part, frozen=True, kw_only=True):
     """Predicted tokens, over all documents."""
     documents: int
     rise: float | None = None
-    """Against the best shorter length, relative: 0.04 is 4 % worse, below 0 better; None for the shortest."""
+    """Against the best shorter length from the original window on, relative: 0.04 is 4 % worse, below 0 better; None
+    where there is none (`engine.jobs.length_verdict.reference_length`)."""
     rise_error: float = 0.0
     """Standard error of that, from the same tokens' differences, nats."""
     sliding: float | None = None

@@ -1,9 +1,10 @@
 """A length report in one sentence, and the gate on short text.
 
 Owns the effective length, its three conditions with their limits, and the words. Must not know torch or how a report
-was made. Effective length: the largest measured length where needles are answered (90 %), the closing tokens' perplexity
-is not more than 5 % above the best at a shorter length, and short text is within its bound; every shorter length must
-hold too. A rise counts when it is more than twice its standard error. What was not measured is named, never assumed.
+was made. Effective length: the largest measured length where needles are answered (90 %), the closing tokens'
+perplexity does not rise, and short text is within its bound; every shorter length must hold too. Perplexity rises where
+it is more than 5 %, and more than twice the standard error, above the best shorter length from the original window on:
+within that window a model may be as it was trained. What was not measured is named, never assumed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class LengthState:
     needle: float | None
     """Share of all prompts of all tasks that count at this length."""
     rising: bool | None
-    """Whether the closing tokens got worse than at the best shorter length."""
+    """Whether the closing tokens got worse; None without a length to compare with."""
 
     @property
     def holds(self) -> bool:
@@ -70,9 +71,17 @@ def needle_accuracy(report: LengthReport, length: int) -> float | None:
     return sum(cell.accuracy * cell.prompts for cell in plain) / prompts if prompts else None
 
 
+def reference_length(lengths: tuple[int, ...], original: int, window: int) -> int:
+    """The length that longer ones must not be worse than: the longest measured within the original window, or within a
+    quarter of the window of a model that was not extended; 0 where none was measured."""
+    within = original if original < window else window // 4
+    return max((length for length in lengths if length <= within), default=0)
+
+
 def length_states(report: LengthReport) -> tuple[LengthState, ...]:
     """Every measured length, shortest first. Needles that say nothing about the model are left out."""
     perplexities = {entry.length: entry for entry in report.perplexity}
+    reference = reference_length(tuple(perplexities), report.original, report.window)
     needles = {cell.length for cell in report.needles} if report.informative else set()
     found = []
     best: LengthPerplexity | None = None
@@ -80,8 +89,8 @@ def length_states(report: LengthReport) -> tuple[LengthState, ...]:
         entry = perplexities.get(length)
         rising = None
         if entry is not None:
-            rising = _rises(entry, best)
-            if best is None or entry.perplexity < best.perplexity:
+            rising = _rises(entry, best) if reference else None
+            if reference and length >= reference and (best is None or entry.perplexity < best.perplexity):
                 best = entry
         found.append(LengthState(length, needle_accuracy(report, length) if length in needles else None, rising))
     return tuple(found)
