@@ -52,10 +52,15 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class DefaultRule:
-    """The default is `value` while `condition` holds."""
+    """The default is `value` while `condition` holds, and `also` where there is one."""
 
     condition: Condition
     value: AnswerValue
+    also: Condition | None = None
+
+    def holds(self, answers: Mapping[str, AnswerValue]) -> bool:
+        """Whether both hold under `answers`."""
+        return self.condition.holds(answers) and (self.also is None or self.also.holds(answers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class Question:
     def default_for(self, answers: Mapping[str, AnswerValue]) -> AnswerValue:
         """The default under earlier answers."""
         for rule in self.default_when:
-            if rule.condition.holds(answers):
+            if rule.holds(answers):
                 return rule.value
         return self.default
 
@@ -238,6 +243,12 @@ class _DefaultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     question: str
     is_in: list[str | int | float]
     value: str | int | float
+    also: _ConditionFile | None = None
+
+    @property
+    def rule(self) -> DefaultRule:
+        also = None if self.also is None else Condition(self.also.question, tuple(self.also.is_in))
+        return DefaultRule(Condition(self.question, tuple(self.is_in)), self.value, also)
 
 
 class _QuestionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -275,6 +286,7 @@ def _graph_of(file: _GraphFile) -> QuestionGraph:
             *entry.depends_on,
             *(c.question for c in entry.visible_when),
             *(d.question for d in entry.default_when),
+            *(d.also.question for d in entry.default_when if d.also is not None),
         }
         missing = sorted(needed - seen)
         if missing or entry.id in seen:
@@ -296,7 +308,7 @@ def _question_of(entry: _QuestionFile) -> Question:
         kind=entry.kind,
         default=entry.default,
         options=tuple(Option(o.value, o.label, o.hint) for o in entry.options),
-        default_when=tuple(DefaultRule(Condition(d.question, tuple(d.is_in)), d.value) for d in entry.default_when),
+        default_when=tuple(default.rule for default in entry.default_when),
         depends_on=tuple(entry.depends_on),
         visible_when=tuple(Condition(c.question, tuple(c.is_in)) for c in entry.visible_when),
         unit=entry.unit,
