@@ -165,7 +165,7 @@ def measuring_of(order: Order, source: Path, where: Path, report: Report) -> ste
     """What an order tells the measuring processes."""
     return steps.Measuring(
         source, order.target, where, report,
-        text=order.text, seed=order.seed, prompts=order.prompts, quick=order.quick,
+        text=order.text, seed=order.seed, prompts=order.prompts, quick=order.quick, name=order.name,
     )  # fmt: skip
 
 

@@ -80,7 +80,8 @@ def race(measuring: Measuring, methods: tuple[str, ...] = ()) -> Race:
     words = ["race", "--model", str(measuring.source), "--context", str(measuring.target)]
     words += ["--log", str(measuring.log or measuring.folder / RACE), *measuring.common()]
     words += ["--prompts", str(measuring.prompts)] if measuring.prompts else []
-    words += ["--quick"] if measuring.quick else []
+    words += ["--depths", "3", "--documents", "3"] if measuring.quick else []
+    words += ["--name", measuring.name] if measuring.name else []
     if methods:
         words += ["--methods", ",".join(methods)]
     _run("engine.rotary", words, measuring, "race", hear)

@@ -17,6 +17,8 @@ from scaler_tui import context_text, output
 from scaler_tui.machines import machine_for
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine.context.method import Method, Options
     from engine.context.plan import ContextPlan
     from engine.context.portability import Portability
@@ -42,7 +44,7 @@ class Wanted:
     name: str
     folder: Path
     """Empty path when only the model's shape is known (a dry run)."""
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     architecture: Architecture
     machine: Machine
     window: int
@@ -129,7 +131,7 @@ def options_of(arguments: argparse.Namespace, method: str) -> Options:
     return read_factors(arguments.factors.expanduser()).applied(options)
 
 
-def _require_possible(config: dict[str, Any], target: int, method: str, options: Options, name: str) -> None:
+def _require_possible(config: Mapping[str, Any], target: int, method: str, options: Options, name: str) -> None:
     """The refusals that need no measuring: model, target, method, options. Raises EngineError `context.*`."""
     from engine.context.export import config_after
     from engine.context.methods import METHODS
@@ -206,7 +208,7 @@ def require_tokenizer(folder: Path, otherwise: str = "") -> None:
         )
 
 
-def _seconds(order: Order, needs: Needs, config: dict[str, Any]) -> Range | None:
+def _seconds(order: Order, needs: Needs, config: Mapping[str, Any]) -> Range | None:
     """How long all measuring takes here, from the estimator's time for one pass."""
     from engine.context.planner import applicable
     from engine.estimate.estimate import Range
@@ -238,16 +240,17 @@ def offers(found: Wanted) -> tuple[Offer, ...]:
 
 
 def _offer(found: Wanted, method: Method, why: str) -> Offer:
+    from engine.context.method import Options
     from engine.context.planner import plan_context
     from engine.context.portability import portability
 
     if why:
         return Offer(method, why)
-    options = found.order.options if method.id == found.order.method else None
-    if method.needs_search and (options is None or not options.long_divisors):
+    options = found.order.options if method.id == found.order.method else Options()
+    if method.needs_search and not options.long_divisors:
         return Offer(method, "its factors are searched first: extend --method " + method.id)
     try:
-        plan = plan_context(found.config, found.order.target, method.id, *([options] if options else []))
+        plan = plan_context(found.config, found.order.target, method.id, options)
     except EngineError as error:
         return Offer(method, error.what)
     if not method.exported:
