@@ -20,7 +20,10 @@ from engine.jobs.race_lines import RaceDecided, RaceProgress, RaceRow, SearchDon
 from engine.surgery.helpers import Failing, Hear, Progress, Report, run_module
 
 _FAILING = Failing(
-    "extension.helper_failed", "Use --resume to try that step again; what was measured is kept.", own_exit_code=True
+    "extension.helper_failed",
+    "Use --resume to try that step again; what was measured is kept.",
+    own_exit_code=True,
+    patience_seconds=2.0,  # every figure is in a log before the next is begun
 )
 QUICK_PROMPTS = 2
 

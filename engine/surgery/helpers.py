@@ -19,7 +19,6 @@ import msgspec
 from engine.errors import EngineError, ExitCode
 
 _TAIL_BYTES = 2000
-_PATIENCE_SECONDS = 20
 _REPORT_SECONDS = 0.1
 
 
@@ -48,6 +47,8 @@ class Failing:
     next_step: str = "Use --resume to try that step again; finished weights are kept."
     own_exit_code: bool = False
     """Its exit code says what kind of error it printed; else every one counts as a failed run."""
+    patience_seconds: float = 20.0
+    """A process that was asked to end gets this long."""
 
 
 GROWING = Failing()
@@ -93,7 +94,7 @@ def run_module(
                     hear(raw)
             code = process.wait()
         finally:
-            _end(process)
+            _end(process, failing.patience_seconds)
     if failure is not None:
         if failing.own_exit_code and code in set(ExitCode):
             failure.exit_code = ExitCode(code)
@@ -134,13 +135,13 @@ def _whole(value: object) -> int:
     return int(value) if isinstance(value, int | float) else 0
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], patience_seconds: float) -> None:
     """After Ctrl+C: the terminal told the process too; give it a moment, then insist."""
     if process.poll() is not None:
         return
     process.terminate()
     try:
-        process.wait(_PATIENCE_SECONDS)
+        process.wait(patience_seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
