@@ -13,7 +13,7 @@ from engine.errors import EngineError
 
 PAPER_EVALUATIONS, PAPER_POPULATION = 1344, 64
 """LongRoPE2 (arXiv 2502.20082): 64 individuals, then 40 rounds of 16 mutations and 16 crossovers."""
-FEWEST_EVALUATIONS = 8
+FEWEST_EVALUATIONS = 12
 """Below this there would be little beyond the known methods that a search begins with."""
 USUAL_EVALUATIONS = 110
 USUAL_DOCUMENTS = 3

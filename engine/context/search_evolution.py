@@ -36,13 +36,19 @@ class Measured:
 
     needle_nll: float
     text_nll: float
+    seconds: float | None = None
+    """What it took, where it was measured beforehand."""
+
+
+class StopAsked(Exception):
+    """Raised by an objective that was asked to stop in the middle; what it had begun is not logged."""
 
 
 class Objective(Protocol):
     """What a set of divisors is worth on the user's documents and model."""
 
     def __call__(self, divisors: tuple[float, ...], attention_factor: float) -> Measured:
-        """Deterministic: a log is gone on with by another process."""
+        """Deterministic: a log is gone on with by another process. May raise StopAsked."""
         ...
 
 
@@ -67,6 +73,8 @@ class Evolution:
     seed: int
     weight: float = 0.0
     """Of the closing tokens' loss beside the needles'."""
+    needles: bool = True
+    """False where needles say nothing about the model: the closing tokens alone count."""
 
     @property
     def starts(self) -> tuple[Individual, ...]:
@@ -76,7 +84,7 @@ class Evolution:
 
     def score(self, measured: Measured) -> float:
         """needle_nll + weight x text_nll: the logarithm of needle-driven perplexity times perplexity^weight."""
-        score = measured.needle_nll + self.weight * measured.text_nll
+        score = measured.needle_nll + self.weight * measured.text_nll if self.needles else measured.text_nll
         return score if math.isfinite(score) else WORST
 
 
@@ -97,12 +105,11 @@ def evolve(
     objective: Objective,
     log: SearchLog,
     on_trial: Callable[[Trial], None],
-    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[Trial, ...]:
-    """Evaluate until the budget is spent, the space is exhausted, or `stopped()`; every trial, logged ones first.
+    """Evaluate until the budget is spent or the space exhausted; every trial, logged ones first.
 
     `on_trial` hears of every trial, also of those that an earlier attempt logged. Raises EngineError `search.log` when
-    the log's trials are not those this search would have made.
+    the log's trials are not those this search would have made, and lets StopAsked through.
     """
     trials: list[Trial] = []
     while len(trials) < evaluations:
@@ -111,8 +118,6 @@ def evolve(
             break
         if len(trials) < len(log.kept):
             trial = _checked(log, len(trials), proposal)
-        elif stopped():
-            break
         else:
             trial = _evaluated(evolution, objective, proposal, len(trials) + 1)
             log.append(trial)
@@ -129,6 +134,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 def _evaluated(evolution: Evolution, objective: Objective, proposal: Proposal, number: int) -> Trial:
     began = time.monotonic()
     measured = objective(proposal.divisors, proposal.attention_factor)
+    elapsed = time.monotonic() - began if measured.seconds is None else measured.seconds
     individual = proposal.individual
     return Trial(
         evaluation=number,
@@ -140,7 +146,7 @@ def _evaluated(evolution: Evolution, objective: Objective, proposal: Proposal, n
         needle_nll=_finite(measured.needle_nll),
         text_nll=_finite(measured.text_nll),
         score=evolution.score(measured),
-        seconds=time.monotonic() - began,
+        seconds=elapsed,
     )
 
 
@@ -169,7 +175,7 @@ def propose(evolution: Evolution, trials: Sequence[Trial]) -> Proposal | None:
     if index < len(evolution.references):
         reference = evolution.references[index]
         return Proposal(f"seed {reference.name}", reference.divisors, reference.attention_factor)
-    seen = {_individual(trial) for trial in trials if trial.critical_pair}
+    seen = {_individual(trial) for trial in trials if trial.tail}
     starts = evolution.starts
     place = index - len(evolution.references)
     if place < len(starts):
@@ -186,7 +192,7 @@ def propose(evolution: Evolution, trials: Sequence[Trial]) -> Proposal | None:
 
 def _parents(evolution: Evolution, trials: Sequence[Trial]) -> list[Individual]:
     """The best individuals up to the round's beginning, the best first."""
-    ranked = sorted((trial for trial in trials if trial.critical_pair), key=lambda t: (t.score, t.evaluation))
+    ranked = sorted((trial for trial in trials if trial.tail), key=lambda t: (t.score, t.evaluation))
     return [_individual(trial) for trial in ranked[: max(evolution.generations.parents, 1)]]
 
 

@@ -24,9 +24,10 @@ T = TypeVar("T")
 
 
 class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a search depends on besides the number of evaluations; equal settings give equal searches."""
+    """What a search depends on; equal settings give equal searches."""
 
     version: int = LOG_VERSION
+    method: str
     model: str
     """Fingerprint of the weights and the config."""
     text: str
@@ -43,10 +44,10 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     compute: str
     """Number type and device: figures of another differ in their last digits."""
-    population: int
-    parents: int
-    mutations: int
-    crossovers: int
+    needles: bool
+    """Whether needles count: the untouched model answers them within its window."""
+    evaluations: int
+    """What population and rounds were planned for. A later attempt may do more or fewer, in the same order."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,23 +60,24 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     divisors: tuple[float, ...]
     attention_factor: float
     critical_pair: int = 0
-    """0 for a known method, whose curve is evaluated whole and need not lie in the searched space."""
     tail: tuple[int, ...] = ()
-    """Hundredths, from the critical pair on."""
+    """Hundredths, from the critical pair on; empty for a known method, whose curve need not lie in the space."""
     needle_nll: float
     """Mean over the needles' tokens, nats."""
     text_nll: float
     """Mean over the documents' closing tokens, nats."""
     score: float
-    """needle_nll + weight x text_nll; lower is better."""
+    """needle_nll + weight x text_nll; lower is better. text_nll alone where needles do not count."""
     seconds: float
 
 
 class SearchLog:
     """An open log. Use as a context manager."""
 
-    def __init__(self, path: Path, file: int, trials: tuple[Trial, ...]) -> None:
+    def __init__(self, path: Path, file: int, settings: SearchSettings, trials: tuple[Trial, ...]) -> None:
         self.path = path
+        self.settings = settings
+        """The file's own: `evaluations` is what the first attempt planned for."""
         self._file = file
         self.kept = trials
         """What an earlier attempt evaluated."""
@@ -127,16 +129,15 @@ def _locked_log(path: Path, file: int, settings: SearchSettings) -> SearchLog:
             next_step="Wait for it, or name another file with --log.",
         ) from error
     lines = _whole_lines(path)
-    if lines:
-        found = _decoded(path, lines[0], SearchSettings)
-        if found != settings:
-            raise _other_search(path, found, settings)
+    found = _decoded(path, lines[0], SearchSettings) if lines else settings
+    if msgspec.structs.replace(found, evaluations=settings.evaluations) != settings:
+        raise _other_search(path, found, settings)
     trials = tuple(_decoded(path, line, Trial) for line in lines[1:])
     os.ftruncate(file, sum(len(line) + 1 for line in lines))
     os.lseek(file, 0, os.SEEK_END)
     if not lines:
         _write(file, msgspec.json.encode(settings) + b"\n")
-    return SearchLog(path, file, trials)
+    return SearchLog(path, file, found, trials)
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -169,7 +170,8 @@ def _decoded(path: Path, line: bytes, kind: type[T]) -> T:
 
 
 def _other_search(path: Path, found: SearchSettings, wanted: SearchSettings) -> EngineError:
-    differing = [name for name in wanted.__struct_fields__ if getattr(found, name) != getattr(wanted, name)]
+    names = [name for name in wanted.__struct_fields__ if name != "evaluations"]
+    differing = [name for name in names if getattr(found, name) != getattr(wanted, name)]
     return EngineError(
         "search.log",
         f"{path} belongs to another search.",

@@ -1,4 +1,4 @@
-"""What LongRoPE2's search may try: a critical pair and a rising tail of divisors; the head follows from them.
+"""What a search of divisors may try: a critical pair and a rising tail; the head follows from them.
 
 Owns the space, its constraints, its starting points, mutation and crossover. Must not know what a set of divisors is
 worth, how many are tried, or any file.
@@ -11,6 +11,9 @@ Source: LongRoPE2 (arXiv 2502.20082), section 3: pairs from the critical one on 
 and are divided by at least s = L'/L; the head is the base change that meets the tail's first value. The paper searches
 the critical pair too, between the pair of ten turns and the theoretical one; here it is one more gene. Pushing
 neighbours along in a mutation, and moving the critical pair by one, are our own.
+
+LongRoPE (arXiv 2402.13753) is the same with an empty head: every pair is searched, from 1 to 1.25 s, rising. Its number
+of first tokens that stay unscaled is not searched: no reader of a plain folder could apply it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from itertools import pairwise
 GRID = 100
 """Steps per unit: divisors of the tail are whole hundredths."""
 WIDEST = 2.0
-"""The tail's upper bound, in multiples of s."""
+"""LongRoPE2: the tail's upper bound, in multiples of s."""
+WIDEST_WHOLE = 1.25
+"""LongRoPE: the upper bound of every pair, in multiples of s."""
 PAIR_MUTATES = 0.3
 """Chance of every tail pair in a mutation (the paper's)."""
 GENE_CROSSES = 0.15
@@ -48,17 +53,30 @@ class Space:
     factor: float
     """s = L'/L."""
     candidates: tuple[int, ...]
-    """Critical pairs to try, rising, each from 1 to `pairs` - 1: from the pair of ten turns to the theoretical one."""
+    """Critical pairs to try, rising, below `pairs`. (0,) searches every pair."""
+    least: float
+    """Bounds of the tail's divisors."""
+    most: float
 
     @property
     def lowest(self) -> int:
-        """The smallest gene: s, rounded up to the grid."""
-        return math.ceil(self.factor * GRID - 1e-9)
+        """The smallest gene: `least`, rounded up to the grid."""
+        return math.ceil(self.least * GRID - 1e-9)
 
     @property
     def highest(self) -> int:
-        """The largest gene: 2s, rounded down to the grid."""
-        return max(math.floor(WIDEST * self.factor * GRID + 1e-9), self.lowest)
+        """The largest gene: `most`, rounded down to the grid."""
+        return max(math.floor(self.most * GRID + 1e-9), self.lowest)
+
+
+def tail_space(pairs: int, factor: float, candidates: tuple[int, ...]) -> Space:
+    """LongRoPE2's: the tail within s and 2s; `candidates` from 1 up, see `critical_candidates`."""
+    return Space(pairs, factor, candidates, factor, WIDEST * factor)
+
+
+def whole_space(pairs: int, factor: float) -> Space:
+    """LongRoPE's: every pair within 1 and 1.25 s."""
+    return Space(pairs, factor, (0,), 1.0, WIDEST_WHOLE * factor)
 
 
 @dataclass(frozen=True, slots=True)

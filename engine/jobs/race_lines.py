@@ -42,6 +42,14 @@ class RaceStarted(_Line, frozen=True, kw_only=True, tag="race.started"):
     """How the best is picked, in one sentence."""
     text: str = ""
     seed: int = 0
+    documents: int = 0
+    """Texts that perplexity is measured on."""
+    prompts: int = 0
+    """Needles per length and depth."""
+    style: str = ""
+    """How needles are asked."""
+    fingerprint: str = ""
+    """Of model, text and number type: figures of another race are not this one's."""
 
 
 class RaceProgress(_Line, frozen=True, kw_only=True, tag="race.progress"):

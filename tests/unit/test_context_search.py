@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from engine.context.search_budget import FEWEST_EVALUATIONS, Generations, SearchBudget, generations, plan_budget
-from engine.context.search_evolution import Evolution, Measured, Reference, best_of, evolve
+from engine.context.search_evolution import Evolution, Measured, Reference, StopAsked, best_of, evolve
 from engine.context.search_log import SearchSettings, Trial, logged_settings, open_log
 from engine.context.search_space import (
     GRID,
@@ -25,10 +26,12 @@ from engine.context.search_space import (
     problem,
     projected,
     starting_points,
+    tail_space,
+    whole_space,
 )
 from engine.errors import EngineError
 
-SPACE = Space(pairs=16, factor=4.0, candidates=(3, 4, 5, 6, 7))
+SPACE = tail_space(16, 4.0, (3, 4, 5, 6, 7))
 IDEAL = Individual(5, (430, 450, 480, 490, 500, 540, 560, 570, 600, 610, 630)).divisors
 REFERENCES = (
     Reference("linear", (4.0,) * 16, 1.0),
@@ -41,9 +44,12 @@ REFERENCES = (
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
     pairs = draw(st.integers(2, 64))
+    factor = draw(st.floats(1.05, 40))
+    if draw(st.booleans()):
+        return whole_space(pairs, factor)
     first = draw(st.integers(1, pairs - 1))
     last = draw(st.integers(first, pairs - 1))
-    return Space(pairs, draw(st.floats(1.05, 40)), tuple(range(first, last + 1)))
+    return tail_space(pairs, factor, tuple(range(first, last + 1)))
 
 
 def distance(divisors: tuple[float, ...], attention_factor: float) -> Measured:
@@ -58,6 +64,7 @@ def evolution(evaluations: int = 60, seed: int = 1, weight: float = 0.1) -> Evol
 
 def settings(seed: int = 1) -> SearchSettings:
     return SearchSettings(
+        method="longrope2",
         model="m",
         text="t",
         original=256,
@@ -70,10 +77,8 @@ def settings(seed: int = 1) -> SearchSettings:
         weight=0.1,
         seed=seed,
         compute="float32",
-        population=0,
-        parents=0,
-        mutations=0,
-        crossovers=0,
+        needles=True,
+        evaluations=60,
     )
 
 
@@ -101,8 +106,9 @@ def test_every_child_keeps_the_constraints(space: Space, seed: int) -> None:
         divisors = individual.divisors
         assert len(divisors) == space.pairs
         assert all(a <= b * (1 + 1e-12) for a, b in pairwise(divisors))
-        assert min(divisors[individual.critical_pair :]) >= space.factor * (1 - 1e-9)
-        assert divisors[0] == 1
+        assert min(divisors[individual.critical_pair :]) >= space.least * (1 - 1e-9)
+        assert max(divisors) <= space.most + 1 / GRID
+        assert divisors[0] == 1 or individual.critical_pair == 0
 
 
 @given(spaces(), st.lists(st.floats(0.5, 100), min_size=64, max_size=64))
@@ -174,8 +180,8 @@ def test_too_few_minutes_are_refused_with_the_number_that_is_enough() -> None:
     with pytest.raises(EngineError) as caught:
         plan_budget(1, 30.0, documents=3, length=32768)
     assert caught.value.code == "search.budget"
-    assert "4 minutes" in caught.value.next_step
-    assert plan_budget(4, 30.0, documents=3, length=32768).evaluations == FEWEST_EVALUATIONS
+    assert "6 minutes" in caught.value.next_step
+    assert plan_budget(6, 30.0, documents=3, length=32768).evaluations == FEWEST_EVALUATIONS
 
 
 # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -197,7 +203,7 @@ def test_a_known_method_that_nothing_beats_is_the_result(tmp_path: Path) -> None
     assert best_of(run(tmp_path / "log", 30, only_ntk)).origin == "seed ntk"
 
 
-@pytest.mark.parametrize("evaluations", [8, 9, 33, 60])
+@pytest.mark.parametrize("evaluations", [12, 13, 33, 60])
 def test_the_budget_is_spent_exactly(tmp_path: Path, evaluations: int) -> None:
     calls = []
 
@@ -209,13 +215,13 @@ def test_the_budget_is_spent_exactly(tmp_path: Path, evaluations: int) -> None:
 
 
 def test_nothing_is_evaluated_twice_and_every_individual_is_allowed(tmp_path: Path) -> None:
-    individuals = [Individual(t.critical_pair, t.tail) for t in run(tmp_path / "log", 200) if t.critical_pair]
+    individuals = [Individual(t.critical_pair, t.tail) for t in run(tmp_path / "log", 200) if t.tail]
     assert len(individuals) == len(set(individuals)) == 196
     assert {problem(SPACE, individual) for individual in individuals} == {""}
 
 
 def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
-    small = Space(pairs=2, factor=1.05, candidates=(1,))  # genes 105 to 210: 106 points
+    small = tail_space(2, 1.05, (1,))  # genes 105 to 210: 106 points
     searched = Evolution(small, (), 1.0, generations(400), 1)
 
     def sharp(divisors: tuple[float, ...], _: float) -> Measured:
@@ -232,6 +238,12 @@ def test_a_seed_names_a_search(tmp_path: Path) -> None:
     with open_log(tmp_path / "c", settings(2)) as log:
         other = evolve(evolution(seed=2), 40, distance, log, lambda _: None)
     assert signature(first) != signature(other)
+
+
+def test_where_needles_say_nothing_the_text_alone_counts() -> None:
+    measured = Measured(needle_nll=3.0, text_nll=2.0)
+    assert evolution(weight=0.25).score(measured) == 3.5
+    assert Evolution(SPACE, REFERENCES, 1.1, generations(60), 1, 0.25, needles=False).score(measured) == 2.0
 
 
 def test_sets_without_a_number_lose(tmp_path: Path) -> None:
@@ -262,15 +274,25 @@ def test_what_was_logged_is_not_evaluated_again(tmp_path: Path) -> None:
     assert len(calls) == 15
 
 
-def test_a_stop_ends_between_evaluations_and_a_later_call_goes_on(tmp_path: Path) -> None:
+def test_a_stop_in_the_middle_logs_nothing_of_it_and_a_later_call_goes_on(tmp_path: Path) -> None:
     done: list[int] = []
 
-    def noted(divisors: tuple[float, ...], attention_factor: float) -> Measured:
+    def stopping(divisors: tuple[float, ...], attention_factor: float) -> Measured:
         done.append(1)
+        if len(done) > 12:
+            raise StopAsked
         return distance(divisors, attention_factor)
 
-    assert len(run(tmp_path / "log", 40, noted, stopped=lambda: len(done) >= 12)) == 12
+    with pytest.raises(StopAsked):
+        run(tmp_path / "log", 40, stopping)
+    assert len((tmp_path / "log").read_text().splitlines()) == 1 + 12
     assert signature(run(tmp_path / "log", 40)) == signature(run(tmp_path / "other", 40))
+
+
+def test_more_evaluations_than_were_planned_go_on_in_the_same_order(tmp_path: Path) -> None:
+    first = run(tmp_path / "log", 40)
+    with open_log(tmp_path / "log", replace(settings(), evaluations=90)) as log:
+        assert evolve(evolution(), 90, distance, log, lambda _: None)[:40] == first
 
 
 def test_another_searchs_log_is_refused_and_left_alone(tmp_path: Path) -> None:

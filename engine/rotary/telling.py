@@ -1,0 +1,73 @@
+"""How race and search speak and how they are asked to stop: lines on standard output, a flag set by a signal.
+
+Owns both. Must not know what is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from engine.errors import EngineError, ExitCode
+from engine.jobs.race_lines import Line, RaceProgress, encode_line
+
+Tell = Callable[[Line], None]
+PROGRESS_SECONDS = 0.2
+"""Progress is printed at most this often; figures always are."""
+
+
+class Lines:
+    """Prints lines. A reader that went away is no reason to stop: the log is the result."""
+
+    def __init__(self) -> None:
+        self._heard = True
+        self._progress_at = 0.0
+
+    def __call__(self, line: Line) -> None:
+        if not self._heard:
+            return
+        if isinstance(line, RaceProgress):
+            if time.monotonic() - self._progress_at < PROGRESS_SECONDS:
+                return
+            self._progress_at = time.monotonic()
+        try:
+            sys.stdout.buffer.write(encode_line(line))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self._heard = False
+            # What Python still holds for the pipe would raise again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class StopFlag:
+    """True once SIGINT or SIGTERM came. A second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def listen(self) -> None:
+        """Take the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def stopped_error(what: str) -> EngineError:
+    """What a stopped race or search ends in; the caller raises it."""
+    return EngineError(
+        f"{what}.stopped",
+        f"The {what} was stopped.",
+        cause="The process was asked to end.",
+        next_step="The same command with the same --log goes on from there.",
+        exit_code=ExitCode.INTERRUPTED,
+    )
