@@ -56,8 +56,7 @@ def base_lower_bound(length: int, dim: int) -> float:
     of log b. Lengths above `_SAMPLES` are sampled evenly, which leaves a factor of two: with d = 128 it gives 4.6e4 for
     4k, 1.1e6 for 32k, 5.9e6 for 128k (paper: 2.7e4, 6.4e5, 7.8e6). A hint and no law: Llama 3.1's 5e5 at 128k is below.
     """
-    count = min(length, _SAMPLES)
-    distances = tuple(length * index / count for index in range(count, 0, -1))
+    distances = _distances(length)
     low, high = math.log(_SMALLEST_BASE), math.log(_LARGEST_BASE)
     while high - low > 0.01:
         middle = (low + high) / 2
@@ -66,6 +65,16 @@ def base_lower_bound(length: int, dim: int) -> float:
         else:
             low = middle
     return math.exp(high)
+
+
+def base_suffices(base: float, length: int, dim: int) -> bool:
+    """Whether `base` is large enough for `length` by the sum of `base_lower_bound`, without searching the bound."""
+    return _attracts(_distances(length), base, dim)
+
+
+def _distances(length: int) -> tuple[float, ...]:
+    count = min(length, _SAMPLES)
+    return tuple(length * index / count for index in range(count, 0, -1))
 
 
 def _attracts(distances: tuple[float, ...], base: float, dim: int) -> bool:

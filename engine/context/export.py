@@ -38,8 +38,10 @@ class RotaryFields:
     """As transformers 5 reads it; by layer type where the model has several."""
     window: int
     """`max_position_embeddings`; the old one where frequencies follow the length (dynamic)."""
-    original: int | None
-    """Top-level `original_max_position_embeddings`; None where the key has no meaning."""
+    original: int
+    """`original_max_position_embeddings` at the top level, where it is: there it wins over the nested one."""
+    original_on_top: bool
+    """Whether readers look for it there only."""
 
 
 def rotary_fields(plan: ContextPlan, model_type: str = "") -> RotaryFields:
@@ -55,7 +57,7 @@ def rotary_fields(plan: ContextPlan, model_type: str = "") -> RotaryFields:
     else:
         parameters = scaled
     window = plan.original if kind == "dynamic" else plan.target
-    return RotaryFields(parameters, window, scaled[_ORIGINAL] if kind == "longrope" else None)
+    return RotaryFields(parameters, window, scaled.get(_ORIGINAL, window), kind == "longrope")
 
 
 def config_after(config: Mapping[str, Any], plan: ContextPlan) -> dict[str, Any]:
@@ -116,21 +118,12 @@ def _with_unrotated(inner: Mapping[str, Any], parameters: dict[str, Any]) -> dic
 def _write_lengths(inner: dict[str, Any], plan: ContextPlan, fields: RotaryFields) -> None:
     key = next((key for key in _LENGTH_KEYS if inner.get(key) is not None), _LENGTH_KEYS[0])
     inner[key] = fields.window
-    if fields.original is not None:
+    if fields.original_on_top or _ORIGINAL in inner:
         inner[_ORIGINAL] = fields.original
-    elif _ORIGINAL in inner:
-        scaled = next(iter(_scaled_settings(plan, fields).values()))
-        # Where it stands at the top level it wins over the nested one.
-        inner[_ORIGINAL] = scaled.get(_ORIGINAL, fields.window)
     window = inner.get("sliding_window")
     if isinstance(window, int) and not isinstance(window, bool) and plan.original <= window < plan.target:
         # A window that covered the whole text must not begin to cut it.
         inner["sliding_window"] = None
-
-
-def _scaled_settings(plan: ContextPlan, fields: RotaryFields) -> dict[str, dict[str, Any]]:
-    layer_type = plan.scaled.rotary.layer_type
-    return {layer_type: fields.rope_parameters[layer_type] if layer_type else fields.rope_parameters}
 
 
 def _write_for_older_readers(inner: dict[str, Any], plan: ContextPlan, fields: RotaryFields, family: Family) -> None:
@@ -139,7 +132,8 @@ def _write_for_older_readers(inner: dict[str, Any], plan: ContextPlan, fields: R
     transformers 5 lets `rope_scaling` win over `rope_parameters`, so that both must say the same.
     """
     inner.pop("rope_scaling", None)
-    settings = next(iter(_scaled_settings(plan, fields).values()))
+    layer_type = plan.scaled.rotary.layer_type
+    settings = fields.rope_parameters[layer_type] if layer_type else fields.rope_parameters
     if plan.scaled.rotary.layer_type and family.local_rope_theta is None:
         return
     inner["rope_theta"] = settings["rope_theta"]

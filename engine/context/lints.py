@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from engine.context.critical import base_lower_bound
+from engine.context.critical import base_lower_bound, base_suffices
 from engine.context.method import Method
+from engine.context.methods import METHODS
 from engine.context.plan import ContextPlan, PlannedRotary
 from engine.context.reading import Reading
 from engine.context.refusals import angle_rounding
@@ -22,10 +23,17 @@ def notes_of(plan: ContextPlan, method: Method, reading: Reading) -> tuple[str, 
     return (
         *_length_notes(plan),
         *_base_notes(plan, scaled),
-        *_switching_notes(scaled, method, reading),
+        *_switching_notes(plan, scaled, method, reading),
         *_layer_notes(plan, reading),
         *_window_notes(plan, reading),
     )
+
+
+def cache_goes_stale(plan: ContextPlan, model_type: str) -> bool:
+    """Whether generating across the old window with a KV cache mixes keys turned by different frequencies."""
+    if METHODS[plan.method].id == "dynamic":
+        return True
+    return plan.scaled.scaling.switches and model_type not in _DROPS_CACHE
 
 
 def _length_notes(plan: ContextPlan) -> list[str]:
@@ -33,6 +41,9 @@ def _length_notes(plan: ContextPlan) -> list[str]:
     rounding = angle_rounding(plan.target)
     if rounding > _COARSE_ANGLE:
         notes.append(f"At {plan.target:,} tokens float32 rounds the fastest pair's angle by up to {rounding:.2g} rad.")
+    rotary = plan.scaled.rotary
+    if float(rotary.length) * (plan.target / rotary.length) != plan.target:
+        notes.append(f"{plan.target:,} is no exact multiple of {rotary.length:,}; readers may round the window down.")
     if plan.factor > FREE_RATIO:
         notes.append(
             f"{plan.factor:.3g} times the window is beyond what works without training at length; train after."
@@ -47,16 +58,16 @@ def _base_notes(plan: ContextPlan, scaled: PlannedRotary) -> list[str]:
     if rotary.present_kind != "default":
         return [f"The present scaling ({rotary.present_kind}) stays; the base is raised under it."]
     base = rotary.theta * divisor ** (rotary.dim / (rotary.dim - 2))
-    bound = base_lower_bound(plan.target, rotary.dim)
-    if base >= bound:
+    if base_suffices(base, plan.target, rotary.dim):
         return []
+    bound = base_lower_bound(plan.target, rotary.dim)
     return [
         f"The base {base:.3g} is under the bound for {plan.target:,} tokens, about {bound:.1g} (arXiv 2405.14591): "
         "perplexity may look right while retrieval fails. A hint: Llama 3.1's base is under it too."
     ]
 
 
-def _switching_notes(scaled: PlannedRotary, method: Method, reading: Reading) -> list[str]:
+def _switching_notes(plan: ContextPlan, scaled: PlannedRotary, method: Method, reading: Reading) -> list[str]:
     notes = []
     if method.id == "dynamic":
         notes.append("For use, not for export. " + method.not_exported_reason)
@@ -65,7 +76,7 @@ def _switching_notes(scaled: PlannedRotary, method: Method, reading: Reading) ->
             "Frequencies change when a sequence passes the old window, for the whole batch: one long row puts short "
             "rows on the long factors."
         )
-        if reading.model_type not in _DROPS_CACHE:
+        if cache_goes_stale(plan, reading.model_type):
             notes.append(
                 "Generating across the old window with a KV cache gives wrong text: its keys were turned by the short "
                 "factors. transformers drops the cache there for Phi-3 only."

@@ -18,6 +18,7 @@ from engine.context.present import taken_further
 from engine.context.reading import SCALED_LAYERS, Reading, read_positions
 from engine.context.refusals import (
     already_scaled,
+    check_attention_factor,
     check_factor,
     check_target,
     fixed_factor,
@@ -57,6 +58,7 @@ def plan_context(
     check_target(reading.window, target)
     asked = options or Options()
     check_factor(asked.factor)
+    check_attention_factor(asked.attention_factor)
     planned, applied = [], asked
     for rotary in reading.rotaries:
         if rotary.layer_type not in SCALED_LAYERS:

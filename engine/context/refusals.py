@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from engine.context.faults import bad_option
 from engine.context.method import Method
 from engine.context.scaling import Rotary
 from engine.errors import EngineError
@@ -17,6 +18,7 @@ LARGEST_FACTOR = 64.0
 of 64x and less)."""
 LARGEST_LENGTH = 1 << 22
 """Angles are float32: at 4M the fastest pair is rounded by up to 0.25 rad."""
+LARGEST_ATTENTION_FACTOR = 4.0
 LARGEST_OWN_FACTOR = 4 * LARGEST_FACTOR
 
 
@@ -61,6 +63,12 @@ def check_factor(factor: float | None) -> None:
         cause=f"It must be a number above 1 and up to {LARGEST_OWN_FACTOR:g}.",
         next_step="Leave it out: target / window is taken.",
     )
+
+
+def check_attention_factor(factor: float | None) -> None:
+    """Raises EngineError `context.option` for an m that would switch attention off or saturate it."""
+    if factor is not None and not 0 < factor <= LARGEST_ATTENTION_FACTOR:
+        raise bad_option("attention factor", factor, f"a number above 0 and up to {LARGEST_ATTENTION_FACTOR:g}")
 
 
 def fixed_factor(method: Method, factor: float, ratio: float, target: int) -> EngineError:

@@ -50,8 +50,10 @@ class _Saved:
     """The attributes of one module as they were; None of a tensor is copied: others are put in their place."""
 
     module: nn.Module
+    names: tuple[str, ...]
+    """What a plan may put in another's place; a name in neither of the tables below did not exist."""
     plain: dict[str, Any]
-    buffers: dict[str, torch.Tensor | None]
+    buffers: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def set_plan(model: nn.Module, plan: ContextPlan) -> Setting:
     Types that follow the length (dynamic, a switching longrope) go on through transformers' own update in forward.
     Raises EngineError `context.frequencies` where a module's frequencies are not the formula's afterwards.
     """
-    setting = Setting(tuple(_replace(found, plan) for found in rotary_modules(model)))
+    fresh = [(found, _changed_names(found, plan), _fresh(found.module, plan)) for found in rotary_modules(model)]
+    setting = Setting(tuple(_replace(found.module, names, made) for found, names, made in fresh))
     try:
         check_frequencies(model, plan)
     except EngineError:
@@ -93,11 +96,7 @@ def set_plan(model: nn.Module, plan: ContextPlan) -> Setting:
 def restore(setting: Setting) -> None:
     """The modules as `set_plan` found them, bit for bit."""
     for saved in setting.saved:
-        _forget(saved)
-        for name, value in saved.plain.items():
-            setattr(saved.module, name, value)
-        for name, tensor in saved.buffers.items():
-            saved.module.register_buffer(name, tensor, persistent=False)
+        _put(saved.module, saved.names, saved.plain, saved.buffers)
 
 
 @contextmanager
@@ -149,13 +148,14 @@ def _check(found: RotaryModule, layer_type: str, planned: PlannedRotary, target:
         tensors[f"{prefix}inv_freq at {target:,} tokens"] = at_length, inverse_frequencies(rotary, scaling.divisors)
     elif scaling.switches:
         raise _fault(f"{found.name} uses the same frequencies at every length.", "Its rope_type does not switch.")
+    largest = max(_compare(f"{found.name}.{name}", *pair) for name, pair in tensors.items())
     factor = float(getattr(found.module, f"{prefix}attention_scaling"))
     if abs(factor - scaling.attention_factor) > RELATIVE_TOLERANCE:
         raise _fault(
             f"{found.name} multiplies cos and sin by {factor:.7g}, not by {scaling.attention_factor:.7g}.",
             "The config's attention factor did not reach the module.",
         )
-    return max(_compare(f"{found.name}.{name}", *pair) for name, pair in tensors.items())
+    return largest
 
 
 def _at_length(module: nn.Module, layer_type: str, length: int) -> torch.Tensor | None:
@@ -192,27 +192,35 @@ def _compare(name: str, tensor: torch.Tensor, expected: tuple[float, ...]) -> fl
     return float(relative.max())
 
 
-def _replace(found: RotaryModule, plan: ContextPlan) -> _Saved:
-    """Puts a fresh module's state in the place of the changed embeddings' own; returns what was there."""
-    module = found.module
+def _changed_names(found: RotaryModule, plan: ContextPlan) -> tuple[str, ...]:
+    """Attributes of the embeddings that the plan changes; those of other layer types stay untouched."""
     changed = [layer_type for layer_type, planned in _matched(found, plan) if planned.changed]
-    fresh = _fresh(module, plan)
-    names = [f"{kind}_{name}" if kind else name for kind in changed for name in BY_LAYER]
-    saved = _Saved(
-        module,
-        {name: module.__dict__[name] for name in (*STATE, *names) if name in module.__dict__},
-        {name: module._buffers[name] for name in names if name in module._buffers},
-    )
-    device = next(tensor.device for tensor in saved.buffers.values() if tensor is not None)
-    _forget(saved)
-    for name in (*STATE, *names):
-        if name in fresh.__dict__:
-            setattr(module, name, fresh.__dict__[name])
-    for name in names:
-        tensor = fresh._buffers.get(name)
-        if tensor is not None:
-            module.register_buffer(name, tensor.to(device), persistent=False)
+    return (*STATE, *(f"{kind}_{name}" if kind else name for kind in changed for name in BY_LAYER))
+
+
+def _replace(module: nn.Module, names: tuple[str, ...], fresh: nn.Module) -> _Saved:
+    """Puts a fresh module's state in the place of the changed embeddings' own; returns what was there."""
+    saved = _Saved(module, names, *_state(module, names))
+    device = next(iter(saved.buffers.values())).device
+    plain, buffers = _state(fresh, names)
+    _put(module, names, plain, {name: tensor.to(device) for name, tensor in buffers.items()})
     return saved
+
+
+def _state(module: nn.Module, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    plain = {name: module.__dict__[name] for name in names if name in module.__dict__}
+    tensors = {name: module._buffers.get(name) for name in names}
+    return plain, {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _put(module: nn.Module, names: tuple[str, ...], plain: dict[str, Any], buffers: dict[str, torch.Tensor]) -> None:
+    """Exactly these attributes; what transformers hung on the module while it ran must not outlive its plan."""
+    for name in names:
+        module.__dict__.pop(name, None)
+        if name in buffers:
+            module.register_buffer(name, buffers[name], persistent=False)
+        elif name in plain:
+            setattr(module, name, plain[name])
 
 
 def _fresh(module: nn.Module, plan: ContextPlan) -> nn.Module:
@@ -221,21 +229,12 @@ def _fresh(module: nn.Module, plan: ContextPlan) -> nn.Module:
     fields = rotary_fields(plan, str(config.model_type))
     config.rope_parameters = fields.rope_parameters
     config.max_position_embeddings = fields.window
-    if fields.original is not None:
+    if fields.original_on_top or hasattr(config, "original_max_position_embeddings"):
         config.original_max_position_embeddings = fields.original
-    elif hasattr(config, "original_max_position_embeddings"):
-        config.original_max_position_embeddings = plan.scaled.rotary.length
     if getattr(config, "head_dim", 0) is None:
         config.head_dim = config.hidden_size // config.num_attention_heads
     with torch.device("cpu"):
         return type(module)(config)
-
-
-def _forget(saved: _Saved) -> None:
-    """Tensors that transformers hangs on a module as plain attributes while it runs must not outlive their plan."""
-    for name in list(saved.module.__dict__):
-        if name.endswith("long_inv_freq"):
-            delattr(saved.module, name)
 
 
 def _fault(what: str, cause: str) -> EngineError:
