@@ -37,10 +37,14 @@ def add_extend(add: Add, *, named: bool) -> None:
     how.add_argument("--evaluations", type=_count, default=0, metavar="N", help="longrope2: or so many sets of factors")
     how.add_argument("--seed", type=int, default=17, metavar="N", help="of needles and of the search")
     how.add_argument(
-        "--train", type=Path, nargs="+", metavar="FILE", default=[], help="then train it at length on these files"
+        "--train",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="also train it at length on these files",
     )
     how.add_argument(
-        "--steps", type=_count, default=0, metavar="N", help="with --train: optimizer steps; 30 when left out"
+        "--steps", type=_count, default=0, metavar="N", help="with --train: optimizer steps; else one pass"
     )
     shown = extend.add_argument_group("measuring")
     shown.add_argument("--text", default="", metavar="FILE", help="documents to measure on; demo, general, a file")

@@ -18,7 +18,14 @@ from typing import Any
 import msgspec
 
 from engine import __version__
-from engine.context.certificate import CERTIFICATE_NAME, Certificate, Race, Training, encode_certificate
+from engine.context.certificate import (
+    CERTIFICATE_NAME,
+    Certificate,
+    Race,
+    Training,
+    encode_certificate,
+    read_certificate,
+)
 from engine.context.plan import ContextPlan
 from engine.context.planner import plan_context
 from engine.context.portability import Portability, portability
@@ -26,6 +33,7 @@ from engine.errors import EngineError, ExitCode
 from engine.extension import folder, steps
 from engine.extension.losses import refuse_losses
 from engine.extension.staging import DECISION, MODEL, Order, Staging, identity, read_order, staging_folder
+from engine.extension.training import take_merged
 from engine.jobs.layout import DISK_FULL_ERRNOS, write_atomic
 from engine.jobs.race_lines import SearchDone
 from engine.models.config import CONFIG_NAME, read_json_object
@@ -36,6 +44,10 @@ AUTO = "auto"
 SEARCHED = ("longrope2", "longrope")
 Confirm = Callable[[ContextPlan, tuple[Portability, ...]], bool]
 """Asks whether losses are accepted; without one they are refused."""
+
+
+Train = Callable[["Decision", Path], Path]
+"""(decision, staging folder) -> the run's merged model. Called again after an interruption."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +71,8 @@ class ExtendRequest:
     confirm: Confirm | None = None
     on_race: Callable[[Race], None] | None = None
     """Told when the race is over, before anything is written."""
+    train: Train | None = None
+    """Trains at the new length where the order asks for it."""
     resume: bool = False
 
 
@@ -100,17 +114,16 @@ def _extend(request: ExtendRequest, order: Order, staging: Staging, started: flo
     readers = portability(config, plan)
     accepted = refuse_losses(plan, readers, order.consumers, request.allowed, request.confirm)
     model = staging.folder / MODEL
-    if not model.exists():
-        report(Progress("folder", 0, 0, "writing the folder"))
-        folder.write_extended(request.source, model, plan, links=_links(order))
+    training = _made(request, order, decision, model, report)
     certificate = Certificate(
         source=order.source,
         program=order.program,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         plan=plan,
-        links=order.links,
+        links="merged" if training else order.links,
         race=decision.race,
         search=decision.search,
+        training=training,
         portability=readers,
         accepted_losses=accepted,
     )
@@ -122,12 +135,28 @@ def _extend(request: ExtendRequest, order: Order, staging: Staging, started: flo
     return certificate
 
 
+def _made(request: ExtendRequest, order: Order, decision: Decision, model: Path, report: Report) -> Training | None:
+    """The folder in the staging folder, and the training behind it."""
+    if not order.train:
+        if not model.exists():
+            report(Progress("folder", 0, 0, "writing the folder"))
+            folder.write_extended(request.source, model, decision.plan, links=_links(order))
+        return None
+    if not model.exists():
+        assert request.train is not None, "an order that trains needs somebody who does"
+        take_merged(request.train(decision, model.parent), model)
+    certificate = read_certificate(model)
+    assert certificate is not None
+    return certificate.training
+
+
 def _measured(certificate: Certificate, order: Order, measuring: steps.Measuring, started: float) -> Certificate:
     """With the check of the folder and, where wanted, its report."""
+    if order.check:
+        certificate = msgspec.structs.replace(certificate, check=steps.check_folder(measuring))
     if order.report:
-        check = steps.check_folder(measuring)
         found = steps.evaluate(measuring, certificate.plan.original)
-        certificate = msgspec.structs.replace(certificate, check=check, report=found)
+        certificate = msgspec.structs.replace(certificate, report=found)
     return msgspec.structs.replace(certificate, seconds=time.monotonic() - started)
 
 

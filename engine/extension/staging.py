@@ -64,9 +64,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Per length and depth; 0 leaves it to the evaluation."""
     quick: bool = False
     report: bool = True
+    check: bool = True
+    """Whether the folder is loaded to compare its frequencies; not where not even that fits the machine."""
     links: str = "hard"
     consumers: tuple[str, ...] = ()
     """Where the model is to run; empty for anywhere."""
+    train: tuple[str, ...] = ()
+    """Files to train on at the new length; empty for none."""
+    steps: int = 0
+    """0: one pass over them."""
     search_minutes: float = 0.0
     evaluations: int = 0
 

@@ -50,15 +50,12 @@ def extend(arguments: argparse.Namespace) -> int:
         from scaler_tui.commands.extend_race import race_only
 
         return race_only(arguments, wanted)
-    if arguments.train:
-        from scaler_tui.commands.extend_training import train_and_extend
-
-        return train_and_extend(arguments, wanted)
     if arguments.out is None:
         raise EngineError(
             "usage", "OUT is missing.", next_step="Name a new folder: scaler-wizard extend MODEL OUT --context 32k."
         )
     from engine.extension.extend import ExtendRequest
+    from scaler_tui.commands.extend_training import trainer
 
     extend_plans.require_measurable(wanted)
     request = ExtendRequest(
@@ -68,6 +65,7 @@ def extend(arguments: argparse.Namespace) -> int:
         allowed=_allowed(arguments),
         confirm=_confirm(arguments),
         on_race=_on_race(arguments),
+        train=trainer(arguments, wanted.order),
     )
     if not arguments.json:
         _announce(wanted)
@@ -97,8 +95,11 @@ def _check_together(arguments: argparse.Namespace) -> None:
             "--no-report measures nothing, and --method auto chooses by measuring.",
             next_step="Name a method, for example --method yarn, or leave out --no-report.",
         )
-    if arguments.train and arguments.no_report:
-        raise EngineError("usage", "--train and --no-report exclude each other.", next_step="Give one of them.")
+    if arguments.train and (arguments.race or arguments.no_report):
+        other = "--race" if arguments.race else "--no-report"
+        raise EngineError("usage", f"--train and {other} exclude each other.", next_step="Give one of them.")
+    if arguments.steps and not arguments.train:
+        raise EngineError("usage", "--steps belongs to --train.", next_step="Add --train FILE, or leave out --steps.")
 
 
 # ── carrying it out ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,15 +120,18 @@ def _resume(arguments: argparse.Namespace) -> int:
     """The order is the interrupted attempt's, whatever flags are given now; losses may be accepted now."""
     from engine.extension.extend import ExtendRequest, read_order
     from scaler_tui.commands.expand_plans import model_folder
+    from scaler_tui.commands.extend_training import trainer
 
     out = arguments.out.expanduser()
+    order = read_order(out)
     request = ExtendRequest(
         source=model_folder(arguments.model),
         out=out,
-        order=read_order(out),
+        order=order,
         allowed=_allowed(arguments),
         confirm=_confirm(arguments),
         on_race=_on_race(arguments),
+        train=trainer(arguments, order),
         resume=True,
     )
     return _carry_out(arguments, request)

@@ -80,8 +80,9 @@ def wanted(arguments: argparse.Namespace) -> Wanted:
     options = options_of(arguments, method)
     _require_possible(config, target, method, options, ref.name)
     architecture, machine = analyze_model(ref), machine_for(arguments.gpu)
-    order = _order(arguments, folder, ref.name, target, method, options)
     needs = needs_of(architecture, machine, target)
+    checkable = needs_of(architecture, machine, min(2 * window, target)).fits
+    order = _order(arguments, folder, ref.name, target=target, method=method, options=options, check=checkable)
     return Wanted(ref.name, folder, config, architecture, machine, window, order, needs, _seconds(order, needs, config))
 
 
@@ -148,16 +149,15 @@ def _require_possible(config: Mapping[str, Any], target: int, method: str, optio
     config_after(config, plan_context(config, target, method, options, name))
 
 
-def _order(arguments: argparse.Namespace, folder: Path, name: str, target: int, method: str, options: Options) -> Order:
+def _order(arguments: argparse.Namespace, folder: Path, name: str, **more: Any) -> Order:
     from engine.extension.extend import new_order
     from engine.extension.losses import consumers_named
     from engine.extension.staging import Order
+    from engine.extension.training import check_data
 
     text = text_named(arguments.text)
     fields: dict[str, Any] = {
-        "target": target,
-        "method": method,
-        "options": options,
+        **more,
         "factors": str(arguments.factors or ""),
         "text": text,
         "seed": arguments.seed,
@@ -166,6 +166,8 @@ def _order(arguments: argparse.Namespace, folder: Path, name: str, target: int, 
         "report": not arguments.no_report,
         "links": "copy" if arguments.copy else "hard",
         "consumers": consumers_named(arguments.consumers),
+        "train": check_data(tuple(map(str, arguments.train))),
+        "steps": arguments.steps,
         "search_minutes": arguments.search_minutes,
         "evaluations": arguments.evaluations,
     }
