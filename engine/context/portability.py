@@ -34,6 +34,10 @@ _GGUF_WRITES_LLAMA3 = frozenset({"llama", "mistral", "mixtral", "granite", "gran
 """... and whose converter writes llama3's factors as a tensor."""
 _GGUF_WRITES_LONGROPE = frozenset({"phi3", "phimoe", "minicpm"})
 """... and longrope's."""
+_GGUF_READS_RAMP = frozenset({"ministral3", "mistral3"})
+"""Loaders that read YaRN's beta_fast and beta_slow."""
+_EXPORTED_HERE = frozenset({"llama", "mistral"})
+"""Families whose divisors `engine.export` writes as a tensor."""
 _GGUF_FORGETS = frozenset({"gemma", "gemma2", "gpt_neox", "falcon", "phi", "stablelm"})
 """Converters that write neither the base nor a scaling: the loader takes 10000 and none."""
 _GGUF_BASE_ONLY = frozenset({"cohere", "cohere2", "phi3", "phimoe"})
@@ -73,6 +77,8 @@ class _Written:
     m: float
     own_m: bool
     """m is not what the type's formula gives."""
+    own_ramp: bool
+    """YaRN's ramp ends elsewhere than at 32 and 1 rotations, or is not rounded to whole pairs."""
     switches: bool
     nested: bool
     """Keyed by layer type."""
@@ -118,12 +124,19 @@ def _written(config: Mapping[str, Any], plan: ContextPlan) -> _Written:
         target=plan.target,
         m=m,
         own_m=abs(m - _formula_m(kind, factor, plan)) > _TOLERANCE,
+        own_ramp=_has_own_ramp(settings, after),
         switches=scaled.scaling.switches,
         nested=bool(layer_type),
         read_by_4="rope_theta" in after and (kind == "default" or bool(after.get("rope_scaling"))),
         own_local_base="rope_local_base_freq" in after,
         three_fields=set(after.get("rope_scaling") or ()) == {"type", "short_factor", "long_factor"},
     )
+
+
+def _has_own_ramp(settings: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    ends = (float(settings.get("beta_fast") or 32), float(settings.get("beta_slow") or 1))
+    everything = after.get("rope_parameters") or {}
+    return ends != (32.0, 1.0) or settings.get("truncate", everything.get("truncate", True)) is False
 
 
 def _formula_m(kind: str, factor: float, plan: ContextPlan) -> float:
@@ -248,6 +261,13 @@ def _llama_cpp(written: _Written) -> Portability:
         return _llama_cpp_llama3(written)
     if family in _GGUF_BASE_ONLY:
         return _lost(LLAMA_CPP, f"Its converter writes no {kind} scaling for {family}.", silent=True)
+    if kind == "yarn" and written.own_ramp and family not in _GGUF_READS_RAMP:
+        return _lost(
+            LLAMA_CPP,
+            "The loader computes YaRN's ramp from 32 to 1 rotations whatever the file says"
+            + ("; `python -m engine.export` writes the divisors instead." if family in _EXPORTED_HERE else "."),
+            silent=True,
+        )
     if kind == "yarn" and written.own_m:
         return _approximate(
             LLAMA_CPP,

@@ -106,6 +106,15 @@ def test_what_is_not_written_to_a_folder_is_lost_everywhere() -> None:
     assert not silent_losses(readers), "nothing is written that could be misread"
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("options", [Options(beta_fast=16.0), Options(beta_slow=2.0), Options(truncate=False)])
+def test_llama_cpp_loses_a_yarn_ramp_of_its_own_without_an_error(family: str, options: Options) -> None:
+    config = config_of(family)
+    (lost,) = silent_losses(portability(config, plan_context(config, 16384, "yarn", options)))
+    assert lost.consumer == LLAMA_CPP
+    assert ("engine.export" in lost.why) == (family == "llama")
+
+
 # ── what is done about losses ─────────────────────────────────────────────────────────────────────────────────────
 def losing() -> tuple[ContextPlan, Any]:
     config = config_of("qwen3")
