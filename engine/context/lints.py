@@ -61,9 +61,11 @@ def _base_notes(plan: ContextPlan, scaled: PlannedRotary) -> list[str]:
     if base_suffices(base, plan.target, rotary.dim):
         return []
     bound = base_lower_bound(plan.target, rotary.dim)
+    own_under = not base_suffices(rotary.theta, rotary.length, rotary.dim)
     return [
         f"The base {base:.3g} is under the bound for {plan.target:,} tokens, about {bound:.1g} (arXiv 2405.14591): "
-        "perplexity may look right while retrieval fails. A hint: Llama 3.1's base is under it too."
+        "perplexity may look right while retrieval fails. A hint only"
+        + (": the present base is under the bound of the present window too." if own_under else ".")
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from engine.context.method import Options
 from engine.context.methods import METHODS
 from engine.context.methods.dynamic import divisors_at
 from engine.context.plan import ContextPlan, PlannedRotary
-from engine.context.planner import plan_context, read_rotaries, read_window
+from engine.context.planner import applicable, plan_context, read_rotaries, read_window
 from engine.context.scaling import inverse_frequencies, unscaled
 from engine.errors import EngineError
 from engine.rotary import modules
 from engine.rotary.modules import check_frequencies, rotary_modules, set_plan, using
+from tests.support.published_configs import PUBLISHED
 from tests.support.rope_configs import GEMMA3, SHAPES, rope, small
 
 pytestmark = pytest.mark.slow
@@ -89,15 +91,8 @@ def test_both_forms_of_an_exported_config_load_with_the_plans_frequencies(shape:
     both = config_after(config, plan)
     new = {key: value for key, value in both.items() if key not in ("rope_scaling", "rope_theta")}
     old = {key: value for key, value in both.items() if key != "rope_parameters"}
-    holder = torch.nn.Module()
-    module_class = type(rotary_modules(built(small_again(config)))[0].module)
     for form in (both, new, old):
-        holder.rotary = module_class(CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(form)))
-        check_frequencies(holder, plan)
-
-
-def small_again(config: dict[str, Any]) -> dict[str, Any]:
-    return config | {"num_hidden_layers": 1, "layer_types": None} if "layer_types" in config else config
+        check_frequencies(rotary_of(form), plan)
 
 
 TYPES = (
@@ -140,6 +135,31 @@ def test_frequencies_equal_those_of_transformers(shape: str, settings: dict[str,
         assert torch.allclose(theirs.double(), ours, rtol=0, atol=1e-7)
         assert torch.allclose(theirs.double(), ours, rtol=1e-6, atol=0)
         assert m == pytest.approx(rotary.present.attention_factor, rel=1e-9)
+
+
+def rotary_of(config: dict[str, Any]) -> torch.nn.Module:
+    """The rotary module alone, of the config's language model, as its class builds it."""
+    loaded = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config)).get_text_config(decoder=True)
+    modeling = importlib.import_module(type(loaded).__module__.replace("configuration_", "modeling_"))
+    (own,) = [
+        kind
+        for name, kind in vars(modeling).items()
+        if name.endswith("RotaryEmbedding") and kind.__module__ == modeling.__name__
+    ]
+    holder = torch.nn.Module()
+    holder.rotary = own(loaded)
+    return holder
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_load_with_their_frequencies_before_and_after(name: str) -> None:
+    config = PUBLISHED[name]
+    assert check_frequencies(rotary_of(config), as_written(config)) < 1e-6
+    target = 2 * read_window(config)
+    for method, why in applicable(config, target):
+        if not why and method.exported and not method.needs_search:
+            plan = plan_context(config, target, method.id)
+            assert check_frequencies(rotary_of(config_after(config, plan)), plan) < 2e-6
 
 
 def test_all_of_transformers_rotary_types_are_known_or_refused() -> None:

@@ -15,9 +15,10 @@ from engine.context.lints import cache_goes_stale
 from engine.context.method import Options
 from engine.context.methods import METHODS
 from engine.context.plan import ContextPlan
-from engine.context.planner import plan_context, read_rotaries, read_window
+from engine.context.planner import applicable, plan_context, read_rotaries, read_window
 from engine.context.scaling import inverse_frequencies, unscaled
 from engine.errors import EngineError
+from tests.support.published_configs import PUBLISHED
 from tests.support.rope_configs import GEMMA3, OLMO3, SHAPES, rope, small
 
 LLAMA = small("llama", hidden_size=128)
@@ -208,6 +209,46 @@ def test_files_of_transformers_4_are_read_alike(settings: dict[str, Any], window
     flat["rope_type"] = flat.pop("type", flat.get("rope_type"))
     fifth = LLAMA | {"rope_parameters": {"rope_theta": settings.get("rope_theta", 1e4), **flat}}
     assert read_rotaries(fifth) == (rotary,)
+
+
+READ = {
+    "llama-3.1": (131072, 8192, 128, "llama3"),
+    "llama-3.2": (131072, 8192, 64, "llama3"),
+    "qwen2.5-yarn": (131072, 32768, 128, "yarn"),
+    "qwen3": (40960, 40960, 128, "default"),
+    "gemma-3-4b": (131072, 32768, 256, "linear"),
+    "olmo-3": (65536, 8192, 128, "yarn"),
+    "smollm3": (65536, 65536, 128, "default"),
+    "phi-3-mini-4k": (4096, 4096, 96, "default"),
+    "stablelm-2": (4096, 4096, 16, "default"),
+    "pythia": (2048, 2048, 16, "default"),
+    "phi-2": (2048, 2048, 32, "default"),
+    "mistral-v0.1": (32768, 32768, 128, "default"),
+    "mixtral": (32768, 32768, 128, "default"),
+    "gpt-oss": (131072, 4096, 64, "yarn"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_are_read_and_taken_to_twice_their_window(name: str) -> None:
+    config = PUBLISHED[name]
+    window, length, dim, kind = READ[name]
+    rotary = read_rotaries(config)[0]
+    assert (read_window(config), rotary.length, rotary.dim, rotary.present_kind) == (window, length, dim, kind)
+    methods = [one.id for one, why in applicable(config, 2 * window) if not why and one.exported]
+    assert ("abf" in methods, "yarn" in methods) == (kind != "yarn", kind in ("default", "yarn"))
+    for method in (one for one in methods if not METHODS[one].needs_search):
+        plan = plan_context(config, 2 * window, method)
+        after = json.loads(json.dumps(config_after(config, plan)))
+        part = after.get("text_config", after)
+        settings = part["rope_parameters"].get("full_attention", part["rope_parameters"])
+        assert part["max_position_embeddings"] == read_window(after) == 2 * window
+        if settings["rope_type"] == "yarn":
+            assert settings["original_max_position_embeddings"] * settings["factor"] == 2 * window
+        now = read_rotaries(after)[0]
+        assert inverse_frequencies(now, (now.present or unscaled(now)).divisors) == pytest.approx(
+            inverse_frequencies(plan.scaled.rotary, plan.scaled.scaling.divisors), rel=1e-9
+        )
 
 
 def test_gemma_3_of_transformers_4_has_two_embeddings() -> None:

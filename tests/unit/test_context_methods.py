@@ -75,11 +75,17 @@ def test_abf_is_a_change_of_the_base_and_of_nothing_else() -> None:
     assert scaling.attention_factor == 1
 
 
-@pytest.mark.parametrize("rotary", [DEMO, LLAMA3, Rotary(128, 1e6, 32768)])
+@pytest.mark.parametrize("rotary", [DEMO, LLAMA3, Rotary(128, 1e4, 4096)])
 def test_abf_chooses_no_base_under_the_bound_nor_under_the_ntk_base(rotary: Rotary) -> None:
     base = METHODS["abf"].settings(rotary, 4.0, Options(), scaled("abf", rotary))["rope_theta"]
     assert base >= base_lower_bound(4 * rotary.length, rotary.dim)
     assert base >= base_dividing(rotary, rotary.pairs - 1, 4.0)
+
+
+def test_abf_passes_over_a_bound_that_does_not_describe_the_model() -> None:
+    pythia = Rotary(16, 1e4, 2048)
+    assert base_lower_bound(2048, 16) > 100 * pythia.theta
+    assert scaled("abf", pythia).divisors == scaled("ntk", pythia).divisors
 
 
 @pytest.mark.parametrize(("length", "published"), [(4096, 2.7e4), (32768, 6.4e5), (131072, 7.8e6)])
