@@ -80,8 +80,8 @@ def config_after(config: Mapping[str, Any], plan: ContextPlan) -> dict[str, Any]
     family = find_family(model_type, architecture_class(part))
     fields = rotary_fields(plan, model_type)
     _write_lengths(inner, plan, fields)
-    if inner.get("head_dim") is None and ("head_dim" in inner or family.name == "mixtral"):
-        # transformers 5 takes a null for the size itself where it computes yarn and longrope.
+    if inner.get("head_dim") is None and ("head_dim" in inner or family.name in ("mistral", "mixtral")):
+        # Where these classes keep a null, yarn and longrope take it for the size (Mixtral in 5.x, Mistral in 4.57).
         inner["head_dim"] = read_shape(part, "config.json").head_dim
     inner["rope_parameters"] = _with_unrotated(inner, fields.rope_parameters)
     _write_for_older_readers(inner, plan, fields, family)

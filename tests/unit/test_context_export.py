@@ -151,8 +151,10 @@ def test_a_base_change_of_phi3_does_not_ask_for_a_dropped_cache() -> None:
     assert after["original_max_position_embeddings"] == after["max_position_embeddings"] == 4 * 4096
 
 
-def test_mixtral_gets_its_head_size_written_out() -> None:
+def test_mistral_and_mixtral_get_their_head_size_written_out() -> None:
     assert config_after(SHAPES["mixtral"], planned(SHAPES["mixtral"], "yarn"))["head_dim"] == 16
+    assert config_after(PUBLISHED["mistral-v0.1"], planned(PUBLISHED["mistral-v0.1"], "yarn"))["head_dim"] == 128
+    assert "head_dim" not in config_after(LLAMA, planned(LLAMA, "yarn"))
 
 
 def test_a_sliding_window_that_covered_everything_does_not_begin_to_cut() -> None:
