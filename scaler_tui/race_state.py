@@ -135,7 +135,7 @@ def needle_share(report: LengthReport, length: int) -> float | None:
 
 
 def progress_words(state: RaceState) -> str:
-    """ "measuring yarn: needles, 34 of 120, about 40 s left"."""
+    """ "measuring yarn: needles at 512, 34 %, about 40 s left"."""
     if state.error is not None:
         return state.error.what
     if state.decided is not None and not state.running:
@@ -147,7 +147,7 @@ def progress_words(state: RaceState) -> str:
         return "starting: the model is being loaded"
     words = f"measuring {now.method}" + (f": {now.what}" if now.what else "")
     if now.total:
-        words += f", {now.done:,} of {now.total:,}"
+        words += f", {now.done * 100 // now.total} %"
     return words + (f", about {format_duration(now.eta_seconds)} left" if now.eta_seconds is not None else "")
 
 

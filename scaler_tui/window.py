@@ -14,7 +14,6 @@ from scaler_tui.race_state import RaceState
 
 if TYPE_CHECKING:
     from engine.advise.context import ContextChoice
-    from engine.jobs.spec import JobSpec
 
 APPROACH = "context"
 TRAININGS = ("full", "pose", "mixed", "none")
@@ -80,21 +79,13 @@ class Window:
         self.choice = trained(self.choice, how)
 
     def decided(self, model: str, target: int) -> ContextChoice:
-        """The choice with the winner of a finished race instead of "auto": nothing is measured twice."""
+        """The choice with what was measured for it: a finished race's winner instead of "auto", so that nothing is
+        measured twice, and the file of searched factors where the method takes some."""
         race = self.races.get(RaceKey(model, target))
         won = race.decided.method if race is not None and race.decided is not None else ""
-        if self.choice.method == "auto" and won:
-            return replace(self.choice, method=won)
-        return self.choice
-
-    def with_factors(self, spec: JobSpec, model: str) -> JobSpec:
-        """The spec with the file of searched factors, where its method takes some and a search has found them."""
-        import msgspec
-
-        path = RaceKey(model, spec.context.length, SEARCHED).factors
-        if spec.context.method != SEARCHED or not path.is_file():
-            return spec
-        return msgspec.structs.replace(spec, context=msgspec.structs.replace(spec.context, factors=str(path)))
+        choice = replace(self.choice, method=won) if self.choice.method == "auto" and won else self.choice
+        factors = RaceKey(model, target, SEARCHED).factors
+        return replace(choice, factors=str(factors)) if choice.method == SEARCHED and factors.is_file() else choice
 
 
 def keep_factors(key: RaceKey, divisors: Sequence[float]) -> None:

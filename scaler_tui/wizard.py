@@ -291,8 +291,7 @@ class Wizard:
         assert self.architecture is not None
         longer = self.window_choice if approach == LONGER else None
         wish = JobWish(force=force, grown=self.grown.get(approach), context=longer)
-        spec = build_spec(self.architecture, self.machine, self.session.answers(), approach=approach, wish=wish)
-        return spec if longer is None else self.window.with_factors(spec, self.model_source)
+        return build_spec(self.architecture, self.machine, self.session.answers(), approach=approach, wish=wish)
 
     def frank_words(self, approach: str, grown: Grown | None = None) -> tuple[FrankWord, ...]:
         """What must be said before an approach starts, about the plan `grown` (None: the chosen one); empty where

@@ -30,6 +30,8 @@ class ContextChoice:
     """False: extended and measured, not trained; minutes."""
     curriculum: tuple[int, ...] = ()
     """full only: lengths trained one after another, in equal parts of the steps; empty is one length."""
+    factors: str = ""
+    """longrope, longrope2: the file with their searched factors."""
 
 
 def completed(choice: ContextChoice | None, architecture: Architecture, answers: Answers) -> ContextChoice:

@@ -31,7 +31,7 @@ def context_spec(spec: JobSpec, plan: Plan, steps: int) -> JobSpec:
             name=spec.name,
             model=spec.model,
             data=DataSection(base_text=spec.data.base_text),
-            context=ContextSection(length=choice.length, method=choice.method),
+            context=ContextSection(length=choice.length, method=choice.method, factors=choice.factors),
             cost=spec.cost,
         )
     change, work = msgspec.structs.replace, plan.work
@@ -63,6 +63,7 @@ def _section(choice: ContextChoice, plan: Plan) -> ContextSection:
     return ContextSection(
         length=choice.length,
         method=choice.method,
+        factors=choice.factors,
         window=choice.window,
         curriculum=choice.curriculum if choice.window == FULL else (),
         train_length=0 if short == own else short,
@@ -76,4 +77,4 @@ def choice_of(spec: JobSpec) -> ContextChoice | None:
     if not section.extends:
         return None
     trains = spec.task is not Task.EXTEND
-    return ContextChoice(section.length, section.method, section.window, trains, section.curriculum)
+    return ContextChoice(section.length, section.method, section.window, trains, section.curriculum, section.factors)

@@ -46,7 +46,7 @@ class RaceScreen(FramedScreen):
         Binding("escape", "cancel", "Stop", key_display="Esc", tooltip="Stop measuring; what was measured is kept"),
         Binding("r", "go_on", "Go on", tooltip="Measure what is missing"),
         Binding("w", "winner", "Winner", tooltip="Pointer to the winner"),
-        Binding("b,backspace,left", "back", "Back", key_display="b", tooltip="Back; measuring goes on"),
+        Binding("b,backspace,left,escape", "back", "Back", key_display="b", tooltip="Back; measuring goes on"),
         Binding("up,k", "move(-1)", "Method", show=False),
         Binding("down,j", "move(1)", "Method", show=False),
         Binding("pageup", "page(-1)", "Page", show=False),

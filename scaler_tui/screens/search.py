@@ -26,7 +26,11 @@ from scaler_tui.widgets.line_chart import LineChart
 from scaler_tui.widgets.status_line import FixedText, toned
 
 if TYPE_CHECKING:
+    from engine.jobs.race_lines import SearchDone
     from scaler_tui.window import RaceKey
+
+TALL = 34
+"""Rows from which every method's figures are told."""
 
 
 class SearchScreen(FramedScreen):
@@ -38,7 +42,7 @@ class SearchScreen(FramedScreen):
         Binding("enter", "take", "Take it", tooltip="Use the factors that were found"),
         Binding("escape", "cancel", "Stop", key_display="Esc", tooltip="Stop searching; it can go on later"),
         Binding("r", "go_on", "Go on", tooltip="Search on from where it stopped"),
-        Binding("b,backspace,left", "back", "Back", key_display="b", tooltip="Back; the search goes on"),
+        Binding("b,backspace,left,escape", "back", "Back", key_display="b", tooltip="Back; the search goes on"),
     ]
 
     def __init__(self, key: RaceKey) -> None:
@@ -134,8 +138,19 @@ class SearchScreen(FramedScreen):
         if found is not None:
             seed = f" ({found.best_seed_name})" if found.best_seed_name else ""
             texts.append(f"Best score {found.best:.4f}; the best it began with{seed} had {found.best_seed:.4f}.")
+            texts += self._seeds(found)
         wrapped = ["\n".join(textwrap.wrap(text, width - 2, break_on_hyphens=False)) for text in texts if text]
         return Content("\n".join(wrapped))
+
+    def _seeds(self, found: SearchDone) -> list[str]:
+        """Every known method on both objectives, where there is room."""
+        if self.size.height < TALL:
+            return []
+        told = [
+            f"{one.name} {one.score:.3f} ({one.needle_nll:.3f} nats, perplexity {perplexity_text(one.perplexity)})"
+            for one in sorted(found.seeds, key=lambda one: one.score)
+        ]
+        return [f"It began with {'; '.join(told)}."] if told else []
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
