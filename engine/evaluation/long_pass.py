@@ -164,7 +164,8 @@ def token_losses(model: LoadedModel, ids: Tensor, first: int, room: Room) -> Ten
     for begin in range(0, total, step):
         end = min(begin + step, total)
         # Token i + 1 is predicted at i; the last position predicts nothing.
-        places = torch.arange(max(begin, first - 1), min(end, total - 1), device=ids.device)
+        last = min(end, total - 1)
+        places = torch.arange(min(max(begin, first - 1), last), last, device=ids.device)
         if cache is None:
             grid = torch.arange(total, device=ids.device).expand(rows, -1)
             flat = (places[None, :] + torch.arange(rows, device=ids.device)[:, None] * total).reshape(-1)
