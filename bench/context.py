@@ -110,12 +110,14 @@ def search(seed: int, scratch: Path) -> dict[str, Any]:
 def zero_shot(seed: int, searched: dict[str, Any], scratch: Path) -> Iterator[dict[str, Any]]:
     """Every method in one race, the searched divisors among them: a line per method, and the choice."""
     from engine.context.method import Options
+    from engine.context.methods import METHODS
     from engine.rotary.race import RaceRequest, race
 
     found = race(
         RaceRequest(
             folder=DEMO,
             target=TARGET,
+            methods=tuple(name for name in METHODS if name != "longrope"),  # it would carry the same divisors
             lengths=LENGTHS,
             depths=DEPTHS,
             prompts=PROMPTS,
