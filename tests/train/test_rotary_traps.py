@@ -129,6 +129,38 @@ def test_dynamic_scaling_never_starts_where_the_window_is_written_as_the_target(
     assert caught.value.code == "context.not_exported"
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("dynamic", {"rope_type": "dynamic", "factor": 4.0}),
+        (
+            "longrope",
+            {
+                "rope_type": "longrope",
+                "factor": 4.0,
+                "short_factor": list(ONES),
+                "long_factor": list(LONG),
+                "original_max_position_embeddings": WINDOW,
+            },
+        ),
+    ],
+)
+def test_what_follows_the_length_does_so_as_in_a_model_built_with_it(
+    model: Any, method: str, settings: dict[str, Any]
+) -> None:
+    """Up, further up and down again: transformers' own update goes on in a model whose frequencies were set."""
+    wanted = plan(method, **({} if method == "dynamic" else {"long_divisors": LONG, "short_divisors": ONES}))
+    window = WINDOW if method == "dynamic" else TARGET
+    theirs = built(LLAMA | {"rope_parameters": LLAMA["rope_parameters"] | settings, "max_position_embeddings": window})
+    with using(model, wanted):
+        for length in (40, 2 * WINDOW, TARGET, 3 * WINDOW, 40):
+            assert torch.equal(logits(model, tokens(length)), logits(theirs, tokens(length))), length
+    if method == "dynamic":
+        with using(model, wanted):
+            inside = logits(model, tokens(WINDOW))
+        assert torch.equal(inside, logits(model, tokens(WINDOW)))
+
+
 def test_one_long_row_puts_short_rows_on_the_long_factors(model: Any) -> None:
     """Trap 5; also a packed batch whose ids do not restart."""
     wanted = plan("longrope", long_divisors=LONG, short_divisors=ONES, attention_factor=1.0)

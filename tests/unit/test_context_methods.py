@@ -16,7 +16,9 @@ from engine.context.methods.by_parts import yarn_attention_factor
 from engine.context.methods.dynamic import divisors_at
 from engine.context.methods.longrope import su_attention_factor
 from engine.context.methods.longrope2 import with_derived_head
+from engine.context.planner import read_rotaries
 from engine.context.scaling import Rotary, Scaling
+from tests.support.rope_configs import SHAPES as MODEL_SHAPES
 
 DEMO = Rotary(32, 1e4, 256)
 LLAMA3 = Rotary(128, 5e5, 8192)
@@ -176,6 +178,15 @@ def test_every_method_names_its_source_and_says_its_formula() -> None:
         assert method.summary
         assert method.scale.__doc__
         assert method.exported or method.not_exported_reason
+
+
+@pytest.mark.parametrize("shape", MODEL_SHAPES)
+def test_factor_lists_have_one_entry_per_rotated_pair(shape: str) -> None:
+    rotary = read_rotaries(MODEL_SHAPES[shape])[0]
+    assert ten_rotation_pair(rotary) <= critical_pair(rotary) < rotary.pairs == rotary.dim // 2
+    searched = Options(long_divisors=tuple(1 + 0.1 * pair for pair in range(rotary.pairs)))
+    settings = METHODS["longrope"].settings(rotary, 4.0, searched, METHODS["longrope"].scale(rotary, 4.0, searched))
+    assert len(settings["long_factor"]) == len(settings["short_factor"]) == rotary.pairs
 
 
 SHAPES = st.builds(
