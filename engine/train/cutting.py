@@ -32,12 +32,12 @@ class Cut:
         """One sentence; empty when nothing was cut."""
         parts = []
         if self.split:
-            parts.append(f"{self.split:,} longer texts continue in {self.pieces:,} sequences, nothing lost")
+            parts.append(f"{self.split:,} continued in further sequences ({self.pieces:,} in all, nothing lost)")
         if self.truncated:
-            parts.append(f"{self.truncated:,} longer conversations lose their end")
+            parts.append(f"{self.truncated:,} cut at the end")
         if self.dropped:
-            parts.append(f"{self.dropped:,} lose every trained token and are left out")
-        return f"At {self.length:,} tokens {'; '.join(parts)}." if parts else ""
+            parts.append(f"{self.dropped:,} left out, every trained token lying beyond it")
+        return f"Rows longer than {self.length:,} tokens: {'; '.join(parts)}." if parts else ""
 
 
 def cut_rows(rows: Sequence[EncodedRow], length: int) -> Cut:

@@ -83,7 +83,7 @@ def load_grown(spec: JobSpec, folder: Path, device: Device, certificate: Certifi
     for _, parameter in grown.learning():
         parameter.requires_grad_(True)
     if spec.training.gradient_checkpointing:
-        _checkpoint_activations(model)
+        _checkpoint_activations(model, offload=spec.training.offload_activations)
     return grown
 
 
@@ -133,12 +133,11 @@ def _read(path: Path, name: str) -> Tensor:
         return value
 
 
-def _checkpoint_activations(model: Any) -> None:
+def _checkpoint_activations(model: Any, *, offload: bool) -> None:
     """Activation checkpointing without transformers' own hook on the embeddings.
 
     That hook makes their output require a gradient, whether anything below the first learning layer does or not; every
     frozen layer would then be run again in the backward pass, and differentiated, for nothing.
     """
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    models.checkpoint_activations(model, offload=offload)
     model.disable_input_require_grads()

@@ -40,7 +40,7 @@ class GrownTrainer(TokenTrainer):
         grown: GrownModel,
         training: TrainingSection,
     ) -> None:
-        super().__init__(loaded, dataset, arguments)
+        super().__init__(loaded, dataset, arguments, loss_chunk_tokens=training.loss_chunk_tokens)
         self.grown = grown
         self.training = training
         self.carried: Moments = {}

@@ -226,7 +226,8 @@ def add_adapter(
 
 
 def checkpoint_activations(base: Any, *, offload: bool) -> None:
-    """Layers keep their inputs only and are run again in the backward pass; with `offload` the inputs wait in host RAM.
+    """Layers keep their inputs only and are run again in the backward pass; with `offload` the inputs wait in pinned
+    host memory, where that is not where they are anyway.
 
     Not reentrant: works although the embeddings need no gradient.
     """
@@ -234,7 +235,7 @@ def checkpoint_activations(base: Any, *, offload: bool) -> None:
     if enable is None:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     else:
-        enable({"use_reentrant": False}, offload=offload)
+        enable({"use_reentrant": False}, offload=offload and base.device.type == "cuda")
 
 
 def ready(model: Any, base: Any, tokenizer: ChatTokenizer, device: Device) -> LoadedModel:

@@ -89,7 +89,7 @@ def score_of(run_dir: Path, spec: JobSpec, device: Device, outcome: str, working
         machine=identity_of(machine, device=device.name),
         outcome=outcome,
         model=architecture.name,
-        workload=workload_words(spec),
+        workload=workload_words(spec, work),
         origin=promised.origin,
         on_cpu=not on_card,
         allocated=allocated,
@@ -148,10 +148,11 @@ def trained_of(run_dir: Path) -> Trained:
     )
 
 
-def workload_words(spec: JobSpec) -> str:
-    """ "qlora, 4 x 256 tokens, rank 16"."""
+def workload_words(spec: JobSpec, work: Workload) -> str:
+    """ "qlora, 4 x 256 tokens, rank 16"; with the length that trains, which for PoSE is not data.max_length."""
     rank = f", rank {spec.adapter.rank}" if spec.task.trains_adapter else ""
-    return f"{spec.task.value}, {spec.training.batch_size} x {spec.data.max_length:,} tokens{rank}"
+    window = f", {spec.context.window} window" if spec.context.window != "full" else ""
+    return f"{spec.task.value}, {spec.training.batch_size} x {work.sequence:,} tokens{rank}{window}"
 
 
 def _trained_on(machine: Machine, device: Device) -> Machine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,6 +115,15 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(folder / "heldout.jsonl", [chat(number) for number in range(100, 110)])
     (folder / "base.txt").write_text("The heron stood at the fjord.\n\nA grove of birch and juniper.\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def long_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of many lengths for the tiny model, some longer than four of its windows."""
+    draw = random.Random(7)
+    path = tmp_path_factory.mktemp("long-text") / "text.jsonl"
+    rows = [{"text": " ".join(draw.choice(WORDS) for _ in range(20 + 37 * (number % 9)))} for number in range(36)]
+    return write_jsonl(path, rows)
 
 
 SpecMaker = Callable[..., JobSpec]
