@@ -6,12 +6,15 @@ Must not import Textual: the command line calls `prepare_environment` before Tex
 
 from __future__ import annotations
 
+import contextlib
 import locale
 import os
+import signal
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import TextIO
+from types import FrameType
+from typing import NoReturn, TextIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +85,17 @@ def draws_in_place(stream: TextIO) -> bool:
         return stream.isatty() and os.environ.get("TERM") != "dumb" and not accessible
     except ValueError:
         return False
+
+
+@contextlib.contextmanager
+def ends_when_told() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl+C, so that what this process started ends with it; exit code 130."""
+
+    def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

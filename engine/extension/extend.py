@@ -11,7 +11,9 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,9 @@ def extend(request: ExtendRequest, report: Report) -> Certificate:
     started = time.monotonic()
     check_out(request.source, request.out)
     order = request.order
+    if not request.resume and not needs_choice(order):  # nothing is measured first: refuse before anything is made
+        _, accepted = _accepted(request, _plan_of(request.source, order))
+        request = replace(request, allowed=(*request.allowed, *accepted))
     opened = (
         Staging.resume(request.out, identity(request.source, read_headers(request.source)))
         if request.resume
@@ -111,13 +116,13 @@ def _extend(request: ExtendRequest, order: Order, staging: Staging, started: flo
     config = read_json_object(request.source / CONFIG_NAME, code="model.config_damaged", what="a model config")
     decision = _decided(request, order, staging, measuring, config)
     plan = decision.plan
-    readers = portability(config, plan)
-    accepted = refuse_losses(plan, readers, order.consumers, request.allowed, request.confirm)
     model = staging.folder / MODEL
+    readers, accepted = _accepted(request, plan, _accepted_before(model))
     training = _made(request, order, decision, model, report)
     certificate = Certificate(
         source=order.source,
         program=order.program,
+        versions=_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         plan=plan,
         links="merged" if training else order.links,
@@ -133,6 +138,41 @@ def _extend(request: ExtendRequest, order: Order, staging: Staging, started: flo
     staging.publish()
     report(Progress("done", 1, 1, f"{request.out} is complete"))
     return certificate
+
+
+def needs_choice(order: Order) -> bool:
+    """Whether a race or a search comes first."""
+    return order.method == AUTO or (order.method in SEARCHED and not order.options.long_divisors)
+
+
+def _plan_of(source: Path, order: Order) -> ContextPlan:
+    config = read_json_object(source / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    return plan_context(config, order.target, order.method, order.options, order.name)
+
+
+def _accepted(
+    request: ExtendRequest, plan: ContextPlan, before: tuple[str, ...] = ()
+) -> tuple[tuple[Portability, ...], tuple[str, ...]]:
+    """What programs make of the plan, and whose losses were accepted. Raises EngineError `context.loss`."""
+    config = read_json_object(request.source / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    readers = portability(config, plan)
+    allowed = (*request.allowed, *before)
+    return readers, refuse_losses(plan, readers, request.order.consumers, allowed, request.confirm)
+
+
+def _accepted_before(model: Path) -> tuple[str, ...]:
+    """By an earlier attempt: nobody is asked twice."""
+    certificate = read_certificate(model)
+    return certificate.accepted_losses if certificate is not None else ()
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that measure, without importing them."""
+    found = {}
+    for name in ("torch", "transformers"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _made(request: ExtendRequest, order: Order, decision: Decision, model: Path, report: Report) -> Training | None:
@@ -168,7 +208,8 @@ def _decided(
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Decision)
     decision = decide(order, measuring, config)
-    write_atomic(path, msgspec.json.encode(decision))
+    if needs_choice(order) or order.train:
+        write_atomic(path, msgspec.json.encode(decision))
     if decision.race is not None and request.on_race is not None:
         request.on_race(decision.race)
     return decision

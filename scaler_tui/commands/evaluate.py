@@ -167,6 +167,7 @@ def _measure(arguments: argparse.Namespace, words: list[str]) -> LengthReport:
     from engine.extension.steps import measured
     from scaler_tui.commands.extend import shown_by
     from scaler_tui.growth_progress import growth_view
+    from scaler_tui.terminal import ends_when_told
 
     work = _work_folder(words)
     path, log = work / "report.json", work / "cells.jsonl"
@@ -174,7 +175,7 @@ def _measure(arguments: argparse.Namespace, words: list[str]) -> LengthReport:
         log.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     try:
-        with growth_view(quiet=arguments.json) as view:
+        with ends_when_told(), growth_view(quiet=arguments.json) as view:
             report = measured([*words, "--log", str(log)], path, work / "evaluation.log", shown_by(view))
     except KeyboardInterrupt:
         again = ["scaler-wizard", "eval", arguments.model, "--resume"]

@@ -106,9 +106,10 @@ def _check_together(arguments: argparse.Namespace) -> None:
 def _carry_out(arguments: argparse.Namespace, request: Any) -> int:
     from engine.extension.extend import extend as make
     from scaler_tui.growth_progress import growth_view
+    from scaler_tui.terminal import ends_when_told
 
     try:
-        with growth_view(quiet=arguments.json) as view:
+        with ends_when_told(), growth_view(quiet=arguments.json) as view:
             certificate = make(request, shown_by(view))
     except KeyboardInterrupt:
         raise _interrupted(arguments) from None

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, ExitCode
 from scaler_tui import context_text, output
+from scaler_tui.terminal import ends_when_told
 
 if TYPE_CHECKING:
     from scaler_tui.commands.extend_plans import Wanted
@@ -38,7 +36,7 @@ def race_only(arguments: argparse.Namespace, wanted: Wanted) -> int:
             next_step="Leave out --method, or take --method longrope2.",
         )
     quiet = arguments.json or arguments.json_lines
-    with _ends_when_told(), _folder(arguments.log) as folder:
+    with ends_when_told(), _folder(arguments.log) as folder:
         if method == AUTO:
             _race(arguments, wanted, folder, quiet=quiet)
         else:
@@ -111,17 +109,3 @@ def _folder(log: Path | None) -> Iterator[Path]:
         parent = log.expanduser().absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
         yield parent
-
-
-@contextlib.contextmanager
-def _ends_when_told() -> Iterator[None]:
-    """SIGTERM ends the measuring process too, as Ctrl+C does."""
-
-    def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
-        sys.exit(int(ExitCode.INTERRUPTED))
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -27,9 +27,12 @@ def trainer(arguments: argparse.Namespace, order: Order) -> Callable[[Decision, 
     if not order.train:
         return None
 
+    from engine.jobs.store import load_state
+
     def train(decision: Decision, folder: Path) -> Path:
         run_dir = _run_of(order, decision, folder)
-        output.note(f"Run {run_dir.name} trains at the new length in the background. Ctrl+C stops it after saving.")
+        if load_state(run_dir).state.is_live:
+            output.note(f"Run {run_dir.name} trains at the new length in the background. Ctrl+C stops it after saving.")
         _follow(run_dir, quiet=arguments.json)
         return run_dir / "output" / "merged"
 
