@@ -165,10 +165,11 @@ async def test_the_race_shows_every_method_and_the_pointed_ones_heat_map(
         assert f"{full} 100" in visible(app)
         assert "depth" in visible(app)
         seen = ""
-        for _ in range(len(screen.race.contenders)):
-            await press(pilot, "up")
-            seen += visible(app)
-            assert fits(app, size)
+        for key in ("down", "up"):
+            for _ in range(len(screen.race.contenders)):
+                await press(pilot, key)
+                seen += visible(app)
+                assert fits(app, size)
         assert screen.method == "none"
         assert f"{none}   0" in visible(app), "the untouched model loses the far needles, said by a glyph and a figure"
         for expected in ("none", "linear", "+185 %", "17.87", "10 %", "+0.0 %", "dynamic", "llama3"):
