@@ -14,6 +14,8 @@ from engine.context.methods import by_parts, linear, llama3, longrope
 from engine.context.scaling import Rotary, Scaling, unscaled
 from engine.models.config import ConfigReader
 
+LARGEST_PRESENT_FACTOR = 1e6
+
 
 def present_scaling(rotary: Rotary, name: str) -> Rotary:
     """The rotary with its `present` filled in. Raises EngineError `model.config_value` for settings that cannot be."""
@@ -22,8 +24,8 @@ def present_scaling(rotary: Rotary, name: str) -> Rotary:
         return rotary
     reader = ConfigReader(dict(rotary.present_settings), name, prefix="rope_parameters.")
     factor = reader.number("factor")
-    if factor < 1:
-        raise reader.wrong("factor", factor, "at least 1")
+    if not 1 <= factor <= LARGEST_PRESENT_FACTOR:
+        raise reader.wrong("factor", factor, f"between 1 and {LARGEST_PRESENT_FACTOR:g}")
     options = present_options(rotary, name)
     return replace(rotary, present=_scaling(rotary, factor, options, reader))
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from engine.context.export import config_after
 from engine.context.method import Options
-from engine.context.planner import applicable, plan_context, read_rotaries
+from engine.context.planner import applicable, plan_context, read_rotaries, read_window
 from engine.errors import EngineError
+from tests.support.published_configs import PUBLISHED
 from tests.support.rope_configs import GEMMA3, rope, small
 
 LLAMA = small("llama", hidden_size=128)
@@ -165,6 +170,37 @@ def test_a_scaled_model_is_refused_with_what_can_take_it_further(
     error = refusal(scaled_config(**settings), 1024, method)
     assert error.code == "context.already_scaled"
     assert alternative in error.next_step
+
+
+KEYS = (
+    "rope_type",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+)
+MORE_KEYS = ("mscale_all_dim", "truncate", "short_factor", "long_factor", "low_freq_factor", "rope_theta", "head_dim")
+JUNK = (None, 0, -1, 2.5, NAN, float("inf"), 1e308, 10**400, "x", "", [], [1], [None], {}, {"a": 1}, True, [1.0] * 16)
+PLACES = (*KEYS, *MORE_KEYS, "partial_rotary_factor", "max_position_embeddings", "rope_parameters", "full_attention")
+
+
+@given(
+    name=st.sampled_from(sorted(PUBLISHED)),
+    written=st.dictionaries(st.sampled_from(PLACES), st.sampled_from(JUNK), min_size=1, max_size=3),
+    inside=st.booleans(),
+    method=st.sampled_from(["linear", "by-parts", "yarn", "llama3"]),
+)
+def test_no_value_in_a_config_ends_in_a_traceback(
+    name: str, written: dict[str, Any], inside: bool, method: str
+) -> None:
+    config = PUBLISHED[name]
+    scaling = config.get("rope_scaling") or {"rope_type": "yarn", "factor": 2.0}
+    config = config | ({"rope_scaling": scaling | written} if inside else written)
+    with contextlib.suppress(EngineError):
+        plan = plan_context(config, 2 * read_window(config), method)
+        assert read_window(config_after(config, plan)) == plan.target
 
 
 def test_phimoe_is_offered_base_changes_only() -> None:
