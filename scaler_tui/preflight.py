@@ -17,6 +17,7 @@ from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes
 
 if TYPE_CHECKING:
+    from engine.advise.appraisal import Appraisal
     from engine.advise.spec_growth import SpecGrowth
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
@@ -41,13 +42,13 @@ class Checked:
 def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     """Hold `spec` against this machine. Files named in it are relative to `base`. Raises EngineError; with code 4
     and the ways out when it does not fit, unless `force`."""
-    from engine.advise.refusal import refusal_of
     from engine.advise.spec_growth import growth_of
-    from engine.advise.spec_plan import appraise_spec, load_of_spec, prediction_of
+    from engine.advise.spec_plan import appraise_spec, load_of_spec
     from engine.data.load import survey
     from engine.data.shape import data_shape
-    from engine.estimate.estimate import Verdict
+    from engine.extension.spec_window import reach_of
     from engine.hardware.detect import detect
+    from engine.jobs.spec import ContextSection, Task
     from engine.jobs.spec_toml import with_absolute_paths
     from engine.models.analyze import analyze_model
     from engine.paths import ensure_writable, runs_dir
@@ -58,26 +59,39 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     assert ref.path is not None
     architecture, machine = analyze_model(ref), detect()
     growth = growth_of(spec, ref, architecture)
+    window = reach_of(spec, ref.path).notes if spec.context != ContextSection() else ()
     _require_libraries(spec, machine)
     if growth is not None and not spec.needs_data:
         return _only_growth(spec, ref, growth)
+    if spec.task is Task.EXTEND:
+        found = appraise_spec(spec, architecture, machine, load_of_spec(spec, architecture, machine, 0.0))
+        return _checked(spec, found, [*ref.notes, *window], force=force)
     report = survey(spec.data, ref.path)
-    notes = [*ref.notes, *(f"Data: {warning}" for warning in report.warnings)]
+    notes = [*ref.notes, *window, *(f"Data: {warning}" for warning in report.warnings)]
     notes += [f"Growth: {warning}" for warning in growth.warnings] if growth else []
     shape = data_shape(report, batch_size=spec.training.batch_size, base_text=spec.data.base_text)
     load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=True, data=shape)
     found = appraise_spec(spec, architecture, machine, load, trained_share=report.train.trained_share, growth=growth)
+    if ref.needs_download:
+        notes.append(_download_note(ref, architecture, machine))
+    return _checked(spec, found, notes, force=force)
+
+
+def _checked(spec: JobSpec, found: Appraisal, notes: list[str], *, force: bool) -> Checked:
+    """With what is said of the fit. Raises EngineError where it does not and is not forced."""
+    from engine.advise.refusal import refusal_of
+    from engine.advise.spec_plan import prediction_of
+    from engine.estimate.estimate import Verdict
+
     refusal = ""
     if found.verdict is Verdict.NO:
         error = refusal_of(found, "fit.no", spec_keys=True)
         if not force:
             raise _with_force(error)
         refusal = f"Started with --force although it was refused: {error.what}"
-        notes.append(f"Forced: {error.what}")
+        notes = [*notes, f"Forced: {error.what}"]
     elif found.verdict is Verdict.TIGHT:
-        notes.append(f"Tight: {found.judgement.reason}.")
-    if ref.needs_download:
-        notes.append(_download_note(ref, architecture, machine))
+        notes = [*notes, f"Tight: {found.judgement.reason}."]
     spec = msgspec.structs.replace(spec, prediction=prediction_of(found))
     return Checked(spec, tuple(notes), refusal, max(round(found.disk.likely), 1))
 

@@ -22,15 +22,12 @@ from pathlib import Path
 import msgspec
 
 from engine import __version__
-from engine.context.certificate import CERTIFICATE_NAME, Certificate, Training, read_certificate
-from engine.context.factors import read_factors
-from engine.context.method import Options
+from engine.context.certificate import Certificate, Training
 from engine.context.plan import ContextPlan
-from engine.context.planner import read_rotaries, read_window
 from engine.context.portability import Portability, portability
-from engine.errors import EngineError, ExitCode
 from engine.extension.extend import Decision, decide, measuring_of, new_order
 from engine.extension.folder import write_extended
+from engine.extension.spec_window import extended_before, options_of, reach_of
 from engine.extension.staging import Order
 from engine.jobs import control, layout
 from engine.jobs import events as ev
@@ -89,6 +86,8 @@ def find_window(attempt: Attempt, ref: ModelRef) -> Window | None:
     """
     if not trains_window(attempt.spec):
         return None
+    assert ref.path is not None
+    reach_of(attempt.spec, ref.path)
     return window_of(attempt.run_dir, attempt.spec, ref, Listener(attempt))
 
 
@@ -96,7 +95,7 @@ def window_of(run_dir: Path, spec: JobSpec, ref: ModelRef, report: Listener | No
     """The same of any run directory, for merging later."""
     assert ref.path is not None
     if not spec.context.extends:
-        return _extended_before(ref)
+        return Window(ref, ref.path, *extended_before(ref.path))
     folder = run_dir / CONTEXT
     decision = _decision(folder, spec, ref, report)
     model = folder / MODEL
@@ -157,15 +156,12 @@ def order_of(spec: JobSpec, ref: ModelRef, *, report: bool = False) -> Order:
     """What the spec asks of an extension. Raises EngineError `context.factors`."""
     assert ref.path is not None
     context = spec.context
-    options = Options(theta=context.theta or None)
-    if context.factors:
-        options = read_factors(Path(context.factors)).applied(options)
     return new_order(
         ref.path,
         spec.model.source,
         target=context.length,
         method=context.method,
-        options=options,
+        options=options_of(spec),
         factors=context.factors,
         seed=spec.training.seed,
         report=report,
@@ -198,62 +194,3 @@ class Listener:
 
 
 _PHASES = {"race": "choosing method", "search": "searching factors", "evaluation": "measuring lengths"}
-
-
-# ── a model that was extended before ──────────────────────────────────────────────────────────────────────────────
-def _extended_before(ref: ModelRef) -> Window:
-    assert ref.path is not None
-    config = read_json_object(ref.path / CONFIG_NAME, code="model.config_damaged", what="a model config")
-    target = read_window(config)
-    original = _original_of(ref.path)
-    if original is None:
-        rotaries = read_rotaries(config)
-        original = min((rotary.length for rotary in rotaries if rotary.present is not None), default=target)
-    return Window(ref, ref.path, original, target)
-
-
-def _original_of(folder: Path) -> int | None:
-    """The window before all extensions, as the folder's certificate has it; None without one."""
-    try:
-        certificate = read_certificate(folder)
-    except msgspec.MsgspecError as error:
-        raise EngineError(
-            "context.certificate",
-            f"{folder / CERTIFICATE_NAME} cannot be read.",
-            cause=str(error),
-            next_step="Extend the model again, or remove that file.",
-            exit_code=ExitCode.RUN_FAILED,
-        ) from error
-    return certificate.plan.original if certificate is not None else None
-
-
-def check_window(spec: JobSpec, window: Window) -> None:
-    """What [context] asks for against what the model is. Raises EngineError `train.window`."""
-    context = spec.context
-    if spec.data.max_length > window.target:
-        raise _wrong(
-            f"data.max_length = {spec.data.max_length:,} is longer than the window of {window.target:,} tokens.",
-            f"Set data.max_length = {window.target}, or context.length to a longer window.",
-        )
-    if context.window != "full" and window.target <= window.original:
-        raise _wrong(
-            f'context.window = "{context.window}" is for a window that was or is made longer; this model has its '
-            f"original one of {window.original:,} tokens.",
-            'Set context.length, or context.window = "full".',
-        )
-    if context.window == "mixed" and context.train_length > window.original:
-        raise _wrong(
-            f"context.train_length = {context.train_length:,} is longer than the original window of "
-            f"{window.original:,} tokens, whose positions short sequences are trained with.",
-            f"Set context.train_length = {window.original}, or 0 for just that.",
-        )
-    if context.window == "mixed" and spec.data.max_length <= (context.train_length or window.original):
-        raise _wrong(
-            f"data.max_length = {spec.data.max_length:,} leaves nothing longer than the short sequences of "
-            f"{context.train_length or window.original:,} tokens.",
-            f"Raise data.max_length, up to {window.target}.",
-        )
-
-
-def _wrong(what: str, next_step: str) -> EngineError:
-    return EngineError("train.window", what, next_step=next_step, exit_code=ExitCode.RUN_FAILED)
