@@ -29,12 +29,13 @@ class ContextPlan:
 
     method: str
     original: int
-    """L: the model's window before."""
+    """L: the model's window before, its present scaling included."""
     target: int
     """L': the window after, tokens."""
     rotaries: tuple[PlannedRotary, ...]
     """One, or one per layer type; layers without positions (NoPE) have none."""
     options: Options = field(default_factory=Options)
+    """As applied: where a present scaling is taken further, with its own ramp and m."""
     notes: tuple[str, ...] = ()
     """What the user should know, in sentences: lints, layers left alone, what was assumed."""
 

@@ -87,7 +87,7 @@ def starting_point(rotary: Rotary, method: Method, window: int, target: int) -> 
     if kind in method.stands_on:
         return replace(rotary, length=window), target / window
     if kind not in method.extends:
-        raise already_scaled(rotary, method, METHODS.values())
+        raise already_scaled(rotary, method)
     if kind == "yarn":
         return rotary, target / rotary.length
     return rotary, float(dict(rotary.present_settings)["factor"]) * target / window
@@ -116,7 +116,7 @@ def _obstacle(config: Mapping[str, Any], target: int, method: Method, reading: R
     if method.needs_search:
         scaled = next(rotary for rotary in reading.rotaries if rotary.layer_type in SCALED_LAYERS)
         if scaled.present_kind != "default":
-            return already_scaled(scaled, method, METHODS.values()).what
+            return already_scaled(scaled, method).what
     try:
         if method.needs_search:
             refuse_type(reading.model_type, method.kind)

@@ -6,10 +6,10 @@ Owns the limits. Must not know configs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from engine.context.faults import bad_option
 from engine.context.method import Method
+from engine.context.methods import METHODS
 from engine.context.scaling import Rotary
 from engine.errors import EngineError
 
@@ -84,8 +84,6 @@ def fixed_factor(method: Method, factor: float, ratio: float, target: int) -> En
 
 def unknown_method(name: str) -> EngineError:
     """The caller raises it."""
-    from engine.context.methods import METHODS
-
     return EngineError(
         "context.method",
         f"There is no scaling method '{name[:40]}'.",
@@ -93,10 +91,10 @@ def unknown_method(name: str) -> EngineError:
     )
 
 
-def already_scaled(rotary: Rotary, method: Method, methods: Iterable[Method]) -> EngineError:
+def already_scaled(rotary: Rotary, method: Method) -> EngineError:
     """A model that is scaled already, by a type that this method cannot take further; the caller raises it."""
     kind = rotary.present_kind
-    others = [other.id for other in methods if kind in (*other.extends, *other.stands_on)]
+    others = [other.id for other in METHODS.values() if kind in (*other.extends, *other.stands_on)]
     next_step = (
         f"Take {' or '.join(others)}, or the publisher's model from before its scaling."
         if others

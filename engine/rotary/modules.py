@@ -39,7 +39,7 @@ class RotaryModule:
     """One rotary module and where it sits."""
 
     name: str
-    """"model.rotary_emb"."""
+    """ "model.rotary_emb"."""
     module: nn.Module
     layer_types: tuple[str, ...]
     """Those with an embedding of their own; ("",) where all share one."""
