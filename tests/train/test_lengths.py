@@ -115,7 +115,7 @@ def whole_losses(model: LoadedModel, ids: Tensor) -> Tensor:
 
 
 # ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("rope", list(ROPES))
+@pytest.mark.parametrize("rope", ["none", "dynamic", "longrope"])
 def test_losses_in_chunks_equal_one_pass_over_the_whole_text(rope: str) -> None:
     model = demo(rope)
     ids = torch.tensor(documents(400).whole())
@@ -188,7 +188,7 @@ def test_losses_by_position_add_up_to_the_whole() -> None:
 # ── needles ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def check_against_plain_passes(model: LoadedModel, task: str, length: int, room: Room) -> None:
     writer = Writer(tokenizer(), NOTES)
-    stacks = [s for n in range(2) for s in build(writer, HaystackOrder(task, length, even_depths(3), 5, n))]
+    stacks = [s for n in range(2) for s in build(writer, HaystackOrder(task, length, even_depths(2), 5, n))]
     for stack, answers in zip(stacks, answer(model, stacks, room), strict=True):
         for number, (question, found) in enumerate(zip(stack.questions, answers, strict=True)):
             ids = stack.prompt(number)
@@ -198,7 +198,7 @@ def check_against_plain_passes(model: LoadedModel, task: str, length: int, room:
             assert (found.depth, found.tokens) == (question.depth, len(places))
 
 
-@pytest.mark.parametrize("rope", list(ROPES))
+@pytest.mark.parametrize("rope", ["none", "dynamic", "longrope"])
 def test_questions_continued_from_one_cache_equal_prompts_one_by_one(rope: str) -> None:
     check_against_plain_passes(demo(rope), NEEDLE, 420, Room())
     check_against_plain_passes(demo(rope), NEEDLE, 300, Room(tokens=100, cache_bytes=1))
@@ -216,7 +216,7 @@ def test_every_task_is_scored_as_one_by_one(task: str) -> None:
 
 def test_an_answer_is_right_when_greedy_decoding_gives_it() -> None:
     model = demo("none")
-    stacks = build(Writer(tokenizer(), NOTES), HaystackOrder(NEEDLE, 700, even_depths(5), 2))
+    stacks = build(Writer(tokenizer(), NOTES), HaystackOrder(NEEDLE, 600, even_depths(5), 2))
     for stack, answers in zip(stacks, answer(model, stacks, Room()), strict=True):
         for number, question in enumerate(stack.questions):
             prompt = stack.prompt(number)
@@ -371,7 +371,11 @@ def lines_of(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
 
 def test_a_killed_measurement_goes_on_and_gives_the_same_report(tmp_path: Path) -> None:
     folder, log = extended(tmp_path / "extended"), tmp_path / "cells.jsonl"
-    subprocess.run(command(folder, "--out", str(tmp_path / "whole.json")), check=True, capture_output=True)
+    threads = torch.get_num_threads()
+    try:
+        assert main([*command(folder)[3:], "--out", str(tmp_path / "whole.json")]) == 0
+    finally:
+        torch.set_num_threads(threads)
     words = command(folder, "--out", str(tmp_path / "out.json"), "--log", str(log))
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         for line in lines_of(process):
