@@ -308,7 +308,15 @@ def run(options: argparse.Namespace) -> None:
             ):
                 for arm in chosen:
                     if not _has(options.out, part="trained", arm=arm.name, seed=seed, steps=steps):
-                        _append(options.out, asdict(train(arm, seed, steps, searched, scratch)))
+                        _trained(arm, seed, steps, searched, scratch, options.out)
+
+
+def _trained(arm: Arm, seed: int, steps: int, searched: dict[str, Any], scratch: Path, out: Path) -> None:
+    """A run that fails is said and left for the next time; the others go on."""
+    try:
+        _append(out, asdict(train(arm, seed, steps, searched, scratch)))
+    except RuntimeError as error:
+        print(error, flush=True)
 
 
 def _memory(out: Path) -> None:
