@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.jobs.length_report import LengthReport, NeedleCell
+from engine.jobs.length_verdict import SHORT_SHARE
 
 UNTOUCHED = "none"
 """The model as it is, measured beside the methods and never chosen."""
-MAX_SHORT_CHANGE = 0.05
+MAX_SHORT_CHANGE = SHORT_SHARE
 SHORT_SLACK = 2.0
 EQUAL_NLL = 0.02
 SMALLEST_USEFUL_ACCURACY = 0.05
@@ -83,6 +84,7 @@ def choose(scores: Sequence[MethodScore], target: int, max_short_change: float =
     ranking = _ranking(contenders, scores, target, max_short_change)
     winner = next(score for score in contenders if score.method == ranking[0])
     sentences = [_why(winner, contenders, target, max_short_change, _needles_count(scores, target))]
+    sentences += _no_better_than_untouched(winner, scores, target)
     sentences += _better_without_export(winner, scores, target, max_short_change)
     return Choice(winner.method, " ".join(sentences), tuple(ranking))
 
@@ -145,6 +147,13 @@ def _why(
             f" No method keeps short text within {max_short_change:.0%} without training; the least is {least:+.1%}."
         )
     return text
+
+
+def _no_better_than_untouched(winner: MethodScore, scores: Sequence[MethodScore], target: int) -> list[str]:
+    untouched = next((score for score in scores if score.method == UNTOUCHED), None)
+    if untouched is None or _best([winner, untouched], target, _needles_count(scores, target)) is winner:
+        return []
+    return ["The untouched model measures no worse there: the new length has to be learned by training."]
 
 
 def _better_without_export(

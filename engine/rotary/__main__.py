@@ -2,7 +2,7 @@
 
 Owns the command lines, the process's environment, and the exit code: 0 when it is done; an `EngineError`'s own code
 with one `{"error": {...}}` line on standard output when not. Standard output carries the lines of
-`engine.jobs.race_lines`. SIGINT and SIGTERM end it after the piece at hand with exit code 130; --log goes on from there.
+`engine.jobs.race_lines`. SIGINT and SIGTERM end it after the piece at hand, exit code 130; --log goes on from there.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    stopped = StopFlag()
-    stopped.listen()
-    {"race": _race, "search": _search, "check": _check}[options.task](options, stopped)
+    with StopFlag().listening() as stopped:
+        {"race": _race, "search": _search, "check": _check}[options.task](options, stopped)
 
 
 def _race(options: argparse.Namespace, stopped: StopFlag) -> None:
@@ -126,7 +125,7 @@ def _search(options: argparse.Namespace, stopped: StopFlag) -> None:
 def _check(options: argparse.Namespace, _stopped: StopFlag) -> None:
     from engine.rotary.check import check_extended
 
-    _write(options.out, check_extended(options.model, dtype=options.dtype))
+    _write(options.out, check_extended(options.model, options.dtype, options.quantization))
 
 
 def _write(path: Path | None, result: object) -> None:

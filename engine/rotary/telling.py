@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from engine.errors import EngineError, ExitCode
@@ -52,10 +53,15 @@ class StopFlag:
     def __call__(self) -> bool:
         return self.asked
 
-    def listen(self) -> None:
-        """Take the signals over."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._hear)
+    @contextmanager
+    def listening(self) -> Iterator[StopFlag]:
+        """Take the signals over inside the block."""
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         self.asked = True

@@ -104,6 +104,12 @@ def test_the_untouched_model_is_never_chosen() -> None:
     assert choose([scored("none")], TARGET).method == ""
 
 
+def test_a_winner_that_is_no_better_than_nothing_is_named_as_such() -> None:
+    untouched = scored("none", right=9, needle_nll=0.2, perplexity=4.0)
+    assert "no worse" in choose([untouched, scored("yarn", right=5)], TARGET).reason
+    assert "no worse" not in choose([untouched, scored("yarn", right=10)], TARGET).reason
+
+
 def test_the_reason_holds_the_figures() -> None:
     reason = choose([scored("yarn", perplexity=3.456, short=0.012)], TARGET).reason
     assert reason == "yarn answers 100% of the needles at 1024 tokens, has perplexity 3.46 there, " + (
