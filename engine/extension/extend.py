@@ -221,7 +221,7 @@ def decide(order: Order, measuring: steps.Measuring, config: dict[str, Any]) -> 
     found_race: Race | None = None
     found: SearchDone | None = None
     if method == AUTO:
-        found_race = steps.race(measuring)
+        found_race = steps.race(measuring, order.among)
         assert found_race.decided is not None
         method = found_race.decided.method
     elif method in SEARCHED and not options.long_divisors:
@@ -236,6 +236,7 @@ def measuring_of(order: Order, source: Path, where: Path, report: Report) -> ste
     return steps.Measuring(
         source, order.target, where, report,
         text=order.text, seed=order.seed, prompts=order.prompts, quick=order.quick, name=order.name,
+        lengths=order.lengths, needles=order.needles,
     )  # fmt: skip
 
 

@@ -56,6 +56,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     """ "auto" or a method's id."""
     options: Options
+    among: tuple[str, ...] = ()
+    """ "auto" chooses from these; empty: from all that apply."""
     factors: str = ""
     """The file the options' divisors came from."""
     text: str = ""
@@ -64,6 +66,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Per length and depth; 0 leaves it to the evaluation."""
     quick: bool = False
     report: bool = True
+    lengths: tuple[int, ...] = ()
+    """Of the report; empty leaves them to the evaluation."""
+    needles: bool = True
+    """Whether the report asks for needles."""
     check: bool = True
     """Whether the folder is loaded to compare its frequencies; not where not even that fits the machine."""
     links: str = "hard"

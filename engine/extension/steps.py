@@ -47,6 +47,10 @@ class Measuring:
     """Of race and search, elsewhere than in `folder`."""
     name: str = ""
     """What reports call the model."""
+    lengths: tuple[int, ...] = ()
+    """Of the report; empty leaves them to the evaluation."""
+    needles: bool = True
+    """Whether the report asks for needles."""
 
     def common(self) -> list[str]:
         """Arguments that all of them take."""
@@ -80,6 +84,7 @@ def race(measuring: Measuring, methods: tuple[str, ...] = ()) -> Race:
         if measuring.hear is not None:
             measuring.hear(raw)
 
+    measuring.report(Progress("race", 0, 0, "loading the model"))
     words = ["race", "--model", str(measuring.source), "--context", str(measuring.target)]
     words += ["--log", str(measuring.log or measuring.folder / RACE), *measuring.common()]
     words += ["--prompts", str(measuring.prompts)] if measuring.prompts else []
@@ -114,6 +119,7 @@ def search(measuring: Measuring, method: str, minutes: float = 0.0, evaluations:
         if measuring.hear is not None:
             measuring.hear(raw)
 
+    measuring.report(Progress("search", 0, 0, "loading the model"))
     log = measuring.log or measuring.folder / SEARCH
     words = ["search", "--model", str(measuring.source), "--context", str(measuring.target), "--log", str(log)]
     words += ["--method", method, *measuring.common()]
@@ -127,6 +133,7 @@ def check_folder(measuring: Measuring) -> FolderCheck:
     """Load the extended folder as anybody would, compare frequencies, generate across the old window."""
     path = measuring.folder / CHECK
     if not path.is_file():
+        measuring.report(Progress("check", 0, 0, "loading the folder"))
         words = ["check", "--model", str(measuring.folder / MODEL), "--out", str(path)]
         _run("engine.rotary", words, measuring, "check", None)
     return msgspec.json.decode(path.read_bytes(), type=FolderCheck)
@@ -145,6 +152,7 @@ def measured(words: list[str], path: Path, errors: Path, report: Report) -> Leng
     """The report in `path`, measured with the evaluation's flags `words` where it is not there yet. Raises the
     process's EngineError, or `extension.helper_failed`."""
     if not path.is_file():
+        report(Progress("evaluation", 0, 0, "loading the model"))
         arguments = [*words, "--out", str(path)]
         run_module("engine.evaluation", arguments, errors, "evaluation", report, failing=_FAILING)
     return msgspec.json.decode(path.read_bytes(), type=LengthReport)
@@ -154,6 +162,8 @@ def _amount(measuring: Measuring) -> list[str]:
     """How much the evaluation measures."""
     prompts = measuring.prompts or (QUICK_PROMPTS if measuring.quick else 0)
     words = ["--prompts", str(prompts)] if prompts else []
+    words += ["--lengths", ",".join(map(str, measuring.lengths))] if measuring.lengths else []
+    words += [] if measuring.needles else ["--tasks", "none"]
     return [*words, "--depths", "3", "--documents", "4", "--no-sliding"] if measuring.quick else words
 
 

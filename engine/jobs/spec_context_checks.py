@@ -24,6 +24,7 @@ _ADAPTERS = "lora or qlora"
 def check_context(spec: JobSpec) -> None:
     """Raises EngineError `spec.conflict`."""
     _check_switches(spec)
+    _check_lengths_measured(spec)
     if spec.task is Task.EXTEND:
         _check_extend(spec)
     if spec.context == ContextSection():
@@ -56,6 +57,14 @@ def _check_switches(spec: JobSpec) -> None:
         raise _conflict(
             f'training.tokens_per_step is for adapters; task = "{spec.task.value}" trains whole weights.',
             f"Set training.tokens_per_step = 0 and training.gradient_accumulation, or set task to {_ADAPTERS}.",
+        )
+
+
+def _check_lengths_measured(spec: JobSpec) -> None:
+    if spec.evaluation.lengths and not (spec.task.trains_adapter or spec.task is Task.EXTEND):
+        raise _conflict(
+            f'evaluation.lengths is for adapters and task = "extend", not for task = "{spec.task.value}".',
+            "Leave it out ([]) and measure the folder that the job leaves: scaler-wizard eval FOLDER.",
         )
 
 

@@ -166,6 +166,8 @@ def order_of(spec: JobSpec, ref: ModelRef, *, report: bool = False) -> Order:
         seed=spec.training.seed,
         report=report,
         prompts=spec.evaluation.needle_prompts,
+        lengths=spec.evaluation.lengths,
+        needles=spec.evaluation.needle_prompts > 0,
     )
 
 

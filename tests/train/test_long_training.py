@@ -26,6 +26,7 @@ from tests.train.test_resume_is_exact import adapter_bytes, losses
 pytestmark = pytest.mark.slow
 WINDOW, TARGET = 128, 512
 KILLED_AT = 5
+PATIENCE_SECONDS = 600
 
 
 def long_spec(make_spec: SpecMaker, long_text: Path, task: str = "lora", **sections: dict[str, Any]) -> JobSpec:
@@ -42,25 +43,6 @@ def long_spec(make_spec: SpecMaker, long_text: Path, task: str = "lora", **secti
     return make_spec(task, **tree)
 
 
-KINDS: list[tuple[str, dict[str, dict[str, Any]]]] = [
-    (
-        "qlora",
-        {
-            "context": {"curriculum": [WINDOW, TARGET], "train_embeddings": True},
-            "training": {
-                "tokens_per_step": 700,
-                "gradient_checkpointing": True,
-                "offload_activations": True,
-                "loss_chunk_tokens": 64,
-            },
-            "output": {"merge": True},
-        },
-    ),
-    ("lora", {"context": {"window": "mixed"}, "training": {"gradient_accumulation": 2}}),
-    ("lora", {"context": {"window": "pose"}, "training": {"batch_size": 3}}),
-]
-
-
 def kill_after(run_dir: Path, steps: int) -> None:
     """Start the worker and kill it with -9 when so many steps are written down."""
     tail = JournalTail(run_dir)
@@ -75,25 +57,33 @@ def kill_after(run_dir: Path, steps: int) -> None:
     assert seen >= steps
 
 
-@pytest.mark.parametrize(("task", "changes"), KINDS, ids=["curriculum", "mixed", "pose"])
 def test_a_killed_and_resumed_job_is_the_job_it_would_have_been(
-    make_spec: SpecMaker, run_worker: RunWorker, long_text: Path, task: str, changes: dict[str, dict[str, Any]]
+    make_spec: SpecMaker, run_worker: RunWorker, long_text: Path
 ) -> None:
-    spec = long_spec(make_spec, long_text, task, **changes)
-    unbroken = run_worker(spec)
+    """Everything at once: a 4-bit base, mixed windows, steps by tokens, norms and embeddings, losses in pieces."""
+    spec = long_spec(
+        make_spec,
+        long_text,
+        "qlora",
+        context={"window": "mixed", "train_embeddings": True},
+        training={
+            "tokens_per_step": 700,
+            "gradient_checkpointing": True,
+            "offload_activations": True,
+            "loss_chunk_tokens": 64,
+        },
+        output={"merge": True},
+    )
+    unbroken = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
     assert unbroken.end.outcome == "finished", unbroken.log[-3000:]
     broken = create_run(spec)
     kill_after(broken, KILLED_AT)
-    resumed = run_worker(broken)
+    resumed = run_worker(broken, timeout_seconds=PATIENCE_SECONDS)
     assert resumed.end.outcome == "finished", resumed.log[-3000:]
     assert len(resumed.of(ev.Start)) == 2
     assert losses(broken) == losses(unbroken.run_dir)
     assert adapter_bytes(resumed) == adapter_bytes(unbroken)
-    if task == "qlora":
-        check_outputs(unbroken)
-    elif changes["context"]["window"] == "pose":
-        assert all(step.tokens <= 3 * WINDOW for step in unbroken.of(ev.Step))
-        merge_later(unbroken)
+    check_outputs(unbroken)
 
 
 def check_outputs(done: Finished) -> None:
@@ -131,21 +121,12 @@ def check_outputs(done: Finished) -> None:
     assert card.before is not None
     assert card.lengths_after.perplexity[0].perplexity < card.lengths_before.perplexity[0].perplexity
     assert {reader.program for reader in card.readers} >= {"transformers 5", "vLLM", "llama.cpp"}
-    words = " ".join(event.message for event in done.of(ev.Warn))
-    assert f"Rows longer than {WINDOW} tokens" in words
-
-
-def merge_later(done: Finished) -> None:
-    check = merge_run(done.run_dir)
-    config = json.loads((done.run_dir / check.path / "config.json").read_text())
-    assert config["max_position_embeddings"] == TARGET
-    assert config["rope_parameters"]["rope_type"] == "yarn"
 
 
 def test_the_gate_ends_a_job_that_loses_short_text_and_keeps_the_last_good_adapter(
     make_spec: SpecMaker, run_worker: RunWorker, long_text: Path, tmp_path: Path
 ) -> None:
-    """Training on one word over and over, with a rate that is far too high, makes other text worse at once."""
+    """Training on one word over and over, with a rate that is far too high, makes other text worse soon."""
     rows = tmp_path / "one-word.jsonl"
     rows.write_text("".join(json.dumps({"text": "dune " * (100 + number)}) + "\n" for number in range(12)))
     spec = long_spec(
@@ -153,12 +134,14 @@ def test_the_gate_ends_a_job_that_loses_short_text_and_keeps_the_last_good_adapt
         long_text,
         data={"train": str(rows)},
         training={"max_steps": 40, "learning_rate": 0.05, "warmup_ratio": 0.3},
-        context={"max_short_loss": 0.1},
+        context={"max_short_loss": 0.1, "window": "pose"},
         evaluation={"every_steps": 1, "lengths": []},
         checkpoint={"every_steps": 100},
     )
-    done = run_worker(spec)
+    done = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
     assert done.end.outcome == "stopped", done.log[-3000:]
+    assert all(step.tokens <= WINDOW for step in done.of(ev.Step))
+    assert any(f"Rows longer than {WINDOW} tokens" in event.message for event in done.of(ev.Warn))
     assert "Short text is +" in done.end.what
     good = done.end.step
     assert f"The adapter of step {good} is kept" in done.end.what
@@ -168,10 +151,14 @@ def test_the_gate_ends_a_job_that_loses_short_text_and_keeps_the_last_good_adapt
     assert adapter_bytes(done) == kept
     assert not (done.run_dir / "card.json").exists()
 
+    merged = json.loads((done.run_dir / merge_run(done.run_dir).path / "config.json").read_text())
+    assert merged["max_position_embeddings"] == TARGET
+    assert merged["rope_parameters"]["rope_type"] == "yarn"
+
 
 def test_extending_alone_is_a_job_with_a_card(make_spec: SpecMaker, run_worker: RunWorker) -> None:
     spec = make_spec("extend", context={"length": 256, "method": "ntk"}, evaluation={"needle_prompts": 1})
-    done = run_worker(spec)
+    done = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
     assert done.end.outcome == "finished", done.log[-3000:]
     model = done.run_dir / "output/model"
     assert json.loads((model / "config.json").read_text())["max_position_embeddings"] == 256
@@ -182,15 +169,3 @@ def test_extending_alone_is_a_job_with_a_card(make_spec: SpecMaker, run_worker: 
     assert card.lengths_after.window == 256
     assert card.before is None
     assert run_worker(done.run_dir).end.outcome == "finished", "a second attempt finds everything done"
-
-
-def test_what_a_model_cannot_do_is_refused_before_it_is_loaded(
-    make_spec: SpecMaker, run_worker: RunWorker, long_text: Path
-) -> None:
-    spec = long_spec(
-        make_spec, long_text, context={"length": 0, "method": "auto", "window": "pose"}, data={"max_length": 64}
-    )
-    done = run_worker(spec)
-    assert done.end.outcome == "failed"
-    assert 'context.window = "pose"' in done.end.what
-    assert "context.length" in done.end.next_step

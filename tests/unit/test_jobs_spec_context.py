@@ -109,6 +109,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "training.tokens_per_step",
         "gradient_accumulation = 1",
     ),
+    ({"task": "full", "evaluation": {"lengths": [256, 512]}}, "evaluation.lengths", "scaler-wizard eval"),
     ({"task": "full", "training": {"tokens_per_step": 4096}}, "training.tokens_per_step", "lora or qlora"),
 ]
 
