@@ -29,6 +29,7 @@ def add_extend(add: Add, *, named: bool) -> None:
     extend.add_argument("--context", metavar="N", default="", help="tokens of the new window: 32k, 131072, or 4x")
     how = extend.add_argument_group("how")
     how.add_argument("--method", default="auto", metavar="NAME", help=_method_help(named=named))
+    how.add_argument("--among", default="", metavar="NAMES", help="auto: measure only these methods, as yarn,ntk,abf")
     how.add_argument("--theta", type=float, default=None, metavar="BASE", help="abf: the new rotary base")
     how.add_argument(
         "--factors", type=Path, metavar="FILE", help="longrope, longrope2: extension.json, a search's log, or CSV"

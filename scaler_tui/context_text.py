@@ -101,17 +101,16 @@ def race_origin(race: Race) -> str:
 
 
 # ── the report ───────────────────────────────────────────────────────────────────────────────────────────────────
-def perplexity_rows(report: LengthReport) -> list[list[str]]:
-    """Length, perplexity of the closing tokens, the same by sliding window, tokens counted."""
-    return [
-        [
-            short_length(entry.length),
-            perplexity_text(entry.perplexity),
-            perplexity_text(entry.sliding) if entry.sliding is not None else NO_FIGURE,
-            f"{entry.tokens:,}",
-        ]
-        for entry in report.perplexity
-    ]
+def perplexity_table(report: LengthReport) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: length, perplexity of the closing tokens, where it was measured the same by sliding window."""
+    sliding = any(entry.sliding is not None for entry in report.perplexity)
+    headings = ["LENGTH", "PERPLEXITY", *(["SLIDING"] if sliding else []), "TOKENS"]
+    rows = []
+    for entry in report.perplexity:
+        other = NO_FIGURE if entry.sliding is None else perplexity_text(entry.sliding)
+        figures = [perplexity_text(entry.perplexity), *([other] if sliding else [])]
+        rows.append([short_length(entry.length), *figures, f"{entry.tokens:,}"])
+    return headings, rows
 
 
 def short_words(report: LengthReport) -> str:

@@ -276,9 +276,8 @@ def print_report(report: LengthReport) -> None:
     output.say(f"Verdict: {verdict(report).words}")
     if report.perplexity:
         output.say()
-        output.table(
-            ["LENGTH", "PERPLEXITY", "SLIDING", "TOKENS"], context_text.perplexity_rows(report), right=(0, 1, 2, 3)
-        )
+        headings, rows = context_text.perplexity_table(report)
+        output.table(headings, rows, right=range(len(headings)))
     width, color, unicode = _paper()
     for task in tasks_of(report.needles):
         grid = heat_grid(report.needles, task)

@@ -110,6 +110,13 @@ def known_method(name: str) -> str:
     )
 
 
+def among_named(names: str, method: str) -> tuple[str, ...]:
+    """The methods that "auto" chooses from. Raises EngineError `usage`, `context.method`."""
+    if names and method != AUTO:
+        raise EngineError("usage", "--among belongs to --method auto.", next_step="Leave out --method, or --among.")
+    return tuple(dict.fromkeys(known_method(name) for name in names.replace(",", " ").split()))
+
+
 def options_of(arguments: argparse.Namespace, method: str) -> Options:
     """The flags that belong to a method. Raises EngineError `usage`, `context.factors`."""
     from engine.context.factors import read_factors
@@ -158,6 +165,7 @@ def _order(arguments: argparse.Namespace, folder: Path, name: str, **more: Any) 
     text = text_named(arguments.text)
     fields: dict[str, Any] = {
         **more,
+        "among": among_named(arguments.among, more["method"]),
         "factors": str(arguments.factors or ""),
         "text": text,
         "seed": arguments.seed,

@@ -49,7 +49,7 @@ def _race(arguments: argparse.Namespace, wanted: Wanted, folder: Path, *, quiet:
     from scaler_tui.commands.extend import print_race
 
     with _measuring(arguments, wanted, folder, quiet=quiet) as measuring:
-        race = steps.race(measuring)
+        race = steps.race(measuring, wanted.order.among)
     if arguments.json_lines:
         return
     if arguments.json:
