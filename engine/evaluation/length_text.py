@@ -5,6 +5,7 @@ Owns where text comes from and how documents get their length. Must not know tor
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,8 @@ from engine.resources import demo_dir, profiles_dir
 _TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet", ".csv")
 _CHARACTERS_PER_TOKEN = 12
 """More than any tokenizer's on prose: so much text is tokenised at first."""
+_LIBRARY_CHARACTERS = 6
+"""More than any tokenizer's on source code."""
 _STRANGE = 1.1
 """So many times more tokens per character of English than of the demo's few words: this tokenizer is the demo's (1.3).
 Others take more for the demo's invented names."""
@@ -62,12 +65,16 @@ class Documents:
 def load_text(tokenizer: ChatTokenizer, source: str, length: int, most: int) -> Documents:
     """Up to `most` documents of `length` tokens.
 
-    `source` is "demo", "general", a file or a folder; "" takes the demo's for the demo's tokenizer, else "general".
+    `source` is "demo", "general", a file or a folder; "" takes the demo's for the demo's tokenizer, else "general":
+    plain English, and where that is too short the source text of Python's library, which is on every machine.
     Documents that are too short are joined in their order, and the notes say so. Raises EngineError
     `evaluation.no_text`, `evaluation.text_too_short`, and `data.*` for files that cannot be read.
     """
     source = source or default_source(tokenizer)
     texts, origin = _read(tokenizer, source)
+    if source == GENERAL and len(texts[0]) < most * length * _LIBRARY_CHARACTERS:
+        texts += _library(most * length * _LIBRARY_CHARACTERS)
+        origin += ", and the source text of Python's own library"
     start = tokenizer.with_start(())
     size = length - len(start)
     long, short = _sorted_by_length(tokenizer, texts, size)
@@ -128,6 +135,17 @@ def _read(tokenizer: ChatTokenizer, source: str) -> tuple[list[str], str]:
             next_step="Give a text file, a .jsonl with a text in each row, or a folder of those.",
         )
     return texts, path.name
+
+
+def _library(characters: int) -> list[str]:
+    """Modules of Python's library in the order of their names, until there are so many characters."""
+    texts: list[str] = []
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        if characters <= 0:
+            break
+        texts.append(file.read_text("utf-8", errors="replace"))
+        characters -= len(texts[-1])
+    return texts
 
 
 def _texts(tokenizer: ChatTokenizer, file: Path) -> Iterator[str]:

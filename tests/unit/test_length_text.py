@@ -79,6 +79,14 @@ def test_the_demos_tokenizer_gets_the_demos_text_and_others_plain_english(tmp_pa
     assert default_source(ChatTokenizer.load(spaced(tmp_path))) == "general"
 
 
+def test_a_long_window_finds_text_on_every_machine(tmp_path: Path) -> None:
+    found = load_text(ChatTokenizer.load(spaced(tmp_path)), "", 5_000, 2)
+    assert [len(row) for row in found.whole()] == [5_000] * 2
+    assert len(set(found.texts)) == 2
+    assert "Python's own library" in found.origin
+    assert found.own == ""
+
+
 def test_a_log_gives_back_what_was_finished_and_passes_over_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log = CellLog(path, "one")
