@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.advise.answers import Answers
+from engine.advise.context import measuring_tokens
 from engine.estimate.calibration import Calibration
 from engine.estimate.cards import DeviceSpeed, cpu_speed, gpu_speed
 from engine.estimate.cost import Tariff, estimate_cost
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_TOKEN = 3.6
 """Of a JSONL file. The demo set has 3.5; English prose in large vocabularies has about 4.4 of text alone."""
+NEEDLE_PROMPTS = 4
+"""Per length and depth, unless a spec says otherwise."""
 _FILE_GUESS = (0.6, 1.0, 1.5)
 _TYPED_GUESS = (0.8, 1.0, 1.25)
 
@@ -88,6 +91,8 @@ class Load:
     """As in `DataShape`; 0 where rows were not counted."""
     measuring: Measuring | None = None
     checkpoint_every: int = 0
+    length_tokens: float = 0.0
+    """Of texts that are measured at every length, before and after training."""
 
 
 def load_of(plan: Plan, answers: Answers, machine: Machine, *, own_data: bool = False) -> Load:
@@ -97,21 +102,32 @@ def load_of(plan: Plan, answers: Answers, machine: Machine, *, own_data: bool = 
     rented = answers.rented or machine.price_usd_per_hour is not None
     cards = max(plan.work.shards, len(machine.gpus) if rented else 1)
     tokens, epochs = run_tokens(plan, answers, own_data=own_data), plan.recipe.number("epochs")
+    choice = plan.context
+    if choice is not None and not choice.train:
+        tokens = (0.0, 0.0, 0.0)
     return Load(
         tokens=tokens,
         epochs=epochs,
-        fill=PACKED_FILL if plan.recipe.flag("packing") and plan.work.method is Method.ADAPTER else NO_PADDING,
+        fill=PACKED_FILL if _joined(plan) else NO_PADDING,
+        length_tokens=measuring_tokens(choice, plan.base.context_length, NEEDLE_PROMPTS) if choice else 0.0,
         disk=DiskPlan(
             base,
             is_on_disk(base),
             writes_grown_model=plan.approach.model in ("deeper", "wider"),
-            merged=answers.text("output") == "merged",
+            merged=answers.text("output") == "merged" or (choice is not None and choice.train),
             teacher_on_disk=plan.work.teacher is None or is_on_disk(plan.work.teacher),
             epoch_tokens=tokens[1] / epochs,
         ),
         tariff=Tariff(rented, machine.price_usd_per_hour, answers.number("usd_per_kwh") or None, cards),
         download_bytes=0.0 if is_on_disk(source) else float(source.weight_bytes or 2 * source.parameters),
     )
+
+
+def _joined(plan: Plan) -> bool:
+    """Whether rows share sequences."""
+    if plan.context is not None:
+        return plan.work.masked
+    return plan.recipe.flag("packing") and plan.work.method is Method.ADAPTER
 
 
 def hours_with(load: Load, work: Workload, device: DeviceSpeed, calibration: Calibration | None = None) -> Estimate:
@@ -131,6 +147,7 @@ def hours_with(load: Load, work: Workload, device: DeviceSpeed, calibration: Cal
         epochs=load.epochs,
         measuring=load.measuring,
         checkpoint_every=load.checkpoint_every,
+        length_tokens=load.length_tokens,
         write_bytes=written_bytes(work, load.disk),
     )
     return estimate_hours(work, device, run, calibration=calibration)

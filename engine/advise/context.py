@@ -28,6 +28,8 @@ class ContextChoice:
     """full, pose or mixed (`engine.jobs.spec_context.WINDOWS`); "": full where it fits, else pose."""
     train: bool = True
     """False: extended and measured, not trained; minutes."""
+    measured: tuple[int, ...] = ()
+    """Lengths at which the model is measured; empty: half the old window, and doubling to the new one."""
     curriculum: tuple[int, ...] = ()
     """full only: lengths trained one after another, in equal parts of the steps; empty is one length."""
     factors: str = ""
@@ -65,3 +67,37 @@ def window_words(choice: ContextChoice, present: int) -> str:
     """ "8,192 to 32,768 tokens by PoSE"."""
     how = {FULL: "in full length", POSE: "by PoSE", MIXED: "in mixed windows"}.get(choice.window, "")
     return f"{present:,} to {choice.length:,} tokens {how if choice.train else 'without training'}".strip()
+
+
+# ── what measuring at length takes ────────────────────────────────────────────────────────────────────────────────
+DOCUMENTS = 8
+RACE_DOCUMENTS, RACE_PROMPTS = 6, 2
+RACED_METHODS = 8
+"""The model untouched, and the methods that need no search."""
+
+
+def measured_lengths(original: int, window: int) -> tuple[int, ...]:
+    """Half the original window, and doubling from there; the window last. The worker's own choice
+    (`engine.evaluation.length_measure.default_lengths`)."""
+    found = [max(original // 2, 1)]
+    while found[-1] * 2 < window:
+        found.append(found[-1] * 2)
+    return (*found, window) if window > found[-1] else tuple(found)
+
+
+def report_tokens(lengths: tuple[int, ...], prompts: int) -> float:
+    """Tokens read for one length report: one haystack serves all depths, every document is read at every length."""
+    return float((DOCUMENTS + prompts) * sum(lengths))
+
+
+def race_tokens(lengths: tuple[int, ...]) -> float:
+    """Tokens read for a race of all methods."""
+    return float(RACED_METHODS * (RACE_DOCUMENTS + RACE_PROMPTS) * sum(lengths))
+
+
+def measuring_tokens(choice: ContextChoice, original: int, prompts: int) -> float:
+    """All of a job: the race where the method is open, then a report before and one after training; without training
+    one of the result."""
+    lengths = choice.measured or measured_lengths(original, choice.length)
+    race = race_tokens(measured_lengths(original, choice.length)) if choice.method == AUTO else 0.0
+    return race + (2 if choice.train else 1) * report_tokens(lengths, prompts)

@@ -11,7 +11,7 @@ from engine.advise.context import FULL, MIXED, POSE, ContextChoice
 from engine.advise.fit import Plan
 from engine.advise.longer import joins
 from engine.estimate.workload import Loss
-from engine.jobs.spec import ContextSection, DataSection, JobSpec, Task, TrainingSection
+from engine.jobs.spec import ContextSection, DataSection, EvaluationSection, JobSpec, Task, TrainingSection
 
 WARMUP_STEPS = 20
 """As LongLoRA and YaRN: with a few hundred steps a share would be too short, with thirty too long."""
@@ -32,14 +32,16 @@ def context_spec(spec: JobSpec, plan: Plan, steps: int) -> JobSpec:
             model=spec.model,
             data=DataSection(base_text=spec.data.base_text),
             context=ContextSection(length=choice.length, method=choice.method, factors=choice.factors),
+            evaluation=EvaluationSection(lengths=choice.measured),
             cost=spec.cost,
         )
     change, work = msgspec.structs.replace, plan.work
     return change(
         spec,
-        data=change(spec.data, max_length=work.sequence, packing=joins(work.sequence)),
+        data=change(spec.data, max_length=work.sequence, packing=joins(work.sequence, choice.window)),
         training=_training(spec.training, plan, steps),
         context=_section(choice, plan),
+        evaluation=change(spec.evaluation, lengths=choice.measured),
         output=change(spec.output, merge=True),
     )
 
@@ -76,5 +78,12 @@ def choice_of(spec: JobSpec) -> ContextChoice | None:
     section = spec.context
     if not section.extends:
         return None
-    trains = spec.task is not Task.EXTEND
-    return ContextChoice(section.length, section.method, section.window, trains, section.curriculum, section.factors)
+    return ContextChoice(
+        length=section.length,
+        method=section.method,
+        window=section.window,
+        train=spec.task is not Task.EXTEND,
+        measured=spec.evaluation.lengths,
+        curriculum=section.curriculum,
+        factors=section.factors,
+    )

@@ -14,7 +14,7 @@ from engine.advise.approaches import Approach, TargetModel
 from engine.advise.context import ContextChoice, completed, impediment
 from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
 from engine.advise.grown import Grown
-from engine.advise.longer import at_length, fit_window
+from engine.advise.longer import at_length, fit_window, joins, with_measured
 from engine.advise.recipes import Recipe, choose_recipe
 from engine.advise.targets import deeper, deeper_to, larger, wider
 from engine.estimate.calibration import Calibration
@@ -152,18 +152,21 @@ def _longer_plan(
     recipe = choose_recipe(answers, machine, architecture, longer=True)
     devices, choice = single_device(machine), completed(given, architecture, answers)
     first = _first_choice(approach, architecture, architecture, devices, recipe, answers)
-    first = replace(at_length(first, choice.length), checkpointing=True)
+    joined = joins(choice.length, choice.window)
+    first = replace(at_length(first, choice.length, joined=joined), checkpointing=True, train_norms=True)
+    bounds = partial(memory_bounds_on, calibration=calibration)
     why = impediment(given, architecture, answers)
     if why or not choice.train:
         work = first if choice.train else measured_only(first)
-        needed = memory_bounds_on(work, calibration)
+        work, measured = with_measured(work, choice, architecture.context_length, devices.free_bytes, bounds)
+        needed, choice = bounds(work), replace(choice, measured=measured)
     else:
         found = fit_window(
             first,
             choice,
             architecture.context_length,
             devices.free_bytes,
-            partial(memory_bounds_on, calibration=calibration),
+            bounds,
             data_tokens=data_tokens(answers)[1] * recipe.number("epochs"),
             may_pack=machine.simulated or machine.libraries.get("bitsandbytes", "unknown") is not None,
         )
@@ -184,12 +187,23 @@ def _longer_plan(
 
 
 def measured_only(work: Workload) -> Workload:
-    """The model at the new length with nothing that learns: one text at a time, logits where an answer stands."""
+    """The model at the new length with nothing that learns: one text, in chunks with a cache, logits where an answer
+    stands."""
     return replace(
-        work, purpose=Purpose.EVALUATE, batch=1, accumulation=1, masked=False, targets=(), trained_share=ANSWER_SHARE
+        work,
+        purpose=Purpose.EVALUATE,
+        batch=1,
+        sequence=min(work.sequence, MEASURED_AT_ONCE),
+        measured_tokens=work.sequence,
+        accumulation=1,
+        masked=False,
+        targets=(),
+        trained_share=ANSWER_SHARE,
     )
 
 
+MEASURED_AT_ONCE = 4096
+"""Tokens per chunk that a measurement needs room for; it takes more where there is more."""
 ANSWER_SHARE = 1 / 64
 """Of a measured text: the positions whose logits are wanted."""
 

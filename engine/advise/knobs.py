@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from engine.advise.context import MIXED, POSE
+from engine.advise.context import MIXED, POSE, measured_lengths
 from engine.advise.fit import Plan
 from engine.advise.longer import pose_lengths
 from engine.estimate.workload import Loss, Method, OptimizerKind, Packing4Bit, Purpose, Workload
@@ -20,7 +20,7 @@ MINIMUM_LENGTH = 256
 LENGTH_GRAIN = 128
 CHUNKS = (1024, 256)
 """Tokens per piece of a chunked loss."""
-Edit = tuple[str, str | int | float | bool]
+Edit = tuple[str, str | int | float | bool | tuple[int, ...]]
 """A key of the spec and its new value: ("training.batch_size", 1)."""
 
 
@@ -64,10 +64,10 @@ class Knob:
 def knobs_of(plan: Plan) -> tuple[Knob, ...]:
     """Every knob with room left, cheapest first."""
     if plan.work.purpose is Purpose.EVALUATE:
-        makers = [_target]
+        makers = [_measured, _target]
     else:
         makers = [_checkpointing, _micro_batch, _chunked_loss, _offload_activations, _optimizer]
-        makers += [_frozen_embeddings, _rank, _four_bits, _pose, _length]
+        makers += [_measured, _frozen_embeddings, _rank, _four_bits, _pose, _length]
     if not plan.approach.runs:  # our worker has neither; where it only plans, they are part of the plan
         makers[2:2] = [_offload_optimizer, _bf16_adapters]
     found = [knob for make in makers if (knob := make(plan)) is not None and knob.steps]
@@ -240,9 +240,27 @@ def _length_step(length: int, *, pose: bool) -> Step:
     )
 
 
+def _measured(plan: Plan) -> Knob | None:
+    """Shorter texts in the length report: keys and values of the longest are in memory twice."""
+    choice = plan.context
+    if choice is None:
+        return None
+    lengths = choice.measured or measured_lengths(plan.base.context_length, choice.length)
+    steps = tuple(_measured_step(lengths[:count]) for count in range(len(lengths) - 1, 0, -1))
+    return Knob("measured-lengths", Price.LITTLE, "what lies beyond is not measured", steps)
+
+
+def _measured_step(lengths: tuple[int, ...]) -> Step:
+    return Step(
+        f"measured up to {lengths[-1]:,} tokens",
+        lambda work: replace(work, measured_tokens=lengths[-1]),
+        (("evaluation.lengths", lengths),),
+    )
+
+
 def _target(plan: Plan) -> Knob | None:
     """Of a job that only extends and measures: a nearer target."""
-    steps, length = [], plan.work.sequence // 2
+    steps, length = [], plan.context.length // 2 if plan.context is not None else 0
     while length > plan.base.context_length:
         steps.append(_target_step(length))
         length //= 2
@@ -250,6 +268,7 @@ def _target(plan: Plan) -> Knob | None:
 
 
 def _target_step(length: int) -> Step:
-    return Step(
-        f"a window of {length:,} tokens", lambda work: replace(work, sequence=length), (("context.length", length),)
-    )
+    def apply(work: Workload) -> Workload:
+        return replace(work, sequence=min(work.sequence, length), measured_tokens=min(work.measured_tokens, length))
+
+    return Step(f"a window of {length:,} tokens", apply, (("context.length", length),))

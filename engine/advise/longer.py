@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from engine.advise.context import FULL, MIXED, POSE, ContextChoice
+from engine.advise.context import FULL, MIXED, POSE, ContextChoice, measured_lengths
 from engine.estimate.workload import DeviceKind, Loss, Packing4Bit, Workload
 
 SMALL_CHUNK_TOKENS = 256
@@ -61,31 +61,45 @@ def fit_window(
     found: Trained | None = None
     for window in windows:
         for way in _ways(first, window, original, may_pack=may_pack):
-            work = replace(way, accumulation=step_tokens(data_tokens, way) // way.tokens)
-            needed = bounds(work)
-            if needed[2] <= free_bytes:
-                return Trained(work, needed, replace(choice, window=window))
-            if found is None or needed[2] < found.bounds[2]:
-                found = Trained(work, needed, replace(choice, window=window))
+            work = replace(way, accumulation=step_tokens(data_tokens, way) // way.tokens, measured_tokens=0)
+            if bounds(work)[2] <= free_bytes:
+                work, measured = with_measured(work, choice, original, free_bytes, bounds)
+                return Trained(work, bounds(work), replace(choice, window=window, measured=measured))
+            if found is None or bounds(work)[2] < found.bounds[2]:
+                found = Trained(work, bounds(work), replace(choice, window=window))
     assert found is not None
-    return found
+    work, measured = with_measured(found.work, choice, original, free_bytes, bounds)
+    return Trained(work, bounds(work), replace(found.choice, measured=measured))
+
+
+def with_measured(
+    work: Workload, choice: ContextChoice, original: int, free_bytes: float, bounds: Bounds
+) -> tuple[Workload, tuple[int, ...]]:
+    """The job with the longest texts whose keys and values fit, and the lengths that leaves; () for all of them."""
+    wanted = choice.measured or measured_lengths(original, choice.length)
+    lengths = list(wanted)
+    while len(lengths) > 1 and bounds(replace(work, measured_tokens=lengths[-1]))[2] > free_bytes:
+        lengths.pop()
+    return replace(work, measured_tokens=lengths[-1]), () if tuple(lengths) == wanted else tuple(lengths)
 
 
 def _ways(first: Workload, window: str, original: int, *, may_pack: bool) -> Iterator[Workload]:
     lengths = [first.sequence] if window in (FULL, MIXED) else pose_lengths(original, first.sequence)
     for length in lengths:
-        yield from _settings(at_length(first, length), may_pack=may_pack)
+        work = at_length(first, length, joined=joins(length, window))
+        yield from _settings(work, may_pack=may_pack, joined=joins(length, window))
 
 
-def at_length(work: Workload, length: int) -> Workload:
-    """Sequences of that length side by side and, where they are short, joined from several documents."""
+def at_length(work: Workload, length: int, *, joined: bool) -> Workload:
+    """Sequences of that length side by side; `joined`: several documents share one."""
     batch = side_by_side(length)
-    return replace(work, sequence=length, batch=batch, masked=batch > 1 or joins(length))
+    return replace(work, sequence=length, batch=batch, masked=batch > 1 or joined)
 
 
-def joins(length: int) -> bool:
-    """Whether short documents share a sequence: their mask takes s² bytes and makes attention compute every pair."""
-    return length <= JOINED_UP_TO_TOKENS
+def joins(length: int, window: str) -> bool:
+    """Whether short documents share a sequence: their mask takes s² bytes and makes attention compute every pair.
+    PoSE's never do, since a border in positions would look like a skip."""
+    return length <= JOINED_UP_TO_TOKENS and window != POSE
 
 
 def side_by_side(length: int) -> int:
@@ -101,7 +115,7 @@ def pose_lengths(original: int, target: int) -> list[int]:
     return lengths
 
 
-def _settings(work: Workload, *, may_pack: bool) -> Iterator[Workload]:
+def _settings(work: Workload, *, may_pack: bool, joined: bool) -> Iterator[Workload]:
     on_card = work.device is DeviceKind.GPU
     chunked = replace(work, loss=Loss.CHUNKED)
     embedded = replace(work, train_embeddings=True)
@@ -113,7 +127,7 @@ def _settings(work: Workload, *, may_pack: bool) -> Iterator[Workload]:
         last = replace(chunked, packing=Packing4Bit.NF4_DOUBLE)
         yield from _offloaded(last, on_card=on_card)
     stack = replace(last.stack, loss_chunk_tokens=SMALL_CHUNK_TOKENS)
-    yield replace(last, batch=1, masked=joins(work.sequence), stack=stack, offload_activations=on_card)
+    yield replace(last, batch=1, masked=joined, stack=stack, offload_activations=on_card)
 
 
 def _offloaded(work: Workload, *, on_card: bool) -> Iterator[Workload]:

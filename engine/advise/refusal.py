@@ -54,7 +54,9 @@ def _keys(fix: Fix) -> str:
     return f" (set {settings_words(fix.edits)})" if fix.edits else ""
 
 
-def _literal(value: str | int | float | bool) -> str:
+def _literal(value: str | int | float | bool | tuple[int, ...]) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -13,7 +13,7 @@ from engine.advise.amounts import Load, is_on_disk
 from engine.advise.answers import answers_of
 from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import find_approach
-from engine.advise.context import POSE
+from engine.advise.context import POSE, measuring_tokens, report_tokens
 from engine.advise.context_spec import choice_of
 from engine.advise.devices import capability_of, compute_bytes, single_device, workspace_bytes
 from engine.advise.fit import Plan, calibration_for, estimate_memory_on, measured_only, memory_bounds_on
@@ -28,7 +28,7 @@ from engine.estimate.stacks import OURS
 from engine.estimate.storage import DiskPlan
 from engine.estimate.workload import Attention, DeviceKind, Loss, Method, OptimizerKind, Packing4Bit, Workload
 from engine.hardware.machine import Machine
-from engine.jobs.spec import Dtype, JobSpec, Optimizer, PredictionSection, Task
+from engine.jobs.spec import ContextSection, Dtype, JobSpec, Optimizer, PredictionSection, Task
 from engine.models.architecture import Architecture
 
 UNNAMED_PROMPTS = 4
@@ -65,7 +65,7 @@ def workload_of(
     packing = Packing4Bit.NF4_DOUBLE if spec.quantization.double else Packing4Bit.NF4
     width = {Dtype.AUTO: compute_bytes(devices), Dtype.BFLOAT16: 2, Dtype.FLOAT32: 4}[spec.training.dtype]
     sequence = trained_length(spec, architecture)
-    chunk = spec.training.loss_chunk_tokens
+    chunk, longer = spec.training.loss_chunk_tokens, spec.context != ContextSection()
     work = Workload(
         architecture=growth.architecture if growth else architecture,
         method=method,
@@ -76,7 +76,7 @@ def workload_of(
         rank=spec.adapter.rank,
         targets=spec.adapter.targets,
         checkpointing=spec.training.gradient_checkpointing,
-        masked=spec.data.packing or spec.training.batch_size > 1,
+        masked=_joins(spec) or spec.training.batch_size > 1,
         attention=attention_of(architecture),
         trained_share=trained_share,
         accumulation=_accumulation(spec, sequence),
@@ -86,13 +86,25 @@ def workload_of(
         dropout=spec.adapter.dropout > 0,
         loss=Loss.CHUNKED if chunk else Loss.FULL,
         stack=OURS if chunk in (0, OURS.loss_chunk_tokens) else replace(OURS, loss_chunk_tokens=chunk),
-        train_embeddings=spec.context.train_embeddings,
+        train_embeddings=longer and spec.context.train_embeddings,
+        train_norms=longer and spec.context.train_norms,
+        measured_tokens=_measured(spec),
         offload_activations=spec.training.offload_activations,
         device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
         workspace_bytes=workspace_bytes(devices),
         capability=capability_of(devices),
     )
     return work if trains else measured_only(work)
+
+
+def _joins(spec: JobSpec) -> bool:
+    """Whether documents share a sequence; PoSE's never do."""
+    return spec.data.packing and not (spec.context.extends and spec.context.window == POSE)
+
+
+def _measured(spec: JobSpec) -> int:
+    """The longest text that the card measures, tokens; 0 for none beyond the rows."""
+    return max(spec.evaluation.lengths, default=spec.context.length)
 
 
 def trained_length(spec: JobSpec, architecture: Architecture) -> int:
@@ -178,7 +190,7 @@ def load_of_spec(
     counts = tokens_per_epoch if isinstance(tokens_per_epoch, tuple) else (float(tokens_per_epoch),) * 3
     if data is not None:
         counts = data.tokens
-    low, likely, high = (count * spec.training.epochs for count in counts)
+    low, likely, high = (count * spec.training.epochs * spec.task.trains for count in counts)
     here = is_on_disk(architecture) if base_on_disk is None else base_on_disk
     price = spec.cost.usd_per_hour or machine.price_usd_per_hour or None
     return Load(
@@ -197,8 +209,17 @@ def load_of_spec(
         width=data.width if data is not None else 0,
         measuring=measuring_of(spec, data) if data is not None else None,
         checkpoint_every=spec.checkpoint.every_steps,
+        length_tokens=_length_tokens(spec, architecture),
         download_bytes=0.0 if here else float(architecture.weight_bytes or 2 * architecture.parameters),
     )
+
+
+def _length_tokens(spec: JobSpec, architecture: Architecture) -> float:
+    """Read in measuring by length, the race of methods included."""
+    choice, prompts = choice_of(spec), spec.evaluation.needle_prompts
+    if choice is not None:
+        return measuring_tokens(choice, architecture.context_length, prompts)
+    return 2 * report_tokens(spec.evaluation.lengths, prompts)
 
 
 def measuring_of(spec: JobSpec, data: DataShape) -> Measuring:

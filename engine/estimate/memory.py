@@ -14,11 +14,13 @@ from functools import lru_cache
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Origin, Part
 from engine.estimate.process import base_parts, process_bounds
+from engine.estimate.program.head import learns_fp32_head
 from engine.estimate.program.style import widens
 from engine.estimate.shapes import shape_of
 from engine.estimate.state import (
     adapter_weight_bytes,
     autocast_mixed,
+    copy_width,
     gathered_block_bytes,
     gradient_bytes,
     key_value_cache_bytes,
@@ -41,7 +43,10 @@ PHASE_WORDS = {
     "gradients": "all gradients at the end of backward",
     "step": "the optimizer step",
     "forward": "the layer in work going forward",
+    "measuring": "keys and values of the longest text that is measured",
 }
+MEASURING_BYTES = 300 * 1024**2
+"""Room that measuring at length keeps for itself, whatever the model (`engine.evaluation.length_memory`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +172,21 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
             stack.embedding * share if work.step_in_backward else gradients,
             alive,
             held[LOGITS],
-            tokens * stack.bottom.boundary_bytes + (stack.summing * share if stack.tied else 0.0),
+            tokens * (stack.bottom.boundary_bytes + stack.widened) + (stack.summing * share if stack.tied else 0.0),
         )
+    yield from _measuring(work)
     if not work.step_in_backward:
         yield _Candidate("step", gradients, 0.0, 0.0, optimizer_transient_bytes(work) * share)
+
+
+def _measuring(work: Workload) -> Iterable[_Candidate]:
+    """Texts of `measured_tokens` in small chunks: the cache of a haystack and the copy that a question goes on from.
+
+    Source: `engine.evaluation.length_memory`, which takes no more than is free and refuses below this.
+    """
+    if work.measured_tokens:
+        cache = 2.0 * key_value_cache_bytes(replace(work, batch=1, sequence=work.measured_tokens))
+        yield _Candidate("measuring", 0.0, cache, 0.0, float(MEASURING_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +203,8 @@ class _Stack:
     embedding: float
     """Bytes of the embedding's gradient where it learns."""
     tied: bool
+    widened: float
+    """Bytes per token of the embedding's gradient in fp32, where a learning copy's result was narrowed."""
     summing: float
     """Bytes beyond it while the gradients of a tied head and embedding are added up."""
 
@@ -194,7 +212,7 @@ class _Stack:
     def of(cls, work: Workload) -> _Stack:
         a, windowed = work.architecture, windowed_layers(work)
         embeddings = work.method is Method.FULL or work.train_embeddings
-        width = 4 if autocast_mixed(work) else work.compute_bytes
+        width = 4.0 if autocast_mixed(work) else copy_width(work) if work.train_embeddings else work.compute_bytes
         embedding = float(a.vocab_size * a.hidden_size * width) if embeddings else 0.0
         learns = work.method is not Method.ADAPTER
         if work.method is Method.NEW_BLOCKS:
@@ -216,8 +234,10 @@ class _Stack:
         lowest = not (embeddings or work.checkpointing)
         bottom = layer_walk(work, learns=learns, windowed=2 * windowed > a.layers, lowest=lowest)
         # The head's gradient is a view, to which autograd does not add in place; cast by autocast it is none.
-        summing = embedding if autocast_mixed(work) else 2.0 * embedding
-        return cls(tuple(walks), tuple(counts), bottom, work.checkpointing, embedding, a.tied_embeddings, summing)
+        summing = embedding if autocast_mixed(work) or learns_fp32_head(work) else 2.0 * embedding
+        widened = 4.0 * a.hidden_size if learns_fp32_head(work) else 0.0
+        tied = a.tied_embeddings
+        return cls(tuple(walks), tuple(counts), bottom, work.checkpointing, embedding, tied, widened, summing)
 
     def kept(self, work: Workload) -> float:
         """What all layers keep once the forward pass is through."""
@@ -245,6 +265,7 @@ def _asking_moments(work: Workload) -> Iterable[_Candidate]:
 
     Evaluation turns the logits of every position to fp32 and takes their log_softmax; generation keeps one position's.
     """
+    yield from _measuring(work)
     tokens, a = float(work.tokens), work.architecture
     walk = layer_walk(replace(work, checkpointing=True), learns=False)  # nothing is kept
     cache = key_value_cache_bytes(work) if work.purpose is Purpose.GENERATE else 0.0
@@ -329,6 +350,8 @@ def _token_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
     where = PHASE_WORDS[peak.phase]
     if not peak.activations:
         activations = "not alive at the peak"
+    elif peak.phase == "measuring":
+        activations = f"keys and values of {shape.layers} layers x {work.measured_tokens:,} tokens, twice"
     elif work.purpose is Purpose.GENERATE:
         activations = f"KV cache of {shape.layers} layers x {tokens}"
     elif work.checkpointing or work.purpose is Purpose.EVALUATE:

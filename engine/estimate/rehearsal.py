@@ -29,6 +29,12 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     dora: bool = False
     adapter_bytes: int = 4
     train_embeddings: bool = False
+    train_norms: bool = False
+    fp32_copies: bool = False
+    """Embeddings and norms learn as the worker has them learn: fp32 copies; else in the type of the rest."""
+    loss_chunk_tokens: int = 0
+    """Head and loss in pieces of so many tokens, as the worker computes them; 0 all at once."""
+    offload_activations: bool = False
     new_layers: int = 0
     compute_bytes: int = 2
     autocast: bool = True
@@ -73,7 +79,9 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rehearsal_of(work: Workload, config: dict[str, Any]) -> Rehearsal:
-    """The rehearsal of `work` on the model that `config` describes. Chunked losses are tried as one chunk."""
+    """The rehearsal of `work` on the model that `config` describes. Chunked losses of other stacks than the worker's
+    are tried as one chunk."""
+    in_pieces = work.loss is Loss.CHUNKED and work.stack.checkpointed_chunks
     return Rehearsal(
         config=config,
         method=work.method.value,
@@ -85,6 +93,10 @@ def rehearsal_of(work: Workload, config: dict[str, Any]) -> Rehearsal:
         dora=work.dora,
         adapter_bytes=work.adapter_bytes,
         train_embeddings=work.train_embeddings,
+        train_norms=work.train_norms,
+        fp32_copies=work.stack.fp32_copies,
+        loss_chunk_tokens=work.stack.loss_chunk_tokens if in_pieces else 0,
+        offload_activations=work.offload_activations,
         new_layers=work.trained_layers if work.method is Method.NEW_BLOCKS else 0,
         compute_bytes=work.compute_bytes,
         autocast=work.stack.autocast and work.compute_bytes == 2,
@@ -94,7 +106,7 @@ def rehearsal_of(work: Workload, config: dict[str, Any]) -> Rehearsal:
         batch=work.batch,
         sequence=work.sequence,
         trained_share=work.trained_share
-        if work.loss is Loss.FULL
+        if work.loss is Loss.FULL or in_pieces
         else min(work.trained_share, work.stack.loss_chunk_tokens / work.tokens),
         masked=work.masked,
         checkpointing=work.checkpointing,

@@ -17,9 +17,9 @@ from engine.estimate.program.decoder import layer
 from engine.estimate.program.head import head_and_loss
 from engine.estimate.program.style import style_of
 from engine.estimate.shapes import adapted_linears, shape_of
-from engine.estimate.state import packed_value_bytes, rest_width
+from engine.estimate.state import copy_width, packed_value_bytes
 from engine.estimate.tape import GRADIENTS, Buffer, Tape, Var
-from engine.estimate.walks import logit_share
+from engine.estimate.walks import logit_share, shown_share
 from engine.estimate.workload import Method, OptimizerKind, Workload
 
 STEPS = 2
@@ -98,9 +98,9 @@ class _Run:
             outer.append(take(work.compute_bytes * embedding))
         if work.packed and a.tied_embeddings:  # some loaders make the tied head as well, and drop it
             self.allocator.release(outer.pop())
-        if work.packed and rest_width(work) > work.compute_bytes:
+        if work.packed and copy_width(work) > work.compute_bytes:
             for block in outer:
-                take(rest_width(work) * embedding)
+                take(copy_width(work) * embedding)
                 self.allocator.release(block)
         for size in self._adapter_sizes():
             take(size)
@@ -124,7 +124,7 @@ class _Run:
         sizes *= work.architecture.layers
         if work.train_embeddings:
             a = work.architecture
-            sizes += [rest_width(work) * a.vocab_size * a.hidden_size] * (1 if a.tied_embeddings else 2)
+            sizes += [copy_width(work) * a.vocab_size * a.hidden_size] * (1 if a.tied_embeddings else 2)
         return sizes
 
     def step(self, *, first: bool) -> None:
@@ -134,7 +134,7 @@ class _Run:
         layers = self._forward(live)
         head = _Replay(self.allocator, self.work, live)
         hidden = self._input(Buffer(0.0, 0.0, 0))
-        head_and_loss(head, hidden, self.work, logit_share(self.work))
+        head_and_loss(head, hidden, self.work, logit_share(self.work), shown_share(self.work))
         if first:
             self.allocator.request(self.work.workspace_bytes / 2)
         loss_peak = self.allocator.recent_peak_allocated

@@ -91,6 +91,16 @@ def shape_of(architecture: Architecture) -> Shape:
 
 
 @lru_cache(maxsize=256)
+def norm_parameters(architecture: Architecture) -> int:
+    """Gains, and biases of layer norms: two norms a layer (four around a sandwich), those of heads, the last one."""
+    a = architecture
+    placed = {"sandwich": 4, "parallel": 1}.get(a.norm_placement, 2)
+    values = {"head": 2 * a.head_dim, "full": (a.attention_heads + a.key_value_heads) * a.head_dim}.get(a.qk_norm, 0)
+    one = 2 if a.norm == "layernorm" and a.family != "cohere" else 1
+    return one * ((a.layers * placed + 1) * a.hidden_size + a.layers * values)
+
+
+@lru_cache(maxsize=256)
 def adapted_modules(architecture: Architecture, targets: tuple[str, ...]) -> tuple[str, ...]:
     """Which of the seven linears of a block get an adapter, and `EXPERTS` where peft adapts the fused experts as well
     (it does for "all-linear")."""

@@ -73,6 +73,8 @@ class RunPlan:
     """None: `EVALUATION_SHARE` of training."""
     checkpoint_every: int = 0
     """Optimizer steps between checkpoints; 0 means one in every sixth of the run."""
+    length_tokens: float = 0.0
+    """Read in forward passes over texts of up to `Workload.measured_tokens`, before and after training."""
     write_bytes: float = 0.0
     """Whole models written before or after training: grown, merged, GGUF."""
 
@@ -167,6 +169,7 @@ def estimate_hours(
     rows = [
         ("training", train, f"{plan.tokens:,.0f} tokens / {rate:,.0f} tokens per second{over}", speed_source),
         ("evaluation", *_evaluation(shaped, device, plan, train, steps)),
+        ("measuring by length", *_by_length(work, device, plan)),
         ("teacher's logits", *_teacher_pass(work, device, plan)),
         ("checkpoints", *_checkpoints(work, plan, steps)),
         ("start", *_start(work, device)),
@@ -231,6 +234,17 @@ def _evaluation(
     return (low, likely, high), text, "forward passes and generation with a cache"
 
 
+def _by_length(work: Workload, device: DeviceSpeed, plan: RunPlan) -> _Row:
+    """Perplexity and needles at every length, each token as dear as in the longest text."""
+    if not plan.length_tokens or not work.measured_tokens:
+        return (0.0, 0.0, 0.0), "", ""
+    long = replace(work, sequence=work.measured_tokens, masked=False)
+    forward = _per_token(long, device, Purpose.EVALUATE, 1)
+    low, likely, high = (seconds * plan.length_tokens for seconds in forward)
+    text = f"{plan.length_tokens:,.0f} tokens in texts of up to {work.measured_tokens:,}"
+    return (low, likely, high), text, "forward passes with a cache"
+
+
 def _teacher_pass(work: Workload, device: DeviceSpeed, plan: RunPlan) -> _Row:
     """Cached logits are made before training: one forward pass of the packed teacher over the data."""
     if work.teacher is None or work.teacher_held is not TeacherHeld.CACHED:
@@ -276,7 +290,7 @@ def _start(work: Workload, device: DeviceSpeed) -> _Row:
 
 
 def _per_step(work: Workload, device: DeviceSpeed, purpose: Purpose, batch: int) -> tuple[float, float, float]:
-    asked = replace(work, purpose=purpose, batch=batch, accumulation=1, shards=1, teacher=None)
+    asked = replace(work, purpose=purpose, batch=batch, accumulation=1, shards=1, teacher=None, measured_tokens=0)
     return step_bounds(asked, device)
 
 

@@ -53,6 +53,12 @@ class Stack:
     """The layer in work relative to transformers' layer."""
     chunks_add_gradients: bool = False
     """A chunked loss goes backward chunk by chunk: the head's gradient exists twice while it adds up."""
+    checkpointed_chunks: bool = False
+    """A chunked loss runs head and loss of every chunk again in the backward pass; the hidden states of all chunks, and
+    then their gradients, exist as a whole (engine/evaluation/head.py)."""
+    fp32_copies: bool = False
+    """What learns whole beside an adapter is an fp32 copy whose results are narrowed again
+    (engine/train/also_trained.py); else it has the type of the rest."""
     logits_before_chunks: bool = False
     """The 16-bit logits of all chunks exist before the loss takes the first one."""
     loss_factor: float = 1.0
@@ -77,6 +83,8 @@ OURS = Stack(
     source="engine/train, dry run",
     autocast=True,
     selective_head=True,
+    checkpointed_chunks=True,
+    fp32_copies=True,
 )
 HF = Stack(
     id="hf",

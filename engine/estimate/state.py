@@ -6,7 +6,7 @@ sharding. Must not know activations, allocators or machines.
 
 from __future__ import annotations
 
-from engine.estimate.shapes import adapter_parameters, magnitude_parameters, shape_of
+from engine.estimate.shapes import adapter_parameters, magnitude_parameters, norm_parameters, shape_of
 from engine.estimate.workload import Method, OptimizerKind, Packing4Bit, TeacherHeld, Workload
 from engine.models.architecture import Architecture
 
@@ -98,11 +98,11 @@ def teacher_bytes(work: Workload) -> float:
 
 
 def trainable_parameters(work: Workload) -> int:
-    """A for adapters (with DoRA's magnitudes and embeddings where they learn), N for full training, N·new/L (blocks
-    only) when old blocks are frozen."""
+    """A for adapters (with DoRA's magnitudes, embeddings and norms where they learn), N for full training, N·new/L
+    (blocks only) when old blocks are frozen."""
     architecture = work.architecture
     if work.method is Method.ADAPTER:
-        return adapter_count(work) + (architecture.embedding_parameters if work.train_embeddings else 0)
+        return adapter_count(work) + copied_parameters(work)
     if work.method is Method.FULL:
         return architecture.parameters
     blocks = architecture.parameters - architecture.embedding_parameters
@@ -117,13 +117,29 @@ def adapter_count(work: Workload) -> int:
     return count
 
 
+def copied_parameters(work: Workload) -> int:
+    """Embeddings and norms that learn whole beside an adapter: peft trains copies of them (`modules_to_save`)."""
+    if work.method is not Method.ADAPTER:
+        return 0
+    embeddings = work.architecture.embedding_parameters if work.train_embeddings else 0
+    return embeddings + (norm_parameters(work.architecture) if work.train_norms else 0)
+
+
+def copy_width(work: Workload) -> float:
+    """Bytes per value of such a copy: this program's worker holds them in fp32, as it does adapters."""
+    return 4.0 if work.stack.fp32_copies else rest_width(work)
+
+
+def _copied_bytes(work: Workload) -> float:
+    return copy_width(work) * copied_parameters(work)
+
+
 def adapter_weight_bytes(work: Workload) -> float:
-    """4·A: PEFT keeps adapters in fp32 (`autocast_adapter_dtype`). A copy of the embeddings where they learn
+    """4·A: PEFT keeps adapters in fp32 (`autocast_adapter_dtype`). Copies of embeddings and norms where they learn
     (`modules_to_save`). Source: peft."""
     if work.method is not Method.ADAPTER:
         return 0.0
-    copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0
-    return float(work.adapter_bytes * adapter_count(work)) + copies
+    return float(work.adapter_bytes * adapter_count(work)) + _copied_bytes(work)
 
 
 def gradient_bytes(work: Workload) -> float:
@@ -131,8 +147,7 @@ def gradient_bytes(work: Workload) -> float:
     if work.optimizer_on_host:
         return largest_gradient_bytes(work)
     if work.method is Method.ADAPTER:
-        copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0
-        return float(work.adapter_bytes * adapter_count(work)) + copies
+        return float(work.adapter_bytes * adapter_count(work)) + _copied_bytes(work)
     width = 4 if autocast_mixed(work) else work.compute_bytes
     return float(width * trainable_parameters(work))
 
@@ -161,8 +176,7 @@ def optimizer_bytes(work: Workload) -> float:
         return (8.0 if autocast_mixed(work) else 12.0) * count + beside
     if work.method is not Method.ADAPTER:
         return 2.0 * work.compute_bytes * count + beside
-    copies = rest_width(work) * work.architecture.embedding_parameters if work.train_embeddings else 0.0
-    return 2.0 * (work.adapter_bytes * adapter_count(work) + copies) + beside
+    return 2.0 * (work.adapter_bytes * adapter_count(work) + _copied_bytes(work)) + beside
 
 
 _TORCH_LOOPS = (OptimizerKind.ADAMW, OptimizerKind.ADAMW_MIXED)

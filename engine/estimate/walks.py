@@ -50,12 +50,17 @@ def layer_walk(work: Workload, *, learns: bool, windowed: bool = False, lowest: 
 
 def head_walk(work: Workload) -> HeadWalk:
     """The walk through the head of `work`, with the share of the positions that carry loss."""
-    return _head_walk(replace(_key(work), masked=False), logit_share(work))
+    return _head_walk(replace(_key(work), masked=False), logit_share(work), shown_share(work))
+
+
+def shown_share(work: Workload) -> float:
+    """Share of the positions that the head is shown at all."""
+    return work.trained_share if work.stack.selective_head else 1.0
 
 
 def logit_share(work: Workload) -> float:
     """Share of the positions whose logits are alive at once."""
-    share = work.trained_share if work.stack.selective_head else 1.0
+    share = shown_share(work)
     if work.loss.value != "full logits":
         share = min(share, work.stack.loss_chunk_tokens / work.tokens)
     return share
@@ -75,6 +80,7 @@ def _key(work: Workload) -> Workload:
         step_in_backward=False,
         optimizer_on_host=False,
         trained_layers=0,
+        measured_tokens=0,
         shards=1,
         teacher=None,
         teacher_held=TeacherHeld.PACKED,
@@ -128,11 +134,11 @@ def _scaled(moment: Moment, factor: float) -> Moment:
 
 
 @lru_cache(maxsize=4096)
-def _head_walk(work: Workload, share: float) -> HeadWalk:
+def _head_walk(work: Workload, share: float, picked: float) -> HeadWalk:
     tape = Tape()
     width = style_of(work, learns=False).hidden
     x = tape.var(float(work.architecture.hidden_size), width, learns=True)
-    head_and_loss(tape, x, work, share)
+    head_and_loss(tape, x, work, share, picked)
     moments = tape.take_peaks()
     if x.gradient is not None:
         tape.free(x.gradient)

@@ -133,6 +133,8 @@ class Workload:
     """Each parameter is updated as soon as its gradient is known: gradients never coexist."""
     optimizer_on_host: bool = False
     """Optimizer states and gradients live in host RAM."""
+    measured_tokens: int = 0
+    """Longest text that is measured before and after training, with a key-value cache; 0: none beyond `sequence`."""
     trained_layers: int = 0
     compute_bytes: int = 2
     """2 for bf16/fp16, 4 for fp32."""
@@ -143,6 +145,8 @@ class Workload:
     """Adapters drop inputs: one more copy and a mask per adapter."""
     train_embeddings: bool = False
     """Embeddings and output head learn beside the adapter (PEFT's `modules_to_save`)."""
+    train_norms: bool = False
+    """Norms learn beside the adapter, the same way."""
     offload_activations: bool = False
     """What layers keep for the backward pass waits in host RAM."""
     shards: int = 1

@@ -58,12 +58,13 @@ class Wanted:
 class SelectiveHead:
     """Attach once per model; then call `logits_at`, `loss_at` or `pieces` instead of the model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, compares: bool = True) -> None:
+        """`compares`: the first loss in pieces is preceded by a look at whether they give the model's own logits."""
         self._positions: Tensor | None = None
         self._shown = 0
         """How many of the picked hidden states the head is shown; 0 for all."""
         self._picked: Tensor | None = None
-        self._checked = False
+        self._checked = not compares
         self._after = _after_head(model)
         self._head = model.get_output_embeddings()
         if isinstance(self._head, nn.Module):

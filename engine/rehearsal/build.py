@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError, ExitCode
 from engine.estimate.rehearsal import Rehearsal
-from engine.evaluation.head import SelectiveHead, summed_loss
+from engine.evaluation.head import SelectiveHead, Wanted, summed_loss
 from engine.jobs.spec import AdapterSection
-from engine.train.model import add_adapter
+from engine.train.model import AdapterExtras, add_adapter, checkpoint_activations
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -95,17 +95,24 @@ def with_method(base: Any, rehearsal: Rehearsal) -> Any:
         section = AdapterSection(
             rank=rehearsal.rank, targets=rehearsal.targets, dropout=rehearsal.dropout, dora=rehearsal.dora
         )
-        model = add_adapter(base, section, gradient_checkpointing=rehearsal.checkpointing)
+        extras = AdapterExtras(
+            gradient_checkpointing=rehearsal.checkpointing,
+            offload=rehearsal.offload_activations,
+            norms=rehearsal.train_norms and rehearsal.fp32_copies,
+            embeddings=rehearsal.train_embeddings and rehearsal.fp32_copies,
+        )
+        model = add_adapter(base, section, extras=extras)
         if rehearsal.adapter_bytes != 4:
             _cast_trainable(model, DTYPES[rehearsal.adapter_bytes])
-        if rehearsal.train_embeddings:
+        if rehearsal.train_embeddings and not rehearsal.fp32_copies:
             _learn_beside(base.get_input_embeddings(), base.get_output_embeddings())
     else:
         model = base
         if rehearsal.checkpointing:
-            enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            checkpoint_activations(base, offload=rehearsal.offload_activations)
         _train_blocks(base, rehearsal)
+    if rehearsal.offload_activations and base.device.type == "meta":  # else the worker's code has seen to it
+        base.activation_checkpointing_enable({"use_reentrant": False}, offload=True)
     if rehearsal.optimizer == "adamw mixed":
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -218,6 +225,36 @@ def as_on_a_card() -> Iterator[None]:
         nn.functional.dropout = dropout
 
 
+@contextlib.contextmanager
+def host_memory() -> Iterator[None]:
+    """Have what checkpointed layers offload leave the fake device: nothing stays of it, and a new tensor comes back.
+
+    transformers copies it to pinned host memory, which with fake tensors would be the same device.
+    """
+    from transformers import modeling_utils
+
+    original = modeling_utils.save_on_cpu
+
+    def away(*_arguments: Any, **_options: Any) -> Any:
+        return torch.autograd.graph.saved_tensors_hooks(_Away, _Away.back)
+
+    modeling_utils.save_on_cpu = away  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        modeling_utils.save_on_cpu = original  # type: ignore[misc]
+
+
+class _Away:
+    """What is remembered of a tensor in host memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape, self.dtype = tensor.shape, tensor.dtype
+
+    def back(self) -> Tensor:
+        return torch.empty(self.shape, dtype=self.dtype)
+
+
 class _CudaSoftmax(torch.autograd.Function):
     """CUDA's softmax in memory terms: from 16 bits to fp32 without a copy; its gradient makes a whole product first.
 
@@ -257,6 +294,10 @@ def trained_positions(rehearsal: Rehearsal) -> int:
 def step_loss(model: Any, head: SelectiveHead, rehearsal: Rehearsal, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
     """The loss of one micro-batch as the rehearsed stack computes it, and what its caller holds during backward."""
     count = inputs["targets"].shape[0]
+    if rehearsal.loss_chunk_tokens:
+        wanted = Wanted(inputs["input_ids"], inputs["position_ids"], inputs["positions"])
+        with autocast(rehearsal, inputs["input_ids"].device.type):
+            return head.loss_at(model, wanted, inputs["targets"], rehearsal.loss_chunk_tokens) / count, None
     if rehearsal.selective_head:
         with autocast(rehearsal, inputs["input_ids"].device.type):
             logits = head.logits_at(model, inputs["input_ids"], inputs["position_ids"], inputs["positions"])

@@ -110,10 +110,11 @@ def _moments(rehearsal: Rehearsal, depth: int, real: int, detail: dict[str, Any]
         warnings.simplefilter("ignore")
         with torch.device("meta"):
             model, base = build.build_model(rehearsal, config)
-        with FakeTensorMode(allow_non_fake_inputs=True), build.masks(rehearsal.masked), build.as_on_a_card():
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with fake, build.masks(rehearsal.masked), build.as_on_a_card(), build.host_memory():
             _make_fake(model)
             _count_state(model, tracker)
-            head = SelectiveHead(base)
+            head = SelectiveHead(base, compares=False)  # fake logits have no values to compare
             with tracker:
                 inputs = build.make_inputs(rehearsal, "cpu", int(config.vocab_size))
                 if rehearsal.evaluate:

@@ -26,34 +26,43 @@ def _rms_norm(tape: Tape, x: Var, style: Style, *, late_gain: bool) -> Var:
     scaled = _normalise(tape, wide)
     if late_gain:
         tape.drop(wide)
-        gained = tape.elementwise(scaled, saves_input=style.learns, learns=style.learns)
+        learns = style.learns or style.norm_learns
+        gained = tape.elementwise(scaled, saves_input=learns, learns=learns)
         tape.drop(scaled)
         out = tape.cast(gained, x.value_bytes)
         tape.drop(gained)
         return out
     narrow = tape.cast(scaled, x.value_bytes)
     tape.drop(scaled, wide)
-    if style.norm_weight > x.value_bytes:
+    if style.norm_learns and x.value_bytes < FP32:
+        gained = _promote(tape, narrow, FP32, learns=True)
+        out = tape.cast(gained, x.value_bytes)
+        tape.drop(gained)
+    elif style.norm_weight > x.value_bytes:
         out = _promote(tape, narrow, style.norm_weight)
     else:
-        flashes = 1 if style.learns else 0
-        out = tape.elementwise(narrow, saves_input=style.learns, flashes=flashes, learns=style.learns)
+        learns = style.learns or style.norm_learns
+        out = tape.elementwise(narrow, saves_input=learns, flashes=1 if learns else 0, learns=learns)
     tape.drop(narrow)
     return out
 
 
-def _promote(tape: Tape, x: Var, width: float) -> Var:
-    """A product with a wider constant: the result takes its type."""
-    y = tape.var(x.values, width, learns=x.learns)
+def _promote(tape: Tape, x: Var, width: float, *, learns: bool = False) -> Var:
+    """A product with a wider gain: the result takes its type. A gain that learns keeps x; its gradient is a whole
+    product before it is summed."""
+    y = tape.var(x.values, width, learns=x.learns or learns)
 
     def backward(gradient: Buffer) -> None:
+        own = tape.make(x.values * width) if learns else None
         wide = tape.make(x.values * width)
         tape.free(gradient)
+        if own is not None:
+            tape.free(own)
         back = tape.make(x.values * x.value_bytes)
         tape.free(wide)
         tape.give(x, back)
 
-    tape.record(y, backward)
+    tape.record(y, backward, (x.buffer,) if learns else ())
     return y
 
 
@@ -108,7 +117,8 @@ def _centred_norm(tape: Tape, x: Var, style: Style) -> Var:
     tape.free(first)
     tape.free(second)
     tape.drop(wide)
-    gained = tape.elementwise(y, saves_input=style.learns, learns=style.learns)
+    learns = style.learns or style.norm_learns
+    gained = tape.elementwise(y, saves_input=learns, learns=learns)
     tape.drop(y)
     out = tape.cast(gained, x.value_bytes)
     tape.drop(gained)
@@ -118,7 +128,7 @@ def _centred_norm(tape: Tape, x: Var, style: Style) -> Var:
 def _layer_norm(tape: Tape, x: Var, style: Style) -> Var:
     """One kernel; keeps its input. Under CUDA autocast it computes in fp32 and returns fp32."""
     source = tape.cast(x, FP32) if style.autocast else x
-    y = tape.var(source.values, source.value_bytes, learns=x.learns or style.learns)
+    y = tape.var(source.values, source.value_bytes, learns=x.learns or style.learns or style.norm_learns)
 
     def backward(gradient: Buffer) -> None:
         back = tape.make(source.values * source.value_bytes)
@@ -128,4 +138,8 @@ def _layer_norm(tape: Tape, x: Var, style: Style) -> Var:
     tape.record(y, backward, (source.buffer,))
     if source is not x:
         tape.drop(source)
+    if style.norm_learns and y.value_bytes > x.value_bytes:
+        out = tape.cast(y, x.value_bytes)
+        tape.drop(y)
+        return out
     return y

@@ -33,6 +33,8 @@ class Style:
     dropout: bool
     norm_weight: float
     """Bytes per value of norm gains: fp32 after kbit preparation."""
+    norm_learns: bool
+    """Norms learn as fp32 copies; what they hand on is narrowed to the input's type."""
     masked: bool
     """A mask reaches attention: packed rows, a window shorter than the sequence, Falcon always."""
     eager: bool
@@ -61,6 +63,7 @@ def style_of(work: Workload, *, learns: bool, windowed: bool = False) -> Style:
         dora=work.dora,
         dropout=work.dropout,
         norm_weight=FP32 if kbit else float(work.compute_bytes),
+        norm_learns=adapter and work.train_norms and work.stack.fp32_copies,
         masked=work.masked or windowed or work.architecture.family == "falcon",
         eager=work.attention is Attention.EAGER or work.architecture.family == "gemma2",
         sequence=work.sequence,
@@ -74,7 +77,8 @@ def widens(work: Workload) -> bool:
     layers return the type they are given."""
     half = work.stack.autocast and work.compute_bytes == 2
     a = work.architecture
-    return work.packed and half and a.norm == "layernorm" and a.family not in OWN_LAYER_NORM
+    narrowed = work.train_norms and work.stack.fp32_copies and work.method is Method.ADAPTER
+    return work.packed and half and a.norm == "layernorm" and a.family not in OWN_LAYER_NORM and not narrowed
 
 
 OWN_LAYER_NORM = ("cohere",)
