@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from html import escape
 
-from engine.jobs.card import Card, MergeCheck, PredictedMeasured, SampleComparison
+from engine.jobs.card import Card, MergeCheck, PredictedMeasured, Reader, SampleComparison
 from engine.jobs.card_growth import growth_section
 from engine.jobs.card_plots import loss_plot, range_bar
 from engine.jobs.length_html import STYLE as LENGTH_STYLE
-from engine.jobs.length_html import length_section
+from engine.jobs.length_html import length_section, report_section
+from engine.jobs.length_report import LengthReport
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
 
 _FORGOTTEN_A_LITTLE = 0.02
@@ -70,12 +72,24 @@ def render(card: Card) -> str:
     """The page as text, UTF-8."""
     title = escape(card.name or card.run_id)
     parts = (_figures, growth_section, length_section, _curves, _samples, _promises, _details, _notes)
-    sections = [part(card) for part in parts]
+    return document(title, f"{title} · before and after", _subtitle(card), [part(card) for part in parts])
+
+
+def length_page(report: LengthReport, readers: Sequence[Reader] = ()) -> str:
+    """A page about one length report alone."""
+    title = escape(report.model)
+    day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    subtitle = f"measured by length · {format_duration(report.seconds)} · {day}"
+    return document(title, f"{title} · by length", subtitle, [report_section(report, readers=readers)])
+
+
+def document(title: str, head: str, subtitle: str, sections: Sequence[str]) -> str:
+    """The page around sections; everything is HTML already."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} · before and after</title>\n<style>{_STYLE}{LENGTH_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><h1>{title}</h1>\n<p class="sub">{_subtitle(card)}</p></header>\n'
+        f"<title>{head}</title>\n<style>{_STYLE}{LENGTH_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f'<header><h1>{title}</h1>\n<p class="sub">{subtitle}</p></header>\n'
         + "\n".join(filter(None, sections))
         + "\n</main>\n</body>\n</html>\n"
     )

@@ -216,9 +216,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _write_page(path: Path, report: LengthReport) -> None:
-    from engine.jobs.length_html import page
+    from engine.jobs.card_html import length_page
 
-    _write(path, page(report).encode())
+    _write(path, length_page(report).encode())
 
 
 def _json(report: LengthReport) -> dict[str, Any]:
