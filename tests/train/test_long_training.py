@@ -128,7 +128,7 @@ def test_the_gate_ends_a_job_that_loses_short_text_and_keeps_the_last_good_adapt
 ) -> None:
     """Training on one word over and over, with a rate that is far too high, makes other text worse soon."""
     rows = tmp_path / "one-word.jsonl"
-    rows.write_text("".join(json.dumps({"text": "dune " * (100 + number)}) + "\n" for number in range(12)))
+    rows.write_text("".join(json.dumps({"text": "dune " * (100 + 6 * number)}) + "\n" for number in range(12)))
     spec = long_spec(
         make_spec,
         long_text,
