@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 from engine.errors import EngineError, ExitCode
 from scaler_tui import output
 from scaler_tui.cli_context import add_eval, add_extend
-from scaler_tui.cli_mix import add_mix
 from scaler_tui.cli_flags import json_flag, machine_flag
+from scaler_tui.cli_mix import add_mix
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
 _SPEC_FILES = "File names in the spec are relative to the spec's own folder."
@@ -140,6 +140,12 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
     plan.add_argument("--approach", default="", help="a row of the matrix; the recommended one when left out")
     plan.add_argument("--growth", metavar="NAME", default="", help="of an expansion: wider, deeper, mixed, experts ...")
     plan.add_argument("--understood", action="store_true", help="of an expansion: its warnings were read; needed once")
+    plan.add_argument("--method", metavar="NAME", default="", help="of a longer window: auto, yarn, ntk ... (auto)")
+    plan.add_argument(
+        "--window", default="", choices=["", "full", "pose", "mixed"], metavar="HOW",
+        help="of a longer window: full, pose or mixed; the gentlest that fits when left out",
+    )  # fmt: skip
+    plan.add_argument("--zero-shot", action="store_true", help="of a longer window: measured, not trained; minutes")
     plan.add_argument("--name", default="", help="a name for the run")
     plan.add_argument("--write", "-o", metavar="SPEC", default="-", help="a new file; - is standard output")
     for command in (matrix, plan):

@@ -17,9 +17,12 @@ from scaler_tui import output
 from scaler_tui.machines import machine_for
 
 if TYPE_CHECKING:
+    from engine.advise.context import ContextChoice
     from engine.advise.matrix import ApproachRow, Matrix
     from engine.advise.session import Session
     from engine.expansion.support import ExpansionSupport
+    from engine.jobs.spec import JobSpec
+    from engine.models.source import ModelRef
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -211,9 +214,9 @@ def plan(arguments: argparse.Namespace) -> int:
     architecture = analyze_model(ref)
     approach = arguments.approach or build_matrix(architecture, machine, answers).recommended
     grown = recommended_growth(Setting(approach, architecture, machine, answers), ref, arguments.growth)
-    spec = build_spec(
-        architecture, machine, answers, approach=approach, wish=JobWish(name=arguments.name[:80], grown=grown)
-    )
+    wish = JobWish(name=arguments.name[:80], grown=grown, context=_window_choice(arguments, approach))
+    spec = build_spec(architecture, machine, answers, approach=approach, wish=wish)
+    _check_window(spec, ref)
     require_agreement(approach, architecture, machine, answers, grown, agreed=arguments.understood)
     target = None if arguments.write == "-" else Path(arguments.write)
     _note_missing_data(spec.data.train)
@@ -226,6 +229,41 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         output.say(f"Wrote {target}. Run it: scaler-wizard run {target}")
     return int(ExitCode.DONE)
+
+
+def _window_choice(arguments: argparse.Namespace, approach: str) -> ContextChoice | None:
+    """What the flags say about a longer window. Raises EngineError where the approach has none."""
+    from engine.advise.approaches import find_approach
+    from engine.advise.context import ContextChoice
+
+    given = [name for name in ("method", "window", "zero_shot") if getattr(arguments, name)]
+    if not find_approach(approach).longer:
+        if given:
+            raise EngineError(
+                "usage",
+                f"--{given[0].replace('_', '-')} is for a longer window; the approach is {approach}.",
+                next_step="Add --approach context, and the window with --context, for example --context 32k.",
+            )
+        return None
+    if arguments.zero_shot and arguments.window:
+        raise EngineError(
+            "usage",
+            "--window is about training, and --zero-shot trains nothing.",
+            next_step="Leave out one of the two.",
+        )
+    return ContextChoice(method=arguments.method or "auto", window=arguments.window, train=not arguments.zero_shot)
+
+
+def _check_window(spec: JobSpec, ref: ModelRef) -> None:
+    """Whether the model's rotary positions can be taken there. Raises EngineError `context.*`."""
+    from engine.context.planner import applicable, plan_context
+
+    if not spec.context.extends or ref.path is None:
+        return
+    if spec.context.method == "auto":
+        applicable(ref.config, spec.context.length)
+    else:
+        plan_context(ref.config, spec.context.length, spec.context.method, None, ref.name)
 
 
 def _note_missing_data(train: str) -> None:
