@@ -43,14 +43,14 @@ def training_spec(order: Order, plan: ContextPlan, folder: Path) -> JobSpec:
     data = training_data(order, folder)
     ref = resolve_model(order.name)
     answers = answers_of({"model": order.name, "data": data})
-    wish = JobWish(train=data, name=f"{order.name} to {plan.target}", context=ContextChoice(plan.target, plan.method))
+    wish = JobWish(train=data, name=f"{order.name} to {plan.target}", context=ContextChoice(plan.target))
     spec = build_spec(analyze_model(ref), detect(), answers, approach=APPROACH, wish=wish)
     change = msgspec.structs.replace
     factors = _factors_file(plan, folder) if plan.method in _SEARCHED else ""
     return change(
         spec,
         model=change(spec.model, source=order.name),
-        context=change(spec.context, theta=plan.options.theta or 0.0, factors=factors),
+        context=change(spec.context, method=plan.method, theta=plan.options.theta or 0.0, factors=factors),
         training=change(spec.training, max_steps=order.steps, seed=order.seed),
         # The folder is measured in full afterwards, as it will be served.
         evaluation=change(spec.evaluation, lengths=(plan.original, plan.target), needle_prompts=0),
