@@ -19,7 +19,7 @@ from engine.context.plan import ContextPlan
 from engine.errors import EngineError
 from engine.evaluation.length_memory import room_for
 from engine.evaluation.loading import loaded
-from engine.evaluation.long_pass import Room, continued, prefill
+from engine.evaluation.long_pass import Room, can_cache, continued, prefill
 from engine.evaluation.model import LoadedModel
 from engine.rotary.modules import check_frequencies, rotary_modules
 
@@ -129,11 +129,18 @@ def _recomputed(model: LoadedModel, plan: ContextPlan, ids: Tensor, start: int, 
     for first, last in parts:
         if first == last:
             continue
-        text = ids[:, : last - 1]  # nothing is chosen after a part's last token
-        cache = prefill(model, text[:, : first - 1], text.shape[1], room)
-        chosen = torch.arange(1, last - first + 1, device=ids.device)
-        found.append(continued(model, cache, text[:, first - 1 :], chosen, last=True)[0])
+        found.append(_last_logits(model, ids[:, : last - 1], last - first, room))
     return torch.cat(found).float()
+
+
+def _last_logits(model: LoadedModel, ids: Tensor, count: int, room: Room) -> Tensor:
+    """Logits (N, V) after the last `count` tokens of `ids` (1, T), as one pass over all of them gives."""
+    total = ids.shape[1]
+    if not can_cache(model, total):
+        grid = torch.arange(total, device=ids.device)[None, :]
+        return model.logits_at(ids, grid, grid[0, -count:])
+    cache = prefill(model, ids[:, :-count], total, room)
+    return continued(model, cache, ids[:, -count:], torch.arange(1, count + 1, device=ids.device), last=True)[0]
 
 
 def _reason(plan: ContextPlan) -> str:

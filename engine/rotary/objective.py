@@ -24,7 +24,7 @@ from engine.context.search_evolution import Measured, StopAsked
 from engine.evaluation.haystack import Haystack, HaystackOrder, build
 from engine.evaluation.haystack_frame import Writer
 from engine.evaluation.haystack_tasks import NEEDLE
-from engine.evaluation.long_pass import Room, cache_bytes, continued, prefill
+from engine.evaluation.long_pass import Room, cache_bytes, can_cache, continued, prefill
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.needles import batches
 from engine.rotary.modules import using
@@ -101,6 +101,10 @@ class NeedleObjective:
 
     def _passed(self, stacks: Sequence[Haystack]) -> tuple[Tensor, Tensor]:
         """Documents of one shape: losses of all answer tokens and of all closing tokens."""
+        return self._cached(stacks) if can_cache(self._model, stacks[0].length) else self._whole(stacks)
+
+    def _cached(self, stacks: Sequence[Haystack]) -> tuple[Tensor, Tensor]:
+        """Each document once, its questions continued from its cache."""
         model, first, k = self._model, stacks[0], self._texts.closing_tokens
         shared = torch.tensor([stack.shared for stack in stacks], device=model.device)  # (B, T)
         cache = prefill(model, shared[:, : -k - 1], first.length, self._room)
@@ -117,6 +121,23 @@ class NeedleObjective:
             scored = torch.tensor(asked[0].scored, device=model.device)  # (S,)
             needles.append(_losses(continued(model, cache, ids, scored, last=end == count), ids[:, scored]))
         return torch.cat(needles), text
+
+    def _whole(self, stacks: Sequence[Haystack]) -> tuple[Tensor, Tensor]:
+        """Every prompt by itself: the caches of some families cannot be cut into pieces."""
+        model, k = self._model, self._texts.closing_tokens
+        texts, needles = [], []
+        for stack in stacks:
+            size = len(stack.shared)
+            closing = torch.arange(size - k, size, device=model.device)
+            for number, question in enumerate(stack.questions):
+                ids = torch.tensor([stack.prompt(number)], device=model.device)  # (1, T + Q)
+                scored = torch.tensor(question.scored, device=model.device) + size  # (S,)
+                chosen = torch.cat((closing, scored)) if not number else scored
+                grid = torch.arange(ids.shape[1], device=model.device)[None, :]
+                found = _losses(model.logits_at(ids, grid, chosen - 1)[None], ids[:, chosen])
+                texts.append(found[: -len(scored)])
+                needles.append(found[-len(scored) :])
+        return torch.cat(needles), torch.cat(texts)
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,21 +14,29 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from engine.context.factors import read_factors
 from engine.context.method import Options
-from engine.context.planner import plan_context
+from engine.context.plan import ContextPlan
+from engine.context.planner import plan_context, read_rotaries
 from engine.context.search_log import Trial
 from engine.context.search_space import Individual, problem, tail_space
+from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
+from engine.evaluation.haystack import Haystack, Question
 from engine.evaluation.haystack_frame import NOTES, Writer
+from engine.evaluation.head import SelectiveHead
 from engine.evaluation.loading import loaded
+from engine.evaluation.long_pass import Room, can_cache
+from engine.evaluation.model import LoadedModel
 from engine.jobs.race_lines import Line, SearchDone, SearchStarted, SearchStep
 from engine.models.config import read_json_object
 from engine.resources import demo_dir
 from engine.rotary.modules import using
-from engine.rotary.objective import documents
+from engine.rotary.objective import Documents, NeedleObjective, documents
 from engine.rotary.search import SearchRequest, search
+from tests.support.rope_configs import GEMMA3
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +143,42 @@ def test_the_result_is_a_plan_that_scores_what_it_scored(searched: Searched) -> 
     best = min(searched.trials, key=lambda trial: trial.score)
     assert float(torch.stack(losses).mean()) == pytest.approx(best.needle_nll, abs=1e-4)
     assert float(text) == pytest.approx(best.text_nll, abs=1e-4)
+
+
+def test_layers_of_limited_reach_are_measured_as_plain_passes_would() -> None:
+    """A cache that forgets cannot be cut back, which chunks of a model that follows the length need."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING["gemma3_text"].from_dict(copy.deepcopy(GEMMA3))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    length = 2 * int(GEMMA3["max_position_embeddings"])
+    divisors = tuple(2.0 ** (pair / 4) for pair in range(read_rotaries(GEMMA3)[0].pairs))
+    draw = random.Random(0)
+    numbers = [draw.randrange(config.vocab_size) for _ in range(length)]
+    questions = tuple(Question(0.0, tuple(numbers[place : place + 6]), (3, 5), 0) for place in (0, 40))
+    stacks = tuple(
+        Haystack("needle", length, 1, tuple(numbers[shift:-6] + numbers[:shift]), questions) for shift in (0, 9)
+    )
+
+    def plan_for(divisors: tuple[float, ...], attention_factor: float) -> ContextPlan:
+        return plan_context(
+            GEMMA3, length, "longrope", Options(long_divisors=divisors, attention_factor=attention_factor)
+        )
+
+    opened = LoadedModel(model, SelectiveHead(model), ChatTokenizer.load(demo_dir() / "model"), "cpu", torch.float32)
+    objective = NeedleObjective(opened, Documents(stacks, 20), plan_for, Room(), lambda: False)
+    found = objective(divisors, 1.1)
+    needles, texts = [], []
+    with using(model, plan_for(divisors, 1.1)), torch.no_grad():
+        assert not can_cache(opened, length)
+        for stack in stacks:
+            for number in range(2):
+                ids = torch.tensor([stack.prompt(number)])
+                losses = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+                needles.append(losses[[length - 6 + 2, length - 6 + 4]])
+            texts.append(losses[length - 6 - 20 - 1 : length - 6 - 1])
+    assert found.needle_nll == pytest.approx(float(torch.stack(needles).mean()), abs=1e-5)
+    assert found.text_nll == pytest.approx(float(torch.stack(texts).mean()), abs=1e-5)
+    assert objective((1.0,) * len(divisors), 1.0) != found
 
 
 def test_a_search_killed_without_warning_goes_on_to_the_same_end(searched: Searched, tmp_path: Path) -> None:
