@@ -45,7 +45,8 @@ class Phase(Event, tag="phase", frozen=True, kw_only=True):
 
     name: str
     """ "loading model", "preparing data", "measuring before", "training", "evaluating", "saving", "measuring after",
-    "merging", "growing", "proving", "choosing method", "searching factors", "measuring lengths", "writing card"."""
+    "merging", "growing", "proving", "extending", "choosing method", "searching factors", "measuring lengths",
+    "writing card"."""
     detail: str = ""
     done: int = 0
     total: int = 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.data.load import PreparedData
+from engine.errors import EngineError
 from engine.evaluation.model import LoadedModel
 from engine.jobs.length_report import LengthReport
 from engine.rotary.modules import check_frequencies
@@ -67,14 +68,26 @@ class LongParts:
         """None where the card is to have no lengths."""
         if not length_reports.lengths_of(self.attempt.spec, self.span):
             return None
-        with self.as_before():
-            return length_reports.report_before(self.attempt, self.loaded, self.span)
+        try:
+            with self.as_before():
+                return length_reports.report_before(self.attempt, self.loaded, self.span)
+        except EngineError as error:
+            return self._without_lengths(error)
 
     def lengths_after(self, before: Before | None, step: int) -> LengthReport | None:
         """Of the model as it is now."""
         if before is None:
             return None
-        return length_reports.report_after(self.attempt, self.loaded, self.span, before, step)
+        try:
+            return length_reports.report_after(self.attempt, self.loaded, self.span, before, step)
+        except EngineError as error:
+            return self._without_lengths(error)
+
+    def _without_lengths(self, error: EngineError) -> None:
+        """A length that cannot be measured here, for want of memory or text, can be trained all the same."""
+        if not error.code.startswith("evaluation."):
+            raise error
+        self.attempt.warn(f"The card will have no lengths: {error}", error.next_step)
 
 
 def long_parts(attempt: Attempt, base: Any, loaded: LoadedModel, window: Window | None) -> LongParts:
