@@ -72,7 +72,8 @@ class LongParts:
             with self.as_before():
                 return length_reports.report_before(self.attempt, self.loaded, self.span)
         except EngineError as error:
-            return self._without_lengths(error)
+            self._without_lengths(error)
+            return None
 
     def lengths_after(self, before: Before | None, step: int) -> LengthReport | None:
         """Of the model as it is now."""
@@ -81,7 +82,8 @@ class LongParts:
         try:
             return length_reports.report_after(self.attempt, self.loaded, self.span, before, step)
         except EngineError as error:
-            return self._without_lengths(error)
+            self._without_lengths(error)
+            return None
 
     def _without_lengths(self, error: EngineError) -> None:
         """A length that cannot be measured here, for want of memory or text, can be trained all the same."""
