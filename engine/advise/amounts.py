@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.advise.answers import Answers
-from engine.advise.context import measuring_tokens
+from engine.advise.context import answers_at_length, measuring_tokens
 from engine.estimate.calibration import Calibration
 from engine.estimate.cards import DeviceSpeed, cpu_speed, gpu_speed
 from engine.estimate.cost import Tariff, estimate_cost
@@ -56,6 +56,7 @@ def run_tokens(plan: Plan, answers: Answers, *, own_data: bool = False) -> tuple
 
     `own_data`: only the data counts, which is what a run from here is trained on.
     """
+    answers = answers_at_length(answers) if plan.context is not None else answers
     low, likely, high = (tokens * plan.recipe.number("epochs") for tokens in data_tokens(answers))
     if plan.approach.tokens and not own_data:
         need = plan.approach.tokens

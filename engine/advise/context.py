@@ -12,6 +12,7 @@ from engine.advise.answers import Answers
 from engine.models.architecture import Architecture
 
 AUTO = "auto"
+DEMO, DEMO_DOCUMENTS = "demo", "demo-long"
 FULL, POSE, MIXED = "full", "pose", "mixed"
 LONGEST = 1 << 24
 
@@ -43,6 +44,13 @@ def completed(choice: ContextChoice | None, architecture: Architecture, answers:
         return chosen
     asked, present = answers.context, architecture.context_length or answers.context
     return replace(chosen, length=min(asked if asked > present else 2 * present, LONGEST))
+
+
+def answers_at_length(answers: Answers) -> Answers:
+    """The embedded demo's rows are short chats; what a longer window is trained on are its documents."""
+    if answers.text("data") != DEMO:
+        return answers
+    return replace(answers.with_values(data=DEMO_DOCUMENTS), measured_tokens=None)
 
 
 def impediment(choice: ContextChoice | None, architecture: Architecture, answers: Answers) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from engine.advise.amounts import data_tokens
 from engine.advise.answers import Answers
 from engine.advise.approaches import Approach, TargetModel
-from engine.advise.context import ContextChoice, completed, impediment
+from engine.advise.context import ContextChoice, answers_at_length, completed, impediment
 from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
 from engine.advise.grown import Grown
 from engine.advise.longer import at_length, fit_window, joins, with_measured
@@ -149,6 +149,7 @@ def _longer_plan(
     given: ContextChoice | None,
 ) -> Plan:
     """The window that was asked for, trained in the gentlest way that fits; or measured only."""
+    answers = answers_at_length(answers)
     recipe = choose_recipe(answers, machine, architecture, longer=True)
     devices, choice = single_device(machine), completed(given, architecture, answers)
     first = _first_choice(approach, architecture, architecture, devices, recipe, answers)

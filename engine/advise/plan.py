@@ -15,7 +15,7 @@ from engine.advise.answers import Answers
 from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import TargetModel, find_approach
 from engine.advise.compare import runs_here
-from engine.advise.context import ContextChoice
+from engine.advise.context import DEMO, DEMO_DOCUMENTS, ContextChoice, answers_at_length
 from engine.advise.context_spec import context_spec
 from engine.advise.fit import INSTALL_BITSANDBYTES, Plan, calibration_for, missing_library, plan_of
 from engine.advise.grown import Grown, expansion_section
@@ -84,6 +84,7 @@ def build_spec(
     Raises EngineError `plan.does_not_fit` (exit code 4) with the cheapest fixes, or `approach.*` when it cannot run.
     """
     chosen, wish = find_approach(approach), wish or JobWish()
+    answers = answers_at_length(answers) if chosen.longer else answers
     plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), wish.grown, wish.context)
     if plan.impediment:
         raise context_refusal(plan)
@@ -112,6 +113,8 @@ def build_spec(
     if found.verdict is Verdict.NO and not wish.force:
         raise refusal_of(found, "plan.does_not_fit")
     train = wish.train or answers.text("data")
+    if chosen.longer and train == DEMO:
+        train = DEMO_DOCUMENTS
     if not train:
         raise EngineError(
             "plan.no_data",
@@ -136,7 +139,7 @@ def _measured_spec(plan: Plan, found: Appraisal, answers: Answers, machine: Mach
 
 def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, name: str = "") -> JobSpec:
     """The spec of a plan, without a prediction; nothing is refused here."""
-    work, recipe, demo = plan.work, plan.recipe, train == "demo"
+    work, recipe, demo = plan.work, plan.recipe, train in (DEMO, DEMO_DOCUMENTS)
     source = _hub_name(answers.model if plan.approach.model is not TargetModel.LARGER else plan.final.name)
     steps = _steps(plan, answers)
     spec = JobSpec(
@@ -145,7 +148,7 @@ def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, na
         model=ModelSection(source=source),
         data=DataSection(
             train=train,
-            heldout="demo" if demo else "",
+            heldout=train if demo else "",
             base_text="demo" if source == "demo" else "general",
             max_length=work.sequence,
             packing=recipe.flag("packing"),
@@ -160,7 +163,7 @@ def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, na
         evaluation=EvaluationSection(
             every_steps=max(steps // 10, 5),
             early_stop_patience=recipe.whole("early_stop_patience"),
-            sample_prompts=("demo",) if demo and source == "demo" else (),
+            sample_prompts=("demo",) if train == DEMO and source == DEMO else (),
         ),
         checkpoint=CheckpointSection(every_steps=min(max(steps // 6, 10), 500)),
         output=OutputSection(merge=answers.text("output") == "merged"),
