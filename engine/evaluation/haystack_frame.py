@@ -34,6 +34,7 @@ CODE_DIGITS = 5
 _ANCHOR = "So."
 _BODY = "qzBODYzq"
 _ENOUGH_WORDS = 16
+_WORDS_AT_LEAST = 8
 _KEYS = 24
 _CODES = 48
 _SCENES = 1024
@@ -69,7 +70,7 @@ class Writer:
         self.hay: tuple[Ids, ...] = own or self.after_all([scene(draw) for _ in range(_SCENES)])
         self.in_order = bool(own)
         """Whether the hay is a text to be read on, not sentences to be drawn."""
-        if len(self.keys) < 4 or len(self.codes) < 4 or not self.hay:
+        if min(len(self.keys), len(self.codes)) < _WORDS_AT_LEAST or not self.hay:
             raise EngineError(
                 "evaluation.no_words",
                 "This tokenizer cannot write the plain English that needles are made of.",

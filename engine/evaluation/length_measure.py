@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def measure_lengths(
     asked = check_request(model, request)
     text = load_text(model.tokenizer, asked.text, max(asked.lengths), asked.documents)
     room = room_for(model, max(asked.lengths))
-    cell_log = CellLog(log, request_key(model, asked))
+    cell_log = CellLog(log, request_key(model, asked, text))
     try:
         return _Measuring(model, asked, text, room, cell_log, report).run()
     finally:
@@ -136,10 +137,13 @@ def check_request(model: LoadedModel, request: LengthRequest) -> LengthRequest:
     return msgspec.structs.replace(request, lengths=found, original=original, window=window)
 
 
-def request_key(model: LoadedModel, request: LengthRequest) -> str:
-    """Names a request and its model in a log."""
-    described = msgspec.json.encode(request) + repr(sorted(model.model.config.to_dict().items(), key=str)).encode()
-    return hashlib.sha256(described).hexdigest()[:32]
+def request_key(model: LoadedModel, request: LengthRequest, text: Documents) -> str:
+    """Names a request, its model and the tokens of its text in a log."""
+    digest = hashlib.sha256(msgspec.json.encode(request))
+    digest.update(repr(sorted(model.model.config.to_dict().items(), key=str)).encode())
+    for ids in text.whole():
+        digest.update(array("q", ids).tobytes())
+    return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)

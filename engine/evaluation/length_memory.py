@@ -30,14 +30,20 @@ def needed_bytes(model: LoadedModel, length: int) -> int:
     """The least that a row of `length` tokens takes: its cache twice, and one small chunk's activations, logits and
     attention scores where a family computes those one by one."""
     config = model.model.config.get_text_config()
-    wide = int(config.hidden_size) * 8 + int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size) * 3
     chunk = min(_TOKENS_AT_LEAST, length)
-    activations = wide * chunk * 4 + model.vocab_size * BYTES_PER_LOGIT * 16
+    activations = _activation_bytes(model) * chunk + model.vocab_size * BYTES_PER_LOGIT * 16
     heads = int(config.num_attention_heads)
     scores = (
         heads * chunk * length * 8 if getattr(config, "_attn_implementation", "") == "eager" else chunk * length * 5
     )
     return _COPIES * cache_bytes(model, length) + activations + scores + WORKING_BYTES
+
+
+def _activation_bytes(model: LoadedModel) -> int:
+    """Per token: some copies of the stream and three of the feed-forward's width, in float32."""
+    config = model.model.config.get_text_config()
+    wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    return 4 * (8 * int(config.hidden_size) + 3 * wide)
 
 
 def room_for(model: LoadedModel, longest: int, free: int | None = None) -> Room:
@@ -60,6 +66,11 @@ def room_for(model: LoadedModel, longest: int, free: int | None = None) -> Room:
             exit_code=ExitCode.DOES_NOT_FIT,
         )
     room = Room.on(model.device)
+    # In powers of two, so that batches are the same in the next process.
     while room.cache_bytes > max(free // 3, cache_bytes(model, longest)):
-        room.cache_bytes //= 2  # in powers of two, so that batches are the same in the next process
+        room.cache_bytes //= 2
+    while room.tokens > _TOKENS_AT_LEAST and room.tokens * _activation_bytes(model) > free // 4:
+        room.tokens //= 2
+    while room.logit_bytes > max(free // 8, 1 << 20):
+        room.logit_bytes //= 2
     return room

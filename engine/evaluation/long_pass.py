@@ -25,6 +25,8 @@ GPU_TOKENS = 16384
 LOGIT_BYTES = 256 << 20
 CACHE_BYTES = 2 << 30
 """Of one batch; what is free is asked by whoever measures (`engine.evaluation.length_memory`)."""
+MASK_CELLS = 1 << 27
+"""Of the mask that a chunk behind a cache needs: rows x its tokens x all tokens before and in it."""
 BYTES_PER_LOGIT = 10
 """As computed, as float32, and its logarithm."""
 
@@ -110,7 +112,7 @@ def prefill(model: LoadedModel, ids: Tensor, total: int, room: Room) -> Any:
     cache = new_cache(model)
     nowhere = torch.zeros(0, dtype=torch.long, device=model.device)
     forget_length(model)
-    step = max(1, room.tokens // len(ids))
+    step = _step(len(ids), total, room)
     for begin in range(0, ids.shape[1], step):
         _extend(model, cache, ids[:, begin : begin + step], begin, total, nowhere)
     return cache
@@ -181,7 +183,13 @@ def _chunk(model: LoadedModel, ids: Tensor, room: Room) -> int:
     """Tokens of each row per call."""
     rows = len(ids)
     by_logits = room.logit_bytes // (BYTES_PER_LOGIT * model.vocab_size * rows)
-    return int(max(16, min(room.tokens // rows, by_logits)))
+    return int(max(16, min(_step(rows, ids.shape[1], room), by_logits)))
+
+
+def _step(rows: int, total: int, room: Room) -> int:
+    """Tokens of each of `rows` rows per call: all of a row, which needs no mask, or as many as the mask allows."""
+    at_once = room.tokens // rows
+    return total if at_once >= total else max(16, min(at_once, MASK_CELLS // (rows * total)))
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def _with_base(
     text = load_text(model.tokenizer, asked.text, max(asked.lengths), asked.documents)
     length = short_length(original, text)
     room = room_for(model, length)
-    cells = CellLog(log, request_key(model, msgspec.structs.replace(asked, identity=_identity(base))))
+    cells = CellLog(log, request_key(model, msgspec.structs.replace(asked, identity=_identity(base)), text))
     try:
         found = cells.find("base", _OfBase)
         if found is None:

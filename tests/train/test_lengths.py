@@ -138,6 +138,20 @@ def test_other_families_are_measured_in_chunks_as_in_one_pass(family: str) -> No
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+def test_never_more_logits_at_a_time_than_there_is_room_for() -> None:
+    model = demo("llama3")
+    seen: list[int] = []
+    head = model.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _module, _arguments, logits: seen.append(logits.numel() // 1216))
+    try:
+        with model.inference():
+            token_losses(model, torch.tensor(documents(400).whole()), 1, Room(logit_bytes=1216 * 10 * 2 * 64))
+        assert sum(seen) == 2 * 399
+        assert max(seen) <= 2 * 64
+    finally:
+        hook.remove()
+
+
 def test_a_sliding_window_as_long_as_the_text_is_a_single_pass() -> None:
     model = demo("llama3")
     texts = documents(400)
