@@ -8,11 +8,13 @@ are: a program that computes something else without an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from engine.context.plan import ContextPlan
-from engine.context.portability import CONSUMERS, LOST, TRANSFORMERS_4, TRANSFORMERS_5, Portability
+from engine.context.planner import applicable, plan_context
+from engine.context.portability import CONSUMERS, LOST, TRANSFORMERS_4, TRANSFORMERS_5, Portability, portability
 from engine.errors import EngineError
 
 ALL = "all"
@@ -60,6 +62,32 @@ def refuse_losses(
     if told and (confirm is None or not confirm(plan, told)):
         raise loss_error(plan, told)
     return tuple(one.consumer for one in matter)
+
+
+def travelling(
+    config: Mapping[str, Any], target: int, among: tuple[str, ...], consumers: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The methods that none of `consumers` loses, of `among` or of all that need no search. Raises EngineError
+    `context.loss` where there is none, `context.*` where no method can be planned at all."""
+    reached: list[str] = []
+    losses: list[Portability] = []
+    for method, obstacle in applicable(config, target):
+        if obstacle or method.needs_search or not method.exported or (among and method.id not in among):
+            continue
+        plan = plan_context(config, target, method.id)
+        lost = losses_that_matter(portability(config, plan), consumers)
+        losses += lost
+        if not lost:
+            reached.append(method.id)
+    if losses and not reached:
+        names = " and ".join(dict.fromkeys(one.consumer for one in losses))
+        raise EngineError(
+            "context.loss",
+            f"No method of those reaches {names} with this model.",
+            cause=losses[0].why,
+            next_step="Leave it out of --for, name other methods, or accept the loss with --allow-loss.",
+        )
+    return tuple(reached)
 
 
 def loss_error(plan: ContextPlan, losses: tuple[Portability, ...]) -> EngineError:

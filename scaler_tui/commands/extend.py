@@ -45,7 +45,9 @@ def extend(arguments: argparse.Namespace) -> int:
 
     wanted = extend_plans.wanted(arguments)
     if arguments.dry_run:
-        return extend_plans.dry_run(arguments, wanted)
+        from scaler_tui.commands.extend_dry_run import dry_run
+
+        return dry_run(arguments, wanted)
     if arguments.race:
         from scaler_tui.commands.extend_race import race_only
 

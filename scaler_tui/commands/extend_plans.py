@@ -1,6 +1,6 @@
-"""What `extend` works from: the model, the length, the method and its options, what measuring takes; and the dry run.
+"""What `extend` works from: the model, the length, the method and its options, and what measuring takes.
 
-Owns reading the flags and the table of methods with its JSON. Must not measure or write anything.
+Owns reading the flags and the refusals that need no measuring. Must not measure or write anything.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import EngineError, ExitCode
-from engine.units import format_bytes, format_duration, parse_length
-from scaler_tui import context_text, output
+from engine.errors import EngineError
+from engine.units import parse_length
 from scaler_tui.machines import machine_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engine.context.method import Method, Options
-    from engine.context.plan import ContextPlan
-    from engine.context.portability import Portability
+    from engine.context.method import Options
     from engine.estimate.estimate import Range
     from engine.extension.needs import Needs
     from engine.extension.staging import Order
@@ -54,16 +51,6 @@ class Wanted:
     """The whole of what is measured; None where nothing is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """One method for this model and length."""
-
-    method: Method
-    why_not: str = ""
-    plan: ContextPlan | None = None
-    readers: tuple[Portability, ...] = ()
-
-
 def wanted(arguments: argparse.Namespace) -> Wanted:
     """Raises EngineError `model.*`, `context.*`, `usage`."""
     from engine.context.planner import read_window
@@ -82,7 +69,8 @@ def wanted(arguments: argparse.Namespace) -> Wanted:
     architecture, machine = analyze_model(ref), machine_for(arguments.gpu)
     needs = needs_of(architecture, machine, target)
     checkable = needs_of(architecture, machine, min(2 * window, target)).fits
-    order = _order(arguments, folder, ref.name, target=target, method=method, options=options, check=checkable)
+    more = {"target": target, "method": method, "options": options, "check": checkable}
+    order = _order(arguments, folder, ref.name, **more, among=_among(arguments, config, target, method))
     return Wanted(ref.name, folder, config, architecture, machine, window, order, needs, _seconds(order, needs, config))
 
 
@@ -110,11 +98,18 @@ def known_method(name: str) -> str:
     )
 
 
-def among_named(names: str, method: str) -> tuple[str, ...]:
-    """The methods that "auto" chooses from. Raises EngineError `usage`, `context.method`."""
-    if names and method != AUTO:
+def _among(arguments: argparse.Namespace, config: Mapping[str, Any], target: int, method: str) -> tuple[str, ...]:
+    """The methods that "auto" chooses from: those that were named, and of them those that reach the named programs.
+    Empty for all. Raises EngineError `usage`, `context.method`, `context.loss`."""
+    from engine.extension.losses import consumers_named, travelling
+
+    if arguments.among and method != AUTO:
         raise EngineError("usage", "--among belongs to --method auto.", next_step="Leave out --method, or --among.")
-    return tuple(dict.fromkeys(known_method(name) for name in names.replace(",", " ").split()))
+    named = tuple(dict.fromkeys(known_method(name) for name in arguments.among.replace(",", " ").split()))
+    consumers = set(consumers_named(arguments.consumers)) - set(consumers_named(arguments.allow_loss))
+    if method != AUTO or not consumers or arguments.yes:
+        return named
+    return travelling(config, target, named, tuple(consumers))
 
 
 def options_of(arguments: argparse.Namespace, method: str) -> Options:
@@ -165,7 +160,6 @@ def _order(arguments: argparse.Namespace, folder: Path, name: str, **more: Any) 
     text = text_named(arguments.text)
     fields: dict[str, Any] = {
         **more,
-        "among": among_named(arguments.among, more["method"]),
         "factors": str(arguments.factors or ""),
         "text": text,
         "seed": arguments.seed,
@@ -239,119 +233,3 @@ def _seconds(order: Order, needs: Needs, config: Mapping[str, Any]) -> Range | N
     extra = starts * _START_SECONDS
     one = needs.seconds
     return Range(passes * one.low + extra / 2, passes * one.likely + extra, passes * one.high + 2 * extra)
-
-
-# ── the dry run ──────────────────────────────────────────────────────────────────────────────────────────────────
-def offers(found: Wanted) -> tuple[Offer, ...]:
-    """Every method with what it would write, or why it cannot be used."""
-    from engine.context.planner import applicable
-
-    return tuple(_offer(found, method, why) for method, why in applicable(found.config, found.order.target))
-
-
-def _offer(found: Wanted, method: Method, why: str) -> Offer:
-    from engine.context.method import Options
-    from engine.context.planner import plan_context
-    from engine.context.portability import portability
-
-    if why:
-        return Offer(method, why)
-    options = found.order.options if method.id == found.order.method else Options()
-    if method.needs_search and not options.long_divisors:
-        return Offer(method, "its factors are searched first: extend --method " + method.id)
-    try:
-        plan = plan_context(found.config, found.order.target, method.id, options)
-    except EngineError as error:
-        return Offer(method, error.what)
-    if not method.exported:
-        return Offer(method, f"not written to a folder. {method.not_exported_reason}", plan)
-    return Offer(method, "", plan, portability(found.config, plan))
-
-
-def dry_run(arguments: argparse.Namespace, found: Wanted) -> int:
-    """What each method would be. Nothing is written."""
-    listed = offers(found)
-    if arguments.json:
-        output.emit_json(_dry_json(arguments, found, listed))
-        return int(ExitCode.DONE)
-    target = found.order.target
-    output.say(f"{found.name}: {found.window:,} to {target:,} tokens, {target / found.window:g} times the window")
-    output.say()
-    rows = [
-        [
-            offer.method.id,
-            context_text.factor_range(offer.plan.scaled.scaling.divisors),
-            f"{offer.plan.scaled.scaling.attention_factor:.4g}",
-            context_text.portability_short(offer.readers),
-        ]
-        for offer in listed
-        if offer.plan is not None and not offer.why_not
-    ]
-    output.table(["METHOD", "PAIRS DIVIDED BY", "M", "PROGRAMS"], rows)
-    output.say()
-    for offer in listed:
-        if offer.why_not:
-            output.say(f"  {offer.method.id}: {offer.why_not}")
-    _say_notes(found, listed)
-    _say_needs(found)
-    output.say("Nothing was written.")
-    return int(ExitCode.DONE)
-
-
-def _say_notes(found: Wanted, listed: tuple[Offer, ...]) -> None:
-    """Of the named method all notes; else those that every method shares."""
-    planned = [offer for offer in listed if offer.plan is not None and not offer.why_not]
-    named = [offer for offer in planned if offer.method.id == found.order.method]
-    if not planned:
-        return
-    shared = set.intersection(*(set(offer.plan.notes) for offer in planned if offer.plan is not None))
-    for offer in named or planned[:1]:
-        assert offer.plan is not None
-        for note in offer.plan.notes:
-            if named or note in shared:
-                output.say(f"  ! {note}")
-        if named:
-            for line in context_text.portability_rows(offer.readers):
-                output.say(f"  {line}")
-
-
-def _say_needs(found: Wanted) -> None:
-    memory, seconds = found.needs.memory_bytes, found.measuring_seconds
-    simulated = "  SIM: not this machine" if found.machine.simulated else ""
-    output.say(
-        f"Reading {found.order.target:,} tokens once takes about {format_bytes(memory.likely)} and "
-        f"{format_duration(found.needs.seconds.likely)} on {found.machine.label}{simulated}"
-        f"{'' if found.needs.fits else ': more than is free'}."
-    )
-    if seconds is not None:
-        usual, low, high = (format_duration(value) for value in (seconds.likely, seconds.low, seconds.high))
-        output.say(f"Measuring with these options takes about {usual} ({low} to {high}), by formula.")
-
-
-def _dry_json(arguments: argparse.Namespace, found: Wanted, listed: tuple[Offer, ...]) -> dict[str, Any]:
-    seconds = found.measuring_seconds
-    return {
-        "source": str(found.folder) if found.folder != Path() else found.name,
-        "output": str(arguments.out or ""),
-        "method": found.order.method,
-        "context_before": found.window,
-        "context_after": found.order.target,
-        "methods": [_offer_json(offer) for offer in listed],
-        "fits": found.needs.fits,
-        "memory_bytes": round(found.needs.memory_bytes.likely),
-        "measuring_seconds": None if seconds is None else round(seconds.likely, 1),
-        "machine": found.machine.label,
-    }
-
-
-def _offer_json(offer: Offer) -> dict[str, Any]:
-    return {
-        "id": offer.method.id,
-        "title": offer.method.title,
-        "summary": offer.method.summary,
-        "source": offer.method.source,
-        "why_not": offer.why_not,
-        "factors": None if offer.plan is None else context_text.factors_json(offer.plan),
-        "notes": [] if offer.plan is None else list(offer.plan.notes),
-        "portability": context_text.portability_json(offer.readers),
-    }

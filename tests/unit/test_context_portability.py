@@ -12,7 +12,7 @@ from engine.context.plan import ContextPlan
 from engine.context.planner import plan_context, read_rotaries
 from engine.context.portability import CONSUMERS, LLAMA_CPP, TRANSFORMERS_5, VLLM, portability, silent_losses
 from engine.errors import EngineError
-from engine.extension.losses import consumers_named, refuse_losses
+from engine.extension.losses import consumers_named, refuse_losses, travelling
 from engine.resources import demo_model_dir
 
 SIZES = {
@@ -154,6 +154,15 @@ def test_where_it_will_run_a_loss_with_an_error_message_counts_too() -> None:
     assert refuse_losses(plan, readers, (), ()) == ()
     with pytest.raises(EngineError, match=r"llama\.cpp"):
         refuse_losses(plan, readers, (LLAMA_CPP,), ())
+
+
+def test_a_choice_by_measuring_is_among_what_reaches_the_named_programs() -> None:
+    config = config_of("qwen3")
+    assert "llama3" not in travelling(config, 16384, (), (LLAMA_CPP,))
+    assert {"yarn", "abf", "ntk-critical"} <= set(travelling(config, 16384, (), (LLAMA_CPP, VLLM)))
+    assert travelling(config, 16384, ("llama3", "yarn"), (LLAMA_CPP,)) == ("yarn",)
+    with pytest.raises(EngineError, match="No method of those reaches"):
+        travelling(config_of("gemma2"), 16384, (), (LLAMA_CPP,))
 
 
 def test_programs_are_named_as_people_do() -> None:
