@@ -7,7 +7,8 @@ hours on two cores; results are appended to FILE piece by piece, so an interrupt
 Everything goes through the program's own code: searches and races by `engine.rotary`, training by `scaler-wizard run`
 on specs with [context] (LoRA of rank 16, norms and embeddings learning too), figures by the race's yardstick on the
 merged folder as it would be served. Text: "demo-long", whose code words are only known from notes up to 1,000 tokens
-back. All arms of a length of training see as many tokens; controls see them in sequences of 256.
+back; arms that train on sequences of 256 (PoSE, controls) get documents of that length from the same generator, and, to
+show why, pieces of the long ones. All arms of a length of training see about as many tokens.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bench.context_figures import Figures, figures_of, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "assets" / "demo" / "model"
+SHORT_TEXT = ROOT / "assets" / "demo" / "long" / "short.jsonl"
 WINDOW, TARGET = 256, 1024
 LENGTHS = (128, 256, 512, 1024)
 DEPTHS, PROMPTS, DOCUMENTS = 5, 4, 8
@@ -50,6 +52,8 @@ class Arm:
     """Tokens of the longest sequence trained on."""
     long_steps: bool = False
     """Whether it is also trained for LONG_STEPS."""
+    cut: bool = False
+    """Short sequences are long documents cut to pieces, whose notes refer to what was cut off."""
 
 
 ARMS = (
@@ -67,6 +71,8 @@ ARMS = (
     Arm("ntk-critical", "ntk-critical"),
     Arm("abf", "abf"),
     Arm("by-parts", "by-parts"),
+    Arm("yarn, PoSE, cut text", "yarn", "pose", WINDOW, cut=True),
+    Arm("none, 256 only, cut text", "none", sequence=WINDOW, cut=True),
 )
 """The most telling first: an interrupted benchmark has those."""
 
@@ -149,13 +155,14 @@ def spec_of(arm: Arm, seed: int, steps: int, source: str, factors: Path | None) 
     if arm.window != "full":
         context.append(f"train_length = {WINDOW}")
     longest = TARGET if arm.window == "mixed" else arm.sequence
+    text = "demo-long" if longest > WINDOW or arm.cut else SHORT_TEXT
     lines = [
         'task = "lora"',
         f'name = "{arm.name}"',
         "[model]",
         f'source = "{source}"',
         "[data]",
-        'train = "demo-long"',
+        f'train = "{text}"',
         'heldout = ""',
         "heldout_fraction = 0.0",
         'base_text = ""',

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +26,19 @@ SEED = 23
 OPENING = f"{START}user\nRead this."
 QUESTION = f" What is the key of {{key}}?{END}\n{START}assistant\n{{answer}}{END}\n{OPENING}"
 """Ends the text read so far with a question, answers it, and goes on reading."""
-NEAR_TOKENS, FAR_TOKENS = 30, 1000
-"""A note comes again after this many tokens at the least and at the most."""
-ROLL_CALL_TOKENS = 150
 ROLL_CALL_SHARE = 0.75
 """How many of the sentences of the roll call at the end are notes, all of them said before it began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far apart the mentions of a note are."""
+
+    near_tokens: int = 30
+    """At the least."""
+    far_tokens: int = 1000
+    """At the most."""
+    roll_call_tokens: int = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +49,8 @@ class DocumentShape:
     """At least this many, by less than one sentence more."""
     key_count: int
     far_share: float
-    """How often the distance to the next mention is uniform up to FAR_TOKENS, so mostly far; else it is uniform in its
-    logarithm, so that every scale is as frequent as any other."""
+    """How often the distance to the next mention is uniform, so mostly far; else its logarithm is, so that every scale is
+    as frequent as any other."""
     asked_share: float = 0.0
     """How often a note comes again as a question with its answer."""
     quiet_tokens: int = 0
@@ -53,14 +60,18 @@ class DocumentShape:
 HELD_OUT = DocumentShape(tokens=1150, key_count=24, far_share=1.0)
 PLAIN = DocumentShape(tokens=1104, key_count=20, far_share=0.5, quiet_tokens=90)
 CHAT = DocumentShape(tokens=1104, key_count=16, far_share=0.5, asked_share=0.5, quiet_tokens=90)
-HELD_OUT_COUNT, PLAIN_COUNT, CHAT_COUNT = 24, 100, 100
+SHORT_PLAIN = DocumentShape(tokens=244, key_count=8, far_share=0.5)
+SHORT_CHAT = DocumentShape(tokens=228, key_count=6, far_share=0.5, asked_share=0.5)
+LONG_REACH, SHORT_REACH = Reach(), Reach(near_tokens=16, far_tokens=200, roll_call_tokens=50)
+"""Short documents have at most 256 tokens, so that a short window holds every mention that a later one needs."""
+HELD_OUT_COUNT, PLAIN_COUNT, CHAT_COUNT, SHORT_COUNT = 24, 100, 100, 150
 
 
-def next_gap(rng: random.Random, shape: DocumentShape) -> float:
+def next_gap(rng: random.Random, shape: DocumentShape, reach: Reach) -> float:
     """Tokens until the same note is needed again."""
     if rng.random() < shape.far_share:
-        return rng.uniform(NEAR_TOKENS, FAR_TOKENS)
-    return math.exp(rng.uniform(math.log(NEAR_TOKENS), math.log(FAR_TOKENS)))
+        return rng.uniform(reach.near_tokens, reach.far_tokens)
+    return math.exp(rng.uniform(math.log(reach.near_tokens), math.log(reach.far_tokens)))
 
 
 def key_pairs(rng: random.Random, split: Split, count: int) -> list[tuple[str, str]]:
@@ -74,11 +85,13 @@ def key_pairs(rng: random.Random, split: Split, count: int) -> list[tuple[str, s
 class Writer:
     """One document in the making."""
 
-    def __init__(self, rng: random.Random, split: Split, shape: DocumentShape, encoder: ChatEncoder) -> None:
-        self.rng, self.shape, self.encoder = rng, shape, encoder
+    def __init__(
+        self, rng: random.Random, split: Split, shape: DocumentShape, reach: Reach, encoder: ChatEncoder
+    ) -> None:
+        self.rng, self.shape, self.reach, self.encoder = rng, shape, reach, encoder
         self.codes = dict(key_pairs(rng, split, shape.key_count))
         self.text, self.length = "", 0
-        first = sorted(rng.uniform(0, FAR_TOKENS / 2) for _ in self.codes)
+        first = sorted(rng.uniform(0, reach.far_tokens / 2) for _ in self.codes)
         self.due = dict(zip(self.codes, first, strict=True))  # token at which each note is said next
         self.said: dict[str, int] = {}  # token at which each note was said last
         self.add(OPENING)
@@ -92,7 +105,7 @@ class Writer:
         note = note_sentence(key, self.codes[key])
         asked = key in self.said and self.rng.random() < self.shape.asked_share
         self.said[key] = self.length
-        self.due[key] = self.length + next_gap(self.rng, self.shape)
+        self.due[key] = self.length + next_gap(self.rng, self.shape, self.reach)
         self.add(QUESTION.format(key=key, answer=note) if asked else " " + note)
 
     def next_key(self, calling: int) -> str | None:
@@ -101,12 +114,12 @@ class Writer:
             key = min(self.due, key=lambda name: self.due[name])
             return key if self.due[key] <= self.length else None
         waiting = [key for key, last in self.said.items() if last < calling]
-        if waiting and self.length < calling + ROLL_CALL_TOKENS and self.rng.random() < ROLL_CALL_SHARE:
+        if waiting and self.length < calling + self.reach.roll_call_tokens and self.rng.random() < ROLL_CALL_SHARE:
             return self.rng.choice(waiting)
         return None
 
     def write(self) -> str:
-        calling = self.shape.tokens - self.shape.quiet_tokens - ROLL_CALL_TOKENS
+        calling = self.shape.tokens - self.shape.quiet_tokens - self.reach.roll_call_tokens
         while self.length < self.shape.tokens:
             key = self.next_key(calling)
             if key is None:
@@ -116,20 +129,21 @@ class Writer:
         return self.text
 
 
-def documents(seed: int, split: Split, shape: DocumentShape, count: int, encoder: ChatEncoder) -> Iterator[str]:
-    rng = random.Random(f"{seed}|{split}|{shape}")
-    for _ in range(count):
-        yield Writer(rng, split, shape, encoder).write()
+def documents(
+    split: Split, shape: DocumentShape, count: int, encoder: ChatEncoder, reach: Reach = LONG_REACH
+) -> list[str]:
+    rng = random.Random(f"{SEED}|{split}|{shape}")
+    return [Writer(rng, split, shape, reach, encoder).write() for _ in range(count)]
 
 
 def parts(encoder: ChatEncoder) -> dict[str, list[str]]:
     """The documents of every file."""
-    train = [
-        *documents(SEED, "train", PLAIN, PLAIN_COUNT, encoder),
-        *documents(SEED, "train", CHAT, CHAT_COUNT, encoder),
-    ]
+    train = documents("train", PLAIN, PLAIN_COUNT, encoder) + documents("train", CHAT, CHAT_COUNT, encoder)
+    short = documents("train", SHORT_PLAIN, SHORT_COUNT, encoder, SHORT_REACH)
+    short += documents("train", SHORT_CHAT, SHORT_COUNT, encoder, SHORT_REACH)
     random.Random(SEED).shuffle(train)
-    return {"train": train, "heldout": list(documents(SEED, "heldout", HELD_OUT, HELD_OUT_COUNT, encoder))}
+    random.Random(SEED).shuffle(short)
+    return {"train": train, "short": short, "heldout": documents("heldout", HELD_OUT, HELD_OUT_COUNT, encoder)}
 
 
 def main() -> None:

@@ -208,7 +208,7 @@ def test_long_documents_are_what_the_script_writes() -> None:
     import make_long_set
     from windows import ChatEncoder
 
-    assert make_long_set.parts(ChatEncoder(MODEL)) == {name: long_texts(name) for name in ("train", "heldout")}
+    assert make_long_set.parts(ChatEncoder(MODEL)) == {name: long_texts(name) for name in ("train", "short", "heldout")}
 
 
 @pytest.mark.parametrize("name", ["train", "heldout"])
@@ -216,6 +216,10 @@ def test_long_documents_are_longer_than_four_windows(name: str) -> None:
     lengths = [len(encoding.ids) for encoding in tokenizer().encode_batch(long_texts(name))]
     assert min(lengths) >= 1100
     assert max(lengths) <= 1200
+
+
+def test_short_documents_of_the_long_set_fit_the_old_window() -> None:
+    assert max(len(encoding.ids) for encoding in tokenizer().encode_batch(long_texts("short"))) <= 255  # and an end
 
 
 def test_long_documents_repeat_notes_from_every_distance() -> None:
@@ -235,7 +239,7 @@ def test_long_documents_repeat_notes_from_every_distance() -> None:
 
 
 def test_a_note_never_contradicts_an_earlier_one_of_its_document() -> None:
-    for text in (*long_texts("train"), *long_texts("heldout")):
+    for text in (*long_texts("train"), *long_texts("short"), *long_texts("heldout")):
         told = re.findall(r"The key of (\w+) is (\w+)", text)
         assert len(set(told)) == len({key for key, _ in told})
 
