@@ -49,8 +49,8 @@ class DocumentShape:
     """At least this many, by less than one sentence more."""
     key_count: int
     far_share: float
-    """How often the distance to the next mention is uniform, so mostly far; else its logarithm is, so that every scale is
-    as frequent as any other."""
+    """How often the distance to the next mention is uniform, so mostly far; else its logarithm is, so that all scales
+    are equally frequent."""
     asked_share: float = 0.0
     """How often a note comes again as a question with its answer."""
     quiet_tokens: int = 0
