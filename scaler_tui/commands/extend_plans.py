@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "spiece.model")
-_PASSES_PER_REPORT, _PASSES_PER_REPORT_QUICK = 60.0, 15.0
-"""Sequences of the target's length that a report, or one method of a race, reads; shorter ones counted in parts."""
+_PASSES_PER_REPORT, _PASSES_PER_METHOD = 90.0, 20.0
+"""Sequences of the target's length that a report, and one method of a race, read; shorter ones counted in parts."""
+_QUICK_SHARE = 0.25
 _PASSES_PER_EVALUATION = 3.0
 _START_SECONDS = 8.0
 """A process that imports torch and loads a small model."""
@@ -218,16 +219,17 @@ def _seconds(order: Order, needs: Needs, config: Mapping[str, Any]) -> Range | N
     from engine.estimate.estimate import Range
 
     passes, starts = 0.0, 0
-    each = _PASSES_PER_REPORT_QUICK if order.quick else _PASSES_PER_REPORT
+    share = _QUICK_SHARE if order.quick else 1.0
     if order.method == AUTO:
         running = sum(1 for method, why in applicable(config, order.target) if not why and not method.needs_search)
-        passes, starts = passes + each * (running + 1), starts + 1
+        running = len(order.among) or running
+        passes, starts = passes + share * _PASSES_PER_METHOD * (running + 1), starts + 1
     elif order.method in ("longrope", "longrope2") and not order.options.long_divisors:
         if order.search_minutes:
             return Range(*(order.search_minutes * 60 * share for share in (0.5, 1.0, 1.2)))
         passes, starts = passes + _PASSES_PER_EVALUATION * (order.evaluations or 110), starts + 1
     if order.report:
-        passes, starts = passes + 1.5 * each, starts + 2
+        passes, starts = passes + share * _PASSES_PER_REPORT, starts + 2
     if not passes:
         return None
     extra = starts * _START_SECONDS
