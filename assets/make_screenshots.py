@@ -31,12 +31,14 @@ from textual.pilot import Pilot  # noqa: E402
 
 import scaler_tui.app as app_module  # noqa: E402
 import scaler_tui.feeds.data_check as data_check  # noqa: E402
+import scaler_tui.race_process as race_process  # noqa: E402
 from engine.errors import EngineError  # noqa: E402
 from engine.hardware.simulate import simulate  # noqa: E402
 from engine.jobs.card_io import write_card  # noqa: E402
 from scaler_tui.app import ScalerApp, Start  # noqa: E402
 from scaler_tui.feeds.startup import StartupNews  # noqa: E402
 from scaler_tui.terminal import RenderPolicy  # noqa: E402
+from tests.support.context_runs import RACE, SEARCH, context_card  # noqa: E402
 from tests.support.golden_runs import Golden, golden_card, write_golden  # noqa: E402
 from tests.support.growth_runs import GrowthRun, grown_folder, write_growth_run  # noqa: E402
 from tests.support.screen_host import until, visible  # noqa: E402
@@ -44,8 +46,10 @@ from tests.support.wizard_app import WORKSTATION  # noqa: E402
 
 SIZES = ((80, 24), (120, 40))
 THEMES = ("dark", "light")
-LARGE_PNG = ("question", "matrix", "run-running", "card")
+LARGE_PNG = ("question", "matrix", "run-running", "card", "race")
 """Screens whose large picture is kept as PNG too; all of them would be megabytes."""
+_PRINTS = "import sys; sys.stdout.write(open(sys.argv[1]).read())"
+"""Stands in for the measuring process: prints a recording."""
 Scene = Callable[[ScalerApp, Pilot[Any]], Awaitable[None]]
 _FONTS = re.compile(r"@font-face\s*{[^}]*}", re.DOTALL)
 
@@ -170,6 +174,45 @@ async def proof(app: ScalerApp, pilot: Pilot[Any]) -> None:
     await shows(app, pilot, "The same function")
 
 
+async def longer(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """The longer window of the demo model: what each way of training takes, who reads the result."""
+    await questions(app, pilot)
+    app.wizard.session.set_answer("goal", "long-documents")
+    app.choose_approach("context")
+    await shows(app, pilot, "Who reads it")
+    await pilot.press("down")
+    await shows(app, pilot, "PoSE")
+
+
+async def race(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """A recorded race, decided: the table and the winner's heat map."""
+    race_process.PROGRAM = (sys.executable, "-c", _PRINTS, str(RACE))
+    await longer(app, pilot)
+    await pilot.press("m")
+    await shows(app, pilot, "ntk-critical answers")
+
+
+async def search(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """A recorded search of factors."""
+    race_process.PROGRAM = (sys.executable, "-c", _PRINTS, str(SEARCH))
+    await longer(app, pilot)
+    await pilot.press("s")
+    await shows(app, pilot, "40 evaluations")
+
+
+async def lengths(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """The card of a run that made the window longer, at its section about length."""
+    from scaler_tui.screens.card import CardScreen
+
+    run_dir = write_golden(Golden(outcome="finished", steps=120))
+    write_card(run_dir, context_card())
+    app.push_screen(CardScreen(run_dir))
+    await shows(app, pilot, "By length")
+    part = app.screen.query_one("#card-lengths")
+    app.screen.query_one("#card").scroll_to_widget(part, animate=False, top=True)
+    await shows(app, pilot, "needle, before")
+
+
 async def helping(app: ScalerApp, pilot: Pilot[Any]) -> None:
     await question(app, pilot)
     await pilot.press("question_mark")
@@ -202,6 +245,10 @@ SCENES: dict[str, Scene] = {
     "plans": plans,
     "run-growing": growing,
     "proof": proof,
+    "longer": longer,
+    "race": race,
+    "search": search,
+    "lengths": lengths,
     "help": helping,
     "problem": problem,
 }

@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 860, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 14, 40
 _CELL_WIDTH, _CELL_HEIGHT, _LABELS = 74, 34, 64
 _MARGIN = 1.04
+_LEAST_SPAN = 1.5
+"""The scale spans a factor of at least this much: a difference of a few per cent looks like one."""
 _BROKEN_SHARE = 12.0
 """A perplexity this many times the lowest one is drawn at the upper edge: a broken model would flatten the rest."""
 
@@ -28,7 +30,7 @@ class _Scale:
         lengths = [point.length for point in points]
         values = [point.perplexity for point in points if math.isfinite(point.perplexity)]
         low, high = min(values, default=1.0), max(values, default=2.0)
-        high = min(high, low * _BROKEN_SHARE)
+        high = max(min(high, low * _BROKEN_SHARE), low * _LEAST_SPAN)
         low, high = low / _MARGIN, high * _MARGIN
         self.ticks = [tick for tick in nice_ticks(low, high, 6) if low <= tick <= high]
         self.low, self.high = math.log(low), math.log(high)

@@ -158,7 +158,8 @@ class RaceScreen(FramedScreen):
             why = f" It cannot be chosen: {facts.why_not}" if facts.why_not else ""
             parts.append(Content(self._wrapped(f"{self.method}: {facts.method.summary}.{why}", width)))
         if decided is not None:
-            parts.append(Content(self._wrapped(f"Decided: {decided.reason}", width)))
+            if self.query_one("#race-progress", FixedText).plain.endswith("..."):
+                parts.append(Content(self._wrapped(f"Decided: {decided.reason}", width)))
             parts.append(toned(f"{progress_words(race)}.", "quiet"))
         rule = (decided.rule if decided is not None else "") or (race.started.rule if race.started is not None else "")
         if rule:

@@ -17,7 +17,7 @@ from scaler_tui.window_choices import Option
 from scaler_tui.window_facts import AUTO, WindowFacts, reader_lines
 
 QUIET = "$foreground 75%"
-LABEL_CELLS = 10
+LABEL_CELLS = 11
 ARROW = "→"
 """Of the Unicode glyphs."""
 VERDICT_TONES = {"exact": "good", "approximate": "warn", "lost": "bad", "depends": "warn"}

@@ -10,24 +10,23 @@ from collections.abc import Iterable, Sequence
 from textual.content import Content
 
 from engine.jobs.heat_grid import HeatGrid
-from scaler_tui.heat_layout import Line, Piece, heat_lines, legend
+from scaler_tui.heat_layout import ASCII_SHADES, UNICODE_SHADES, Line, Piece, heat_lines, legend
 from scaler_tui.widgets.status_line import TONES, FixedText
 
-LEVEL_STYLES = (
-    "$foreground on $error 45%",
-    "$foreground on $error 20%",
-    "$foreground on $warning 20%",
-    "$foreground on $success 15%",
-    "$foreground on $success 35%",
-)
+LEVEL_STYLES = ("$error 45%", "$error 20%", "$warning 20%", "$success 15%", "$success 35%")
 """Background by how much was read; names of the theme, so every palette has its own."""
+GLYPHS = frozenset((*UNICODE_SHADES, *ASCII_SHADES))
 
 
 def styled(piece: Piece) -> Content:
-    """A piece in its tone; cells of a map on the colour of their level."""
-    if piece.level is not None:
-        return Content.styled(piece.text, LEVEL_STYLES[piece.level])
-    return Content.styled(piece.text, TONES[piece.tone]) if piece.tone else Content(piece.text)
+    """A piece in its tone; cells of a map on the colour of their level, only their glyph in the tone."""
+    if piece.level is None:
+        return Content.styled(piece.text, TONES[piece.tone]) if piece.tone else Content(piece.text)
+    content = Content.styled(piece.text, f"$foreground on {LEVEL_STYLES[piece.level]}")
+    for at, character in enumerate(piece.text):
+        if character in GLYPHS and piece.tone:
+            content = content.stylize(f"{TONES[piece.tone]} on {LEVEL_STYLES[piece.level]}", at, at + 1)
+    return content
 
 
 def lines_content(lines: Iterable[Line]) -> Content:

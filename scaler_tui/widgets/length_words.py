@@ -23,6 +23,8 @@ from scaler_tui.widgets.status_line import toned
 SIGNS = {"good": ("✓", "+"), "bad": ("✗", "x")}
 GAP_CELLS = 4
 LONGEST_BAR, LEGEND_CELLS = 40, 24
+LEAST_SPAN = 2.0
+"""The bars span a factor of at least this much: a difference of a few per cent looks like one."""
 READER_TONES = {"exact": "good", "approximate": "warn", "lost": "bad"}
 
 
@@ -42,7 +44,8 @@ def perplexity_lines(after: LengthReport, before: LengthReport | None, width: in
         return []
     earlier = {point.length: point.perplexity for point in before.perplexity} if before is not None else {}
     values = [value for value in (*earlier.values(), *(p.perplexity for p in after.perplexity)) if math.isfinite(value)]
-    low, high = math.log(min(values, default=1.0)), math.log(max(values, default=1.0))
+    low = math.log(min(values, default=1.0))
+    high = max(math.log(max(values, default=1.0)), low + math.log(LEAST_SPAN))
     heads = ("length", *(("before",) if earlier else ()), "after")
     cells = min(width - 8 * len(heads) - 4, LONGEST_BAR)
     mark = f"  bar: after, {'┃' if unicode else '|'} before" if earlier and cells >= LEGEND_CELLS else ""
@@ -55,20 +58,20 @@ def perplexity_lines(after: LengthReport, before: LengthReport | None, width: in
             pieces.append(Piece(f"{perplexity_text(was) if was is not None else '-':>8}"))
         pieces.append(Piece(f"{perplexity_text(point.perplexity):>8}", "strong"))
         if cells >= 8:
-            pieces.append(Piece("  " + _bar(point.perplexity, was, low, high, cells, unicode=unicode), "busy"))
+            pieces += _bar(point.perplexity, was, low, high, cells, unicode=unicode)
         lines.append(tuple(pieces))
     return lines
 
 
-def _bar(value: float, was: float | None, low: float, high: float, cells: int, *, unicode: bool) -> str:
+def _bar(value: float, was: float | None, low: float, high: float, cells: int, *, unicode: bool) -> list[Piece]:
     """Filled to `value`, a mark at what it was before."""
     full, mark = ("█", "┃") if unicode else ("#", "|")
     filled = _cells(value, low, high, cells)
     bar = full * filled + " " * (cells - filled)
     if was is None:
-        return bar.rstrip()
+        return [Piece("  "), Piece(bar.rstrip(), "busy")]
     at = _cells(was, low, high, cells) - 1
-    return (bar[:at] + mark + bar[at + 1 :]).rstrip()
+    return [Piece("  "), Piece(bar[:at], "busy"), Piece(mark, "warn"), Piece(bar[at + 1 :].rstrip(), "busy")]
 
 
 def _cells(value: float, low: float, high: float, cells: int) -> int:

@@ -6,17 +6,25 @@ The recordings are real: `extend demo --context 1024 --race --json-lines`, and t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 import scaler_tui.race_process as race_process
+from engine.jobs import events as ev
 from engine.jobs.card import Card, Reader
+from engine.jobs.journal import JournalWriter
+from engine.jobs.layout import JOURNAL, RUNNER_JOURNAL
 from engine.jobs.length_report import LengthPerplexity, LengthReport, NeedleCell, ShortRegression
+from engine.jobs.liveness import current_boot_id, process_start
 from engine.jobs.race_lines import Line, decode_line
+from engine.jobs.spec import ContextSection, EvaluationSection, JobSpec, Task
+from engine.jobs.store import create_run
 from tests.support.cards import example_card
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "context"
@@ -97,3 +105,24 @@ AFTER = report((11.2, 10.9, 10.2, 9.9), 0.1, window=1024, method="ntk-critical")
 def context_card() -> Card:
     """The card of a run that made the window longer."""
     return msgspec.structs.replace(example_card(), lengths_before=BEFORE, lengths_after=AFTER, readers=READERS)
+
+
+def context_spec(task: Task = Task.LORA, **changes: Any) -> JobSpec:
+    """A job that takes the demo's window to 1,024 tokens."""
+    context = ContextSection(**{"length": 1024, "window": "pose" if task.trains else "full", **changes})
+    evaluation = EvaluationSection(every_steps=20 if context.max_short_loss else 0)
+    return JobSpec(task=task, name="longer-demo", context=context, evaluation=evaluation)
+
+
+def write_context_run(spec: JobSpec, phase: ev.Phase) -> Path:
+    """The run directory of a live run that is at `phase`; this process stands for runner and worker."""
+    run_dir = create_run(spec)
+    pid, started = os.getpid(), process_start(os.getpid()) or 0.0
+    with JournalWriter(run_dir / RUNNER_JOURNAL) as runner:
+        runner.write(ev.RunnerStart(t=phase.t - 3, pid=pid, process_start=started, boot_id=current_boot_id()))
+        runner.write(ev.WorkerStart(t=phase.t - 2, pid=pid, process_start=started, attempt=1))
+        runner.write(ev.Heartbeat(t=phase.t))
+    with JournalWriter(run_dir / JOURNAL) as journal:
+        journal.write(ev.Start(t=phase.t - 1, attempt=1, pid=pid, device="cpu, 2 threads"))
+        journal.write(phase)
+    return run_dir
