@@ -157,7 +157,9 @@ def test_the_gate_ends_a_job_that_loses_short_text_and_keeps_the_last_good_adapt
 
 
 def test_extending_alone_is_a_job_with_a_card(make_spec: SpecMaker, run_worker: RunWorker) -> None:
-    spec = make_spec("extend", context={"length": 256, "method": "ntk"}, evaluation={"needle_prompts": 1})
+    spec = make_spec(
+        "extend", context={"length": 256, "method": "ntk"}, evaluation={"needle_prompts": 0, "lengths": [64, 256]}
+    )
     done = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
     assert done.end.outcome == "finished", done.log[-3000:]
     model = done.run_dir / "output/model"
