@@ -68,6 +68,7 @@ def print_card(run_dir: Path) -> None:
         size = f"{format_count(growth.parameters_before)} to {format_count(growth.parameters_after)} parameters"
         proven = "no proof" if growth.proof is None else "proof passed" if growth.proof.passed else "proof failed"
         output.say(f"  Grown: {size} ({', '.join(growth.operators.values())}), {proven}")
+    _print_lengths(c)
     for sample in c.samples[:_SAMPLES_SHOWN]:
         output.say()
         for label, text in (("Prompt", sample.prompt), ("Before", sample.before), ("After", sample.after)):
@@ -83,6 +84,23 @@ def print_card(run_dir: Path) -> None:
     if c.merged is not None:
         output.say("  " + _merged(run_dir, c.merged))
     output.say(f"  Page: {run_dir / layout.CARD_PAGE}")
+
+
+def _print_lengths(c: Card) -> None:
+    """What was measured by length, and who reads the model; nothing where nothing was."""
+    from engine.jobs.length_verdict import verdict
+    from scaler_tui.commands.extend import print_report
+
+    if c.lengths_after is None:
+        return
+    output.say()
+    if c.lengths_before is not None:
+        output.say(f"Before: {verdict(c.lengths_before).words}")
+    print_report(c.lengths_after)
+    if c.readers:
+        output.say()
+    for reader in c.readers:
+        output.say(f"  {reader.program}: {reader.verdict}. {reader.why}")
 
 
 def _score_rows(c: Card) -> list[list[str]]:

@@ -9,10 +9,13 @@ import msgspec
 
 from engine.jobs.card import Card
 from engine.jobs.card_html import render
+from engine.jobs.card_io import write_card
 from engine.jobs.length_html import length_section, report_section
 from engine.jobs.length_plots import heat_plot, perplexity_plot
 from tests.support.cards import example_card
+from tests.support.cli import cli
 from tests.support.context_runs import AFTER, BEFORE, context_card, report
+from tests.support.golden_runs import Golden, write_golden
 
 
 def test_a_card_without_lengths_has_no_such_section() -> None:
@@ -104,3 +107,15 @@ def test_nothing_measured_in_a_cell_is_drawn_as_nothing() -> None:
     assert 'class="heat-cell none"' in drawn
     assert "64 tokens, depth 0 %: not measured" in drawn
     assert 'aria-label="a &amp; b"' in drawn
+
+
+def test_the_card_command_says_all_of_it_in_text() -> None:
+    run_dir = write_golden(Golden(steps=120, outcome="finished"))
+    write_card(run_dir, context_card())
+    told = cli("card", run_dir.name)
+    assert told.code == 0, told.text
+    for expected in (
+        "Before: works to 256", "Verdict: works to 1k (needle 95 %)", "9.90", "100 %", "llama.cpp: lost. Its graph",
+    ):  # fmt: skip
+        assert expected in told.out, expected
+    assert cli("card", run_dir.name, "--json").json["lengths_after"]["window"] == 1024
