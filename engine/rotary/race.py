@@ -180,42 +180,46 @@ class _Running:
         for method, plan in everything:
             self.method = method
             row = self.log.rows.get(method)
-            if row is not None:
+            if row is not None and row.complete:
                 meter.skip(self.yardstick.tokens)
+                self.tell(row)
             else:
-                row = self._measured(method, plan, meter)
-                self.log.add(row)
-            self.tell(row)
+                row = self._measured(plan, meter, row)
             self.before = self.before or row.report.short
 
-    def _measured(self, method: str, plan: ContextPlan | None, meter: Meter) -> RaceRow:
-        began = time.monotonic()
+    def _measured(self, plan: ContextPlan | None, meter: Meter, begun: RaceRow | None) -> RaceRow:
+        """The method's row; `begun` has what an earlier attempt measured of it."""
+        began = time.monotonic() - (begun.seconds if begun else 0.0)
         done = meter.done + self.yardstick.tokens
         original = self.yardstick.original
         window = plan.target if plan else original
-        blank = report = LengthReport(model=self.name, window=window, original=original, method=method)
+        report = LengthReport(model=self.name, window=window, original=original, method=self.method)
         problem = ""
         try:
             with using(self.yardstick.model.model, plan):
-                for report in self.yardstick.reports(blank, self.before, meter):
-                    self.tell(_row(method, report, began, complete=False))
+                for found in self.yardstick.reports(begun.report if begun else report, self.before, meter):
+                    report = found
+                    self._add(report, began, complete=False)
         except EngineError as error:
             if plan is None or error.code != "context.frequencies":
                 raise
             problem = error.what
         meter.settle(done)
-        return _row(method, report, began, problem=problem)
+        return self._add(report, began, problem=problem)
+
+    def _add(self, report: LengthReport, began: float, *, complete: bool = True, problem: str = "") -> RaceRow:
+        """To the log and to whoever listens."""
+        seconds = time.monotonic() - began
+        report = msgspec.structs.replace(report, seconds=seconds)
+        row = RaceRow(method=self.method, report=report, complete=complete, seconds=seconds, problem=problem)
+        self.log.add(row)
+        self.tell(row)
+        return row
 
     def _progress(self, words: str, done: int, total: int, eta_seconds: float | None) -> None:
         if self.stopped():
             raise stopped_error("race")
         self.tell(RaceProgress(method=self.method, what=words, done=done, total=total, eta_seconds=eta_seconds))
-
-
-def _row(method: str, report: LengthReport, began: float, *, complete: bool = True, problem: str = "") -> RaceRow:
-    seconds = time.monotonic() - began
-    report = msgspec.structs.replace(report, seconds=seconds)
-    return RaceRow(method=method, report=report, complete=complete, seconds=seconds, problem=problem)
 
 
 def _choice(rows: tuple[RaceRow, ...], target: int) -> Choice:

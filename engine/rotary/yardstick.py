@@ -73,14 +73,14 @@ class Yardstick:
                 digest.update(repr((stack.shared, [question.ids for question in stack.questions])).encode())
         return digest.hexdigest()
 
-    def reports(self, blank: LengthReport, before: ShortRegression | None, meter: Meter) -> Iterator[LengthReport]:
+    def reports(self, begun: LengthReport, before: ShortRegression | None, meter: Meter) -> Iterator[LengthReport]:
         """The report of the model as it is now, growing with every figure; the last is complete.
 
-        `blank` names model and method. `before` is the untouched model's short text; None for the untouched itself.
-        The longest texts come first: their speed is the estimate's.
+        `begun` names model and method; figures that it has are not measured again. `before` is the untouched model's
+        short text; None for the untouched itself. The longest texts come first: their speed is the estimate's.
         """
         report = msgspec.structs.replace(
-            blank,
+            begun,
             style=self.calibration.style,
             informative=self.calibration.informative,
             text=self.documents.origin,
@@ -88,15 +88,26 @@ class Yardstick:
             seed=self.seed,
             notes=self.notes,
         )
+        measured = {entry.length for entry in report.perplexity}
         for length in reversed(self.lengths):
+            if length in measured:
+                meter.skip(length * len(self.documents.texts))
+                continue
             meter.say(f"perplexity at {length:,}")
             found = (self._perplexity(length, meter), *report.perplexity)
             report = msgspec.structs.replace(report, perplexity=found)
             yield report
-        meter.say("short text")
-        report = msgspec.structs.replace(report, short=self._short(before, meter))
-        yield report
+        if report.short is None:
+            meter.say("short text")
+            report = msgspec.structs.replace(report, short=self._short(before, meter))
+            yield report
+        else:
+            meter.skip(self.short_tokens)
+        asked = {cell.length for cell in report.needles}
         for stacks in reversed(self.stacks):
+            if stacks[0].length in asked:
+                meter.skip(sum(stack.tokens for stack in stacks))
+                continue
             meter.say(f"needles at {stacks[0].length:,}")
             report = msgspec.structs.replace(report, needles=(*self._needles(stacks, meter), *report.needles))
             yield report
