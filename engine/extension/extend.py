@@ -28,6 +28,7 @@ from engine.context.certificate import (
     encode_certificate,
     read_certificate,
 )
+from engine.context.methods import METHODS
 from engine.context.plan import ContextPlan
 from engine.context.planner import plan_context
 from engine.context.portability import Portability, portability
@@ -228,7 +229,19 @@ def decide(order: Order, measuring: steps.Measuring, config: dict[str, Any]) -> 
         factors, found = steps.search(measuring, method, order.search_minutes, order.evaluations)
         options = factors.applied(options)
     plan = plan_context(config, order.target, method, options, order.name)
+    if found is not None and (note := seed_note(found)):
+        plan = replace(plan, notes=(*plan.notes, note))
     return Decision(plan=plan, race=found_race, search=found)
+
+
+def seed_note(found: SearchDone) -> str:
+    """What follows where a search found nothing better than a known method; "" where it did."""
+    if found.best < found.best_seed or found.best_seed_name not in METHODS:
+        return ""
+    return (
+        f"The search found nothing better than {found.best_seed_name}, with which it began: --method "
+        f"{found.best_seed_name} turns every pair alike, and more programs read it."
+    )
 
 
 def measuring_of(order: Order, source: Path, where: Path, report: Report) -> steps.Measuring:

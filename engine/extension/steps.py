@@ -16,7 +16,15 @@ from engine.context.factors import Factors, read_factors
 from engine.errors import EngineError, ExitCode
 from engine.extension.staging import CHECK, EVALUATION, MODEL, RACE, REPORT, SEARCH
 from engine.jobs.length_report import LengthReport
-from engine.jobs.race_lines import RaceDecided, RaceProgress, RaceRow, SearchDone, SearchStep, decode_line
+from engine.jobs.race_lines import (
+    RaceDecided,
+    RaceProgress,
+    RaceRow,
+    SearchDone,
+    SearchStarted,
+    SearchStep,
+    decode_line,
+)
 from engine.surgery.helpers import Failing, Hear, Progress, Report, run_module
 
 _FAILING = Failing(
@@ -108,14 +116,17 @@ def race(measuring: Measuring, methods: tuple[str, ...] = ()) -> Race:
 def search(measuring: Measuring, method: str, minutes: float = 0.0, evaluations: int = 0) -> tuple[Factors, SearchDone]:
     """Search factors on the source; the best set and what was said of the search. Raises the process's EngineError."""
     done: list[SearchDone] = []
+    planned = [evaluations]
 
     def hear(raw: bytes) -> None:
         line = decode_line(raw)
         if isinstance(line, SearchDone):
             done.append(line)
+        elif isinstance(line, SearchStarted):
+            planned.append(line.evaluations)
         elif isinstance(line, SearchStep):
             words = f"best score {line.best:.4f}"
-            measuring.report(Progress("search", line.evaluation, max(evaluations, line.evaluation), words))
+            measuring.report(Progress("search", line.evaluation, max(*planned, line.evaluation), words))
         if measuring.hear is not None:
             measuring.hear(raw)
 

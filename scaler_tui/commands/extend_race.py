@@ -60,6 +60,7 @@ def _race(arguments: argparse.Namespace, wanted: Wanted, folder: Path, *, quiet:
 
 def _search(arguments: argparse.Namespace, wanted: Wanted, folder: Path, method: str, *, quiet: bool) -> None:
     from engine.extension import steps
+    from engine.extension.extend import seed_note
 
     order = wanted.order
     with _measuring(arguments, wanted, folder, quiet=quiet) as measuring:
@@ -73,6 +74,8 @@ def _search(arguments: argparse.Namespace, wanted: Wanted, folder: Path, method:
         f"Best score {done.best:.4f} after {done.evaluations} evaluations; the best seed had {done.best_seed:.4f}"
     )
     output.say(f"Pairs divided by {context_text.factor_range(factors.long)}")
+    if note := seed_note(done):
+        output.say(note)
     if arguments.log:
         output.say(f"Use it: scaler-wizard extend MODEL OUT --method {method} --factors {arguments.log}")
 

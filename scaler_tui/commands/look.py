@@ -267,7 +267,9 @@ def _check_window(spec: JobSpec, ref: ModelRef) -> None:
 
 
 def _note_missing_data(train: str) -> None:
-    if train != "demo" and not Path(train).expanduser().is_file():
+    from engine.resources import demo_rows_file
+
+    if demo_rows_file(train, "train") is None and not Path(train).expanduser().is_file():
         output.note(f"There is no file {train} yet; its size was guessed, and the run will need it.")
 
 
