@@ -115,16 +115,16 @@ def _needle(writer: Writer, depths: tuple[float, ...], draw: random.Random) -> H
 
 def _multi(writer: Writer, depths: tuple[float, ...], draw: random.Random) -> Hidden:
     noted = _noted(writer, depths, max(NEEDLES_AT_LEAST, ASKED_TOGETHER + 1), draw)
-    what = "keys" if writer.style == NOTES else "pass keys"
+    what = "key" if writer.style == NOTES else "pass key"
     asks = []
     for number, depth in enumerate(depths):
         others = draw.sample([entry for entry in noted if entry is not noted[number]], ASKED_TOGETHER - 1)
         asked = [noted[number], *others]
         names = f"{', '.join(key for key, _, _ in asked[:-1])} and {asked[-1][0]}"
-        pieces = [Piece(f" What are the {what} of {names}?{writer.tail}The {what} of {names} are")]
-        for place, (_, code, _) in enumerate(asked):
-            joint = "" if not place else " and" if place == len(asked) - 1 else ","
-            pieces += [Piece(joint), Piece(" " + code, scored=True)] if joint else [Piece(" " + code, scored=True)]
+        pieces = [Piece(f" What are the {what}s of {names}?{writer.tail}The {what} of {asked[0][0]} is")]
+        for place, (key, code, _) in enumerate(asked):
+            pieces += [Piece(f". The {what} of {key} is")] if place else []
+            pieces.append(Piece(" " + code, scored=True))
         asks.append(Ask(depth, (noted[number][2],), tuple(pieces)))
     return Hidden(tuple(asks), tuple(note for _, _, note in noted[len(depths) :]))
 

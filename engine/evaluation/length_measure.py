@@ -283,6 +283,7 @@ class _Measuring:
                     notes.append(f"{task} is not measured at {length:,} tokens: question and notes take {least}.")
                     continue
                 found += cells(task, length, self._grid(writer, task, length))
+            notes += self._beyond(task, found)
         if not found:
             least = min(shortest_length(writer, task) for task in self.request.tasks)
             raise EngineError(
@@ -291,6 +292,14 @@ class _Measuring:
                 next_step=f"Choose --lengths of {least} and more, or --tasks none.",
             )
         return tuple(found), tuple(notes)
+
+    def _beyond(self, task: str, found: list[NeedleCell]) -> list[str]:
+        """A note where a harder task is too hard for this model at any length."""
+        within = [cell for cell in found if cell.task == task and cell.length <= self.original]
+        share = sum(cell.accuracy for cell in within) / len(within) if within else 1.0
+        if task == NEEDLE or share >= ENOUGH:
+            return []
+        return [f"{task}: {share:.0%} within the original window; what it shows beyond says little about length."]
 
     def _grid(self, writer: Writer, task: str, length: int) -> list[Answered]:
         depths = even_depths(self.request.depths)

@@ -315,6 +315,23 @@ def test_a_random_model_is_said_to_be_uninformative() -> None:
     assert any("needles say nothing" in note for note in report.notes)
 
 
+def test_a_task_too_hard_within_the_window_is_named() -> None:
+    request = LengthRequest(
+        lengths=(200,),
+        tasks=("key-value",),
+        style=NOTES,
+        prompts=1,
+        depths=2,
+        documents=1,
+        perplexity=False,
+        text="demo",
+    )
+    report = measure_lengths(demo("none"), request)
+    assert report.informative
+    assert not report.perplexity
+    assert any(note.startswith("key-value: 0% within the original window") for note in report.notes)
+
+
 # ── whole measurements ──────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_gate_fires_on_linear_and_not_on_dynamic() -> None:
     from engine.evaluation.short_text import regression, short_score
