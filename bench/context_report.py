@@ -49,7 +49,9 @@ class Results:
         return sorted({line["steps"] for line in self.of("trained")})
 
     def arms(self, steps: int) -> list[str]:
-        return list(dict.fromkeys(line["arm"] for line in self.of("trained", steps=steps)))
+        """Those there are results for, full length first."""
+        found = dict.fromkeys(line["arm"] for line in self.of("trained", steps=steps))
+        return sorted(found, key=lambda arm: (", " in arm, "cut text" in arm, arm != "none", arm))
 
 
 def perplexity(found: Sequence[Figures], length: int) -> float:
