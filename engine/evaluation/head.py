@@ -114,7 +114,7 @@ class SelectiveHead:
         if not 0 < chunk_tokens < targets.shape[0]:
             return summed_loss(self.logits_of(model, wanted), targets)
         hidden = self._hidden(model, wanted)
-        pairs = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+        pairs = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
         return torch.stack([checkpoint(self._chunk_loss, *pair, use_reentrant=False) for pair in pairs]).sum()
 
     def _chunk_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class SelectiveHead:
         if wanted.positions.shape[0] <= chunk_tokens or not isinstance(self._head, nn.Module):
             yield self.logits_of(model, wanted)
             return
-        for hidden in self._hidden(model, wanted).split(chunk_tokens):
+        for hidden in torch.split(self._hidden(model, wanted), chunk_tokens):
             yield self._logits_of_hidden(hidden)
 
     def _hidden(self, model: Any, wanted: Wanted) -> Tensor:
