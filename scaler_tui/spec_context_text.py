@@ -76,4 +76,5 @@ def _measured_words(spec: JobSpec) -> str:
     evaluation = spec.evaluation
     lengths = ", ".join(f"{length:,}" for length in evaluation.lengths) or "lengths up to the new window"
     needles = f"; {evaluation.needle_prompts} needles per length and depth" if evaluation.needle_prompts else ""
-    return f"before and after: perplexity at {lengths}{needles}; short text against the model as it was"
+    when = "before and after: " if spec.task.trains else ""
+    return f"{when}perplexity at {lengths}{needles}; short text against the model as it was"

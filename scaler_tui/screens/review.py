@@ -213,7 +213,8 @@ class ReviewScreen(FramedScreen):
         sim = "  SIM: not this machine, so it cannot start here" if wizard.machine.simulated else ""
         lines = [("Approach", f"{row.title if row else spec.task} on {spec.model.source}")]
         lines.append(("Machine", wizard.machine.label + sim))
-        lines += [data_line(spec, wizard.data_words)] if spec.needs_data else []
+        own = Path(spec.data.train).name == Path(wizard.data_file).name  # not where another demo set is trained on
+        lines += [data_line(spec, wizard.data_words if own else "")] if spec.needs_data else []
         return lines + setting_lines(spec)
 
     def _after_bar(self, spec: JobSpec) -> list[tuple[str, str]]:

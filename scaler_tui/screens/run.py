@@ -6,7 +6,7 @@ engine thread carries out requests. Leaving the screen never touches the run.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 from textual import events
@@ -42,7 +42,7 @@ STYLES = Path(__file__).parent.parent / "styles"
 class RunScreen(Screen[None]):
     """Follows the run in `run_dir` until it is left."""
 
-    CSS_PATH = STYLES / "run.tcss"
+    CSS_PATH: ClassVar[list[str | PurePath]] = [STYLES / "run.tcss", STYLES / "chart.tcss"]
     AUTO_FOCUS = ""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-normal"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (23, "-medium"), (32, "-tall")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -36,6 +37,7 @@ TALL = 34
 class SearchScreen(FramedScreen):
     """Score above (or left), factors below (or right)."""
 
+    CSS_PATH: ClassVar[list[str | PurePath]] = [Path(__file__).parent.parent / "styles" / "chart.tcss"]
     place = "search"
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [

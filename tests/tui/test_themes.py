@@ -11,6 +11,7 @@ from scaler_tui.app import Start
 from scaler_tui.line_filters import AsciiFilter, to_ascii
 from scaler_tui.terminal import RenderPolicy
 from scaler_tui.themes import HIGH_CONTRAST, THEMES
+from scaler_tui.widgets.heat_map import LEVEL_STYLES
 from tests.support.screen_host import until, visible
 from tests.support.wizard_app import known_machine, opened, press, to_questions
 
@@ -60,6 +61,14 @@ def test_text_has_4_5_to_1_and_marks_3_to_1(theme: object) -> None:
     for token in ("primary", "secondary"):
         assert contrast(Color.parse(getattr(t, token)), grounds["background"]) >= MARK, f"{token} marks"
     assert contrast(Color.parse(t.background), Color.parse(t.warning)) >= TEXT, "SIM"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_figures_on_every_colour_of_the_heat_map_have_4_5_to_1(theme: object) -> None:
+    for style in LEVEL_STYLES:
+        name, share = style.removeprefix("$").removesuffix("%").split()
+        ground = over(theme.background, getattr(theme, name), int(share) / 100)  # type: ignore[attr-defined]
+        assert contrast(Color.parse(theme.foreground), ground) >= TEXT, style  # type: ignore[attr-defined]
 
 
 def test_high_contrast_has_7_to_1() -> None:
