@@ -85,16 +85,18 @@ def test_the_folder_is_loaded_by_plain_transformers_and_generates_across_the_old
     assert certificate.check.cache_equal is True
     assert certificate.report is not None
     assert certificate.report.short is not None
-    assert generated(out, cached=True) == generated(out, cached=False)
-
-
-def generated(folder: Path, *, cached: bool) -> list[int]:
-    """24 greedy tokens that begin 8 before the old window's end, by plain transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 1024
+    model: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert model.config.max_position_embeddings == 1024
+    assert generated(model, cached=True) == generated(model, cached=False)
+
+
+def generated(model: Any, *, cached: bool) -> list[int]:
+    """24 greedy tokens that begin 8 before the old window's end."""
+    import torch
+
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randint(10, 1000, (1, 248), generator=generator)
     with torch.no_grad():
@@ -107,3 +109,20 @@ def generated(folder: Path, *, cached: bool) -> list[int]:
             use_cache=cached,
         )
     return [int(token) for token in tokens[0, 248:]]
+
+
+@pytest.mark.slow
+def test_eval_measures_a_model_and_writes_its_report_and_its_page(tmp_path: Path) -> None:
+    report, page = tmp_path / "report.json", tmp_path / "page.html"
+    words = ("eval", "demo", "--lengths", "128,256", "--depths", "2", "--prompts", "1", "--out", str(report))
+    env = {**ONE_THREAD, "SCALER_WIZARD_HOME": str(tmp_path / "home")}
+    result = cli(*words, "--html", str(page), "--json", env=env, seconds=600)
+    assert result.code == 0, result.err
+    document = result.json
+    assert {"model", "window", "verdict", "effective_length", "perplexity", "needle", "report"} <= set(document)
+    assert set(document["perplexity"]) == {"128", "256"}
+    assert document["window"] == document["original"] == 256
+    assert json.loads(report.read_text())["perplexity"][0]["length"] == 128
+    assert "<h2>Length</h2>" in page.read_text()
+    assert "http" not in page.read_text().replace("http-equiv", ""), "nothing is loaded from anywhere"
+    assert not list((tmp_path / "home").rglob("*.jsonl")), "the log goes when it is complete"
