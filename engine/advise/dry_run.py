@@ -25,6 +25,7 @@ from engine.advise.spec_plan import workload_of
 from engine.errors import EngineError, ExitCode
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Origin, Part
+from engine.estimate.memory import measuring_allocated
 from engine.estimate.process import base_parts, process_bounds
 from engine.estimate.rehearsal import DryRun, Rehearsal, rehearsal_of
 from engine.estimate.workload import DeviceKind, Method, Packing4Bit, Purpose, Workload
@@ -42,7 +43,10 @@ MODULE = "engine.rehearsal.dry_run"
 LIMIT_SECONDS = 60.0
 """A job that takes longer is traced at its full depth, or the machine is busy; the formula answers at once."""
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-_FOLLOWED = ("rehearsal", "train/model.py", "train/checkpointing.py", "evaluation/head.py", "estimate/rehearsal.py")
+_FOLLOWED = (
+    *("rehearsal", "train/model.py", "train/also_trained.py", "train/checkpointing.py"),
+    *("evaluation/head.py", "estimate/rehearsal.py"),
+)
 """Our own code that decides an answer."""
 
 
@@ -121,9 +125,13 @@ def estimate_from(answer: DryRun, work: Workload, calibration: Calibration | Non
     if calibration is not None:
         calibration = replace(calibration, allocated_factor=None)
     workspaces = float(work.workspace_bytes) if work.device is DeviceKind.GPU else 0.0
-    allocated = answer.total + workspaces
+    measuring = max(measuring_allocated(work) - answer.total - workspaces, 0.0)
+    allocated = answer.total + workspaces + measuring
     low, likely, high = process_bounds(allocated, work, calibration)
     parts = (*_followed_parts(answer, work, workspaces), *base_parts(allocated, work, calibration))
+    if measuring:
+        text = f"keys and values of {work.measured_tokens:,} tokens, over what a step takes"
+        parts = (Part("measuring by length", measuring, text, "formula"), *parts)
     return Estimate(low, likely, high, "bytes", Origin.DRY_RUN, parts)
 
 
@@ -167,7 +175,9 @@ def _require_traceable(work: Workload) -> None:
         "sharding over several cards": work.shards > 1,
         "a teacher": work.teacher is not None,
         "generation": work.purpose is Purpose.GENERATE,
-        "activations that wait in host RAM": work.offload_activations,
+        "activations that wait in host RAM without gradient checkpointing": work.offload_activations
+        and not work.checkpointing,
+        "a job that trains nothing": not work.targets and work.purpose is Purpose.EVALUATE,
         "an optimizer in host RAM": work.optimizer_on_host,
         "updates during the backward pass": work.step_in_backward,
         "GPTQ weights": work.packing is Packing4Bit.GPTQ,

@@ -199,6 +199,7 @@ def measured_only(work: Workload) -> Workload:
         accumulation=1,
         masked=False,
         targets=(),
+        train_norms=False,
         trained_share=ANSWER_SHARE,
     )
 

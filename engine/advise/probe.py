@@ -18,7 +18,7 @@ import msgspec
 from engine.advise.amounts import device_of
 from engine.advise.calibrated import RESIDENT_CREEP, evidence_of, spread
 from engine.advise.devices import single_device
-from engine.advise.spec_plan import plan_of_spec, workload_of
+from engine.advise.spec_plan import plan_of_spec, with_plain_steps, workload_of
 from engine.errors import EngineError, ExitCode
 from engine.estimate.calibration import Calibration
 from engine.estimate.cards import DeviceSpeed
@@ -109,7 +109,7 @@ def _measure(
         _require_room(work, depths, machine, device, budget_seconds)
     one_more = replace(work, batch=work.batch + 1)
     request = ProbeRequest(
-        spec=spec,
+        spec=with_plain_steps(spec, work),
         rehearsal=rehearsal_of(work, config),
         folder=str(ref.path.absolute()) if ref.path is not None else "",
         real_weights=not depths,

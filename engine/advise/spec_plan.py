@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import msgspec
+
 from engine.advise.amounts import Load, is_on_disk
 from engine.advise.answers import answers_of
 from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import find_approach
-from engine.advise.context import POSE, measuring_tokens, report_tokens
+from engine.advise.context import FULL, POSE, measuring_tokens, report_tokens
 from engine.advise.context_spec import choice_of
 from engine.advise.devices import capability_of, compute_bytes, single_device, workspace_bytes
 from engine.advise.fit import Plan, calibration_for, estimate_memory_on, measured_only, memory_bounds_on
@@ -95,6 +97,20 @@ def workload_of(
         capability=capability_of(devices),
     )
     return work if trains else measured_only(work)
+
+
+def with_plain_steps(spec: JobSpec, work: Workload) -> JobSpec:
+    """The spec with nothing but steps of its longest sequences, for who tries a step: windows, curricula and counted
+    tokens as the length, packing and accumulation that `work` has."""
+    change, context = msgspec.structs.replace, spec.context
+    if not (spec.training.tokens_per_step or context.curriculum or context.window != FULL):
+        return spec
+    return change(
+        spec,
+        data=change(spec.data, max_length=work.sequence, packing=_joins(spec)),
+        training=change(spec.training, tokens_per_step=0, gradient_accumulation=work.accumulation),
+        context=change(context, window=FULL, train_length=0, curriculum=()),
+    )
 
 
 def _joins(spec: JobSpec) -> bool:

@@ -45,8 +45,8 @@ PHASE_WORDS = {
     "forward": "the layer in work going forward",
     "measuring": "keys and values of the longest text that is measured",
 }
-MEASURING_BYTES = 300 * 1024**2
-"""Room that measuring at length keeps for itself, whatever the model (`engine.evaluation.length_memory`)."""
+MEASURED_AT_ONCE = 2048
+"""Tokens of a measured text that go through the layers together where memory is short; more where there is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +180,22 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
 
 
 def _measuring(work: Workload) -> Iterable[_Candidate]:
-    """Texts of `measured_tokens` in small chunks: the cache of a haystack and the copy that a question goes on from.
-
-    Source: `engine.evaluation.length_memory`, which takes no more than is free and refuses below this.
+    """Texts of `measured_tokens` in chunks: the cache of a haystack, the copy that a question goes on from, and the
+    layer in work. Source: `engine.evaluation.length_memory`, which takes no more than is free.
     """
     if work.measured_tokens:
         cache = 2.0 * key_value_cache_bytes(replace(work, batch=1, sequence=work.measured_tokens))
-        yield _Candidate("measuring", 0.0, cache, 0.0, float(MEASURING_BYTES))
+        chunk = float(min(work.measured_tokens, MEASURED_AT_ONCE))
+        walk = layer_walk(replace(work, checkpointing=True), learns=False)
+        hump = max(moment.total(chunk, chunk) for moment in walk.forward)
+        yield _Candidate("measuring", 0.0, cache, 0.0, hump)
+
+
+def measuring_allocated(work: Workload) -> float:
+    """Allocated bytes while the longest text is measured, beside the state; 0 where none is."""
+    workspaces = float(work.workspace_bytes) if work.device is DeviceKind.GPU else 0.0
+    state = weight_bytes(work) + adapter_weight_bytes(work) + optimizer_bytes(work)
+    return max((moment.total + state + workspaces for moment in _measuring(work)), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,9 +315,13 @@ def limiting_words(work: Workload) -> str:
     terms = {
         f"weights: {shape.parameters:,} parameters": peak.weights,
         f"logits and loss: {shape.vocabulary:,}-word vocabulary x {positions:,} tokens": peak.logits,
-        f"activations: {shape.layers} layers x {work.tokens:,} tokens": peak.activations + peak.temporary,
+        f"activations: {shape.layers} layers x {work.tokens:,} tokens": 0.0
+        if peak.phase == "measuring"
+        else peak.activations + peak.temporary,
         f"optimizer: {trainable_parameters(work):,} trained parameters": peak.optimizer + peak.gradients,
     }
+    if peak.phase == "measuring":
+        terms[f"keys and values: {shape.layers} layers x {work.measured_tokens:,} measured tokens"] = peak.activations
     if work.teacher is not None:
         terms[f"teacher: {work.teacher.parameters:,} parameters"] = peak.teacher
     return max(terms, key=lambda words: terms[words])

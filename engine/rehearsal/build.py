@@ -233,16 +233,17 @@ def host_memory() -> Iterator[None]:
     """
     from transformers import modeling_utils
 
-    original = modeling_utils.save_on_cpu
+    names: Any = modeling_utils
+    original = names.save_on_cpu
 
     def away(*_arguments: Any, **_options: Any) -> Any:
         return torch.autograd.graph.saved_tensors_hooks(_Away, _Away.back)
 
-    modeling_utils.save_on_cpu = away  # type: ignore[assignment]
+    names.save_on_cpu = away
     try:
         yield
     finally:
-        modeling_utils.save_on_cpu = original  # type: ignore[misc]
+        names.save_on_cpu = original
 
 
 class _Away:
