@@ -33,9 +33,9 @@ class SearchBudget:
         """Tokens read in all; forward passes only."""
         return self.evaluations * self.documents * self.length
 
-    def seconds(self, seconds_per_evaluation: float) -> float:
-        """The whole search's time, from one timed evaluation."""
-        return self.evaluations * seconds_per_evaluation
+    def seconds(self, seconds_per_evaluation: float, done: int = 0) -> float:
+        """The search's time, from one timed evaluation; `done` ones are behind it."""
+        return max(self.evaluations - done, 0) * seconds_per_evaluation
 
 
 @dataclass(frozen=True, slots=True)

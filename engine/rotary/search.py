@@ -26,6 +26,7 @@ from engine.context.search_budget import (
     FEWEST_EVALUATIONS,
     USUAL_DOCUMENTS,
     USUAL_EVALUATIONS,
+    SearchBudget,
     generations,
     plan_budget,
 )
@@ -212,8 +213,8 @@ def _searched(
 ) -> SearchDone:
     planned = logged_settings(request.log)
     seconds = 0.0 if planned else objective.seconds(task.references[0])
-    evaluations = _evaluations(request, planned, seconds)
-    settings = msgspec.structs.replace(settings, evaluations=evaluations)
+    budget = _budget(request, planned, seconds)
+    settings = msgspec.structs.replace(settings, evaluations=budget.evaluations)
     with open_log(request.log, settings) as log:
         if log.kept:
             seconds = math.fsum(trial.seconds for trial in log.kept) / len(log.kept)
@@ -226,23 +227,19 @@ def _searched(
             request.weight,
             settings.needles,
         )
-        tell(_started(task, settings, (evaluations - len(log.kept)) * seconds))
-        told = _Told(tell, evaluations, len(log.kept))
-        trials = evolve(evolution, evaluations, objective, log, told)
+        tell(_started(task, settings, budget.seconds(seconds, len(log.kept))))
+        trials = evolve(evolution, budget.evaluations, objective, log, _Told(tell, budget.evaluations))
     done = _done(task, settings, trials, time.monotonic() - began)
     tell(done)
     return done
 
 
-def _evaluations(request: SearchRequest, planned: SearchSettings | None, seconds: float) -> int:
+def _budget(request: SearchRequest, planned: SearchSettings | None, seconds: float) -> SearchBudget:
     """Asked for; else what an earlier attempt planned; else what the minutes allow; else the usual number."""
-    if request.evaluations:
-        return request.evaluations
-    if planned is not None:
-        return planned.evaluations
-    if request.minutes:
-        return plan_budget(request.minutes, seconds, request.documents, request.target).evaluations
-    return USUAL_EVALUATIONS
+    if request.minutes and not (request.evaluations or planned):
+        return plan_budget(request.minutes, seconds, request.documents, request.target)
+    earlier = planned.evaluations if planned else USUAL_EVALUATIONS
+    return SearchBudget(request.evaluations or earlier, request.documents, request.target)
 
 
 def _started(task: _Task, settings: SearchSettings, eta_seconds: float) -> SearchStarted:
@@ -262,10 +259,10 @@ def _started(task: _Task, settings: SearchSettings, eta_seconds: float) -> Searc
 
 
 class _Told:
-    """Tells of every trial; trials of an earlier attempt count as done, not as speed."""
+    """Tells of every trial, those of an earlier attempt too: their times are in the log."""
 
-    def __init__(self, tell: Tell, evaluations: int, kept: int) -> None:
-        self._tell, self._evaluations, self._kept = tell, evaluations, kept
+    def __init__(self, tell: Tell, evaluations: int) -> None:
+        self._tell, self._evaluations = tell, evaluations
         self._best = math.inf
         self._seconds = 0.0
 

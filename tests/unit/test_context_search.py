@@ -172,7 +172,7 @@ def test_any_budget_leaves_room_for_children(evaluations: int) -> None:
 def test_minutes_become_evaluations_by_one_timed_evaluation() -> None:
     budget = plan_budget(10, 5.0, documents=3, length=32768)
     assert budget == SearchBudget(120, 3, 32768)
-    assert budget.seconds(5.0) == 600
+    assert (budget.seconds(5.0), budget.seconds(5.0, done=100), budget.seconds(5.0, done=130)) == (600, 100, 0)
     assert budget.tokens == 120 * 3 * 32768
 
 
