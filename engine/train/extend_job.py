@@ -51,7 +51,7 @@ def run(attempt: Attempt) -> Outcome:
 
 def _notes(certificate: Certificate) -> tuple[str, ...]:
     race = certificate.race
-    chosen = f"Of all methods, {race.decided.method}: {race.decided.reason}" if race and race.decided else ""
+    chosen = f"Of all methods measured: {race.decided.reason}" if race and race.decided else ""
     lost = [f"{one.consumer} does not read this: {one.why}" for one in certificate.portability if one.verdict == "lost"]
     return (*((chosen,) if chosen else ()), *certificate.plan.notes, *lost)
 

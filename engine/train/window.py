@@ -70,8 +70,8 @@ class Window:
         if self.decision is None:
             return ()
         race = self.decision.race
-        chosen = f"{race.decided.method}: {race.decided.reason}" if race is not None and race.decided else ""
-        return (*((f"Of all methods, {chosen}",) if chosen else ()), *self.decision.plan.notes)
+        chosen = f"Of all methods measured: {race.decided.reason}" if race is not None and race.decided else ""
+        return (*((chosen,) if chosen else ()), *self.decision.plan.notes)
 
 
 def trains_window(spec: JobSpec) -> bool:
