@@ -19,6 +19,7 @@ from engine.errors import EngineError
 SEGMENT_CHARACTERS = 1 << 16
 """What is held and tokenised at a time."""
 WEIGHT_MARK = ":"
+UNREADABLE = "a file that is neither text nor rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def documents(source: MixSource) -> Iterator[Document | Lost]:
         except EngineError as error:
             if not in_folder:
                 raise
-            yield Lost(path, 0, error.what.rstrip("."), error.cause)
+            yield _unreadable(path, error)
             continue
         if form is FileFormat.TEXT:
             yield Document(path, 1, _file_segments(path))
@@ -116,7 +117,7 @@ def documents(source: MixSource) -> Iterator[Document | Lost]:
         except EngineError as error:
             if not in_folder:
                 raise
-            yield Lost(path, 0, error.what.rstrip("."), error.cause)
+            yield _unreadable(path, error)
 
 
 def _rows(path: Path, form: FileFormat) -> Iterator[Document | Lost]:
@@ -130,6 +131,11 @@ def _rows(path: Path, form: FileFormat) -> Iterator[Document | Lost]:
             yield Document(path, record.line, iter(segments_of(understood.text)))
         else:
             yield Document(path, record.line, iter(()), understood, record.value)
+
+
+def _unreadable(path: Path, error: EngineError) -> Lost:
+    why = error.what.replace(f"{path} ", "").rstrip(".")
+    return Lost(path, 0, UNREADABLE, f"{why}: {error.cause}" if error.cause else why)
 
 
 def lost(path: Path, problem: Problem) -> Lost:
