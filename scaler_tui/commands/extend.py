@@ -38,6 +38,16 @@ _SLOW_SECONDS = 20 * 60
 
 def extend(arguments: argparse.Namespace) -> int:
     """Choose a method, write the folder, check and measure it; or show what each method would be."""
+    if not arguments.json_lines:
+        return _extend(arguments)
+    try:
+        return _extend(arguments)
+    except EngineError as error:  # a line like the others, for whoever reads them
+        output.emit_json({"error": error.as_dict()}, indent=0)
+        return int(error.exit_code)
+
+
+def _extend(arguments: argparse.Namespace) -> int:
     _check_together(arguments)
     if arguments.resume:
         return _resume(arguments)

@@ -131,6 +131,14 @@ def test_what_cannot_be_is_refused_with_a_sentence_and_nothing_is_written(
     assert litter(tmp_path) == []
 
 
+def test_with_json_lines_an_error_is_a_line_too(run: Run, model: Path) -> None:
+    code, out, err = run("extend", model, "--context", "100", "--race", "--json-lines")
+    assert code == 2
+    assert err == ""
+    assert out.count("\n") == 1
+    assert json.loads(out)["error"]["code"] == "context.target"
+
+
 def test_factors_of_another_model_are_refused(run: Run, model: Path, tmp_path: Path) -> None:
     (tmp_path / "factors.csv").write_text("1\n2\n3\n")
     words = ("--context", "1k", "--method", "longrope2", "--factors", tmp_path / "factors.csv")
