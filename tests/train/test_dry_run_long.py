@@ -65,3 +65,12 @@ def test_the_name_that_is_replaced_for_host_memory_still_exists() -> None:
     with build.host_memory():
         assert modeling_utils.save_on_cpu is not before
     assert modeling_utils.save_on_cpu is before
+
+
+@pytest.mark.parametrize(("original", "target"), [(256, 1024), (8192, 32_768), (4096, 20_000), (131_072, 262_144)])
+def test_measuring_is_planned_for_the_lengths_that_the_worker_measures(original: int, target: int) -> None:
+    from engine.advise.context import DOCUMENTS, measured_lengths
+    from engine.evaluation.length_measure import LengthRequest, default_lengths
+
+    assert measured_lengths(original, target) == default_lengths(original, target)
+    assert LengthRequest().documents == DOCUMENTS
