@@ -7,12 +7,11 @@ Must not know Textual, nor how a winner is picked.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from engine.jobs.heat_grid import level_of, percent, short_length
 from engine.jobs.length_report import LengthReport
-from engine.jobs.race_lines import Contender
 from scaler_tui.heat_layout import TONES, Line, Piece
 from scaler_tui.race_state import RaceState, needle_share
 
@@ -92,11 +91,22 @@ def name_cells(state: RaceState) -> int:
     return max((len(contender.method) for contender in state.contenders), default=8) + 3
 
 
-def race_lines(state: RaceState, width: int, pointer: int, *, star: str, arrow: str, most: int = 99) -> list[Line]:
-    """Two lines of heading, a line per method; `pointer` is the method the rest of the screen is about.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How the table is drawn."""
 
-    `most` methods are shown: those around the pointer.
-    """
+    star: str
+    """Before the winner."""
+    arrow: str
+    """Before the method the rest of the screen is about."""
+    most: int = 99
+    """Methods shown at once: those around the pointer."""
+    ways: Mapping[str, str] = field(default_factory=dict)
+    """Method -> what to do about its not taking part, instead of why."""
+
+
+def race_lines(state: RaceState, width: int, pointer: int, look: Look) -> list[Line]:
+    """Two lines of heading, a line per method."""
     names = name_cells(state)
     started = state.started
     if started is None:
@@ -104,9 +114,13 @@ def race_lines(state: RaceState, width: int, pointer: int, *, star: str, arrow: 
     columns = columns_for(started.lengths, started.needle_lengths, started.target, width - names)
     lines = _headings(columns, names)
     contenders = state.contenders
-    first = min(max(pointer - most // 2, 0), max(len(contenders) - most, 0))
-    for index, contender in list(enumerate(contenders))[first : first + most]:
-        lines.append(_row(state, contender, columns, names, width, star, arrow if index == pointer else " "))
+    first = min(max(pointer - look.most // 2, 0), max(len(contenders) - look.most, 0))
+    for index, contender in list(enumerate(contenders))[first : first + look.most]:
+        won = state.decided is not None and state.decided.method == contender.method
+        mark = f"{look.arrow if index == pointer else ' '}{look.star if won else ' '}"
+        name = Piece(f"{mark}{contender.method:<{names - 2}}", "strong" if won else "")
+        why = look.ways.get(contender.method, contender.why_not) if contender.why_not else ""
+        lines.append((name, *_row(state, contender.method, why, columns, width - names - 2)))
     return lines
 
 
@@ -130,18 +144,13 @@ def _joined(columns: Sequence[Column]) -> str:
     return line
 
 
-def _row(
-    state: RaceState, contender: Contender, columns: Sequence[Column], names: int, width: int, star: str, mark: str
-) -> Line:
-    decided = state.decided
-    won = decided is not None and decided.method == contender.method
-    name = Piece(f"{mark}{star if won else ' '}{contender.method:<{names - 2}}", "strong" if won else "")
-    row = state.rows.get(contender.method)
-    if contender.why_not or (row is not None and row.problem):
-        why = contender.why_not or (row.problem if row is not None else "")
-        room = width - names - 2
-        return (name, Piece("  " + (why if len(why) <= room else f"{why[: max(room - 4, 0)]} ..."), "quiet"))
+def _row(state: RaceState, method: str, why: str, columns: Sequence[Column], room: int) -> Line:
+    """Figures, or in a few words why there are none."""
+    row = state.rows.get(method)
+    why = why or (row.problem if row is not None else "")
+    if why:
+        return (Piece("  " + (why if len(why) <= room else f"{why[: max(room - 4, 0)]} ..."), "quiet"),)
     if row is None:
-        at_work = state.running and state.now is not None and state.now.method == contender.method
-        return (name, Piece("  measuring" if at_work else "  waits" if state.running else "  -", "quiet"))
-    return (name, *(figure(column, row.report) for column in columns))
+        at_work = state.running and state.now is not None and state.now.method == method
+        return (Piece("  measuring" if at_work else "  waits" if state.running else "  -", "quiet"),)
+    return tuple(figure(column, row.report) for column in columns)

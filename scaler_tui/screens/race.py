@@ -20,10 +20,11 @@ from textual.widget import Widget
 from engine.jobs.heat_grid import heat_grid
 from scaler_tui.feeds.race_feed import RaceNews
 from scaler_tui.race_state import RaceState, progress_words
-from scaler_tui.race_table import race_lines
+from scaler_tui.race_table import Look, race_lines
 from scaler_tui.screens.base import FramedScreen
 from scaler_tui.widgets.heat_map import HeatMap, lines_content
 from scaler_tui.widgets.status_line import FixedText, toned
+from scaler_tui.window import SEARCHED
 
 if TYPE_CHECKING:
     from scaler_tui.window import RaceKey
@@ -45,6 +46,7 @@ class RaceScreen(FramedScreen):
         Binding("enter", "take", "Take it", tooltip="Choose the pointed method"),
         Binding("escape", "cancel", "Stop", key_display="Esc", tooltip="Stop measuring; what was measured is kept"),
         Binding("r", "go_on", "Go on", tooltip="Measure what is missing"),
+        Binding("s", "search", "Search", tooltip="Search factors for this model (LongRoPE2)"),
         Binding("w", "winner", "Winner", tooltip="Pointer to the winner"),
         Binding("b,backspace,left,escape", "back", "Back", key_display="b", tooltip="Back; measuring goes on"),
         Binding("up,k", "move(-1)", "Method", show=False),
@@ -112,8 +114,9 @@ class RaceScreen(FramedScreen):
         width = max(self.size.width - 2, 30)
         self.query_one("#race-progress", FixedText).show(self._progress(width))
         short = self.size.height < SHORT
-        star, arrow = self.signs.star, self.signs.pointer
-        lines = race_lines(race, width, self.pointer, star=star, arrow=arrow, most=MOST_SHORT if short else 99)
+        most = MOST_SHORT if short else 99
+        ways = {SEARCHED: "s searches its factors on this model"}
+        lines = race_lines(race, width, self.pointer, Look(self.signs.star, self.signs.pointer, most, ways))
         table = self.query_one("#race-table", FixedText)
         table.display = bool(lines)
         table.show(lines_content(lines))
@@ -177,6 +180,8 @@ class RaceScreen(FramedScreen):
             return race.running
         if action == "go_on":
             return not race.running and race.decided is None
+        if action == "search":
+            return self.facts.of(SEARCHED) is not None
         if action == "winner":
             return race.decided is not None and bool(race.decided.method)
         if action == "take":
@@ -205,6 +210,12 @@ class RaceScreen(FramedScreen):
         self._moved = False
         self.show_race()
         self.refresh_bindings()
+
+    def action_search(self) -> None:
+        """The search of factors."""
+        from scaler_tui.screens.search import SearchScreen
+
+        self.app.push_screen(SearchScreen(replace(self.key, method=SEARCHED)))
 
     def action_take(self) -> None:
         """Choose the pointed method and go back."""

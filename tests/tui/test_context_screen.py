@@ -253,6 +253,20 @@ async def test_a_race_is_left_running_stopped_and_gone_on_with(monkeypatch: pyte
         assert isinstance(app.screen, ContextScreen), "with nothing to stop, Escape goes back"
 
 
+async def test_leaving_the_program_ends_what_measures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    play(monkeypatch, tmp_path, first_lines(tmp_path, 4), waits=True)
+    async with opened() as (app, pilot):
+        await to_window(app, pilot)
+        await press(pilot, "m")
+        screen = app.screen
+        assert isinstance(screen, RaceScreen)
+        await until(pilot, lambda: screen.race.rows)
+        process = app._races[screen.key].process._process
+        assert process is not None
+        assert process.poll() is None
+    assert process.wait(5) != 0
+
+
 async def test_a_race_that_fails_says_what_and_what_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     failing = tmp_path / "failing.jsonl"
     failing.write_text(

@@ -14,7 +14,7 @@ from engine.jobs.race_lines import RaceProgress, RaceRow, RaceStarted, SearchSte
 from scaler_tui.heat_layout import plain
 from scaler_tui.race_process import RaceProcess, follow
 from scaler_tui.race_state import RaceState, needle_share, progress_words, search_words
-from scaler_tui.race_table import change_text, columns_for, perplexity_text, race_lines
+from scaler_tui.race_table import Look, change_text, columns_for, perplexity_text, race_lines
 from scaler_tui.window import RaceKey, Window
 from tests.support.context_runs import RACE, SEARCH, first_lines, play, recorded
 
@@ -77,7 +77,7 @@ def test_words_say_what_is_measured_how_far_and_how_long() -> None:
 @pytest.mark.parametrize("width", [40, 56, 76, 116])
 def test_the_table_leaves_out_whole_columns_and_keeps_what_decides(width: int) -> None:
     state = folded(RACE)
-    lines = plain(race_lines(state, width, 0, star="*", arrow=">"))
+    lines = plain(race_lines(state, width, 0, Look("*", ">")))
     assert all(len(line) <= width for line in lines)
     text = "\n".join(lines)
     for expected in ("3.17", "100 %", "-7.6 %", "+185 %"):
@@ -94,7 +94,7 @@ def test_the_table_leaves_out_whole_columns_and_keeps_what_decides(width: int) -
 def test_a_low_table_shows_the_methods_around_the_pointer() -> None:
     state = folded(RACE)
     for pointer in range(len(state.contenders)):
-        lines = plain(race_lines(state, 70, pointer, star="*", arrow=">", most=4))
+        lines = plain(race_lines(state, 70, pointer, Look("*", ">", most=4)))
         assert len(lines) == 6
         assert any(line.startswith(">") and state.contenders[pointer].method in line for line in lines)
 
