@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.jobs.length_report import LengthReport
 
 TASKS = ("needle", "multi-needle", "key-value", "variables")
-_OUTPUTS = ("output/merged", "output/model", "output/extended")
+_OUTPUTS = ("output/merged", "output/model")
 """Where a run keeps a whole model."""
 
 
