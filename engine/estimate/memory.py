@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Origin, Part
+from engine.estimate.measured import measured_bytes
 from engine.estimate.process import base_parts, process_bounds
 from engine.estimate.program.head import learns_fp32_head
 from engine.estimate.program.style import widens
@@ -45,8 +46,6 @@ PHASE_WORDS = {
     "forward": "the layer in work going forward",
     "measuring": "keys and values of the longest text that is measured",
 }
-MEASURED_AT_ONCE = 2048
-"""Tokens of a measured text that go through the layers together where memory is short; more where there is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +179,10 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
 
 
 def _measuring(work: Workload) -> Iterable[_Candidate]:
-    """Texts of `measured_tokens` in chunks: the cache of a haystack, the copy that a question goes on from, and the
-    layer in work. Source: `engine.evaluation.length_memory`, which takes no more than is free.
-    """
+    """The longest text that is measured; see `engine.estimate.measured`."""
     if work.measured_tokens:
-        cache = 2.0 * key_value_cache_bytes(replace(work, batch=1, sequence=work.measured_tokens))
-        chunk = float(min(work.measured_tokens, MEASURED_AT_ONCE))
-        walk = layer_walk(replace(work, checkpointing=True), learns=False)
-        hump = max(moment.total(chunk, chunk) for moment in walk.forward)
-        yield _Candidate("measuring", 0.0, cache, 0.0, hump)
+        found = measured_bytes(work)
+        yield _Candidate("measuring", 0.0, found.cache, found.logits, found.layer)
 
 
 def measuring_allocated(work: Workload) -> float:
