@@ -272,7 +272,8 @@ class _Job:
         from engine.train.output import folder_bytes, save_adapter
 
         self.attempt.phase("saving", "adapter")
-        path = save_adapter(self.attempt.run_dir, loaded.model, self.ref, extended=self.window is not None)
+        extended = self.window is not None and self.window.plan is not None
+        path = save_adapter(self.attempt.run_dir, loaded.model, self.ref, extended=extended)
         return card.Adapter(
             path=path.relative_to(self.attempt.run_dir).as_posix(),
             size_bytes=folder_bytes(path),
