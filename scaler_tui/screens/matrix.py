@@ -192,12 +192,12 @@ class MatrixScreen(FramedScreen):
         bold = "bold"
         parts: list[Content | str | tuple[str, str]] = [(row.title, bold), f": {row.reason}\n"]
         parts += [("Fits? ", bold), f"{row.verdict}: {row.verdict_reason}\n"]
+        if not row.runnable:
+            parts += [("Runs from here: no. ", bold), f"{row.not_runnable_reason}\n"]
         if row.id == matrix.recommended:
             parts += [(f"{self.signs.star} Recommended: ", bold), f"{matrix.recommendation}\n"]
         elif row.id in matrix.otherwise:
             parts += [("Instead of the recommended one: ", bold), f"{matrix.otherwise[row.id]}\n"]
-        if not row.runnable:
-            parts += [("Runs from here: no. ", bold), f"{row.not_runnable_reason}\n"]
         parts += [("Capacity: ", bold), f"{row.effective_capacity}\n", ("Expected: ", bold), f"{row.performance}\n"]
         if row.settings:
             parts += [("Assumes: ", bold), f"{row.settings}\n"]
