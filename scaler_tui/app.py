@@ -220,7 +220,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         race.take(message.lines)
         race.running, race.error = message.running, message.error
         if message.key.method and race.found is not None and race.found.divisors and not message.running:
-            keep_factors(message.key, race.found.divisors)
+            keep_factors(message.key, race.found)
         self._tell_screens("on_race_news", message)
 
     def on_unmount(self) -> None:

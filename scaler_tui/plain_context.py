@@ -156,7 +156,7 @@ def _search(key: RaceKey) -> None:
         if isinstance(line, SearchStep) and line.evaluation % EVERY_EVALUATIONS == 0:
             say(f"  Evaluation {line.evaluation}: best score {line.best:.4f}.")
         elif isinstance(line, SearchDone):
-            keep_factors(key, line.divisors)
+            keep_factors(key, line)
             both = ""
             if line.needle_nll is not None and line.perplexity is not None:
                 both = f" Needles {line.needle_nll:.3f} nats, perplexity {perplexity_text(line.perplexity)}."

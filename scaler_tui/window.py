@@ -5,7 +5,6 @@ Owns the choice and the races' states. Must not know formulas or what fits: the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from scaler_tui.race_state import RaceState
 
 if TYPE_CHECKING:
     from engine.advise.context import ContextChoice
+    from engine.jobs.race_lines import SearchDone
 
 APPROACH = "context"
 TRAININGS = ("full", "pose", "mixed", "none")
@@ -39,18 +39,35 @@ class RaceKey:
 
     @property
     def log(self) -> Path:
-        """Where its lines are kept: what was measured outlasts the screen and the program."""
+        """Where its lines are kept: what was measured outlasts the screen and the program, but not the weights."""
         import hashlib
 
         from engine.paths import state_home
 
-        key = hashlib.sha256("\n".join((self.model, str(self.target), self.method)).encode()).hexdigest()[:16]
+        described = "\n".join((self.model, str(self.target), self.method, _identity(self.model)))
+        key = hashlib.sha256(described.encode()).hexdigest()[:16]
         return state_home() / "races" / f"{self.method or 'race'}-{self.target}-{key}.jsonl"
 
     @property
     def factors(self) -> Path:
-        """Where the divisors of a finished search are kept, one number per pair."""
-        return self.log.with_suffix(".csv")
+        """Where what a finished search found is kept, in the form of a config with longrope in it."""
+        return self.log.with_suffix(".json")
+
+
+def _identity(model: str) -> str:
+    """What tells a model from another of the same name: a hub commit, else its config with sizes and times of the
+    weights; "" where there is none."""
+    from engine.errors import EngineError
+    from engine.models.resolve import resolve_model
+
+    try:
+        found = resolve_model(model, offline=True)
+        if found.path is None or found.commit:
+            return found.commit
+        states = [(path.name, path.stat()) for path in sorted(found.path.glob("*.safetensors"))]
+    except (EngineError, OSError):
+        return ""
+    return "\n".join([str(found.config), *(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)])
 
 
 def _nothing() -> ContextChoice:
@@ -88,12 +105,18 @@ class Window:
         return replace(choice, factors=str(factors)) if choice.method == SEARCHED and factors.is_file() else choice
 
 
-def keep_factors(key: RaceKey, divisors: Sequence[float]) -> None:
-    """Write the divisors of a finished search where a spec can name them."""
+def keep_factors(key: RaceKey, found: SearchDone) -> None:
+    """Write a finished search's divisors and m where a spec can name them."""
+    import json
+
     from engine.jobs.layout import write_atomic
 
-    key.factors.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(key.factors, (",".join(f"{divisor!r}" for divisor in divisors) + "\n").encode())
+    document: dict[str, object] = {"long_factor": found.divisors, "attention_factor": found.attention_factor}
+    if found.critical_pair:
+        document["critical_pair"] = found.critical_pair
+    factors = key.factors
+    factors.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(factors, (json.dumps(document) + "\n").encode())
 
 
 def trained(choice: ContextChoice, how: str) -> ContextChoice:

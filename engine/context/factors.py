@@ -96,8 +96,13 @@ def _from_tree(path: Path, tree: Any, content: bytes) -> Factors:
     short = settings.get("short_factor")
     long = _floats(path, "long_factor", settings["long_factor"])
     small = _floats(path, "short_factor", short) if short else ()
-    m = settings.get("attention_factor")
-    return Factors(long, () if small == long else small, float(m) if isinstance(m, int | float) else None)
+    m, pair = settings.get("attention_factor"), settings.get("critical_pair")
+    return Factors(
+        long,
+        () if small == long else small,
+        float(m) if isinstance(m, int | float) else None,
+        pair if isinstance(pair, int) else None,
+    )
 
 
 def _settings(tree: dict[str, Any]) -> dict[str, Any] | None:

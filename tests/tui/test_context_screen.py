@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.context.factors import read_factors
 from engine.jobs.spec import Task
 from scaler_tui.app import ScalerApp
 from scaler_tui.screens.context import ContextScreen
@@ -312,8 +313,7 @@ async def test_the_search_plots_its_best_score_and_the_factors(
         await until(pilot, lambda: window.facts is not None and window.facts.of("longrope2").usable)  # type: ignore[union-attr]
         spec = app.wizard.spec_for("context")
         assert spec.context.method == "longrope2"
-        divisors = [float(part) for part in Path(spec.context.factors).read_text().split(",")]
-        assert divisors == list(screen.race.divisors)
+        assert read_factors(Path(spec.context.factors)).long == screen.race.divisors
 
 
 async def test_nothing_is_sent_when_nothing_new_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.context.factors import read_factors
 from engine.models.analyze import analyze
 from scaler_tui.plain_context import choose_window
 from scaler_tui.wizard import Wizard
@@ -59,7 +60,9 @@ def test_a_search_is_spoken_and_its_factors_can_be_chosen(
     assert "Found: score 0.3590, the best it began with 0.3590." in told
     spec = made.spec_for("context")
     assert spec.context.method == "longrope2"
-    assert len(Path(spec.context.factors).read_text().split(",")) == 16
+    found = read_factors(Path(spec.context.factors))
+    assert len(found.long) == 16
+    assert found.attention_factor == 1.0, "m as it was measured, not the one of the method's formula"
     assert spec.context.window == "pose"
 
 

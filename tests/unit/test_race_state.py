@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import sys
 import time
@@ -10,12 +12,22 @@ from pathlib import Path
 import pytest
 
 import scaler_tui.race_process as race_process
-from engine.jobs.race_lines import RaceProgress, RaceRow, RaceStarted, SearchStep, decode_line, encode_line
+from engine.context.factors import Factors, read_factors
+from engine.jobs.race_lines import (
+    RaceProgress,
+    RaceRow,
+    RaceStarted,
+    SearchDone,
+    SearchStep,
+    decode_line,
+    encode_line,
+)
+from engine.resources import demo_dir
 from scaler_tui.heat_layout import plain
 from scaler_tui.race_process import RaceProcess, follow
 from scaler_tui.race_state import RaceState, needle_share, progress_words, search_words
 from scaler_tui.race_table import Look, change_text, columns_for, perplexity_text, race_lines
-from scaler_tui.window import RaceKey, Window
+from scaler_tui.window import RaceKey, Window, keep_factors
 from tests.support.context_runs import RACE, SEARCH, first_lines, play, recorded
 
 
@@ -117,6 +129,33 @@ def test_a_finished_race_replaces_auto_and_nothing_else() -> None:
     assert not window.decided("demo", 1024).train
     window.choice = type(window.choice)(method="linear")
     assert window.decided("demo", 1024).method == "linear", "what the user named stays"
+
+
+def test_what_a_search_found_is_kept_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path))
+    found = SearchDone(best=1.0, best_seed=2.0, divisors=(1.0, 4.25), attention_factor=1.125, critical_pair=1)
+    key = RaceKey("demo", 1024, "longrope2")
+    keep_factors(key, found)
+    assert read_factors(key.factors) == Factors((1.0, 4.25), attention_factor=1.125, critical_pair=1)
+    window = Window()
+    window.choice = type(window.choice)(method="longrope2")
+    assert window.decided("demo", 1024).factors == str(key.factors)
+
+
+def test_another_model_in_the_same_folder_shares_nothing_with_the_one_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "model"
+    shutil.copytree(demo_dir() / "model", folder)
+    key = RaceKey(str(folder), 1024, "longrope2")
+    keep_factors(key, SearchDone(best=1.0, best_seed=2.0, divisors=(4.0,) * 16))
+    before = key.log, key.factors
+    assert key.factors.is_file()
+    weights = next(folder.glob("*.safetensors"))
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    assert key.log != before[0]
+    assert not key.factors.is_file(), "factors of the other weights are not used"
 
 
 def test_races_of_other_models_lengths_and_methods_have_other_logs() -> None:
