@@ -79,6 +79,14 @@ def _zero_shot(results: Results) -> Iterator[Expectation]:
 def _trained(results: Results, steps: int) -> Iterator[Expectation]:
     arms = {arm: results.trained(arm, steps) for arm in results.arms(steps)}
     none, yarn, pose, control = (arms.get(name) for name in ("none", "yarn", "yarn, PoSE", CONTROL))
+    full = {arm: needle(found) for arm, found in arms.items() if ", " not in arm}
+    if full:
+        best = max(full, key=lambda arm: full[arm])
+        yield Expectation(
+            f"{steps} steps: the best method at full length keeps 95 % of the needles at 4L",
+            full[best] >= NEEDLES,
+            ", ".join(f"{arm} {score:.0%}" for arm, score in full.items()),
+        )
     if yarn and none:
         share = perplexity(yarn, TARGET) / perplexity(none, TARGET)
         yield Expectation(
