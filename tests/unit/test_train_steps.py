@@ -1,4 +1,4 @@
-"""Which sequences a step holds, and what becomes of rows that are too long for it: exact, seeded, nothing lost silently."""
+"""Which sequences a step holds, and what becomes of rows that are too long: exact, seeded, nothing lost silently."""
 
 from __future__ import annotations
 
