@@ -32,10 +32,17 @@ def add_extend(add: Add, *, named: bool) -> None:
     how.add_argument("--among", default="", metavar="NAMES", help="auto: measure only these methods, as yarn,ntk,abf")
     how.add_argument("--theta", type=float, default=None, metavar="BASE", help="abf: the new rotary base")
     how.add_argument(
-        "--factors", type=Path, metavar="FILE", help="longrope, longrope2: extension.json, a search's log, or CSV"
+        "--factors", type=Path, metavar="FILE", help="longrope2, longrope, auto: extension.json, a search's log, or CSV"
     )
-    how.add_argument("--search-minutes", type=_minutes, default=0.0, metavar="M", help="longrope2: time for the search")
-    how.add_argument("--evaluations", type=_count, default=0, metavar="N", help="longrope2: or so many sets of factors")
+    how.add_argument(
+        "--search-minutes", type=_minutes, default=0.0, metavar="M", help="longrope2, longrope, auto: so long a search"
+    )
+    how.add_argument(
+        "--evaluations", type=_count, default=0, metavar="N", help="or a search of so many sets of factors"
+    )
+    how.add_argument("--factor", type=float, metavar="S", help="ntk, ntk-critical, abf: in place of N over the window")
+    how.add_argument("--attention-factor", type=float, metavar="M", help="yarn, by-parts, or with --factors: m")
+    how.add_argument("--critical-pair", type=_count, metavar="I", help="ntk-critical, or longrope2 with --factors")
     how.add_argument("--seed", type=int, default=17, metavar="N", help="of needles and of the search")
     how.add_argument(
         "--train",
@@ -50,6 +57,7 @@ def add_extend(add: Add, *, named: bool) -> None:
     shown = extend.add_argument_group("measuring")
     shown.add_argument("--text", default="", metavar="FILE", help="documents to measure on; demo, general, a file")
     shown.add_argument("--prompts", type=_count, default=0, metavar="N", help="needles per length and depth")
+    _add_loading(shown)
     shown.add_argument("--quick", action="store_true", help="fewer lengths, depths and prompts")
     shown.add_argument("--no-report", action="store_true", help="of a named method: write and check it, unmeasured")
     shown.add_argument(
@@ -60,6 +68,16 @@ def add_extend(add: Add, *, named: bool) -> None:
     _add_output(extend)
     machine_flag(extend)
     json_flag(extend)
+
+
+def _add_loading(group: argparse._ArgumentGroup) -> None:
+    """How a model is held while it is measured; what is written does not change with it."""
+    group.add_argument(
+        "--quantization", choices=("none", "nf4", "fp4"), default="none", help="measure it in 4 bits, in less memory"
+    )
+    group.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="measure it in this type"
+    )
 
 
 def _add_output(extend: argparse.ArgumentParser) -> None:
@@ -91,6 +109,7 @@ def add_eval(add: Add) -> None:
     )
     command.add_argument("--text", default="", metavar="FILE", help="documents to measure on; demo, general, a file")
     command.add_argument("--seed", type=int, default=17, metavar="N", help="of the needles")
+    _add_loading(command.add_argument_group("loading"))
     command.add_argument("--out", type=Path, metavar="FILE", help="also write the report, as JSON")
     command.add_argument("--html", type=Path, metavar="FILE", help="also write it as a page")
     command.add_argument("--resume", action="store_true", help="go on where the same measurement was interrupted")
@@ -104,7 +123,10 @@ def _method_help(*, named: bool) -> str:
     from engine.context.methods import METHODS
 
     told = "; ".join(f"{method.id} ({method.title})" for method in METHODS.values())
-    return f"auto measures all and takes the best; or one of: {told}. CONTEXT.md says what each does"
+    return (
+        "auto measures all that need no search, with --search-minutes, --evaluations or --factors longrope2 too, and "
+        f"takes the best; or one of: {told}. CONTEXT.md says what each does"
+    )
 
 
 def _count(text: str) -> int:

@@ -30,11 +30,8 @@ from engine.evaluation.model import LoadedModel
 from engine.evaluation.needles import Answered, answer_batch, cells
 from engine.evaluation.progress import Meter, Report, silent
 from engine.evaluation.short_text import ShortScore
-from engine.jobs.length_report import LengthPerplexity, LengthReport, NeedleCell, PositionLoss
+from engine.jobs.length_report import SHORTEST_LENGTH, LengthPerplexity, LengthReport, NeedleCell, PositionLoss
 from engine.jobs.length_verdict import reference_length
-
-SHORTEST = 32
-"""Tokens: below, a perplexity by length says nothing."""
 
 
 class LengthRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,11 +105,11 @@ def check_request(model: LoadedModel, request: LengthRequest) -> LengthRequest:
     window = request.window or model.context_length
     original = request.original or window
     found = tuple(sorted(set(request.lengths or default_lengths(original, window))))
-    if found[0] < SHORTEST:
+    if found[0] < SHORTEST_LENGTH:
         raise EngineError(
             "evaluation.lengths",
             f"{found[0]} tokens are too few to measure anything.",
-            next_step=f"Choose --lengths of {SHORTEST} and more.",
+            next_step=f"Choose --lengths of {SHORTEST_LENGTH} and more.",
         )
     unknown = [task for task in request.tasks if task not in TASKS]
     if unknown:

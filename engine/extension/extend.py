@@ -9,6 +9,7 @@ Steps that need torch run in processes of their own.
 from __future__ import annotations
 
 import datetime
+import errno
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,7 @@ from engine.context.certificate import (
     encode_certificate,
     read_certificate,
 )
+from engine.context.method import Options
 from engine.context.methods import METHODS
 from engine.context.plan import ContextPlan
 from engine.context.planner import plan_context
@@ -35,7 +37,17 @@ from engine.context.portability import Portability, portability
 from engine.errors import EngineError, ExitCode
 from engine.extension import folder, steps
 from engine.extension.losses import refuse_losses
-from engine.extension.staging import DECISION, MODEL, Order, Staging, identity, read_order, staging_folder
+from engine.extension.staging import (
+    DECISION,
+    FACTORS,
+    MODEL,
+    Order,
+    Staging,
+    identity,
+    read_order,
+    staging_folder,
+    unwritable,
+)
 from engine.extension.training import take_merged
 from engine.jobs.layout import DISK_FULL_ERRNOS, write_atomic
 from engine.jobs.race_lines import SearchDone
@@ -45,6 +57,8 @@ from engine.surgery.helpers import Progress, Report
 
 AUTO = "auto"
 SEARCHED = ("longrope2", "longrope")
+LONGROPE2 = "longrope2"
+_UNWRITABLE_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 Confirm = Callable[[ContextPlan, tuple[Portability, ...]], bool]
 """Asks whether losses are accepted; without one they are refused."""
 
@@ -109,6 +123,8 @@ def extend(request: ExtendRequest, report: Report) -> Certificate:
         except OSError as error:
             if error.errno in DISK_FULL_ERRNOS:
                 raise _disk_full(staging.folder, error) from error
+            if error.errno in _UNWRITABLE_ERRNOS:
+                raise unwritable(request.out.parent, error) from error
             raise
 
 
@@ -120,19 +136,9 @@ def _extend(request: ExtendRequest, order: Order, staging: Staging, started: flo
     model = staging.folder / MODEL
     readers, accepted = _accepted(request, plan, _accepted_before(model))
     training = _made(request, order, decision, model, report)
-    certificate = Certificate(
-        source=order.source,
-        program=order.program,
-        versions=_versions(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        plan=plan,
-        links="merged" if training else order.links,
-        race=decision.race,
-        search=decision.search,
-        training=training,
-        portability=readers,
-        accepted_losses=accepted,
-    )
+    links = "merged" if training else order.links
+    certificate = new_certificate(decision, order.source, links, training=training, readers=readers)
+    certificate = msgspec.structs.replace(certificate, program=order.program, accepted_losses=accepted)
     write_atomic(model / CERTIFICATE_NAME, encode_certificate(certificate))
     certificate = _measured(certificate, order, replace(measuring, name=request.out.name), started)
     write_atomic(model / CERTIFICATE_NAME, encode_certificate(certificate))
@@ -167,6 +173,24 @@ def _accepted_before(model: Path) -> tuple[str, ...]:
     return certificate.accepted_losses if certificate is not None else ()
 
 
+def new_certificate(
+    decision: Decision, source: str, links: str, *, training: Training | None, readers: tuple[Portability, ...]
+) -> Certificate:
+    """Of a folder made now from the model that the user calls `source`, not yet checked or measured."""
+    return Certificate(
+        source=source,
+        program=f"scaler-wizard {__version__}",
+        versions=_versions(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        plan=decision.plan,
+        links=links,
+        race=decision.race,
+        search=decision.search,
+        training=training,
+        portability=readers,
+    )
+
+
 def _versions() -> dict[str, str]:
     """Of the libraries that measure, without importing them."""
     found = {}
@@ -197,6 +221,9 @@ def _measured(certificate: Certificate, order: Order, measuring: steps.Measuring
         certificate = msgspec.structs.replace(certificate, check=steps.check_folder(measuring))
     if order.report:
         found = steps.evaluate(measuring, certificate.plan.original)
+        if certificate.race is not None:
+            words = f"Needles have seed {order.seed}; the method was chosen on those of {steps.race_seed(order.seed)}."
+            found = msgspec.structs.replace(found, notes=(*found.notes, words))
         certificate = msgspec.structs.replace(certificate, report=found)
     return msgspec.structs.replace(certificate, seconds=time.monotonic() - started)
 
@@ -222,16 +249,55 @@ def decide(order: Order, measuring: steps.Measuring, config: dict[str, Any]) -> 
     found_race: Race | None = None
     found: SearchDone | None = None
     if method == AUTO:
-        found_race = steps.race(measuring, order.among)
+        found_race, searched, found = race_all(order, measuring)
         assert found_race.decided is not None
         method = found_race.decided.method
+        options = searched if method in SEARCHED else Options()
     elif method in SEARCHED and not options.long_divisors:
         factors, found = steps.search(measuring, method, order.search_minutes, order.evaluations)
         options = factors.applied(options)
     plan = plan_context(config, order.target, method, options, order.name)
-    if found is not None and (note := seed_note(found)):
+    if found is not None and method in SEARCHED and (note := seed_note(found)):
         plan = replace(plan, notes=(*plan.notes, note))
     return Decision(plan=plan, race=found_race, search=found)
+
+
+def race_all(order: Order, measuring: steps.Measuring) -> tuple[Race, Options, SearchDone | None]:
+    """The race of an order, the factors that took part in it, and the search behind them where there was one.
+
+    Without factors and without time for a search it is between the methods that need neither. Raises as `decide`.
+    """
+    if order.searches:
+        path = measuring.searched_log
+        logged = replace(measuring, log=path)
+        factors, found = steps.search(logged, LONGROPE2, order.search_minutes, order.evaluations)
+        options = factors.applied(Options())
+        return steps.race(measuring, contenders(order), path), options, found
+    if not order.options.long_divisors:
+        return steps.race(measuring, order.among), Options(), None
+    if measuring.log is not None:
+        path = Path(order.factors)
+    else:
+        path = measuring.folder / FACTORS
+        _write_factors(order.options, path)
+    return steps.race(measuring, contenders(order), path), order.options, None
+
+
+def _write_factors(options: Options, path: Path) -> None:
+    """The order's factors, as `engine.context.factors` reads them: the file they came from may change."""
+    tree = {
+        "long_factor": options.long_divisors,
+        "short_factor": options.short_divisors,
+        "attention_factor": options.attention_factor,
+        "critical_pair": options.critical_pair,
+    }
+    write_atomic(path, msgspec.json.encode(tree))
+
+
+def contenders(order: Order) -> tuple[str, ...]:
+    """The methods of a race in which LongRoPE2 takes part."""
+    named = order.among or tuple(name for name, method in METHODS.items() if not method.needs_search)
+    return tuple(dict.fromkeys((*named, LONGROPE2)))
 
 
 def seed_note(found: SearchDone) -> str:
@@ -249,7 +315,7 @@ def measuring_of(order: Order, source: Path, where: Path, report: Report) -> ste
     return steps.Measuring(
         source, order.target, where, report,
         text=order.text, seed=order.seed, prompts=order.prompts, quick=order.quick, name=order.name,
-        lengths=order.lengths, needles=order.needles,
+        lengths=order.lengths, needles=order.needles, dtype=order.dtype, quantization=order.quantization,
     )  # fmt: skip
 
 

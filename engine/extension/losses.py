@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from engine.context.method import Options
 from engine.context.plan import ContextPlan
-from engine.context.planner import applicable, plan_context
+from engine.context.planner import applicable, plan_context, read_rotaries
 from engine.context.portability import CONSUMERS, LOST, TRANSFORMERS_4, TRANSFORMERS_5, Portability, portability
+from engine.context.reading import SCALED_LAYERS
 from engine.errors import EngineError
 
 ALL = "all"
@@ -90,10 +92,24 @@ def travelling(
     return tuple(reached)
 
 
+def require_travels(
+    config: Mapping[str, Any], target: int, method: str, options: Options, consumers: tuple[str, ...]
+) -> None:
+    """Before a method's factors are searched or raced: whether any of them would reach `consumers`. Raises EngineError
+    `context.loss`, `context.*`."""
+    if not options.long_divisors:  # which ones they are changes nothing
+        pairs = next(one.pairs for one in read_rotaries(config) if one.layer_type in SCALED_LAYERS)
+        options = Options(long_divisors=(1.0,) * pairs)
+    plan = plan_context(config, target, method, options)
+    lost = losses_that_matter(portability(config, plan), consumers)
+    if lost:
+        raise loss_error(plan, lost)
+
+
 def loss_error(plan: ContextPlan, losses: tuple[Portability, ...]) -> EngineError:
     """The refusal, with both ways out."""
     names = " and ".join(one.consumer for one in losses)
-    flags = ",".join(_flag(one.consumer) for one in losses)
+    flags = flags_of(losses)
     others = [_flag(name) for name in CONSUMERS if name not in {one.consumer for one in losses}]
     return EngineError(
         "context.loss",
@@ -102,6 +118,11 @@ def loss_error(plan: ContextPlan, losses: tuple[Portability, ...]) -> EngineErro
         next_step=f"Take a method that travels (ntk-critical, abf and yarn do wherever anything does; --dry-run shows "
         f"each), or accept it with --allow-loss {flags}, or say where the model will run: --for {','.join(others)}.",
     )
+
+
+def flags_of(losses: tuple[Portability, ...]) -> str:
+    """The programs as `--allow-loss` takes them."""
+    return ",".join(_flag(one.consumer) for one in losses)
 
 
 def _flag(consumer: str) -> str:

@@ -15,13 +15,14 @@ from engine.estimate.estimate import Range
 from engine.estimate.memory import memory_bounds
 from engine.estimate.roofline import step_seconds
 from engine.estimate.state import key_value_cache_bytes
-from engine.estimate.workload import DeviceKind, Loss, Purpose, Workload
+from engine.estimate.workload import DeviceKind, Loss, Packing4Bit, Purpose, Workload
 from engine.hardware.machine import Machine
 from engine.models.architecture import Architecture
 from engine.units import format_bytes
 
 _CHUNK_TOKENS = 8192
 """Of one call; `engine.evaluation` halves it where a card runs out of memory."""
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SHARE_OF_LOGITS = 0.02
 """Of the positions: the closing tokens and the answers."""
 
@@ -41,15 +42,18 @@ class Needs:
         return self.devices.least(self.memory_bytes.low, self.memory_bytes.likely) <= self.devices.free_bytes
 
 
-def needs_of(architecture: Architecture, machine: Machine, length: int) -> Needs:
-    """Memory and time of one pass over `length` tokens on `machine`."""
+def needs_of(
+    architecture: Architecture, machine: Machine, length: int, *, dtype: str = "auto", quantization: str = "none"
+) -> Needs:
+    """Memory and time of one pass over `length` tokens on `machine`, loaded as `dtype` and `quantization` say."""
     devices = single_device(machine)
     whole = Workload(
         architecture,
         sequence=length,
         loss=Loss.CHUNKED,
         trained_share=_SHARE_OF_LOGITS,
-        compute_bytes=compute_bytes(devices),
+        packing=Packing4Bit.NONE if quantization == "none" else Packing4Bit.NF4_DOUBLE,
+        compute_bytes=_BYTES.get(dtype) or compute_bytes(devices),
         purpose=Purpose.EVALUATE,
         device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
         workspace_bytes=workspace_bytes(devices),
@@ -72,8 +76,8 @@ def require_room(needs: Needs, name: str, longest: int) -> None:
         "context.no_room",
         f"{needs.length:,} tokens of {name} do not fit this machine.",
         cause=f"Reading them once takes about {format_bytes(needs.memory_bytes.likely)}; {free_words(needs.devices)}.",
-        next_step=f"{shorter}name a --method and add --no-report: the folder is then written unmeasured, which needs "
-        "no memory.",
+        next_step=f"{shorter}load it smaller with --quantization nf4 or --dtype bfloat16, or name a --method and add "
+        "--no-report: the folder is then written unmeasured, which needs no memory.",
         exit_code=ExitCode.DOES_NOT_FIT,
     )
 

@@ -5,6 +5,7 @@ measured.
 
     order.json                       what was asked for and the source's identity; written first, compared on resume
     race.jsonl  search.jsonl         what the measuring processes logged: they go on from there
+    factors.json                     factors that were given and take part in the race
     decision.json                    the plan, once it is made
     model/                           the extended folder, whole once it is there
     check.json  evaluation.jsonl  report.json
@@ -33,6 +34,7 @@ ORDER, LOCK, DECISION, MODEL = "order.json", "lock", "decision.json", "model"
 RACE, SEARCH, CHECK, EVALUATION, REPORT = (
     "race.jsonl", "search.jsonl", "check.json", "evaluation.jsonl", "report.json",
 )  # fmt: skip
+FACTORS = "factors.json"
 
 
 class SourceFile(msgspec.Struct, frozen=True):
@@ -81,6 +83,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """0: one pass over them."""
     search_minutes: float = 0.0
     evaluations: int = 0
+    dtype: str = "auto"
+    """Of the model while it is measured."""
+    quantization: str = "none"
+    """Of its weights while it is measured."""
+
+    @property
+    def searches(self) -> bool:
+        """Whether time for a search was given."""
+        return bool(self.search_minutes or self.evaluations)
 
 
 def staging_folder(out: Path) -> Path:
@@ -125,8 +136,11 @@ class Staging:
                 cause="It was interrupted, or ended with an error; what it measured is kept.",
                 next_step=f"Continue it with --resume, or remove {folder} and start again.",
             )
-        folder.mkdir(parents=True)
-        write_atomic(folder / ORDER, msgspec.json.encode(order))
+        try:
+            folder.mkdir(parents=True)
+            write_atomic(folder / ORDER, msgspec.json.encode(order))
+        except OSError as error:
+            raise unwritable(folder.parent, error) from error
         fsync_directory(folder.parent)
         return cls(out, folder, _locked(folder))
 
@@ -157,6 +171,16 @@ class Staging:
         (self.folder / MODEL).rename(self.out)
         fsync_directory(self.out.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def unwritable(folder: Path, error: OSError) -> EngineError:
+    """Nothing can be made in `folder`."""
+    return EngineError(
+        "extension.out_unwritable",
+        f"Cannot write to {folder}.",
+        cause=error.strerror or str(error),
+        next_step="Choose a folder you can write to.",
+    )
 
 
 def read_order(out: Path) -> Order:

@@ -6,7 +6,7 @@ All of them log as they go and go on from their log.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,13 @@ _FAILING = Failing(
     patience_seconds=2.0,  # every figure is in a log before the next is begun
 )
 QUICK_PROMPTS = 2
+_APART = 1000
+"""From a report's seed to that of the race: a winner is not judged on the questions that it was picked on."""
+
+
+def race_seed(seed: int) -> int:
+    """The seed of the race's questions where reports have `seed`."""
+    return seed + _APART
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +66,22 @@ class Measuring:
     """Of the report; empty leaves them to the evaluation."""
     needles: bool = True
     """Whether the report asks for needles."""
+    dtype: str = "auto"
+    quantization: str = "none"
+
+    @property
+    def searched_log(self) -> Path:
+        """Of a search that goes before a race."""
+        return self.folder / SEARCH if self.log is None else self.log.with_name(f"{self.log.stem}.search.jsonl")
+
+    def loading(self) -> list[str]:
+        """Arguments that say how the model is loaded."""
+        words = ["--dtype", self.dtype] if self.dtype != "auto" else []
+        return [*words, "--quantization", self.quantization] if self.quantization != "none" else words
 
     def common(self) -> list[str]:
         """Arguments that all of them take."""
-        words = ["--seed", str(self.seed)]
+        words = ["--seed", str(self.seed), *self.loading()]
         if self.text:
             words += ["--text", self.text]
         return words
@@ -76,8 +95,10 @@ class _Race:
     decided: RaceDecided | None = None
 
 
-def race(measuring: Measuring, methods: tuple[str, ...] = ()) -> Race:
-    """Measure methods on the source. Raises the EngineError of the process, `extension.helper_failed`, or
+def race(measuring: Measuring, methods: tuple[str, ...] = (), factors: Path | None = None) -> Race:
+    """Measure methods on the source, those that need a search with `factors`; questions have `race_seed`.
+
+    Raises the EngineError of the process, `extension.helper_failed`, or
     `context.no_winner`."""
     found = _Race()
 
@@ -94,7 +115,9 @@ def race(measuring: Measuring, methods: tuple[str, ...] = ()) -> Race:
 
     measuring.report(Progress("race", 0, 0, "loading the model"))
     words = ["race", "--model", str(measuring.source), "--context", str(measuring.target)]
-    words += ["--log", str(measuring.log or measuring.folder / RACE), *measuring.common()]
+    words += ["--log", str(measuring.log or measuring.folder / RACE)]
+    words += replace(measuring, seed=race_seed(measuring.seed)).common()
+    words += ["--factors", str(factors)] if factors is not None else []
     words += ["--prompts", str(measuring.prompts)] if measuring.prompts else []
     words += ["--depths", "3", "--documents", "3"] if measuring.quick else []
     words += ["--name", measuring.name] if measuring.name else []
@@ -145,7 +168,7 @@ def check_folder(measuring: Measuring) -> FolderCheck:
     path = measuring.folder / CHECK
     if not path.is_file():
         measuring.report(Progress("check", 0, 0, "loading the folder"))
-        words = ["check", "--model", str(measuring.folder / MODEL), "--out", str(path)]
+        words = ["check", "--model", str(measuring.folder / MODEL), "--out", str(path), *measuring.loading()]
         _run("engine.rotary", words, measuring, "check", None)
     return msgspec.json.decode(path.read_bytes(), type=FolderCheck)
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+SHORTEST_LENGTH = 32
+"""Tokens: below, a perplexity by length says nothing."""
+
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """A section of the report."""

@@ -13,7 +13,6 @@ certificate or config says what the window was before.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,11 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from engine import __version__
 from engine.context.certificate import Certificate, Training
 from engine.context.plan import ContextPlan
 from engine.context.portability import Portability, portability
-from engine.extension.extend import Decision, decide, measuring_of, new_order
+from engine.extension.extend import Decision, decide, measuring_of, new_certificate, new_order
 from engine.extension.folder import write_extended
 from engine.extension.spec_window import extended_before, options_of, reach_of
 from engine.extension.staging import Order
@@ -139,17 +137,8 @@ def certificate_of(window: Window, spec: JobSpec, training: Training | None, lin
     if decision is None:
         return None
     config = read_json_object(window.source / CONFIG_NAME, code="model.config_damaged", what="a model config")
-    return Certificate(
-        program=f"scaler-wizard {__version__}",
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        source=spec.model.source,
-        plan=decision.plan,
-        links=links,
-        race=decision.race,
-        search=decision.search,
-        training=training,
-        portability=portability(config, decision.plan),
-    )
+    readers = portability(config, decision.plan)
+    return new_certificate(decision, spec.model.source, links, training=training, readers=readers)
 
 
 def order_of(spec: JobSpec, ref: ModelRef, *, report: bool = False) -> Order:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, ExitCode
-from engine.units import parse_length
+from engine.units import format_bytes, parse_length
 from scaler_tui import context_text, output
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for. Raises EngineError."""
     _check(arguments)
     found = measured_model(arguments.model, arguments.base)
+    _check_lengths(arguments, found)
     words = _words(arguments, found)
     report = _measure(arguments, words)
     if arguments.html is not None:
@@ -73,6 +74,37 @@ def _check(arguments: argparse.Namespace) -> None:
             "evaluation.unknown_task",
             f"There is no task '{unknown[0][:40]}'.",
             next_step=(f"Did you mean {near[0]}? " if near else "") + f"Choose from {', '.join(TASKS)}; or none.",
+        )
+
+
+def _check_lengths(arguments: argparse.Namespace, found: Measured) -> None:
+    """What no loading could help. Raises EngineError `evaluation.lengths`, `evaluation.no_room`."""
+    from engine.advise.devices import free_words
+    from engine.extension.needs import needs_of
+    from engine.hardware.detect import detect
+    from engine.jobs.length_report import SHORTEST_LENGTH
+    from engine.models.analyze import analyze_model
+    from engine.models.resolve import resolve_model
+
+    lengths = [parse_length(word) for word in _list(arguments.lengths)]
+    if not lengths:
+        return
+    if min(lengths) < SHORTEST_LENGTH:
+        raise EngineError(
+            "evaluation.lengths",
+            f"{min(lengths)} tokens are too few to measure anything.",
+            next_step=f"Choose --lengths of {SHORTEST_LENGTH} and more.",
+        )
+    longest, architecture = max(lengths), analyze_model(resolve_model(str(found.folder)))
+    needs = needs_of(architecture, detect(), longest, dtype=arguments.dtype, quantization=arguments.quantization)
+    if not needs.fits:
+        raise EngineError(
+            "evaluation.no_room",
+            f"{longest:,} tokens of {found.name} do not fit this machine.",
+            cause=f"Reading them once takes about {format_bytes(needs.memory_bytes.likely)}; "
+            f"{free_words(needs.devices)}.",
+            next_step="Measure shorter --lengths, or load it smaller: --quantization nf4, --dtype bfloat16.",
+            exit_code=ExitCode.DOES_NOT_FIT,
         )
 
 
@@ -159,6 +191,9 @@ def _words(arguments: argparse.Namespace, found: Measured) -> list[str]:
     for name in ("depths", "prompts"):
         value = getattr(arguments, name)
         words += [f"--{name}", str(value)] if value else []
+    for name, usual in (("dtype", "auto"), ("quantization", "none")):
+        value = getattr(arguments, name)
+        words += [f"--{name}", value] if value != usual else []
     text = text_named(arguments.text)
     return [*words, "--text", text] if text else words
 

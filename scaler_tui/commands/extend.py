@@ -36,6 +36,9 @@ _SLOW_SECONDS = 20 * 60
 """Measuring that takes longer is announced with the flags that make it short."""
 
 
+_WITH_FACTORS, _WITHOUT_SEARCH = " (longrope2 among them)", " of those that need no search"
+
+
 def extend(arguments: argparse.Namespace) -> int:
     """Choose a method, write the folder, check and measure it; or show what each method would be."""
     if not arguments.json_lines:
@@ -101,17 +104,58 @@ def _check_together(arguments: argparse.Namespace) -> None:
         )
     if arguments.seed < 0:
         raise EngineError("usage", f"--seed is {arguments.seed}.", next_step="Give a whole number from 0 on.")
-    if arguments.no_report and arguments.method == "auto":
+    if arguments.no_report and arguments.method == "auto" and not arguments.resume:
         raise EngineError(
             "usage",
             "--no-report measures nothing, and --method auto chooses by measuring.",
             next_step="Name a method, for example --method yarn, or leave out --no-report.",
         )
+    _check_used(arguments)
     if arguments.train and (arguments.race or arguments.no_report):
         other = "--race" if arguments.race else "--no-report"
         raise EngineError("usage", f"--train and {other} exclude each other.", next_step="Give one of them.")
     if arguments.steps and not arguments.train:
         raise EngineError("usage", "--steps belongs to --train.", next_step="Add --train FILE, or leave out --steps.")
+
+
+def _check_used(arguments: argparse.Namespace) -> None:
+    """Flags that would have no effect beside others, and searches too small to begin. Raises EngineError `usage`,
+    `search.budget`."""
+    from engine.context.search_budget import FEWEST_EVALUATIONS, USUAL_EVALUATIONS
+
+    search = [name for name in ("search_minutes", "evaluations") if getattr(arguments, name)]
+    if arguments.resume:
+        from scaler_tui.commands.extend_again import check_same
+
+        check_same(arguments)
+    if len(search) > 1:
+        raise _useless("--search-minutes and --evaluations both say how long to search.", "Give one of them.")
+    if search and arguments.factors is not None:
+        raise _useless(f"{_flag(search[0])} searches factors, and --factors has them.", "Give one of them.")
+    if arguments.no_report and not arguments.resume:
+        for name in ("quick", "prompts", "race"):
+            if getattr(arguments, name):
+                raise _useless(
+                    f"--no-report measures nothing, and {_flag(name)} is for measuring.", "Give one of them."
+                )
+    if arguments.copy and (arguments.race or arguments.dry_run):
+        other = "--race" if arguments.race else "--dry-run"
+        raise _useless(f"--copy is for the weights of OUT, and {other} writes none.", "Give one of them.")
+    if arguments.evaluations and arguments.evaluations < FEWEST_EVALUATIONS:
+        raise EngineError(
+            "search.budget",
+            f"{arguments.evaluations} evaluations are too few for a search.",
+            cause="The known methods that it begins with take some by themselves.",
+            next_step=f"Give it {FEWEST_EVALUATIONS} at the least; {USUAL_EVALUATIONS} is usual.",
+        )
+
+
+def _useless(what: str, next_step: str) -> EngineError:
+    return EngineError("usage", what, next_step=next_step)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 # ── carrying it out ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -209,7 +253,10 @@ def _confirm(arguments: argparse.Namespace) -> Callable[[ContextPlan, tuple[Port
 def _announce(wanted: Any) -> None:
     """What is about to be done, and how long it will about take."""
     order = wanted.order
-    how = "the method that measures best" if order.method == "auto" else order.method
+    how = order.method
+    if how == "auto":
+        also = order.searches or order.options.long_divisors
+        how = f"the method that measures best{_WITH_FACTORS if also else _WITHOUT_SEARCH}"
     output.note(
         f"Extending {wanted.name} from {wanted.window:,} to {order.target:,} tokens "
         f"({order.target / wanted.window:g}x) with {how}."
@@ -274,6 +321,8 @@ def print_result(certificate: Certificate, out: Path) -> None:
     if certificate.report is not None:
         output.say()
         print_report(certificate.report)
+        for note in certificate.report.notes:
+            output.say(f"  ! {note}")
     output.say()
     output.say(f"Written      {out} in {format_duration(certificate.seconds)}")
     output.say(f"Certificate  {out / 'extension.json'}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine.hardware.machine import Machine
     from engine.models.architecture import Architecture
 
-AUTO = "auto"
+AUTO, LONGROPE2 = "auto", "longrope2"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "spiece.model")
 _PASSES_PER_REPORT, _PASSES_PER_METHOD = 90.0, 20.0
 """Sequences of the target's length that a report, and one method of a race, read; shorter ones counted in parts."""
@@ -68,10 +68,12 @@ def wanted(arguments: argparse.Namespace) -> Wanted:
     options = options_of(arguments, method)
     _require_possible(config, target, method, options, ref.name)
     architecture, machine = analyze_model(ref), machine_for(arguments.gpu)
-    needs = needs_of(architecture, machine, target)
-    checkable = needs_of(architecture, machine, min(2 * window, target)).fits
-    more = {"target": target, "method": method, "options": options, "check": checkable}
-    order = _order(arguments, folder, ref.name, **more, among=_among(arguments, config, target, method))
+    held = {"dtype": arguments.dtype, "quantization": arguments.quantization}
+    needs = needs_of(architecture, machine, target, **held)
+    checkable = needs_of(architecture, machine, min(2 * window, target), **held).fits
+    more = {"target": target, "method": method, "options": options, "check": checkable, **held}
+    among = _among(arguments, config, target, method, options)
+    order = _order(arguments, folder, ref.name, **more, among=among)
     return Wanted(ref.name, folder, config, architecture, machine, window, order, needs, _seconds(order, needs, config))
 
 
@@ -99,16 +101,33 @@ def known_method(name: str) -> str:
     )
 
 
-def _among(arguments: argparse.Namespace, config: Mapping[str, Any], target: int, method: str) -> tuple[str, ...]:
+def _among(
+    arguments: argparse.Namespace, config: Mapping[str, Any], target: int, method: str, options: Options
+) -> tuple[str, ...]:
     """The methods that "auto" chooses from: those that were named, and of them those that reach the named programs.
     Empty for all. Raises EngineError `usage`, `context.method`, `context.loss`."""
-    from engine.extension.losses import consumers_named, travelling
+    from engine.context.methods import METHODS
+    from engine.extension.losses import consumers_named, require_travels, travelling
 
     if arguments.among and method != AUTO:
         raise EngineError("usage", "--among belongs to --method auto.", next_step="Leave out --method, or --among.")
     named = tuple(dict.fromkeys(known_method(name) for name in arguments.among.replace(",", " ").split()))
+    searches = bool(arguments.search_minutes or arguments.evaluations or options.long_divisors)
+    unready = [name for name in named if METHODS[name].needs_search and not (searches and name == LONGROPE2)]
+    if unready:
+        raise EngineError(
+            "usage",
+            f"{unready[0]} cannot be measured beside others as it is.",
+            cause="Its factors are searched first." if not searches else f"auto searches for {LONGROPE2} only.",
+            next_step=f"Add --search-minutes, --evaluations or --factors, which let {LONGROPE2} take part; or leave it "
+            "out of --among.",
+        )
     consumers = set(consumers_named(arguments.consumers)) - set(consumers_named(arguments.allow_loss))
     if method != AUTO or not consumers or arguments.yes:
+        return named
+    if searches:
+        require_travels(config, target, LONGROPE2, options, tuple(consumers))
+    if searches and set(named) == {LONGROPE2}:
         return named
     return travelling(config, target, named, tuple(consumers))
 
@@ -123,16 +142,55 @@ def options_of(arguments: argparse.Namespace, method: str) -> Options:
         raise EngineError(
             "usage", "--theta belongs to --method abf.", next_step="Add --method abf, or leave out --theta."
         )
-    options = Options(theta=arguments.theta)
+    searched = [name for name, one in METHODS.items() if one.needs_search]
+    for flag in ("factors", "search_minutes", "evaluations"):
+        if getattr(arguments, flag) and method not in (AUTO, *searched):
+            raise EngineError(
+                "usage",
+                f"--{flag.replace('_', '-')} belongs to a method that takes searched factors; {method} has a formula.",
+                next_step="Add --method longrope2 (or longrope, or auto), or leave it out.",
+            )
+    _check_own(arguments, method)
+    options = Options(
+        theta=arguments.theta,
+        factor=arguments.factor,
+        attention_factor=arguments.attention_factor,
+        critical_pair=arguments.critical_pair,
+    )
     if arguments.factors is None:
         return options
-    if method == AUTO or not METHODS[method].needs_search:
-        raise EngineError(
-            "usage",
-            "--factors belongs to a method that takes searched factors.",
-            next_step="Add --method longrope2 (or longrope), or leave out --factors.",
-        )
     return read_factors(arguments.factors.expanduser()).applied(options)
+
+
+def _check_own(arguments: argparse.Namespace, method: str) -> None:
+    """Settings of some methods. Raises EngineError `usage` where the method does not read them."""
+    from engine.context.methods import METHODS
+
+    searched = tuple(name for name, one in METHODS.items() if one.needs_search) if arguments.factors is not None else ()
+    takers = {
+        "factor": tuple(name for name, one in METHODS.items() if one.free_factor and one.exported),
+        "attention_factor": ("yarn", "by-parts", *searched),
+        "critical_pair": ("ntk-critical", *(name for name in searched if name == LONGROPE2)),
+    }
+    for name, methods in takers.items():
+        if getattr(arguments, name) is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if method not in methods:
+            raise EngineError(
+                "usage",
+                f"{flag} belongs to --method {' or '.join(methods)}"
+                f"{', or to longrope2 with --factors' if name != 'factor' and not searched else ''}.",
+                next_step=f"Name such a method, or leave out {flag}.",
+            )
+        if arguments.train:
+            raise EngineError(
+                "usage",
+                f"{flag} and --train exclude each other: a run plans by its spec, which has no such key.",
+                next_step="Leave one of them out; or extend without training, then train the folder.",
+            )
+    if arguments.factor is not None and arguments.theta is not None:
+        raise EngineError("usage", "--theta and --factor both set the base.", next_step="Give one of them.")
 
 
 def _require_possible(config: Mapping[str, Any], target: int, method: str, options: Options, name: str) -> None:
@@ -143,6 +201,8 @@ def _require_possible(config: Mapping[str, Any], target: int, method: str, optio
 
     reasons = {one.id: why for one, why in applicable(config, target)}
     if method == AUTO:
+        if options.long_divisors:
+            plan_context(config, target, LONGROPE2, options, name)
         return
     if METHODS[method].needs_search and not options.long_divisors:
         if reasons[method]:
@@ -161,7 +221,7 @@ def _order(arguments: argparse.Namespace, folder: Path, name: str, **more: Any) 
     text = text_named(arguments.text)
     fields: dict[str, Any] = {
         **more,
-        "factors": str(arguments.factors or ""),
+        "factors": str(arguments.factors.expanduser().absolute()) if arguments.factors else "",
         "text": text,
         "seed": arguments.seed,
         "prompts": arguments.prompts,
@@ -216,22 +276,31 @@ def require_tokenizer(folder: Path, otherwise: str = "") -> None:
 def _seconds(order: Order, needs: Needs, config: Mapping[str, Any]) -> Range | None:
     """How long all measuring takes here, from the estimator's time for one pass."""
     from engine.context.planner import applicable
+    from engine.context.search_budget import USUAL_EVALUATIONS
     from engine.estimate.estimate import Range
 
-    passes, starts = 0.0, 0
+    passes, starts, searches, budget = 0.0, 0, order.searches, Range(0.0, 0.0, 0.0)
     share = _QUICK_SHARE if order.quick else 1.0
     if order.method == AUTO:
         running = sum(1 for method, why in applicable(config, order.target) if not why and not method.needs_search)
         running = len(order.among) or running
+        running += searches or bool(order.options.long_divisors)
         passes, starts = passes + share * _PASSES_PER_METHOD * (running + 1), starts + 1
     elif order.method in ("longrope", "longrope2") and not order.options.long_divisors:
-        if order.search_minutes:
-            return Range(*(order.search_minutes * 60 * share for share in (0.5, 1.0, 1.2)))
-        passes, starts = passes + _PASSES_PER_EVALUATION * (order.evaluations or 110), starts + 1
+        searches = True
+    if searches and order.search_minutes:
+        budget = Range(*(order.search_minutes * 60 * part for part in (0.5, 1.0, 1.2)))
+        starts += 1
+    elif searches:
+        passes, starts = passes + _PASSES_PER_EVALUATION * (order.evaluations or USUAL_EVALUATIONS), starts + 1
     if order.report:
         passes, starts = passes + share * _PASSES_PER_REPORT, starts + 2
-    if not passes:
+    if not passes and not starts:
         return None
     extra = starts * _START_SECONDS
     one = needs.seconds
-    return Range(passes * one.low + extra / 2, passes * one.likely + extra, passes * one.high + 2 * extra)
+    return Range(
+        budget.low + passes * one.low + extra / 2,
+        budget.likely + passes * one.likely + extra,
+        budget.high + passes * one.high + 2 * extra,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from scaler_tui import context_text, output
 from scaler_tui.terminal import ends_when_told
 
 if TYPE_CHECKING:
+    from engine.context.method import Options
     from scaler_tui.commands.extend_plans import Wanted
 
 
@@ -45,11 +47,11 @@ def race_only(arguments: argparse.Namespace, wanted: Wanted) -> int:
 
 
 def _race(arguments: argparse.Namespace, wanted: Wanted, folder: Path, *, quiet: bool) -> None:
-    from engine.extension import steps
+    from engine.extension.extend import race_all
     from scaler_tui.commands.extend import print_race
 
     with _measuring(arguments, wanted, folder, quiet=quiet) as measuring:
-        race = steps.race(measuring, wanted.order.among)
+        race, _, _ = race_all(wanted.order, measuring)
     if arguments.json_lines:
         return
     if arguments.json:
@@ -77,7 +79,25 @@ def _search(arguments: argparse.Namespace, wanted: Wanted, folder: Path, method:
     if note := seed_note(done):
         output.say(note)
     if arguments.log:
-        output.say(f"Use it: scaler-wizard extend MODEL OUT --method {method} --factors {arguments.log}")
+        words = _use(arguments, wanted, method, factors.applied(order.options))
+        output.say(f"Use it: {shlex.join(words)}")
+
+
+def _use(arguments: argparse.Namespace, wanted: Wanted, method: str, options: Options) -> list[str]:
+    """The command that writes a folder with what was found; losses that it would refuse are accepted by name."""
+    from engine.context.planner import plan_context
+    from engine.context.portability import portability
+    from engine.extension.losses import flags_of, losses_that_matter
+    from engine.jobs.heat_grid import short_length
+
+    order = wanted.order
+    out = f"{Path(wanted.name).name}-{short_length(order.target)}"
+    words = ["scaler-wizard", "extend", arguments.model, out, "--context", str(order.target)]
+    words += ["--method", method, "--factors", str(arguments.log)]
+    plan = plan_context(wanted.config, order.target, method, options, wanted.name)
+    lost = losses_that_matter(portability(wanted.config, plan), order.consumers)
+    words += ["--for", arguments.consumers] if arguments.consumers else []
+    return [*words, "--allow-loss", flags_of(lost)] if lost else words
 
 
 @contextlib.contextmanager
@@ -109,6 +129,11 @@ def _folder(log: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="scaler-wizard-race-") as folder:
             yield Path(folder)
     else:
+        from engine.extension.staging import unwritable
+
         parent = log.expanduser().absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(parent, error) from error
         yield parent

@@ -66,6 +66,9 @@ def test_an_interrupted_choice_goes_on_and_ends_in_exactly_the_promised_json(tmp
     assert certificate.race.decided is not None
     kept = {row.method for row in certificate.race.rows}
     assert kept == {"none", "yarn", "linear"}
+    assert certificate.report is not None
+    assert {row.report.seed for row in certificate.race.rows}.isdisjoint({certificate.report.seed})
+    assert any("chosen on those of" in note for note in certificate.report.notes)
     assert measured, "the second attempt went on from the first one's log"
 
 

@@ -103,7 +103,22 @@ def test_a_named_method_shows_its_notes_and_readers(run: Run) -> None:
         (["--context", "1k", "--method", "dynamic"], "not written to a folder"),
         (["--context", "1k", "--method", "abf", "--theta", "100"], "cannot be 100"),
         (["--context", "1k", "--method", "yarn", "--theta", "1e6"], "--theta belongs to"),
-        (["--context", "1k", "--factors", "x"], "--factors belongs to"),
+        (["--context", "1k", "--factors", "/no/such"], "Factors cannot be read"),
+        (["--context", "1k", "--method", "yarn", "--factors", "x"], "--factors belongs to"),
+        (["--context", "1k", "--method", "yarn", "--search-minutes", "5"], "--search-minutes belongs to"),
+        (["--context", "1k", "--method", "yarn", "--evaluations", "50"], "--evaluations belongs to"),
+        (["--context", "1k", "--evaluations", "50", "--search-minutes", "5"], "how long to search"),
+        (["--context", "1k", "--method", "longrope2", "--evaluations", "3"], "too few for a search"),
+        (["--context", "1k", "--method", "longrope2", "--evaluations", "50", "--factors", "x"], "searches factors"),
+        (["--context", "1k", "--among", "yarn,longrope2"], "cannot be measured beside others"),
+        (["--context", "1k", "--method", "yarn", "--quick", "--no-report"], "--quick is for measuring"),
+        (["--context", "1k", "--copy", "--race"], "--copy is for the weights"),
+        (["--context", "1k", "--method", "linear", "--factor", "4"], "--factor belongs to"),
+        (["--context", "1k", "--attention-factor", "1.2"], "--attention-factor belongs to"),
+        (["--context", "1k", "--method", "yarn", "--critical-pair", "7"], "--critical-pair belongs to"),
+        (["--context", "1k", "--method", "ntk-critical", "--critical-pair", "99"], "a pair between 1 and 15"),
+        (["--context", "1k", "--method", "abf", "--theta", "1e6", "--factor", "4"], "both set the base"),
+        (["--context", "1k", "--method", "ntk", "--factor", "5", "--train", "demo-long"], "exclude each other"),
         (["--context", "1k", "--method", "longrope2", "--factors", "/no/such"], "Factors cannot be read"),
         (["--context", "1k", "--method", "yarn", "--for", "ollama"], "no program known here"),
         (["--context", "1k", "--method", "yarn", "--allow-loss", "lama.cpp"], "Did you mean llama.cpp"),
@@ -137,6 +152,53 @@ def test_with_json_lines_an_error_is_a_line_too(run: Run, model: Path) -> None:
     assert err == ""
     assert out.count("\n") == 1
     assert json.loads(out)["error"]["code"] == "context.target"
+
+
+def test_dynamic_is_refused_with_the_lines_that_use_it_in_transformers(run: Run, model: Path, tmp_path: Path) -> None:
+    code, _, err = run("extend", model, tmp_path / "out", "--context", "1k", "--method", "dynamic")
+    assert code == 2
+    told = " ".join(err.split())
+    start = told.index('"rope_parameters"')
+    lines = told[start : told.index("}", start) + 1]
+    assert json.loads(f"{{{lines}}}")["rope_parameters"] == {
+        "rope_type": "dynamic",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+    }
+    assert "leave max_position_embeddings at 256" in told
+    assert "most readers" in told
+
+
+def test_settings_of_one_method_reach_its_plan(run: Run, model: Path) -> None:
+    def planned(*words: str) -> Any:
+        code, out, _ = run("extend", model, "--context", "4x", "--dry-run", "--json", *words)
+        assert code == 0
+        return {one["id"]: one["factors"] for one in json.loads(out)["methods"]}[words[1]]
+
+    assert planned("--method", "yarn", "--attention-factor", "1.3")["attention_factor"] == 1.3
+    usual = planned("--method", "ntk-critical")
+    assert planned("--method", "ntk-critical", "--critical-pair", "9")["divisors"][9] == pytest.approx(4.0)
+    assert usual["divisors"][9] > 4.01
+    assert planned("--method", "ntk", "--factor", "6")["divisors"][-1] == pytest.approx(6.0)
+
+
+def test_time_for_a_search_is_told_with_the_race_and_the_report_after_it(run: Run, model: Path) -> None:
+    def seconds(*words: str) -> float:
+        code, out, _ = run("extend", model, "--context", "4x", "--dry-run", "--json", *words)
+        assert code == 0
+        return float(json.loads(out)["measuring_seconds"])
+
+    searched = seconds("--method", "longrope2", "--search-minutes", "5")
+    assert searched > 300 + 10
+    assert seconds("--search-minutes", "5") > searched > seconds("--method", "yarn")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    code, _, err = run("extend", model, "/proc/no/such/out", "--context", "1k", "--method", "yarn", "--no-report")
+    assert code == 2
+    assert "Cannot write to /proc" in err
+    assert "Next:" in err
+    assert litter(tmp_path) == []
 
 
 def test_factors_of_another_model_are_refused(run: Run, model: Path, tmp_path: Path) -> None:
@@ -230,12 +292,55 @@ def test_an_unfinished_attempt_is_pointed_out(run: Run, model: Path, tmp_path: P
     assert "--resume" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "differs"),
+    [
+        (["--context", "2x"], "--context"),
+        (["--method", "linear"], "--method"),
+        (["--attention-factor", "1.2"], "--attention-factor"),
+        (["--quick"], "--quick"),
+        (["--dtype", "bfloat16"], "--dtype"),
+        (["--copy"], "--copy"),
+        (["--for", "vllm"], "--for"),
+    ],
+)
+def test_a_resume_refuses_flags_that_ask_for_something_else(
+    run: Run, model: Path, tmp_path: Path, words: list[str], differs: str
+) -> None:
+    interrupted(model, tmp_path / "out")
+    code, _, err = run("extend", model, tmp_path / "out", "--resume", *words)
+    assert code == 2
+    assert f"{differs} differs" in err
+
+
+def test_a_resume_takes_the_same_flags_again(model: Path, tmp_path: Path) -> None:
+    from scaler_tui.cli import build_parser
+    from scaler_tui.commands.extend_again import check_same
+
+    interrupted(model, tmp_path / "out")
+    words = ["--context", "4x", "--method", "yarn", "--no-report", "--seed", "17", "--allow-loss", "vllm"]
+    whole = ["extend", str(model), str(tmp_path / "out"), "--resume", *words]
+    check_same(build_parser(whole).parse_args(whole))
+
+
+def interrupted(model: Path, out: Path) -> None:
+    """What an attempt leaves behind that was ended before its folder was there."""
+    from engine.context.method import Options
+    from engine.extension.extend import new_order
+    from engine.extension.staging import Staging
+
+    order = new_order(model, "model", target=1024, method="yarn", options=Options(), report=False)
+    with Staging.create(out, order) as staging:
+        (staging.folder / "race.jsonl").touch()
+
+
 # ── eval ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["--tasks", "needel"], "Did you mean needle"),
         (["--lengths", "4k,long"], "not a length"),
+        (["--lengths", "4"], "too few to measure"),
         (["--text", "/no/such/text"], "/no/such/text"),
         (["--prompts", "0"], "less than one"),
         (["--base", "/no/such/model"], "no folder"),
@@ -253,6 +358,14 @@ def test_what_eval_cannot_measure_is_refused(
     assert expected in err
     assert out == ""
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_eval_refuses_lengths_that_cannot_be_read_here_before_it_loads_anything(run: Run, model: Path) -> None:
+    code, out, err = run("eval", model, "--lengths", "4k,16000000")
+    assert code == 4
+    assert "16,000,000 tokens of model do not fit this machine" in err
+    assert "--lengths" in err
+    assert out == ""
 
 
 def test_a_run_without_a_whole_model_says_how_to_get_one(
