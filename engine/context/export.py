@@ -8,6 +8,7 @@ where readers look for it there only (longrope); `max_position_embeddings` = ori
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def config_after(config: Mapping[str, Any], plan: ContextPlan) -> dict[str, Any]
             "context.not_exported",
             f"{method.title} is not written to a folder.",
             cause=method.not_exported_reason,
-            next_step="Use it at run time, or extend with ntk, abf or yarn, which every reader follows.",
+            next_step=f"{_by_hand(config, plan)} Or extend with ntk, abf or yarn, which most readers follow.",
         )
     after = copy.deepcopy(dict(config))
     part, key = text_part(after)
@@ -86,6 +87,16 @@ def config_after(config: Mapping[str, Any], plan: ContextPlan) -> dict[str, Any]
     inner["rope_parameters"] = _with_unrotated(inner, fields.rope_parameters)
     _write_for_older_readers(inner, plan, fields, family)
     return after
+
+
+def _by_hand(config: Mapping[str, Any], plan: ContextPlan) -> str:
+    """How to use a method that no folder is written with: the lines for a copy's config."""
+    part, _ = text_part(dict(config))
+    lines = json.dumps({"rope_parameters": rotary_fields(plan, str(part.get("model_type") or "")).rope_parameters})
+    return (
+        f"To use it in transformers, set by hand in a copy's config.json, in place of rope_scaling: {lines[1:-1]}, "
+        f"and leave max_position_embeddings at {plan.original}, where it begins. Generate with use_cache=False."
+    )
 
 
 def _settings(plan: ContextPlan, planned: PlannedRotary, model_type: str) -> dict[str, Any]:

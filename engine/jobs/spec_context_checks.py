@@ -6,6 +6,7 @@ suits it, is checked before a start and by the worker.
 
 from __future__ import annotations
 
+import shlex
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def check_context(spec: JobSpec) -> None:
     if spec.context == ContextSection():
         return
     _check_task(spec)
-    _check_method(spec.context)
+    _check_method(spec.context, spec.model.source)
     _check_window(spec)
     _check_lengths(spec)
     _check_gate(spec)
@@ -102,7 +103,7 @@ def _check_task(spec: JobSpec) -> None:
     )
 
 
-def _check_method(context: ContextSection) -> None:
+def _check_method(context: ContextSection, model: str) -> None:
     method = context.method
     if method == "dynamic":
         raise _conflict(
@@ -118,8 +119,8 @@ def _check_method(context: ContextSection) -> None:
     if method in SEARCHED and context.extends and not context.factors:
         raise _conflict(
             f'context.method = "{method}" needs searched factors, but context.factors is empty.',
-            "Search them first: scaler-wizard extend MODEL OUT --method longrope2; then name its extension.json in "
-            'context.factors. Or set context.method = "auto".',
+            f"Search first: scaler-wizard extend {shlex.quote(model)} --context {context.length} --method {method} "
+            '--race --log factors.jsonl; then set context.factors = "factors.jsonl". Or set context.method = "auto".',
         )
     if context.theta and method != "abf":
         raise _conflict(
