@@ -65,6 +65,8 @@ class HaystackOrder:
     seed: int = 0
     number: int = 0
     """Which of several samples."""
+    salt: str = ""
+    """Draws that no seed of another salt gives: what was fitted to one is judged on another."""
 
 
 def even_depths(count: int) -> tuple[float, ...]:
@@ -83,7 +85,7 @@ def build(writer: Writer, order: HaystackOrder) -> tuple[Haystack, ...]:
             f"There is no task called {order.task}.",
             next_step=f"Choose from {', '.join(TASKS)}.",
         )
-    seed = f"{order.seed}|{order.task}|{writer.style}|{order.length}|{order.number}"
+    seed = f"{order.salt}{order.seed}|{order.task}|{writer.style}|{order.length}|{order.number}"
     count = _asks_that_fit(writer, order)
     made = []
     for part, start in enumerate(range(0, len(order.depths), count)):

@@ -24,6 +24,8 @@ class Contender(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     why_not: str = ""
     """ "" for one that runs."""
+    needs_search: bool = False
+    """Only a search is missing for it to take part."""
 
 
 class RaceStarted(_Line, frozen=True, kw_only=True, tag="race.started"):
@@ -73,6 +75,8 @@ class RaceRow(_Line, frozen=True, kw_only=True, tag="race.row"):
     seconds: float = 0.0
     problem: str = ""
     """Why it could not be measured; "" when it was."""
+    applied: str = ""
+    """Names divisors, m and options that the method was measured with; "" for the untouched model."""
 
 
 class RaceDecided(_Line, frozen=True, kw_only=True, tag="race.decided"):

@@ -32,6 +32,8 @@ from engine.rotary.modules import using
 QUESTIONS_PER_DOCUMENT = 5
 DEEPEST = 0.8
 """Far needles are what a longer window has to win; those beside the question say nothing."""
+SALT = "search "
+"""Divisors are fitted to these documents: no race and no report, whatever its seed, may ask about the same ones."""
 CLOSING_TOKENS = 256
 """k, at the most a quarter of the document."""
 
@@ -57,12 +59,13 @@ class Documents:
 
 
 def documents(writer: Writer, length: int, count: int, seed: int) -> Documents:
-    """`count` documents of exactly `length` tokens, question and answer included.
+    """`count` documents of exactly `length` tokens, question and answer included, that nothing else measures on.
 
     Raises EngineError `evaluation.too_short` where not even one needle fits.
     """
     depths = tuple(DEEPEST * n / (QUESTIONS_PER_DOCUMENT - 1) for n in range(QUESTIONS_PER_DOCUMENT))
-    stacks = [stack for n in range(count) for stack in build(writer, HaystackOrder(NEEDLE, length, depths, seed, n))]
+    orders = [HaystackOrder(NEEDLE, length, depths, seed, n, SALT) for n in range(count)]
+    stacks = [stack for order in orders for stack in build(writer, order)]
     return Documents(tuple(stacks), max(min(CLOSING_TOKENS, length // 4), 1))
 
 

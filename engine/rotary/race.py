@@ -16,7 +16,7 @@ import msgspec
 
 from engine.context.certificate import Race
 from engine.context.choice import RULE, UNTOUCHED, Choice, MethodScore, choose
-from engine.context.method import Options
+from engine.context.method import NEEDS_SEARCH, Options
 from engine.context.methods import METHODS
 from engine.context.plan import ContextPlan
 from engine.context.planner import applicable, plan_context, read_window
@@ -36,8 +36,6 @@ from engine.rotary.race_log import RaceLog
 from engine.rotary.source import Source
 from engine.rotary.telling import Tell, stopped_error
 from engine.rotary.yardstick import Amounts, Yardstick, new_yardstick
-
-NEEDS_SEARCH = "its divisors come from a search: name it with --method to search them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +107,9 @@ def _contenders(source: Source, request: RaceRequest) -> tuple[dict[str, Context
     for method, obstacle in known:
         if method.id not in wanted:
             continue
-        if not obstacle and method.needs_search and not request.options.long_divisors:
-            obstacle = NEEDS_SEARCH
-        contenders.append(Contender(method=method.id, title=method.title, why_not=obstacle))
+        to_search = not obstacle and method.needs_search and not request.options.long_divisors
+        obstacle = NEEDS_SEARCH if to_search else obstacle
+        contenders.append(Contender(method=method.id, title=method.title, why_not=obstacle, needs_search=to_search))
         if not obstacle:
             options = request.options if method.needs_search else Options()
             plans[method.id] = plan_context(source.config, request.target, method.id, options, source.name)
@@ -162,7 +160,7 @@ def _started(
 
 @dataclass(slots=True)
 class _Running:
-    """The measuring; mutable only in the method at hand and in what it compares with."""
+    """The measuring; mutable only in the method at hand, what it applies, and what it is compared with."""
 
     yardstick: Yardstick
     log: RaceLog
@@ -170,6 +168,7 @@ class _Running:
     stopped: Callable[[], bool]
     name: str
     method: str = ""
+    applied: str = ""
     before: ShortRegression | None = None
     """The untouched model on short text."""
 
@@ -178,8 +177,10 @@ class _Running:
         everything: list[tuple[str, ContextPlan | None]] = [(UNTOUCHED, None), *plans.items()]
         meter = Meter(self._progress, self.yardstick.tokens * len(everything))
         for method, plan in everything:
-            self.method = method
+            self.method, self.applied = method, _applied(plan)
             row = self.log.rows.get(method)
+            if row is not None and row.applied != self.applied:
+                row = None  # other factors or options under the same name
             if row is not None and row.complete:
                 meter.skip(self.yardstick.tokens)
                 self.tell(row)
@@ -211,7 +212,9 @@ class _Running:
         """To the log and to whoever listens."""
         seconds = time.monotonic() - began
         report = msgspec.structs.replace(report, seconds=seconds)
-        row = RaceRow(method=self.method, report=report, complete=complete, seconds=seconds, problem=problem)
+        row = RaceRow(
+            method=self.method, report=report, complete=complete, seconds=seconds, problem=problem, applied=self.applied
+        )
         self.log.add(row)
         self.tell(row)
         return row
@@ -220,6 +223,14 @@ class _Running:
         if self.stopped():
             raise stopped_error("race")
         self.tell(RaceProgress(method=self.method, what=words, done=done, total=total, eta_seconds=eta_seconds))
+
+
+def _applied(plan: ContextPlan | None) -> str:
+    """SHA-256 of everything that decides the plan's frequencies, shortened."""
+    if plan is None:
+        return ""
+    scalings = [(planned.rotary.layer_type, planned.changed, planned.scaling) for planned in plan.rotaries]
+    return hashlib.sha256(repr((plan.method, scalings, plan.options)).encode()).hexdigest()[:16]
 
 
 def _choice(rows: tuple[RaceRow, ...], target: int) -> Choice:

@@ -16,6 +16,10 @@ from engine.errors import EngineError
 from engine.jobs.race_lines import Line, RaceRow, RaceStarted, decode_line, encode_line
 
 
+_TOLD_BY = 16
+"""Bytes that every race's log begins with."""
+
+
 class RaceLog:
     """Rows by method; without a path only in memory."""
 
@@ -42,12 +46,13 @@ class RaceLog:
         text = path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         lines = [decode_line(line) for line in whole.splitlines()]
-        if lines and (not isinstance(lines[0], RaceStarted) or _measured(lines[0]) != _measured(started)):
+        first = lines[0] if lines else None
+        if (lines and not isinstance(first, RaceStarted)) or not encode_line(started).startswith(text[:_TOLD_BY]):
+            raise _refused(f"{path} is not a race's log.", "It begins with something else.", "Leave it as it is")
+        if isinstance(first, RaceStarted) and _measured(first) != _measured(started):
             raise _refused(
                 f"{path} belongs to another race.", "Model, text, lengths or seed are different.", f"Remove {path}"
             )
-        if text and not whole and not encode_line(started).startswith(text[:16]):
-            raise _refused(f"{path} is not a race's log.", "It begins with something else.", "Keep it")
         for line in lines:
             if isinstance(line, RaceRow):
                 self.rows[line.method] = line

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from engine.context.search_log import Trial
 from engine.context.search_space import Individual, problem, tail_space
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
-from engine.evaluation.haystack import Haystack, Question
+from engine.evaluation.haystack import Haystack, HaystackOrder, Question, build, even_depths
 from engine.evaluation.haystack_frame import NOTES, Writer
+from engine.evaluation.haystack_tasks import NEEDLE
 from engine.evaluation.head import SelectiveHead
 from engine.evaluation.loading import loaded
 from engine.evaluation.long_pass import Room, can_cache
@@ -145,6 +147,28 @@ def test_the_result_is_a_plan_that_scores_what_it_scored(searched: Searched) -> 
     assert float(text) == pytest.approx(best.text_nll, abs=1e-4)
 
 
+def test_what_is_fitted_to_is_never_what_is_judged_on() -> None:
+    """Documents of every seed, number and depth; the same seed gives the same documents again."""
+    writer = Writer(ChatTokenizer.load(demo_dir() / "model"), NOTES)
+    fitted = [stack for seed in range(3) for stack in documents(writer, TARGET, 4, seed).stacks]
+    depths = tuple(question.depth for question in fitted[0].questions)
+    judged = [
+        stack
+        for seed in range(3)
+        for number in range(4)
+        for chosen in (depths, even_depths(len(depths)))
+        for stack in build(writer, HaystackOrder(NEEDLE, TARGET, chosen, seed, number))
+    ]
+    assert not {stack.shared for stack in fitted} & {stack.shared for stack in judged}
+    asked = _questions(fitted)
+    assert len(asked & _questions(judged)) < 0.2 * len(asked), "a key meets the same answer by chance alone"
+    assert documents(writer, TARGET, 4, 0).stacks == tuple(fitted[:4])
+
+
+def _questions(stacks: Iterable[Haystack]) -> set[tuple[int, ...]]:
+    return {question.ids for stack in stacks for question in stack.questions}
+
+
 def test_layers_of_limited_reach_are_measured_as_plain_passes_would() -> None:
     """A cache that forgets cannot be cut back, which chunks of a model that follows the length need."""
     torch.manual_seed(0)
@@ -212,7 +236,8 @@ def test_a_stop_leaves_a_log_that_can_be_used(searched: Searched, tmp_path: Path
         search(replace(searched.request, log=tmp_path / "log"), told.append, lambda: len(told) > 2)
     assert (caught.value.code, caught.value.exit_code) == ("search.stopped", 130)
     assert figures(trials(tmp_path / "log")) == figures(searched.trials)[:2]
-    assert read_factors(tmp_path / "log").long == searched.trials[1].divisors
+    best = min(searched.trials[:2], key=lambda trial: trial.score)
+    assert read_factors(tmp_path / "log").long == best.divisors
 
 
 def test_minutes_that_are_too_few_are_refused_after_one_timed_evaluation(searched: Searched, tmp_path: Path) -> None:

@@ -67,11 +67,12 @@ def test_methods_may_differ_and_what_was_measured_on_may_not(tmp_path: Path) -> 
     assert (tmp_path / "log").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["my notes", "my notes\nof two lines\n", '{"mine": 1}\n'])
+@pytest.mark.parametrize("content", ["my notes", "my notes\nof two lines\n", '{"mine": 1}\n', '{"kind":"race.row"}\n'])
 def test_a_file_that_is_no_log_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / "notes").write_text(content)
-    with pytest.raises(EngineError, match="race"):
+    with pytest.raises(EngineError, match="is not a race's log") as caught:
         RaceLog(tmp_path / "notes", STARTED)
+    assert "Remove" not in caught.value.next_step
     assert (tmp_path / "notes").read_text() == content
 
 
