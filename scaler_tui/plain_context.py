@@ -15,9 +15,9 @@ from scaler_tui.prompts import choose, read, say
 from scaler_tui.race_process import follow
 from scaler_tui.race_state import RaceState
 from scaler_tui.race_table import perplexity_text
-from scaler_tui.window import SEARCHED, TRAININGS, RaceKey, keep_factors, trained
+from scaler_tui.window import TRAININGS, RaceKey, keep_factors, trained
 from scaler_tui.window_choices import Option, figures_words, length_options, method_options, training_options
-from scaler_tui.window_facts import AUTO, WindowFacts, reader_lines, window_facts
+from scaler_tui.window_facts import AUTO, SEARCHED, WindowFacts, reader_lines, window_facts
 
 if TYPE_CHECKING:
     from scaler_tui.wizard import Wizard
@@ -97,7 +97,7 @@ def _choose_method(wizard: Wizard, facts: WindowFacts) -> bool:
     """False when something was measured meanwhile, so that it is asked again with the figures."""
     key = RaceKey(wizard.model_source, facts.target)
     race = wizard.window.race(key)
-    options = list(method_options(facts, race))
+    options = list(method_options(facts, race, "choose Search factors now"))
     extra = [
         Option("measure", "Measure them now", "every method on this model, without training; Ctrl+C stops"),
         Option("search", "Search factors now", "for LongRoPE2; Ctrl+C stops, and it goes on from there"),

@@ -102,7 +102,7 @@ class Look:
     most: int = 99
     """Methods shown at once: those around the pointer."""
     ways: Mapping[str, str] = field(default_factory=dict)
-    """Method -> what to do about its not taking part, instead of why."""
+    """Method -> how its search is begun, told instead of its missing."""
 
 
 def race_lines(state: RaceState, width: int, pointer: int, look: Look) -> list[Line]:
@@ -119,7 +119,7 @@ def race_lines(state: RaceState, width: int, pointer: int, look: Look) -> list[L
         won = state.decided is not None and state.decided.method == contender.method
         mark = f"{look.arrow if index == pointer else ' '}{look.star if won else ' '}"
         name = Piece(f"{mark}{contender.method:<{names - 2}}", "strong" if won else "")
-        why = look.ways.get(contender.method, contender.why_not) if contender.why_not else ""
+        why = look.ways.get(contender.method, contender.why_not) if contender.needs_search else contender.why_not
         lines.append((name, *_row(state, contender.method, why, columns, width - names - 2)))
     return lines
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaler_tui.race_state import RaceState
+from scaler_tui.window_facts import SEARCHED
 
 if TYPE_CHECKING:
     from engine.advise.context import ContextChoice
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 APPROACH = "context"
 TRAININGS = ("full", "pose", "mixed", "none")
 """Ways to train, and not training at all."""
-SEARCHED = "longrope2"
-"""The method whose factors a search finds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TIMES = (2, 4, 8, 16)
 """The window is offered at so many times what it is."""
-AUTO_WORDS = "every method is measured on your model without training, the best is taken"
+AUTO_WORDS = "every method that needs no search is measured on your model without training, the best is taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +52,19 @@ def length_options(original: int, target: int) -> tuple[Option, ...]:
     )
 
 
-def method_options(facts: WindowFacts, race: RaceState) -> tuple[Option, ...]:
-    """The measuring, then every method; those that cannot be chosen say why."""
+def method_options(facts: WindowFacts, race: RaceState, way_to_search: str) -> tuple[Option, ...]:
+    """The measuring, then every method; those that cannot be chosen say why, and how a search is begun here."""
     won = race.decided.method if race.decided is not None else ""
     figures = f"{won} won: {figures_words(race, won, facts.target)}" if won else ""
-    options = [Option(AUTO, AUTO, AUTO_WORDS, figures, "all are measured, the best is taken")]
-    return (*options, *(_method_option(one, race, facts.target) for one in facts.methods))
+    options = [Option(AUTO, AUTO, AUTO_WORDS, figures, "all but searched ones are measured, the best is taken")]
+    return (*options, *(_method_option(one, race, facts.target, way_to_search) for one in facts.methods))
 
 
-def _method_option(facts: MethodFacts, race: RaceState, target: int) -> Option:
+def _method_option(facts: MethodFacts, race: RaceState, target: int, way_to_search: str) -> Option:
     method = facts.method
+    why_not = f"{facts.why_not}: {way_to_search}" if facts.needs_search else facts.why_not
     figures = figures_words(race, method.id, target)
-    return Option(method.id, method.id, method.summary, figures, method.title, facts.why_not)
+    return Option(method.id, method.id, method.summary, figures, method.title, why_not)
 
 
 def figures_words(race: RaceState, method: str, target: int) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from engine.context.portability import Portability
 
 AUTO = "auto"
+SEARCHED = "longrope2"
+"""The method whose factors the wizard searches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class MethodFacts:
     readers: tuple[Portability, ...] = ()
     notes: tuple[str, ...] = ()
     """Lints and what was assumed."""
+    needs_search: bool = False
+    """Only a search is missing, and the wizard has it."""
 
     @property
     def usable(self) -> bool:
@@ -78,7 +82,7 @@ def window_facts(model: str, target: int, factors: str = "") -> WindowFacts:
 
 def _facts(config: Mapping[str, Any], target: int, method: Method, why_not: str, factors: str) -> MethodFacts:
     from engine.context.factors import read_factors
-    from engine.context.method import Options
+    from engine.context.method import NEEDS_SEARCH, Options
     from engine.context.planner import plan_context
     from engine.context.portability import portability
 
@@ -88,8 +92,10 @@ def _facts(config: Mapping[str, Any], target: int, method: Method, why_not: str,
         return MethodFacts(method, why_not)
     options = Options()
     if method.needs_search:
+        if method.id != SEARCHED:
+            return MethodFacts(method, f"{NEEDS_SEARCH}, which the command line has: extend --method {method.id}")
         if not factors:
-            return MethodFacts(method, "its factors are searched first")
+            return MethodFacts(method, NEEDS_SEARCH, needs_search=True)
         options = read_factors(Path(factors)).applied(options)
     try:
         plan = plan_context(config, target, method.id, options)

@@ -5,11 +5,14 @@ Owns the type and the options of methods. Must not know any particular method (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from engine.context.scaling import Rotary, Scaling
+
+NEEDS_SEARCH = "needs a search first"
+"""Why a method without its divisors does not take part; each front end adds how a search is begun there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,3 @@ class Method:
     """Types of an already scaled model that it leaves in place and adds to."""
     free_factor: bool = False
     """Whether a factor other than target / original can be written: the base alone carries it."""
-
-
-Registry = Mapping[str, Method]

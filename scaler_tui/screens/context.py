@@ -25,9 +25,9 @@ from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.race_state import RaceState, progress_words
 from scaler_tui.screens.base import FramedScreen
 from scaler_tui.widgets import context_words
-from scaler_tui.window import APPROACH, SEARCHED, TRAININGS, RaceKey, trained
+from scaler_tui.window import APPROACH, TRAININGS, RaceKey, trained
 from scaler_tui.window_choices import Option, length_options, method_options, training_options
-from scaler_tui.window_facts import AUTO, WindowFacts
+from scaler_tui.window_facts import AUTO, SEARCHED, WindowFacts
 
 if TYPE_CHECKING:
     from engine.advise.matrix import ApproachRow
@@ -155,7 +155,9 @@ class ContextScreen(FramedScreen):
             return training_options(self.rows)
         if self.facts is None:
             return ()
-        return length_options(self.facts.original, self.target) if field == 0 else method_options(self.facts, self.race)
+        if field == 0:
+            return length_options(self.facts.original, self.target)
+        return method_options(self.facts, self.race, "key s")
 
     def value(self, field: int) -> str:
         """What a field is; training that was left open is what the program would take."""

@@ -24,17 +24,17 @@ from scaler_tui.race_table import Look, race_lines
 from scaler_tui.screens.base import FramedScreen
 from scaler_tui.widgets.heat_map import HeatMap, lines_content
 from scaler_tui.widgets.status_line import FixedText, toned
-from scaler_tui.window import SEARCHED
+from scaler_tui.window_facts import SEARCHED
 
 if TYPE_CHECKING:
     from scaler_tui.window import RaceKey
-    from scaler_tui.window_facts import WindowFacts
-
+    from scaler_tui.window_facts import MethodFacts, WindowFacts
 
 SHORT, TALL = 23, 34
 """Rows of a terminal; as the style sheets have them."""
 MOST_SHORT = 6
 """Methods shown at once on a short one, so that the map has room."""
+WAY_TO_SEARCH = "s searches its factors on this model"
 
 
 class RaceScreen(FramedScreen):
@@ -115,7 +115,7 @@ class RaceScreen(FramedScreen):
         self.query_one("#race-progress", FixedText).show(self._progress(width))
         short = self.size.height < SHORT
         most = MOST_SHORT if short else 99
-        ways = {SEARCHED: "s searches its factors on this model"}
+        ways = {SEARCHED: WAY_TO_SEARCH}
         lines = race_lines(race, width, self.pointer, Look(self.signs.star, self.signs.pointer, most, ways))
         table = self.query_one("#race-table", FixedText)
         table.display = bool(lines)
@@ -158,7 +158,7 @@ class RaceScreen(FramedScreen):
         decided = race.decided
         facts = self.facts.of(self.method)
         if facts is not None:
-            why = f" It cannot be chosen: {facts.why_not}" if facts.why_not else ""
+            why = f" It cannot be chosen: {self._obstacle(facts)}" if facts.why_not else ""
             parts.append(Content(self._wrapped(f"{self.method}: {facts.method.summary}.{why}", width)))
         if decided is not None:
             if self.query_one("#race-progress", FixedText).plain.endswith("..."):
@@ -171,6 +171,9 @@ class RaceScreen(FramedScreen):
 
     def _wrapped(self, text: str, width: int) -> str:
         return "\n".join(textwrap.wrap(text, max(width - 2, 20), break_on_hyphens=False))
+
+    def _obstacle(self, facts: MethodFacts) -> str:
+        return f"{facts.why_not}: {WAY_TO_SEARCH}" if facts.needs_search else facts.why_not
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -221,7 +224,7 @@ class RaceScreen(FramedScreen):
         """Choose the pointed method and go back."""
         if not self._takeable():
             facts = self.facts.of(self.method)
-            why = facts.why_not if facts is not None else "This is the model as it is, for comparison."
+            why = self._obstacle(facts) if facts is not None else "This is the model as it is, for comparison."
             self.notify(why, title=f"{self.method} cannot be chosen", severity="warning", markup=False)
             return
         window = self.scaler.wizard.window

@@ -74,7 +74,7 @@ def test_a_method_that_is_not_possible_is_asked_for_again(
     choose_window(made)
     told = capsys.readouterr().out
     assert "dynamic is not possible: " in told
-    assert "longrope2 is not possible: its factors are searched first" in told
+    assert "longrope2 is not possible: needs a search first: choose Search factors now" in told
     assert made.window_length == 2048
     assert made.window.choice.method == "auto"
     assert "The run measures every method first" in told
