@@ -25,7 +25,7 @@ def add_mix(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     mix.add_argument("--out", "-o", metavar="FILE", required=True, help="a new .jsonl file")
     mix.add_argument("--context", "-c", metavar="N", default="32k", help="target length in tokens (32k)")
-    mix.add_argument("--model", "-m", metavar="M", default="demo", help="whose tokenizer counts (demo)")
+    mix.add_argument("--model", "-m", metavar="M", required=True, help="whose tokenizer counts: the model to train")
     mix.add_argument(
         "--short",
         metavar="SOURCE",

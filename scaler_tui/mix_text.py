@@ -16,7 +16,8 @@ _BAR_CELLS = 24
 def mix_lines(report: MixReport) -> Iterator[str]:
     """Everything, the outcome first."""
     yield f"Wrote     {report.output}"
-    yield f"Target    {report.context:,} tokens; the model reads {report.window:,}"
+    yield f"Model     {report.model}, whose tokenizer counted; it reads {report.window:,} tokens"
+    yield f"Target    {report.context:,} tokens"
     yield f"Mix       {report.rows:,} rows of {report.documents:,} documents, {report.tokens:,} tokens"
     yield (
         f"Long      {report.long_share:.0%} of the tokens in rows of at least {report.long_from:,} "

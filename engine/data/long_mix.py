@@ -20,7 +20,7 @@ from engine.data.long_catalogue import Catalogue, Progress, Reader
 from engine.data.long_documents import Lost, MixSource, documents
 from engine.data.long_pieces import TokenCounter
 from engine.data.long_report import DomainReport, Histogram, MixReport
-from engine.data.long_rows import LEAST_REMAINDER_TOKENS, RowMaker, new_file
+from engine.data.long_rows import LEAST_REMAINDER_TOKENS, RowMaker, new_file, require_writable
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
 
@@ -74,6 +74,7 @@ def build_mix(request: MixRequest, progress: Progress | None = None) -> MixRepor
     `file.exists`, `file.unwritable`, `disk.full`.
     """
     _check(request)
+    require_writable(request.output)
     counter = TokenCounter(ChatTokenizer.load(request.model_dir))
     return _Mix(request, counter, progress).run()
 

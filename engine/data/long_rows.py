@@ -97,13 +97,38 @@ def _name(hidden: Path, path: Path) -> None:
         hidden.rename(path)
 
 
+def require_writable(path: Path) -> None:
+    """Try it before hours of counting. Raises EngineError `file.unwritable`."""
+    hidden = _hidden(path)
+    try:
+        hidden.touch(exist_ok=False)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            hidden.unlink()
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _unwritable(path: Path, error: OSError) -> EngineError:
+    return EngineError(
+        "file.unwritable",
+        f"Cannot write {path}.",
+        cause=error.strerror or str(error),
+        next_step="Choose a folder you can write to.",
+    )
+
+
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that gets its name when everything in it is on disk, and only if nothing has that name by then.
 
     Raises EngineError `file.exists`, `file.unwritable`, `disk.full`; whatever is raised inside leaves nothing behind.
     """
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden = _hidden(path)
     try:
         with hidden.open("xb") as file:
             yield file
@@ -119,12 +144,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         if error.errno in layout.DISK_FULL_ERRNOS:
             raise layout.disk_full(path.parent, error.strerror or str(error)) from error
-        raise EngineError(
-            "file.unwritable",
-            f"Cannot write {path}.",
-            cause=error.strerror or str(error),
-            next_step="Choose a folder you can write to.",
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             hidden.unlink()
