@@ -53,7 +53,7 @@ def window_words(spec: JobSpec) -> str:
 def _method_words(spec: JobSpec) -> str:
     section = spec.context
     if section.method == "auto":
-        return "every method is measured on the model first, the best is taken"
+        return "every method that needs no search is measured on the model first, the best is taken"
     extra = f" with base {section.theta:g}" if section.theta else ""
     extra += f" with the factors of {Path(section.factors).name}" if section.factors else ""
     return f"by {section.method}{extra}"

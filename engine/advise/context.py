@@ -24,7 +24,8 @@ class ContextChoice:
     length: int = 0
     """Tokens of the new window; 0: as answered to "context", or twice the model's where that is not longer."""
     method: str = AUTO
-    """ "auto" measures every method on the model and takes the best; or one of `engine.context.methods` by name."""
+    """ "auto" measures every method that needs no search and takes the best; or one of
+    `engine.context.methods` by name."""
     window: str = ""
     """full, pose or mixed (`engine.jobs.spec_context.WINDOWS`); "": full where it fits, else pose."""
     train: bool = True

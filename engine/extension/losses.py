@@ -115,8 +115,8 @@ def loss_error(plan: ContextPlan, losses: tuple[Portability, ...]) -> EngineErro
         "context.loss",
         f"{names} would not read what {plan.method} writes into this model's config.",
         cause=" ".join(one.why for one in losses),
-        next_step=f"Take a method that travels (ntk-critical, abf and yarn do wherever anything does; --dry-run shows "
-        f"each), or accept it with --allow-loss {flags}, or say where the model will run: --for {','.join(others)}.",
+        next_step=f"Take a method that travels (--dry-run shows each; ntk, abf and yarn do in most programs), "
+        f"or accept it with --allow-loss {flags}, or say where the model will run: --for {','.join(others)}.",
     )
 
 

@@ -23,7 +23,7 @@ class ContextSection(Section, frozen=True, kw_only=True):
         str,
         Meta(
             pattern="^[a-z][a-z0-9-]*$",
-            description='"auto" measures every method on the model and takes the best; or one by name '
+            description='"auto" measures every method that needs no search and takes the best; or one by name '
             "(scaler-wizard extend --help lists them).",
         ),
     ] = "auto"
