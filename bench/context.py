@@ -2,7 +2,8 @@
 
 Run with `python -m bench.context [--seeds "1;2"] [--parts "zero-shot;short"] [--arms "a;b"] [--out FILE]`, two to three
 hours on two cores; results are appended to FILE piece by piece, so an interrupted benchmark goes on where it stopped.
-`--report` turns FILE into the tables and maps of CONTEXT.md; every run ends with the expectations, passed or failed.
+`--report` turns FILE into the tables and maps of CONTEXT.md; every run ends with the expectations, passed or failed;
+exit code 1 when one fails that this model is known to meet.
 
 Everything goes through the program's own code: searches and races by `engine.rotary`, training by `scaler-wizard run`
 on specs with [context] (LoRA of rank 16, norms and embeddings learning too), figures by the race's yardstick on the
@@ -277,8 +278,8 @@ def kept_bytes(sequence: int) -> int:
 
 
 # ── the benchmark ────────────────────────────────────────────────────────────────────────────────────────────────
-def main() -> None:
-    """Measure what is missing, or report."""
+def main() -> int:
+    """Measure what is missing, or report; 1 when an expectation fails that holds on this model."""
     parser = argparse.ArgumentParser(prog="python -m bench.context")
     parser.add_argument("--seeds", default="1;2;3", help="which, as 1;2;3")
     parser.add_argument("--parts", default="zero-shot;memory;short;long")
@@ -293,7 +294,7 @@ def main() -> None:
         write_report(options.out)
     else:
         run(options)
-    print_expectations(options.out)
+    return 0 if print_expectations(options.out) else 1
 
 
 def run(options: argparse.Namespace) -> None:
@@ -352,4 +353,4 @@ def _append(out: Path, line: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,15 @@
 """A needle grid as it is measured here against one prompt at a time through `generate`, on the same prompts.
 
 `python -m bench.needles` prints both rates and their ratio per length (budget: at least 2x over the whole grid), and
-whether both give the same verdicts. The naive loop is what evaluation scripts usually do: prompt in, greedy answer out,
-with transformers' own key-value cache.
+whether both give the same verdicts; exit code 1 where not. The naive loop is what evaluation scripts usually do: prompt
+in, greedy answer out, with transformers' own key-value cache.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -66,8 +67,9 @@ def timed(
     return time.perf_counter() - began, found
 
 
-def main() -> None:
-    """The demo model on this machine, both ways in turn."""
+def main() -> int:
+    """The demo model on this machine, both ways in turn; 1 below the budget, or when verdicts differ."""
+    agreed = True
     with loaded(demo_model_dir()) as model:
         writer = Writer(model.tokenizer, NOTES)
         totals = [0.0, 0.0]
@@ -87,14 +89,18 @@ def main() -> None:
             fast, slow = (statistics.median(column) for column in times)
             totals[0] += fast
             totals[1] += slow
-            same = "same verdicts" if all(found == verdicts[0] for found in verdicts) else "VERDICTS DIFFER"
+            equal = all(found == verdicts[0] for found in verdicts)
+            agreed = agreed and equal
+            same = "same verdicts" if equal else "VERDICTS DIFFER"
             print(
                 f"{length:>5} tokens, {prompts} prompts: {prompts / fast:6.1f} prompts/s, naive {prompts / slow:5.1f}, "
                 f"ratio {slow / fast:.1f}x, {same}",
                 flush=True,
             )
-        print(f"needle grid / naive loop: {totals[1] / totals[0]:.1f}x (budget {BUDGET:g}x), medians of {RUNS}")
+        ratio = totals[1] / totals[0]
+        print(f"needle grid / naive loop: {ratio:.1f}x (budget {BUDGET:g}x), medians of {RUNS}")
+    return 0 if agreed and ratio >= BUDGET else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
