@@ -38,6 +38,8 @@ _GGUF_READS_RAMP = frozenset({"ministral3", "mistral3"})
 """Loaders that read YaRN's beta_fast and beta_slow."""
 _EXPORTED_HERE = frozenset({"llama", "mistral"})
 """Families whose divisors `engine.export` writes as a tensor."""
+_OWN_M_HERE = _EXPORTED_HERE | {"qwen2", "qwen3"}
+"""Families whose m `engine.export` writes as the GGUF's rope.scaling.attn_factor, made up for the loader's own."""
 _GGUF_FORGETS = frozenset({"gemma", "gemma2", "gpt_neox", "falcon", "phi", "stablelm"})
 """Converters that write neither the base nor a scaling: the loader takes 10000 and none."""
 _GGUF_BASE_ONLY = frozenset({"cohere", "cohere2", "phi3", "phimoe"})
@@ -101,11 +103,6 @@ def portability(config: Mapping[str, Any], plan: ContextPlan) -> tuple[Portabili
         )
     written = _written(config, plan)
     return (_transformers_5(written), _transformers_4(written), _vllm(written), _llama_cpp(written))
-
-
-def silent_losses(found: tuple[Portability, ...]) -> tuple[Portability, ...]:
-    """Those that nobody would notice."""
-    return tuple(one for one in found if one.silent)
 
 
 def _written(config: Mapping[str, Any], plan: ContextPlan) -> _Written:
@@ -272,7 +269,8 @@ def _llama_cpp(written: _Written) -> Portability:
         return _approximate(
             LLAMA_CPP,
             f"Frequencies are kept, but the loader replaces m = {written.m:.4g} by 0.1 ln s + 1, unless the GGUF's "
-            "rope.scaling.attn_factor makes up for it.",
+            "rope.scaling.attn_factor makes up for it"
+            + (", as `python -m engine.export` writes it." if family in _OWN_M_HERE else "."),
         )
     if kind in ("linear", "yarn"):
         return _exact(LLAMA_CPP, f"The converter writes {kind}, its factor and the old length.")
@@ -302,8 +300,12 @@ def _llama_cpp_longrope(written: _Written) -> Portability:
     if family not in _GGUF_WRITES_LONGROPE:
         return _lost(
             LLAMA_CPP,
-            f"The converter writes the word longrope for {family} and drops the factors without an error; a GGUF "
-            "patched with them (rope_freqs, or rope_factors_long and _short) works.",
+            f"The converter writes the word longrope for {family} and drops the factors without an error; "
+            + (
+                "`python -m engine.export` writes them, and m."
+                if family in _EXPORTED_HERE
+                else "a GGUF patched with them (rope_freqs, or rope_factors_long and _short) works."
+            ),
             silent=True,
         )
     if written.switches:

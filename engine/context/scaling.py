@@ -30,10 +30,6 @@ class Scaling:
         """Whether short and long sequences are rotated differently."""
         return bool(self.short_divisors) and self.short_divisors != self.divisors
 
-    def for_length(self, length: int, original: int) -> tuple[float, ...]:
-        """The divisors of a sequence of `length` tokens."""
-        return self.short_divisors if self.short_divisors and length <= original else self.divisors
-
 
 @dataclass(frozen=True, slots=True)
 class Rotary:

@@ -10,7 +10,7 @@ import pytest
 from engine.context.method import Options
 from engine.context.plan import ContextPlan
 from engine.context.planner import plan_context, read_rotaries
-from engine.context.portability import CONSUMERS, LLAMA_CPP, TRANSFORMERS_5, VLLM, portability, silent_losses
+from engine.context.portability import CONSUMERS, LLAMA_CPP, TRANSFORMERS_5, VLLM, portability
 from engine.errors import EngineError
 from engine.extension.losses import consumers_named, refuse_losses, travelling
 from engine.resources import demo_model_dir
@@ -103,16 +103,26 @@ def test_what_is_not_written_to_a_folder_is_lost_everywhere() -> None:
     config = config_of("llama")
     readers = portability(config, plan_context(config, 16384, "dynamic"))
     assert {one.verdict for one in readers} == {"lost"}
-    assert not silent_losses(readers), "nothing is written that could be misread"
+    assert not any(one.silent for one in readers), "nothing is written that could be misread"
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("options", [Options(beta_fast=16.0), Options(beta_slow=2.0), Options(truncate=False)])
 def test_llama_cpp_loses_a_yarn_ramp_of_its_own_without_an_error(family: str, options: Options) -> None:
     config = config_of(family)
-    (lost,) = silent_losses(portability(config, plan_context(config, 16384, "yarn", options)))
+    readers = portability(config, plan_context(config, 16384, "yarn", options))
+    (lost,) = (one for one in readers if one.silent)
     assert lost.consumer == LLAMA_CPP
     assert ("engine.export" in lost.why) == (family == "llama")
+
+
+@pytest.mark.parametrize(
+    ("kind", "families"),
+    [("longrope", {"llama", "mistral"}), ("yarn, own m", {"llama", "mistral", "qwen2", "qwen3"}), ("yarn", set())],
+)
+def test_the_exporter_is_named_for_the_families_whose_scaling_it_carries(kind: str, families: set[str]) -> None:
+    found = {family: portability(config_of(family), plan_of(config_of(family), kind))[-1] for family in FAMILIES}
+    assert {family for family, one in found.items() if "engine.export" in one.why} == families
 
 
 # ── what is done about losses ─────────────────────────────────────────────────────────────────────────────────────

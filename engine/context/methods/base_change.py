@@ -20,9 +20,10 @@ def ntk_base(rotary: Rotary, factor: float) -> float:
 
 
 def critical_base(rotary: Rotary, ratio: float, options: Options) -> float:
-    """The base with which λ at the critical pair is s: b' = b · s^(d/(2·pair)).
+    """The base with which λ at the chosen pair is s: b' = b · s^(d/(2·pair)).
 
-    From that pair on no pair of a sequence of s·L turns further than training saw (arXiv 2502.20082, section 3.2 and
+    From that pair on, so from d_tcd on with the default before it, no pair of a sequence of s·L turns further than
+    training saw (arXiv 2502.20082, section 3.2 and
     its ablation "NTK with the found critical dimension"). Tail pairs are divided by more than s. Raises EngineError
     `context.option` for a pair that does not exist.
     """
@@ -30,7 +31,8 @@ def critical_base(rotary: Rotary, ratio: float, options: Options) -> float:
 
 
 def default_pair(rotary: Rotary) -> int:
-    """d_tcd - 1, what the authors of LongRoPE2 take where nobody searched (their public code's automatic value)."""
+    """d_tcd - 1, the pair before the first that never turned in full: what the authors of LongRoPE2 take where nobody
+    searched (their public code's automatic value)."""
     return max(critical_pair(rotary) - 1, 1)
 
 
@@ -73,8 +75,8 @@ NTK = Method(
 )
 NTK_CRITICAL = Method(
     id="ntk-critical",
-    title="NTK at the critical dimension",
-    summary="raises the base so that the first pair that never turned in full is divided by the factor",
+    title="NTK at the critical pair",
+    summary="raises the base so that the pair before the first that never turned in full is divided by the factor",
     source="arXiv 2502.20082, section 3.2",
     scale=scale_critical,
     settings=critical_settings,
