@@ -12,6 +12,7 @@ never fewer than four, and a model's pass over the shared part is needed once.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import EngineError
@@ -99,6 +100,17 @@ def shortest_length(writer: Writer, task: str) -> int:
     hidden = hide(task, writer, (0.5,), random.Random(0))
     notes = [note.text for ask in hidden.asks for note in ask.notes] + [note.text for note in hidden.distractors]
     return len(writer.head) + len(_tokens(writer, hidden.asks[0])[0]) + sum(map(len, writer.after_all(notes)))
+
+
+def with_room(writer: Writer, task: str, lengths: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The lengths that have room for a question, and a sentence for each of the others."""
+    least = shortest_length(writer, task)
+    notes = (
+        f"{task} is not measured at {length:,} tokens: question and notes take {least}."
+        for length in lengths
+        if length < least
+    )
+    return tuple(length for length in lengths if length >= least), tuple(notes)
 
 
 def _asks_that_fit(writer: Writer, order: HaystackOrder) -> int:

@@ -132,3 +132,8 @@ class Writer:
             return plain
         before, found, after = rendered.partition(_BODY)
         return (self._tokenizer.encode(before), after) if found and _BODY not in after else plain
+
+
+def writer_for(tokenizer: ChatTokenizer, style: str, own: str) -> Writer:
+    """The writer whose hay is the user's `own` text where the style asks in plain text."""
+    return Writer(tokenizer, style, own if style == PASSKEY else "")

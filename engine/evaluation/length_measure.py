@@ -6,7 +6,6 @@ Owns the order of the steps and what each costs in tokens. Must not know how the
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ import msgspec
 from engine.errors import EngineError
 from engine.evaluation import lengths, short_text
 from engine.evaluation.calibration import ENOUGH, Calibration, calibrate, calibration_tokens
-from engine.evaluation.haystack import HaystackOrder, build, even_depths, shortest_length
-from engine.evaluation.haystack_frame import PASSKEY, STYLES, Writer
+from engine.evaluation.haystack import HaystackOrder, build, even_depths, shortest_length, with_room
+from engine.evaluation.haystack_frame import STYLES, Writer, writer_for
 from engine.evaluation.haystack_tasks import NEEDLE, TASKS
 from engine.evaluation.length_log import CellLog
 from engine.evaluation.length_memory import room_for
@@ -270,15 +269,13 @@ class _Measuring:
 
     def _needles(self, style: str) -> tuple[tuple[NeedleCell, ...], tuple[str, ...]]:
         """The grid of every task, and a note for lengths too short for one."""
-        writer = Writer(self.model.tokenizer, style, self.text.own if style == PASSKEY else "")
+        writer = writer_for(self.model.tokenizer, style, self.text.own)
         found: list[NeedleCell] = []
         notes: list[str] = []
         for task in self.request.tasks:
-            least = shortest_length(writer, task)
-            for length in self.request.lengths:
-                if length < least:
-                    notes.append(f"{task} is not measured at {length:,} tokens: question and notes take {least}.")
-                    continue
+            roomy, left_out = with_room(writer, task, self.request.lengths)
+            notes += left_out
+            for length in roomy:
                 found += cells(task, length, self._grid(writer, task, length))
             notes += self._beyond(task, found)
         if not found:
@@ -340,7 +337,7 @@ class _Measuring:
             model=request.model,
             window=request.window,
             original=self.original,
-            perplexity=tuple(self._perplexity(length) for length in request.lengths if request.perplexity),
+            perplexity=self._perplexities(),
             positions=self.values.get("positions", ()),
             needles=needles,
             short=short_text.regression(request.before, short) if request.before and short else None,
@@ -354,24 +351,16 @@ class _Measuring:
             notes=notes,
         )
 
-    def _perplexity(self, length: int) -> LengthPerplexity:
-        here: tuple[float, ...] = self.values[f"last/{length}"]
-        reference = reference_length(self.request.lengths, self.original, self.request.window)
-        shorter = [self.values[f"last/{n}"] for n in self.request.lengths if 0 < reference <= n < length]
-        change, error = lengths.paired_change(here, min(shorter, key=sum)) if shorter else (0.0, 0.0)
-        slid: _Sum | None = self.values.get(f"sliding/{length}")
-        nll = sum(here) / len(here)
-        return LengthPerplexity(
-            length=length,
-            nll=nll,
-            perplexity=math.exp(min(nll, 700.0)),
-            tokens=len(here),
-            documents=len(self.text.texts),
-            rise=math.expm1(min(change, 700.0)) if shorter else None,
-            rise_error=error,
-            sliding=_perplexity(slid) if slid is not None else None,
-        )
+    def _perplexities(self) -> tuple[LengthPerplexity, ...]:
+        request = self.request
+        if not request.perplexity:
+            return ()
+        reference = reference_length(request.lengths, self.original, request.window)
+        found = {length: self.values[f"last/{length}"] for length in request.lengths}
+        slid = {length: self.values.get(f"sliding/{length}") for length in request.lengths}
+        count = len(self.text.texts)
+        return tuple(lengths.entry(length, found, reference, count, _sum(slid[length])) for length in request.lengths)
 
 
-def _perplexity(found: _Sum) -> float:
-    return math.exp(min(found.nats / max(found.tokens, 1), 700.0))
+def _sum(found: _Sum | None) -> lengths.LossSum | None:
+    return None if found is None else lengths.LossSum(found.nats, found.tokens)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ from engine.evaluation.haystack_frame import Ids
 from engine.evaluation.length_text import Documents
 from engine.evaluation.long_pass import Room, cache_bytes, token_losses
 from engine.evaluation.model import LoadedModel
-from engine.jobs.length_report import PositionLoss
+from engine.jobs.length_report import LengthPerplexity, PositionLoss
 
 LAST_TOKENS = 256
 BUCKETS = 16
@@ -100,6 +100,34 @@ def paired_change(after: Sequence[float], before: Sequence[float]) -> tuple[floa
     differences = [one - other for one, other in zip(after, before, strict=True)]
     spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
     return statistics.fmean(differences), spread / math.sqrt(len(differences))
+
+
+def perplexity_of(nll: float) -> float:
+    """exp, kept finite."""
+    return math.exp(min(nll, 700.0))
+
+
+def entry(
+    length: int, found: Mapping[int, Sequence[float]], reference: int, documents: int, slid: LossSum | None = None
+) -> LengthPerplexity:
+    """The report's entry of one length from `last_k` of all of them, as far as they are known.
+
+    `reference` is `engine.jobs.length_verdict.reference_length`: the rise is against the best length from there on.
+    """
+    here = found[length]
+    shorter = [found[other] for other in sorted(found) if 0 < reference <= other < length]
+    change, error = paired_change(here, min(shorter, key=sum)) if shorter else (0.0, 0.0)
+    nll = math.fsum(here) / len(here)
+    return LengthPerplexity(
+        length=length,
+        nll=nll,
+        perplexity=perplexity_of(nll),
+        tokens=len(here),
+        documents=documents,
+        rise=math.expm1(min(change, 700.0)) if shorter else None,
+        rise_error=error,
+        sliding=perplexity_of(slid.mean) if slid is not None else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ import msgspec
 from engine.errors import EngineError
 from engine.jobs.race_lines import Line, RaceRow, RaceStarted, decode_line, encode_line
 
-
 _TOLD_BY = 16
 """Bytes that every race's log begins with."""
 

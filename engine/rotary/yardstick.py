@@ -7,24 +7,24 @@ losses by position are left to the full evaluation: they take several times as m
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 
 from engine.evaluation.calibration import Calibration
-from engine.evaluation.haystack import Haystack, HaystackOrder, build, shortest_length
-from engine.evaluation.haystack_frame import PASSKEY, Writer
+from engine.evaluation.haystack import Haystack, HaystackOrder, build, with_room
+from engine.evaluation.haystack_frame import writer_for
 from engine.evaluation.haystack_tasks import NEEDLE
 from engine.evaluation.length_text import Documents
-from engine.evaluation.lengths import last_k, last_tokens
+from engine.evaluation.lengths import entry, last_k, last_tokens
 from engine.evaluation.long_pass import Room
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.needles import Answered, answer_batch, batches, cells
 from engine.evaluation.progress import Meter
 from engine.evaluation.short_text import MOST_PIECES, regression, short_score
 from engine.jobs.length_report import LengthPerplexity, LengthReport, NeedleCell, ShortRegression
+from engine.jobs.length_verdict import reference_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,9 @@ class Yardstick:
     def reports(self, begun: LengthReport, before: ShortRegression | None, meter: Meter) -> Iterator[LengthReport]:
         """The report of the model as it is now, growing with every figure; the last is complete.
 
-        `begun` names model and method; figures that it has are not measured again. `before` is the untouched model's
-        short text; None for the untouched itself. The longest texts come first: their speed is the estimate's.
+        `begun` names model and method; figures that it has are not measured again, perplexities where it has them all.
+        `before` is the untouched model's short text; None for the untouched itself. The longest texts come first: their
+        speed is the estimate's.
         """
         report = msgspec.structs.replace(
             begun,
@@ -88,15 +89,12 @@ class Yardstick:
             seed=self.seed,
             notes=self.notes,
         )
-        measured = {entry.length for entry in report.perplexity}
-        for length in reversed(self.lengths):
-            if length in measured:
-                meter.skip(length * len(self.documents.texts))
-                continue
-            meter.say(f"perplexity at {length:,}")
-            found = (self._perplexity(length, meter), *report.perplexity)
-            report = msgspec.structs.replace(report, perplexity=found)
-            yield report
+        if len(report.perplexity) == len(self.lengths):
+            meter.skip(sum(self.lengths) * len(self.documents.texts))
+        else:  # from the start: a rise takes the loss of every token, which reports do not carry
+            for found in self._perplexities(report.window, meter):
+                report = msgspec.structs.replace(report, perplexity=found)
+                yield report
         if report.short is None:
             meter.say("short text")
             report = msgspec.structs.replace(report, short=self._short(before, meter))
@@ -112,17 +110,15 @@ class Yardstick:
             report = msgspec.structs.replace(report, needles=(*self._needles(stacks, meter), *report.needles))
             yield report
 
-    def _perplexity(self, length: int, meter: Meter) -> LengthPerplexity:
+    def _perplexities(self, window: int, meter: Meter) -> Iterator[tuple[LengthPerplexity, ...]]:
+        """Of the lengths measured so far, rising; the longest is measured first."""
         k = last_tokens(self.lengths[0], self.original)
-        found = last_k(self.model, self.documents, length, k, self.room, meter.add)
-        nll = math.fsum(found) / len(found)
-        return LengthPerplexity(
-            length=length,
-            nll=nll,
-            perplexity=math.exp(min(nll, 700.0)),
-            tokens=len(found),
-            documents=len(self.documents.texts),
-        )
+        reference = reference_length(self.lengths, self.original, window)
+        found: dict[int, tuple[float, ...]] = {}
+        for length in reversed(self.lengths):
+            meter.say(f"perplexity at {length:,}")
+            found[length] = last_k(self.model, self.documents, length, k, self.room, meter.add)
+            yield tuple(entry(known, found, reference, len(self.documents.texts)) for known in sorted(found))
 
     def _short(self, before: ShortRegression | None, meter: Meter) -> ShortRegression:
         score = short_score(self.model, self.documents, self.original, self.room, meter.add)
@@ -153,17 +149,11 @@ def new_yardstick(
     model: LoadedModel, documents: Documents, original: int, calibration: Calibration, room: Room, amounts: Amounts
 ) -> Yardstick:
     """Texts and needles of these amounts. Lengths without room for a needle are left out, with a note."""
-    own = documents.own if calibration.style == PASSKEY else ""
-    writer = Writer(model.tokenizer, calibration.style, own)
-    least = shortest_length(writer, NEEDLE)
-    notes = list(documents.notes)
+    writer = writer_for(model.tokenizer, calibration.style, documents.own)
+    wanted = [length for length in amounts.lengths if length >= min(original, amounts.lengths[-1])]
+    roomy, left_out = with_room(writer, NEEDLE, wanted)
     by_length = []
-    for length in amounts.lengths:
-        if length < min(original, amounts.lengths[-1]):
-            continue
-        if length < least:
-            notes.append(f"Needles are not measured at {length:,} tokens: question and notes take {least}.")
-            continue
+    for length in roomy:
         orders = [HaystackOrder(NEEDLE, length, amounts.depths, amounts.seed, n) for n in range(amounts.prompts)]
         by_length.append(tuple(stack for order in orders for stack in build(writer, order)))
     return Yardstick(
@@ -175,5 +165,5 @@ def new_yardstick(
         room,
         tuple(by_length),
         amounts.seed,
-        tuple(notes),
+        (*documents.notes, *left_out),
     )
