@@ -51,7 +51,7 @@ def extend(arguments: argparse.Namespace) -> int:
 
 
 def _extend(arguments: argparse.Namespace) -> int:
-    _check_together(arguments)
+    check_together(arguments)
     if arguments.resume:
         return _resume(arguments)
     from scaler_tui.commands import extend_plans
@@ -87,7 +87,7 @@ def _extend(arguments: argparse.Namespace) -> int:
     return _carry_out(arguments, request)
 
 
-def _check_together(arguments: argparse.Namespace) -> None:
+def check_together(arguments: argparse.Namespace) -> None:
     """Flags that exclude or need each other. Raises EngineError `usage`."""
     modes = [f"--{name.replace('_', '-')}" for name in ("dry_run", "resume", "race") if getattr(arguments, name)]
     if len(modes) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def test_a_named_method_shows_its_notes_and_readers(run: Run) -> None:
         (["--context", "1k", "--evaluations", "50", "--search-minutes", "5"], "how long to search"),
         (["--context", "1k", "--method", "longrope2", "--evaluations", "3"], "too few for a search"),
         (["--context", "1k", "--method", "longrope2", "--evaluations", "50", "--factors", "x"], "searches factors"),
+        (["--context", "1k", "--evaluations", "50", "--for", "llama.cpp"], "would not read what longrope2 writes"),
         (["--context", "1k", "--among", "yarn,longrope2"], "cannot be measured beside others"),
         (["--context", "1k", "--method", "yarn", "--quick", "--no-report"], "--quick is for measuring"),
         (["--context", "1k", "--copy", "--race"], "--copy is for the weights"),
@@ -167,6 +169,20 @@ def test_dynamic_is_refused_with_the_lines_that_use_it_in_transformers(run: Run,
     }
     assert "leave max_position_embeddings at 256" in told
     assert "most readers" in told
+
+
+def test_the_command_that_a_spec_without_factors_names_is_one_that_runs() -> None:
+    from engine.errors import EngineError
+    from engine.jobs.spec import JobSpec
+    from engine.jobs.spec_context import ContextSection
+    from scaler_tui.cli import build_parser
+    from scaler_tui.commands.extend import check_together
+
+    with pytest.raises(EngineError) as caught:
+        JobSpec(context=ContextSection(length=1024, method="longrope2"))
+    words = shlex.split(caught.value.next_step.partition("scaler-wizard ")[2].partition(";")[0])
+    assert words[:4] == ["extend", "demo", "--context", "1024"]
+    check_together(build_parser(words).parse_args(words))
 
 
 def test_settings_of_one_method_reach_its_plan(run: Run, model: Path) -> None:
@@ -381,6 +397,16 @@ def test_a_run_without_a_whole_model_says_how_to_get_one(
     assert code == 2
     assert "keeps an adapter only" in err
     assert f"merge {run_dir.name}" in err
+
+
+def test_found_factors_are_raced_beside_the_methods_that_need_no_search(model: Path) -> None:
+    from engine.context.method import Options
+    from engine.extension.extend import contenders, new_order
+
+    more = {"target": 1024, "method": "auto", "options": Options()}
+    assert contenders(new_order(model, "model", evaluations=50, among=("yarn",), **more)) == ("yarn", "longrope2")
+    everything = contenders(new_order(model, "model", evaluations=50, **more))
+    assert set(everything) == {*METHODS} - {"longrope"}
 
 
 # ── borders ───────────────────────────────────────────────────────────────────────────────────────────────────────
