@@ -84,7 +84,11 @@ def require_room(needs: Needs, name: str, longest: int) -> None:
 
 def longest_that_fits(architecture: Architecture, machine: Machine, original: int, target: int) -> int:
     """The largest multiple of the window below `target` that fits; 0 when not even twice the window does."""
-    best, factor = 0, 2
-    while original * factor < target and needs_of(architecture, machine, original * factor).fits:
-        best, factor = original * factor, factor * 2
-    return best
+    fitting, beyond = 1, -(-target // original)
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        if needs_of(architecture, machine, original * middle).fits:
+            fitting = middle
+        else:
+            beyond = middle
+    return original * fitting if fitting > 1 else 0

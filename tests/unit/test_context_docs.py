@@ -43,6 +43,19 @@ def test_every_flag_that_is_mentioned_exists(capsys: pytest.CaptureFixture[str])
         assert flag in help_texts, flag
 
 
+@pytest.mark.parametrize("command", ["extend", "eval", "mix"])
+def test_every_command_line_that_is_shown_has_flags_of_its_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    known = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
+    shown = re.findall(rf"^    scaler-wizard {command} ([^#\n]*)", TEXT, re.M)
+    assert shown
+    for line in shown:
+        assert set(re.findall(r"--[a-z][a-z-]+", line)) <= known, line
+        assert command != "mix" or "--model" in line, "or it is counted with another tokenizer"
+
+
 def test_every_key_of_the_spec_that_is_shown_exists() -> None:
     block = TEXT[TEXT.index("    [context]") : TEXT.index("Attention is always exact")]
     context, training = block.split("[training]")
