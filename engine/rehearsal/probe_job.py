@@ -102,7 +102,7 @@ def load_whole(request: ProbeRequest, rows: Rows, device: Device) -> LoadedModel
     models.check_hardware(spec, device)
     base = models.load_base(models.base_request(spec, Path(request.folder), device))
     seed_everything(spec.training.seed)
-    model = models.add_adapter(base, spec.adapter, gradient_checkpointing=spec.training.gradient_checkpointing)
+    model = models.add_adapter(base, spec.adapter, extras=models.extras_of(spec))
     return models.ready(model, base, rows.tokenizer, device)
 
 

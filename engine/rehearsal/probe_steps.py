@@ -151,7 +151,9 @@ def train(
     halfway: Callable[[], None] | None = None,
 ) -> tuple[Timing, TokenTrainer]:
     """Steps until `seconds` are over, some at least; the trainer is returned since it holds the optimizer's states."""
-    trainer = TokenTrainer(loaded, lesson.dataset, training_arguments(lesson.spec, folder, loaded))
+    arguments = training_arguments(lesson.spec, folder, loaded)
+    chunk = lesson.spec.training.loss_chunk_tokens
+    trainer = TokenTrainer(loaded, lesson.dataset, arguments, loss_chunk_tokens=chunk)
     watch = Stopwatch(trainer, time.perf_counter() + seconds, most, halfway)
     trainer.add_callback(watch)
     trainer.train()
@@ -163,26 +165,27 @@ def worst_step(loaded: LoadedModel, lesson: Lesson) -> None:
     ordered = sorted(lesson.dataset.sequences, key=_weight, reverse=True)
     size = lesson.spec.training.batch_size
     others = lesson.dataset.sequences[: max(size - 1, 0)]
-    forward_backward(loaded, [ordered[0], *others])
+    forward_backward(loaded, [ordered[0], *others], lesson.spec.training.loss_chunk_tokens)
 
 
 def _weight(sequence: TensorSequence) -> tuple[int, int]:
     return len(sequence.input_ids), len(sequence.targets)
 
 
-def forward_backward(loaded: LoadedModel, sequences: Sequence[TensorSequence]) -> None:
+def forward_backward(loaded: LoadedModel, sequences: Sequence[TensorSequence], loss_chunk_tokens: int = 0) -> None:
     """The loss of one micro-batch as the Trainer computes it, and its gradients, which are dropped."""
-    from engine.evaluation.head import summed_loss
+    from engine.evaluation.head import Wanted
     from engine.train.batches import Collator
 
     batch = Collator(loaded.pad_id)(sequences)
     inputs = {name: batch[name].to(loaded.device) for name in ("input_ids", "position_ids", "positions", "targets")}
     loaded.model.train()
     with loaded.autocast():
-        logits = loaded.head.logits_at(loaded.model, inputs["input_ids"], inputs["position_ids"], inputs["positions"])
-    loss = summed_loss(logits.float(), inputs["targets"]) / max(len(inputs["targets"]), 1)
+        wanted = Wanted(inputs["input_ids"], inputs["position_ids"], inputs["positions"])
+        summed = loaded.head.loss_at(loaded.model, wanted, inputs["targets"], loss_chunk_tokens)
+    loss = summed / max(len(inputs["targets"]), 1)
     loss.backward()  # type: ignore[no-untyped-call]
-    del logits, loss
+    del summed, loss
     loaded.model.zero_grad(set_to_none=True)
     if loaded.device.startswith("cuda"):
         torch.cuda.synchronize()
