@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from engine.context.certificate import Race
 from engine.context.choice import MethodScore
 from engine.context.method import Options
 from engine.errors import EngineError
+from engine.jobs.length_report import LengthPerplexity
 from engine.jobs.length_verdict import SHORT_SHARE, short_exceeds, verdict
 from engine.jobs.race_lines import (
     Line,
@@ -111,6 +112,19 @@ def test_dynamic_is_the_untouched_model_within_its_window_and_better_beyond(hear
     for length in (512, TARGET):
         assert heard.perplexity("dynamic", length) < heard.perplexity("none", length)
         assert heard.needles("dynamic", length) > heard.needles("none", length)
+
+
+def test_rows_know_how_the_closing_tokens_fare_against_the_best_shorter_length(heard: Heard) -> None:
+    for method in ("linear", "yarn"):
+        entries = heard.scores[method].report.perplexity
+        assert entries[0].rise is None
+        for shorter, entry in zip(accumulate(entries, min_by_perplexity), entries[1:], strict=False):
+            assert entry.rise == pytest.approx(entry.perplexity / shorter.perplexity - 1)
+            assert entry.rise_error > 0
+
+
+def min_by_perplexity(one: LengthPerplexity, other: LengthPerplexity) -> LengthPerplexity:
+    return min(one, other, key=lambda entry: entry.perplexity)
 
 
 def test_the_short_text_gate_stops_linear_and_lets_dynamic_through(heard: Heard) -> None:
