@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError
 from engine.jobs.heat_grid import depth_words, heat_grid, percent
 from engine.jobs.race_lines import Line, RaceDecided, RaceRow, SearchDone, SearchStep
+from engine.jobs.spec_context import AUTO
 from scaler_tui.prompts import choose, read, say
 from scaler_tui.race_process import follow
 from scaler_tui.race_state import RaceState
 from scaler_tui.race_table import perplexity_text
 from scaler_tui.window import TRAININGS, RaceKey, keep_factors, trained
 from scaler_tui.window_choices import Option, figures_words, length_options, method_options, training_options
-from scaler_tui.window_facts import AUTO, SEARCHED, WindowFacts, reader_lines, window_facts
+from scaler_tui.window_facts import SEARCHED, WindowFacts, reader_lines, window_facts
 
 if TYPE_CHECKING:
     from scaler_tui.wizard import Wizard

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.jobs.heat_grid import percent
+from engine.jobs.spec_context import AUTO
 from engine.units import format_bytes, format_hours
 from scaler_tui.race_state import RaceState, needle_share
 from scaler_tui.race_table import change_text, perplexity_text
 from scaler_tui.spec_context_text import NO_TRAINING, TITLES, WINDOWS
 from scaler_tui.window import TRAININGS
-from scaler_tui.window_facts import AUTO, MethodFacts, WindowFacts
+from scaler_tui.window_facts import MethodFacts, WindowFacts
 
 if TYPE_CHECKING:
     from engine.advise.matrix import ApproachRow

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from engine.context.method import Method
     from engine.context.portability import Portability
 
-AUTO = "auto"
 SEARCHED = "longrope2"
 """The method whose factors the wizard searches."""
 

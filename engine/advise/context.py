@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.advise.answers import Answers
+from engine.jobs.spec_context import AUTO
 from engine.models.architecture import Architecture
 
-AUTO = "auto"
 DEMO, DEMO_DOCUMENTS = "demo", "demo-long"
 FULL, POSE, MIXED = "full", "pose", "mixed"
 LONGEST = 1 << 24

@@ -51,12 +51,11 @@ from engine.extension.staging import (
 from engine.extension.training import take_merged
 from engine.jobs.layout import DISK_FULL_ERRNOS, write_atomic
 from engine.jobs.race_lines import SearchDone
+from engine.jobs.spec_context import AUTO, SEARCHED
 from engine.models.config import CONFIG_NAME, read_json_object
 from engine.models.headers import read_headers
 from engine.surgery.helpers import Progress, Report
 
-AUTO = "auto"
-SEARCHED = ("longrope2", "longrope")
 LONGROPE2 = "longrope2"
 _UNWRITABLE_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 Confirm = Callable[[ContextPlan, tuple[Portability, ...]], bool]
@@ -344,4 +343,4 @@ def _disk_full(where: Path, error: OSError) -> EngineError:
     )
 
 
-__all__ = ["AUTO", "ExtendRequest", "Training", "extend", "new_order", "read_order", "staging_folder"]
+__all__ = ["ExtendRequest", "Training", "extend", "new_order", "read_order", "staging_folder"]

@@ -16,9 +16,8 @@ from engine.context.method import Options
 from engine.context.planner import applicable, plan_context, read_rotaries, read_window
 from engine.errors import EngineError, ExitCode
 from engine.jobs.spec import JobSpec, Task
+from engine.jobs.spec_context import AUTO
 from engine.models.config import CONFIG_NAME, read_json_object
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from engine.extension.staging import Order
 from engine.hardware.detect import detect
 from engine.jobs.layout import write_atomic
 from engine.jobs.spec import JobSpec
+from engine.jobs.spec_context import SEARCHED
 from engine.models.analyze import analyze_model
 from engine.models.resolve import resolve_model
 
@@ -31,7 +32,6 @@ APPROACH = "context"
 FACTORS, MIX = "factors.json", "train.jsonl"
 SHIPPED = ("demo", "demo-long")
 _ROWS = (".jsonl", ".json", ".csv", ".parquet")
-_SEARCHED = ("longrope", "longrope2")
 
 
 def training_spec(order: Order, plan: ContextPlan, folder: Path) -> JobSpec:
@@ -46,7 +46,7 @@ def training_spec(order: Order, plan: ContextPlan, folder: Path) -> JobSpec:
     wish = JobWish(train=data, name=f"{order.name} to {plan.target}", context=ContextChoice(plan.target))
     spec = build_spec(analyze_model(ref), detect(), answers, approach=APPROACH, wish=wish)
     change = msgspec.structs.replace
-    factors = _factors_file(plan, folder) if plan.method in _SEARCHED else ""
+    factors = _factors_file(plan, folder) if plan.method in SEARCHED else ""
     return change(
         spec,
         model=change(spec.model, source=order.name),

@@ -13,6 +13,10 @@ from msgspec import Meta
 from engine.jobs.spec_section import Section
 
 WINDOWS = ("full", "pose", "mixed")
+AUTO = "auto"
+"""The method that is left to measuring."""
+SEARCHED = ("longrope", "longrope2")
+"""Methods whose factors come from a search; a file of them, or none yet."""
 
 
 class ContextSection(Section, frozen=True, kw_only=True):
@@ -26,7 +30,7 @@ class ContextSection(Section, frozen=True, kw_only=True):
             description='"auto" measures every method that needs no search and takes the best; or one by name '
             "(scaler-wizard extend --help lists them).",
         ),
-    ] = "auto"
+    ] = AUTO
     theta: Annotated[float, Meta(ge=0, description='New rotary base for method = "abf"; 0 chooses one.')] = 0.0
     factors: Annotated[
         str,

@@ -11,14 +11,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
-from engine.jobs.spec_context import ContextSection
+from engine.jobs.spec_context import SEARCHED, ContextSection
 from engine.jobs.spec_section import Task
 
 if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
 
-SEARCHED = ("longrope", "longrope2")
-"""Methods whose factors come from a search; a file of them, or none yet."""
 _ADAPTERS = "lora or qlora"
 
 

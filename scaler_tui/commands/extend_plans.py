@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
+from engine.jobs.spec_context import AUTO, SEARCHED
 from engine.units import parse_length
 from scaler_tui.machines import machine_for
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from engine.hardware.machine import Machine
     from engine.models.architecture import Architecture
 
-AUTO, LONGROPE2 = "auto", "longrope2"
+LONGROPE2 = "longrope2"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "spiece.model")
 _PASSES_PER_REPORT, _PASSES_PER_METHOD = 90.0, 20.0
 """Sequences of the target's length that a report, and one method of a race, read; shorter ones counted in parts."""
@@ -286,7 +287,7 @@ def _seconds(order: Order, needs: Needs, config: Mapping[str, Any]) -> Range | N
         running = len(order.among) or running
         running += searches or bool(order.options.long_divisors)
         passes, starts = passes + share * _PASSES_PER_METHOD * (running + 1), starts + 1
-    elif order.method in ("longrope", "longrope2") and not order.options.long_divisors:
+    elif order.method in SEARCHED and not order.options.long_divisors:
         searches = True
     if searches and order.search_minutes:
         budget = Range(*(order.search_minutes * 60 * part for part in (0.5, 1.0, 1.2)))

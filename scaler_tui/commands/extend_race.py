@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def race_only(arguments: argparse.Namespace, wanted: Wanted) -> int:
     """Raises EngineError `context.*` and those of the measuring process."""
     from engine.context.method import Options
-    from engine.extension.extend import AUTO, SEARCHED
+    from engine.jobs.spec_context import AUTO, SEARCHED
     from scaler_tui.commands.extend_plans import require_measurable
 
     require_measurable(wanted)

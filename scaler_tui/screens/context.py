@@ -18,6 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from engine.errors import EngineError
+from engine.jobs.spec_context import AUTO
 from engine.units import format_count
 from scaler_tui.feeds.context_feed import WindowAsked, WindowPlanned, plan_window_in_thread
 from scaler_tui.feeds.race_feed import RaceNews
@@ -27,7 +28,7 @@ from scaler_tui.screens.base import FramedScreen
 from scaler_tui.widgets import context_words
 from scaler_tui.window import APPROACH, TRAININGS, RaceKey, trained
 from scaler_tui.window_choices import Option, length_options, method_options, training_options
-from scaler_tui.window_facts import AUTO, SEARCHED, WindowFacts
+from scaler_tui.window_facts import SEARCHED, WindowFacts
 
 if TYPE_CHECKING:
     from engine.advise.matrix import ApproachRow

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from engine.errors import EngineError
+from engine.jobs.spec_context import AUTO
 from scaler_tui.glyphs import Glyphs
 from scaler_tui.widgets.status_line import TONES, clip, toned
 from scaler_tui.window_choices import Option
-from scaler_tui.window_facts import AUTO, WindowFacts, reader_lines
+from scaler_tui.window_facts import WindowFacts, reader_lines
 
 QUIET = "$foreground 75%"
 LABEL_CELLS = 11

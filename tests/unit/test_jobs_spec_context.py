@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.context.methods import METHODS
 from engine.errors import EngineError
 from engine.jobs.spec import ContextSection, JobSpec, Task
+from engine.jobs.spec_context import SEARCHED
 from engine.jobs.spec_toml import dump_spec, load_spec, spec_hash, with_absolute_paths
 
 EXTENDED = {"context": {"length": 1024}}
@@ -128,3 +130,7 @@ def test_contradictions_are_refused_with_the_key_and_the_way_out(
 def test_a_job_without_context_is_written_without_a_word_about_it() -> None:
     assert "[context]" not in dump_spec(JobSpec(task=Task.LORA))
     assert "[context]" in dump_spec(JobSpec(task=Task.LORA, context=ContextSection(length=1024)))
+
+
+def test_the_methods_that_take_factors_are_those_that_need_a_search() -> None:
+    assert {method.id for method in METHODS.values() if method.needs_search} == set(SEARCHED)
