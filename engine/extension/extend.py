@@ -133,7 +133,15 @@ def _extend(request: ExtendRequest, order: Order, staging: Staging, started: flo
     decision = _decided(request, order, staging, measuring, config)
     plan = decision.plan
     model = staging.folder / MODEL
-    readers, accepted = _accepted(request, plan, _accepted_before(model))
+    try:
+        readers, accepted = _accepted(request, plan, _accepted_before(model))
+    except EngineError as error:
+        if error.code == "context.loss" and (staging.folder / DECISION).is_file():
+            error.next_step = (
+                f"{error.next_step.partition(', or say where')[0].rstrip('.')}: what was measured is kept "
+            )
+            error.next_step += f"and taken with --resume. For another method, remove {staging.folder} and start again."
+        raise
     training = _made(request, order, decision, model, report)
     links = "merged" if training else order.links
     certificate = new_certificate(decision, order.source, links, training=training, readers=readers)

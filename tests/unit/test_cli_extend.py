@@ -339,6 +339,26 @@ def test_a_resume_takes_the_same_flags_again(model: Path, tmp_path: Path) -> Non
     check_same(build_parser(whole).parse_args(whole))
 
 
+def test_a_loss_found_after_measuring_keeps_what_was_measured(run: Run, model: Path, tmp_path: Path) -> None:
+    import msgspec
+
+    from engine.context.method import Options
+    from engine.context.planner import plan_context
+    from engine.extension.extend import Decision, new_order
+    from engine.extension.staging import Staging
+
+    out = tmp_path / "out"
+    order = new_order(model, "model", target=1024, method="longrope2", options=Options(), evaluations=12)
+    options = Options(long_divisors=tuple(1 + 3 * pair / 15 for pair in range(16)))
+    plan = plan_context(json.loads((model / "config.json").read_text()), 1024, "longrope2", options)
+    with Staging.create(out, order) as staging:
+        (staging.folder / "decision.json").write_bytes(msgspec.json.encode(Decision(plan=plan)))
+    code, _, err = run("extend", model, out, "--resume")
+    assert code == 2
+    assert "--allow-loss llama.cpp: what was measured is kept and taken with --resume" in err
+    assert (staging_folder(out) / "decision.json").is_file()
+
+
 def interrupted(model: Path, out: Path) -> None:
     """What an attempt leaves behind that was ended before its folder was there."""
     from engine.context.method import Options
