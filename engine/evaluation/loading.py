@@ -22,7 +22,6 @@ from engine.models.folder import check_folder
 from engine.models.headers import read_headers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("none", "nf4", "fp4")
 _PACKED_BYTES = 0.6
 """Per number in 4 bits, scales included."""
 
