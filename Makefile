@@ -41,7 +41,7 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not alone and not exhaustive and not gpu and not gguf" tests
-	$(BIN)/python -m pytest -m "slow and alone and not gpu" tests
+	$(BIN)/python -m pytest -m "slow and alone and not gpu and not gguf" tests
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests

@@ -100,7 +100,7 @@ def _choose_method(wizard: Wizard, facts: WindowFacts) -> bool:
     race = wizard.window.race(key)
     options = list(method_options(facts, race, "choose Search factors now"))
     extra = [
-        Option("measure", "Measure them now", "every method on this model, without training; Ctrl+C stops"),
+        Option("measure", "Measure them now", "every method that needs no search, untrained; Ctrl+C stops"),
         Option("search", "Search factors now", "for LongRoPE2; Ctrl+C stops, and it goes on from there"),
     ]
     say()
@@ -115,7 +115,7 @@ def _choose_method(wizard: Wizard, facts: WindowFacts) -> bool:
         return False
     wizard.window.choice = replace(wizard.window.choice, method=chosen)
     if chosen == AUTO and not won:
-        say("  The run measures every method first and takes the best.")
+        say("  The run measures every method that needs no search first and takes the best.")
     return True
 
 
