@@ -56,9 +56,14 @@ class ModelSection(_Section, frozen=True, kw_only=True):
 
 
 class DataSection(_Section, frozen=True, kw_only=True):
-    train: Annotated[str, Meta(description='"demo", "demo-long" or a file: .jsonl, .json, .csv, .parquet, .txt.')] = "demo"
+    train: Annotated[str, Meta(description='"demo", "demo-long" or a file: .jsonl, .json, .csv, .parquet, .txt.')] = (
+        "demo"
+    )
     heldout: Annotated[
-        str, Meta(description='"demo", "demo-long", a file of held-out rows, or "" to set aside `heldout_fraction` of the rows.')
+        str,
+        Meta(
+            description='"demo", "demo-long", a file of held-out rows, or "" to set aside `heldout_fraction` of the rows.'
+        ),
     ] = "demo"
     heldout_fraction: Annotated[float, Meta(ge=0.0, lt=1.0, description="Used only when `heldout` is empty.")] = 0.1
     base_text: Annotated[
