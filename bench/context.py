@@ -67,6 +67,7 @@ ARMS = (
     Arm("yarn, 256 only", "yarn", sequence=WINDOW, long_steps=True),
     Arm("linear", "linear", long_steps=True),
     Arm("linear, PoSE", "linear", "pose", WINDOW),
+    Arm("llama3, PoSE", "llama3", "pose", WINDOW, long_steps=True),
     Arm("yarn, mixed window", "yarn", "mixed", long_steps=True),
     Arm("llama3", "llama3", long_steps=True),
     Arm("longrope2", "longrope2", long_steps=True),
