@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaler_tui.race_state import RaceState
 from scaler_tui.window_facts import SEARCHED
 
 if TYPE_CHECKING:
     from engine.advise.context import ContextChoice
     from engine.jobs.race_lines import SearchDone
+    from scaler_tui.race_state import RaceState
 
 APPROACH = "context"
 TRAININGS = ("full", "pose", "mixed", "none")
@@ -69,21 +69,30 @@ def _identity(model: str) -> str:
     return "\n".join([str(found.config), *(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)])
 
 
-def _nothing() -> ContextChoice:
-    from engine.advise.context import ContextChoice
-
-    return ContextChoice()
-
-
 @dataclass(slots=True)
 class Window:
-    """What was decided, and every race so far."""
+    """What was decided, and every race so far. Empty until somebody asks: the first paint comes before."""
 
-    choice: ContextChoice = field(default_factory=_nothing)
+    chosen: ContextChoice | None = None
     races: dict[RaceKey, RaceState] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> ContextChoice:
+        """What was decided; everything left to the program where nothing was."""
+        if self.chosen is None:
+            from engine.advise.context import ContextChoice
+
+            self.chosen = ContextChoice()
+        return self.chosen
+
+    @choice.setter
+    def choice(self, choice: ContextChoice) -> None:
+        self.chosen = choice
 
     def race(self, key: RaceKey) -> RaceState:
         """The state of a race; empty before it was begun."""
+        from scaler_tui.race_state import RaceState
+
         return self.races.setdefault(key, RaceState())
 
     def training(self) -> str:

@@ -168,7 +168,7 @@ def test_a_config_that_cannot_be_built_is_refused_in_words(changes: dict[str, ob
         (replace(WORK, shards=2), "sharding"),
         (replace(WORK, teacher=DEMO), "teacher"),
         (replace(WORK, purpose=Purpose.GENERATE), "generation"),
-        (replace(WORK, offload_activations=True), "host RAM"),
+        (replace(WORK, offload_activations=True, checkpointing=False), "host RAM"),
         (replace(WORK, packing=Packing4Bit.GPTQ), "GPTQ"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -77,4 +77,4 @@ def test_a_method_that_is_not_possible_is_asked_for_again(
     assert "longrope2 is not possible: needs a search first: choose Search factors now" in told
     assert made.window_length == 2048
     assert made.window.choice.method == "auto"
-    assert "The run measures every method first" in told
+    assert "The run measures every method that needs no search first" in told
