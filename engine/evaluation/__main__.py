@@ -1,6 +1,6 @@
 """`python -m engine.evaluation --model DIR --out report.json`: measure a model by length in a process of its own.
 
-Owns the command line, the process's environment, and the exit code: 0 when the report is written; an `EngineError`'s
+Owns the command line and the exit code: 0 when the report is written; an `EngineError`'s
 own code with one `{"error": {...}}` line on standard output when nothing could be measured. With --log a killed
 measurement goes on where it was.
 """
@@ -8,61 +8,34 @@ measurement goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
+from engine import helper_process
 from engine.errors import EngineError, ExitCode
+from engine.helper_process import tokens, words
 
-# Before torch: waiting threads sleep, nothing is fetched, no bars are drawn.
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DEACTIVATE_ASYNC_LOAD": "1",
-}
 NO_TASKS = "none"
 
 
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
     options = parser().parse_args(arguments)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        _run(options)
-    except EngineError as error:
-        return _told(error)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return _told(
-            EngineError(
-                "evaluation.memory",
-                "The measurement ran out of memory.",
-                cause=" ".join(str(error).split())[:300],
-                next_step="Measure shorter --lengths, close other programs, or load the model smaller: "
-                "--quantization nf4, --dtype bfloat16.",
-                exit_code=ExitCode.DOES_NOT_FIT,
-            )
-        )
-    return int(ExitCode.DONE)
+    return helper_process.run(lambda: _run(options), _out_of_memory)
 
 
-def _told(error: EngineError) -> int:
-    sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
-    return int(error.exit_code)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+def _out_of_memory(cause: str) -> EngineError:
+    return EngineError(
+        "evaluation.memory",
+        "The measurement ran out of memory.",
+        cause=cause,
+        next_step="Measure shorter --lengths, close other programs, or load the model smaller: "
+        "--quantization nf4, --dtype bfloat16.",
+        exit_code=ExitCode.DOES_NOT_FIT,
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
-    import msgspec
     import torch
 
     from engine.evaluation.length_measure import LengthRequest
@@ -95,18 +68,11 @@ def _run(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         quantization=options.quantization,
     )
-    staged = options.out.with_name(options.out.name + ".part")
-    staged.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-    staged.replace(options.out)
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in text.replace(",", " ").split() if word]
+    helper_process.write_json(options.out, report)
 
 
 def _numbers(text: str) -> list[int]:
-    """ "512,1k,32k" as tokens; k is 1,024."""
-    return [int(word[:-1]) * 1024 if word[-1] in "kK" else int(word) for word in _words(text)]
+    return [tokens(word) for word in words(text)]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -119,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--original", type=int, default=0, help="the window before it was extended, tokens")
     found.add_argument("--depths", type=int, default=5, help="places of a needle per length")
     found.add_argument("--prompts", type=int, default=4, help="needles per length and depth")
-    found.add_argument("--tasks", type=_words, default=["needle"], help="needle,multi-needle,key-value,variables; none")
+    found.add_argument("--tasks", type=words, default=["needle"], help="needle,multi-needle,key-value,variables; none")
     found.add_argument("--style", default="", help="notes or passkey; left out: what the model understands better")
     found.add_argument("--text", default="", help="demo, general, a file or a folder")
     found.add_argument("--documents", type=int, default=8, help="texts to measure perplexity on, at most")

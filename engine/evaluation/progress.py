@@ -6,10 +6,10 @@ Owns counting and the line that whoever started the process reads. Must not know
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
+
+from engine.helper_process import LineOut
 
 Report = Callable[[str, int, int, float | None], None]
 """(what is under way in words, tokens done, tokens in all, seconds to go; None while unknown)."""
@@ -20,23 +20,15 @@ def silent(_words: str, _done: int, _total: int, _eta_seconds: float | None) -> 
 
 
 class JsonLines:
-    """One line per call on standard output. A reader that went away is no reason to stop."""
+    """One line per call on standard output."""
 
     def __init__(self, phase: str = "measure") -> None:
         self.phase = phase
-        self._heard = True
+        self._out = LineOut()
 
     def __call__(self, words: str, done: int, total: int, eta_seconds: float | None) -> None:
-        if not self._heard:
-            return
         line = {"phase": self.phase, "done": done, "total": total, "eta_seconds": eta_seconds, "words": words}
-        try:
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            self._heard = False
-            # What Python still holds for the pipe would raise again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self._out.write(json.dumps(line).encode() + b"\n")
 
 
 class Meter:

@@ -16,7 +16,6 @@ Only `model/` gets the output's name; the rest goes with the folder.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -26,6 +25,7 @@ import msgspec
 
 from engine.context.method import Options
 from engine.errors import EngineError
+from engine.jobs import lock
 from engine.jobs.layout import fsync_directory, write_atomic
 from engine.models.config import CONFIG_NAME
 from engine.models.headers import Headers
@@ -111,8 +111,8 @@ def identity(source: Path, headers: Headers) -> tuple[SourceFile, ...]:
 class Staging:
     """A context that holds the folder's lock."""
 
-    def __init__(self, out: Path, folder: Path, lock: int) -> None:
-        self.out, self.folder, self._lock = out, folder, lock
+    def __init__(self, out: Path, folder: Path, handle: int) -> None:
+        self.out, self.folder, self._lock = out, folder, handle
 
     def __enter__(self) -> Staging:
         return self
@@ -198,14 +198,11 @@ def read_order(out: Path) -> Order:
 
 
 def _locked(folder: Path) -> int:
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
+    handle = lock.take(folder / LOCK)
+    if handle is None:
         raise EngineError(
             "extension.busy",
             f"Another process is working in {folder}.",
             next_step="Wait for it, or stop it first.",
-        ) from error
+        )
     return handle

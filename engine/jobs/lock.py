@@ -1,4 +1,4 @@
-"""One runner per run: an advisory lock on `runner.lock`.
+"""One runner per run, one process per output: advisory locks.
 
 Owns taking and testing it. Must not know what the holder does. The runner hands the locked file to its worker, so the
 lock is held as long as anybody works on the run, even when the runner itself was killed.
@@ -17,10 +17,11 @@ PATIENCE_SECONDS = 2.0
 """A reader tests the lock for microseconds; that must not turn a runner away."""
 
 
-def acquire(run_dir: Path) -> int | None:
-    """The locked file's handle, to be kept open; None when somebody works on the run."""
-    handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def take(path: Path, patience_seconds: float = 0.0) -> int | None:
+    """The handle of a file that is made where it is missing, locked and open for appending; None when somebody else
+    holds it. The lock lasts until the handle is closed, also by a kill."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + patience_seconds
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,6 +31,11 @@ def acquire(run_dir: Path) -> int | None:
                 os.close(handle)
                 return None
             time.sleep(0.02)
+
+
+def acquire(run_dir: Path) -> int | None:
+    """The locked file's handle, to be kept open; None when somebody works on the run."""
+    return take(run_dir / LOCK, PATIENCE_SECONDS)
 
 
 def is_held(run_dir: Path) -> bool:

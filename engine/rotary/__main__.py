@@ -1,6 +1,6 @@
 """`python -m engine.rotary race|search|check ...`: what scaling needs torch for, in a process of its own.
 
-Owns the command lines, the process's environment, and the exit code: 0 when it is done; an `EngineError`'s own code
+Owns the command lines and the exit code: 0 when it is done; an `EngineError`'s own code
 with one `{"error": {...}}` line on standard output when not. Standard output carries the lines of
 `engine.jobs.race_lines`. SIGINT and SIGTERM end it after the piece at hand, exit code 130; --log goes on from there.
 """
@@ -8,60 +8,33 @@ with one `{"error": {...}}` line on standard output when not. Standard output ca
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine import helper_process
 from engine.errors import EngineError, ExitCode
+from engine.helper_process import tokens, words
 
 if TYPE_CHECKING:
     from engine.rotary.telling import StopFlag
-
-# Before torch: waiting threads sleep, nothing is fetched, no bars are drawn.
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DEACTIVATE_ASYNC_LOAD": "1",
-}
 
 
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
     options = parser().parse_args(arguments)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        _run(options)
-    except EngineError as error:
-        return _told(error)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return _told(
-            EngineError(
-                "context.memory",
-                f"The {options.task} ran out of memory.",
-                cause=" ".join(str(error).split())[:300],
-                next_step="Take a shorter --context, close other programs, or load the model smaller: "
-                "--quantization nf4, --dtype bfloat16.",
-                exit_code=ExitCode.DOES_NOT_FIT,
-            )
+
+    def out_of_memory(cause: str) -> EngineError:
+        return EngineError(
+            "context.memory",
+            f"The {options.task} ran out of memory.",
+            cause=cause,
+            next_step="Take a shorter --context, close other programs, or load the model smaller: "
+            "--quantization nf4, --dtype bfloat16.",
+            exit_code=ExitCode.DOES_NOT_FIT,
         )
-    return int(ExitCode.DONE)
 
-
-def _told(error: EngineError) -> int:
-    sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
-    return int(error.exit_code)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return helper_process.run(lambda: _run(options), out_of_memory)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -129,27 +102,12 @@ def _check(options: argparse.Namespace, _stopped: StopFlag) -> None:
 
 
 def _write(path: Path | None, result: object) -> None:
-    """The result as a file of JSON, complete or not there."""
-    import msgspec
-
-    if path is None:
-        return
-    staged = path.with_name(path.name + ".part")
-    staged.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    staged.replace(path)
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in text.replace(",", " ").split() if word]
-
-
-def _tokens(text: str) -> int:
-    """ "32k" as tokens; k is 1,024."""
-    return int(text[:-1]) * 1024 if text[-1:] in ("k", "K") else int(text)
+    if path is not None:
+        helper_process.write_json(path, result)
 
 
 def _numbers(text: str) -> list[int]:
-    return [_tokens(word) for word in _words(text)]
+    return [tokens(word) for word in words(text)]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m engine.rotary", description=__doc__)
     tasks = found.add_subparsers(dest="task", required=True)
     race = _measuring(tasks.add_parser("race", help="measure methods zero-shot and choose"), documents=6)
-    race.add_argument("--methods", type=_words, default=[], help="linear,ntk,yarn,...; left out: all that apply")
+    race.add_argument("--methods", type=words, default=[], help="linear,ntk,yarn,...; left out: all that apply")
     race.add_argument("--lengths", type=_numbers, default=[], help="of the perplexity, as 1024,4k")
     race.add_argument("--depths", type=int, default=5, help="places of a needle per length")
     race.add_argument("--prompts", type=int, default=2, help="needles per length and depth")
@@ -184,7 +142,7 @@ def _loading(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _measuring(found: argparse.ArgumentParser, documents: int) -> argparse.ArgumentParser:
     _loading(found)
-    found.add_argument("--context", type=_tokens, required=True, help="tokens of the new window, as 4096 or 32k")
+    found.add_argument("--context", type=tokens, required=True, help="tokens of the new window, as 4096 or 32k")
     found.add_argument("--documents", type=int, default=documents, help="texts to measure on, at most")
     found.add_argument("--text", default="", help="demo, general, a file or a folder")
     found.add_argument("--seed", type=int, default=0)

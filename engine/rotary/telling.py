@@ -5,15 +5,14 @@ Owns both. Must not know what is measured.
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from engine.errors import EngineError, ExitCode
+from engine.helper_process import LineOut
 from engine.jobs.race_lines import Line, RaceProgress, encode_line
 
 Tell = Callable[[Line], None]
@@ -22,26 +21,18 @@ PROGRESS_SECONDS = 0.2
 
 
 class Lines:
-    """Prints lines. A reader that went away is no reason to stop: the log is the result."""
+    """Prints lines, progress not too often."""
 
     def __init__(self) -> None:
-        self._heard = True
+        self._out = LineOut()
         self._progress_at = 0.0
 
     def __call__(self, line: Line) -> None:
-        if not self._heard:
-            return
         if isinstance(line, RaceProgress):
             if time.monotonic() - self._progress_at < PROGRESS_SECONDS:
                 return
             self._progress_at = time.monotonic()
-        try:
-            sys.stdout.buffer.write(encode_line(line))
-            sys.stdout.flush()
-        except BrokenPipeError:
-            self._heard = False
-            # What Python still holds for the pipe would raise again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self._out.write(encode_line(line))
 
 
 class StopFlag:

@@ -13,7 +13,6 @@ complete.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -27,6 +26,7 @@ import msgspec
 
 from engine.errors import EngineError, ExitCode
 from engine.expansion.certificate import CERTIFICATE_NAME
+from engine.jobs import lock
 from engine.jobs.layout import fsync_directory, write_atomic
 from engine.surgery.writer import PARTIAL, Sealed
 
@@ -214,16 +214,13 @@ def _take_name(folder: Path, out: Path) -> None:
 
 
 def _locked(folder: Path) -> int:
-    handle = os.open(folder / PROGRESS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
+    handle = lock.take(folder / PROGRESS)
+    if handle is None:
         raise EngineError(
             "surgery.busy",
             f"Another process is working in {folder}.",
             next_step="Wait for it, or stop it first.",
-        ) from error
+        )
     return handle
 
 

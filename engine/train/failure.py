@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.errors import EngineError
+from engine.helper_process import is_out_of_memory
 from engine.jobs import checkpoints, layout
 
 _LESS_MEMORY = (
@@ -23,13 +24,6 @@ class Failure:
     what: str
     cause: str
     next_step: str
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of the card or of this machine."""
-    text = str(error)
-    short = "can't allocate memory" in text or "not enough memory" in text
-    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or short
 
 
 def explain(error: BaseException) -> Failure:

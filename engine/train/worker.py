@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from engine.errors import ExitCode
+from engine.helper_process import is_out_of_memory
 from engine.jobs import events as ev
 from engine.jobs import layout
 from engine.jobs.journal import JournalWriter
@@ -24,7 +25,7 @@ from engine.train.environment import (
     prepare_torch,
     without_torch,
 )
-from engine.train.failure import explain, is_out_of_memory
+from engine.train.failure import explain
 from engine.train.signals import PauseRequested, PauseSignals
 
 ATTEMPT = "SCALER_WIZARD_ATTEMPT"

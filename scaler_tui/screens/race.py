@@ -1,7 +1,6 @@
 """The live race of scaling methods: a row per method as it is measured, the pointed one's needles as a heat map below.
 
-Owns the pointer. The measuring is a process of its own (`feeds.race_feed`): it goes on while other screens are in
-front, its log makes what was measured last, and Escape stops it.
+Owns the pointer and the drawing; the measuring is followed by `screens.measuring`.
 """
 
 from __future__ import annotations
@@ -14,14 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.events import Resize
 from textual.widget import Widget
 
 from engine.jobs.heat_grid import heat_grid
-from scaler_tui.feeds.race_feed import RaceNews
-from scaler_tui.race_state import RaceState, progress_words
+from scaler_tui.race_state import progress_words
 from scaler_tui.race_table import Look, race_lines
-from scaler_tui.screens.base import FramedScreen
+from scaler_tui.screens.measuring import MeasuringScreen
 from scaler_tui.widgets.heat_map import HeatMap, lines_content
 from scaler_tui.widgets.status_line import FixedText, toned
 from scaler_tui.window_facts import SEARCHED
@@ -37,11 +34,10 @@ MOST_SHORT = 6
 WAY_TO_SEARCH = "s searches its factors on this model"
 
 
-class RaceScreen(FramedScreen):
+class RaceScreen(MeasuringScreen):
     """Table above, heat map and words of the pointed method below."""
 
     place = "race"
-    AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "take", "Take it", tooltip="Choose the pointed method"),
         Binding("escape", "cancel", "Stop", key_display="Esc", tooltip="Stop measuring; what was measured is kept"),
@@ -56,8 +52,7 @@ class RaceScreen(FramedScreen):
     ]
 
     def __init__(self, key: RaceKey, facts: WindowFacts) -> None:
-        super().__init__()
-        self.key = key
+        super().__init__(key)
         self.facts = facts
         self.pointer = 0
         self._moved = False
@@ -71,26 +66,10 @@ class RaceScreen(FramedScreen):
             yield HeatMap(id="race-map")
             yield FixedText(id="race-words")
 
-    def on_mount(self) -> None:
-        """Begin, or go on where the log ends, unless all is measured."""
-        if self.race.decided is None and not self.race.running:
-            self.scaler.start_race(self.key)
-        self.show_race()
-
-    def on_race_news(self, message: RaceNews) -> None:
-        """Lines came."""
-        if message.key == self.key:
-            self.show_race()
-            self.refresh_bindings()
-
-    def on_resize(self, event: Resize) -> None:
-        """Another width, other columns."""
-        self.call_after_refresh(self.show_race)
-
     @property
-    def race(self) -> RaceState:
-        """What was measured so far."""
-        return self.scaler.wizard.window.race(self.key)
+    def complete(self) -> bool:
+        """Whether there is a winner, or none can be."""
+        return self.race.decided is not None
 
     @property
     def method(self) -> str:
@@ -178,18 +157,14 @@ class RaceScreen(FramedScreen):
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The key line offers only what can be done now."""
-        race = self.race
-        if action == "cancel":
-            return race.running
-        if action == "go_on":
-            return not race.running and race.decided is None
+        decided = self.race.decided
         if action == "search":
             return self.facts.of(SEARCHED) is not None
         if action == "winner":
-            return race.decided is not None and bool(race.decided.method)
+            return decided is not None and bool(decided.method)
         if action == "take":
             return True if self._takeable() else None
-        return True
+        return super().check_action(action, parameters)
 
     def _takeable(self) -> bool:
         facts = self.facts.of(self.method)
@@ -230,17 +205,3 @@ class RaceScreen(FramedScreen):
         window = self.scaler.wizard.window
         window.choice = replace(window.choice, method=self.method)
         self.app.pop_screen()
-
-    def action_cancel(self) -> None:
-        """Stop measuring; a second Escape goes back."""
-        if self.race.running:
-            self.scaler.cancel_race(self.key)
-        else:
-            self.action_back()
-
-    def action_go_on(self) -> None:
-        """Measure what is missing."""
-        if not self.race.running:
-            self.scaler.start_race(self.key)
-            self.show_race()
-            self.refresh_bindings()

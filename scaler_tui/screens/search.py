@@ -1,7 +1,6 @@
 """The live search of factors (LongRoPE2): the best score over evaluations, and the factors of the best so far by pair.
 
-Owns the two charts and what is said beside them. The search is a process of its own and goes on while other screens
-are in front; its log lets it go on after a stop.
+Owns the two charts and what is said beside them; the searching is followed by `screens.measuring`.
 """
 
 from __future__ import annotations
@@ -15,41 +14,33 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.events import Resize
 from textual.widget import Widget
 
-from scaler_tui.feeds.race_feed import RaceNews
-from scaler_tui.race_state import RaceState, search_words
+from scaler_tui.race_state import search_words
 from scaler_tui.race_table import perplexity_text
-from scaler_tui.screens.base import FramedScreen
+from scaler_tui.screens.measuring import MeasuringScreen
 from scaler_tui.widgets.chart_raster import ChartData, ChartMode
 from scaler_tui.widgets.line_chart import LineChart
 from scaler_tui.widgets.status_line import FixedText, toned
 
 if TYPE_CHECKING:
     from engine.jobs.race_lines import SearchDone
-    from scaler_tui.window import RaceKey
 
 TALL = 34
 """Rows from which every method's figures are told."""
 
 
-class SearchScreen(FramedScreen):
+class SearchScreen(MeasuringScreen):
     """Score above (or left), factors below (or right)."""
 
     CSS_PATH: ClassVar[list[str | PurePath]] = [Path(__file__).parent.parent / "styles" / "chart.tcss"]
     place = "search"
-    AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "take", "Take it", tooltip="Use the factors that were found"),
         Binding("escape", "cancel", "Stop", key_display="Esc", tooltip="Stop searching; it can go on later"),
         Binding("r", "go_on", "Go on", tooltip="Search on from where it stopped"),
         Binding("b,backspace,left,escape", "back", "Back", key_display="b", tooltip="Back; the search goes on"),
     ]
-
-    def __init__(self, key: RaceKey) -> None:
-        super().__init__()
-        self.key = key
 
     def body(self) -> Iterable[Widget]:
         """Progress, charts, words."""
@@ -64,32 +55,16 @@ class SearchScreen(FramedScreen):
                 yield LineChart(id="factor-chart", mode=mode)
         yield FixedText(id="search-words")
 
-    def on_mount(self) -> None:
-        """Begin, or go on where the log ends."""
-        if self.race.found is None and not self.race.running:
-            self.scaler.start_race(self.key)
-        self.call_after_refresh(self.show_search)
-
-    def on_race_news(self, message: RaceNews) -> None:
-        """Lines came."""
-        if message.key == self.key:
-            self.show_search()
-            self.refresh_bindings()
-
-    def on_resize(self, event: Resize) -> None:
-        """The charts have another size."""
-        self.call_after_refresh(self.show_search)
-
     @property
-    def race(self) -> RaceState:
-        """What was found so far."""
-        return self.scaler.wizard.window.race(self.key)
+    def complete(self) -> bool:
+        """Whether the search came to its end."""
+        return self.race.found is not None
 
     def title_text(self) -> str:
         """What is searched."""
         return f"search factors for {self.key.model}, to {self.key.target:,}"
 
-    def show_search(self) -> None:
+    def show_race(self) -> None:
         """Draw charts and words."""
         if not self.is_mounted:
             return
@@ -157,14 +132,9 @@ class SearchScreen(FramedScreen):
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The key line offers only what can be done now."""
-        race = self.race
-        if action == "cancel":
-            return race.running
-        if action == "go_on":
-            return not race.running and race.found is None
         if action == "take":
-            return True if race.found is not None else None
-        return True
+            return True if self.complete else None
+        return super().check_action(action, parameters)
 
     def action_take(self) -> None:
         """Use what was found."""
@@ -172,17 +142,3 @@ class SearchScreen(FramedScreen):
             window = self.scaler.wizard.window
             window.choice = replace(window.choice, method=self.key.method)
             self.app.pop_screen()
-
-    def action_cancel(self) -> None:
-        """Stop; a second Escape goes back."""
-        if self.race.running:
-            self.scaler.cancel_race(self.key)
-        else:
-            self.action_back()
-
-    def action_go_on(self) -> None:
-        """Search on."""
-        if not self.race.running:
-            self.scaler.start_race(self.key)
-            self.show_search()
-            self.refresh_bindings()

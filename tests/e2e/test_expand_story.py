@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from tests.support.cli import cli
 from tests.support.tmux import Terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
-
-
-@pytest.fixture
-def terminals() -> Iterator[list[Terminal]]:
-    """Terminals a test opened; all are gone afterwards."""
-    opened: list[Terminal] = []
-    yield opened
-    for terminal in opened:
-        terminal.drop()
 
 
 def to_plans(terminal: Terminal) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,15 +23,6 @@ pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux"),
 ]
-
-
-@pytest.fixture
-def terminals() -> Iterator[list[Terminal]]:
-    """Terminals a test opened; all are gone afterwards."""
-    opened: list[Terminal] = []
-    yield opened
-    for terminal in opened:
-        terminal.drop()
 
 
 def runs() -> list[dict[str, object]]:
