@@ -156,10 +156,10 @@ def _longer_plan(
     joined = joins(choice.length, choice.window)
     first = replace(at_length(first, choice.length, joined=joined), checkpointing=True, train_norms=True)
     bounds = partial(memory_bounds_on, calibration=calibration)
-    why = impediment(given, architecture, answers)
-    if why or not choice.train:
-        work = first if choice.train else measured_only(first)
-        work, measured = with_measured(work, choice, architecture.context_length, devices.free_bytes, bounds)
+    if not choice.train:
+        work, measured = with_measured(
+            measured_only(first), choice, architecture.context_length, devices.free_bytes, bounds
+        )
         needed, choice = bounds(work), replace(choice, measured=measured)
     else:
         found = fit_window(
@@ -183,7 +183,7 @@ def _longer_plan(
         calibration,
         context=choice,
         counts_tokens=True,
-        impediment=why,
+        impediment=impediment(given, architecture, answers),
     )
 
 

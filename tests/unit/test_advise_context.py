@@ -159,6 +159,13 @@ def test_a_model_that_already_reads_so_much_is_not_scaled() -> None:
     assert build_spec(LLAMA_3B, place, ANSWERS, approach="context", wish=longer).context.length == 262_144
 
 
+def test_its_row_shows_twice_the_window_in_the_gentlest_way_that_fits() -> None:
+    plan = planned(LLAMA_8B, machine(card("a card", 24)), answers=ANSWERS.with_values(context=2048))
+    assert plan.impediment
+    assert plan.context.length == 16_384
+    assert plan.memory_verdict is Verdict.FITS
+
+
 def test_a_model_without_rotary_positions_is_refused_with_the_alternative() -> None:
     learned = replace(SHORT_3B, context_length=1024, rope=Rope("none", 0.0, 1024))
     matrix = build_matrix(learned, machine(card("A100", 80)), ANSWERS)
