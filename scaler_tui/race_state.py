@@ -22,7 +22,7 @@ from engine.jobs.race_lines import (
     SearchStarted,
     SearchStep,
 )
-from engine.jobs.state import Bucket
+from engine.jobs.series import Bucket
 from engine.units import format_duration
 
 MOST_POINTS = 4000

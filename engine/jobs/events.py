@@ -64,12 +64,100 @@ class Step(Event, tag="step", frozen=True, kw_only=True):
     trained_tokens: int
     step_seconds: float
     epoch: float = 0.0
+    wait_seconds: float = 0.0
+    """Of `step_seconds`: how long the device waited for data."""
+    domains: dict[str, int] = {}
+    """Tokens of this step by source, in jobs that stream."""
 
 
 class Eval(Event, tag="eval", frozen=True, kw_only=True):
     step: int
     loss: float
     seconds: float = 0.0
+
+
+class SuiteScore(Event, tag="suite", frozen=True, kw_only=True):
+    """The model on one text at `step` (0 is before training)."""
+
+    step: int
+    suite: str
+    nats_per_token: float
+    bits_per_byte: float
+    """Of UTF-8: comparable between tokenizers."""
+    tokens: int
+    text_bytes: int
+    seconds: float = 0.0
+
+
+class BenchmarkScore(Event, tag="benchmark", frozen=True, kw_only=True):
+    """One metric of one lm-eval task at `step` (0 is before training)."""
+
+    step: int
+    task: str
+    metric: str
+    """As lm-eval names it: "acc", "acc_norm", "exact_match"."""
+    value: float
+    standard_error: float | None = None
+    questions: int = 0
+    part: bool = False
+    """On a part of the questions, as while training."""
+    seconds: float = 0.0
+
+
+class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one ability against the parent model."""
+
+    on: str
+    """A benchmark, a suite, a source or "base_text"."""
+    unit: str
+    """ "accuracy" (higher is better) or "bits per byte" (lower is better)."""
+    before: float
+    after: float
+    delta: float
+    """after - before."""
+    low: float
+    """95 % interval of delta, by paired bootstrap."""
+    high: float
+    pairs: int
+    """Questions or documents that both were asked."""
+    verdict: str
+    """ "lost", "kept", "gained", or "unclear": the interval holds zero and reaches beyond what would matter."""
+    words: str
+    """ "arithmetic fell from 91 % to 78 %, significant"."""
+
+
+class Retention(Event, tag="retention", frozen=True, kw_only=True):
+    """Every ability at `step` against the parent model."""
+
+    step: int
+    reports: tuple[RetentionReport, ...]
+    gate: str = ""
+    """Empty while every limit is kept; else which was broken and what follows, in words."""
+
+
+class Recovery(Event, tag="recovery", frozen=True, kw_only=True):
+    """The run met trouble and went on by itself."""
+
+    step: int
+    """Where it happened."""
+    trouble: str
+    """ "out of memory", "loss spike", "process lost", "process hung"."""
+    what: str
+    back_to_step: int
+    remedy: str
+    """What is different from here on."""
+
+
+class Ranks(Event, tag="ranks", frozen=True, kw_only=True):
+    """The processes of a job on several cards, once they have met."""
+
+    world: int
+    strategy: str
+    """ "ddp" or "fsdp2"."""
+    backend: str
+    hosts: tuple[str, ...]
+    """Of each rank."""
+    devices: tuple[str, ...] = ()
 
 
 class Sample(Event, tag="sample", frozen=True, kw_only=True):
@@ -287,6 +375,11 @@ AnyEvent = (
     | Phase
     | Step
     | Eval
+    | SuiteScore
+    | BenchmarkScore
+    | Retention
+    | Recovery
+    | Ranks
     | Sample
     | Meter
     | Memory

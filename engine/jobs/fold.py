@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from engine.jobs import events as ev
+from engine.jobs.fold_evaluation import HANDLED
 from engine.jobs.series import Series
 from engine.jobs.state import OUTCOMES, PHASES, RunPhase, RunState
 
@@ -43,6 +44,7 @@ class Fold:
         self._totals_at: dict[int, tuple[int, int]] = {}
         """Token totals at the newest checkpoints, for an exact rewind."""
         self._recent: deque[tuple[int, float]] = deque(maxlen=SPEED_WINDOW_STEPS)
+        self._waits: deque[float] = deque(maxlen=SPEED_WINDOW_STEPS)
         self._worked_seconds = 0.0
         self._attempt_began: float | None = None
         self._last_alive = 0.0
@@ -71,6 +73,7 @@ class Fold:
             ev.Heartbeat: self._heartbeat,
             ev.WorkerExit: self._worker_exit,
             ev.RunnerEnd: self._runner_end,
+            **dict.fromkeys(HANDLED, self._finding),
         }
 
     def apply(self, event: ev.AnyEvent) -> None:
@@ -188,6 +191,7 @@ class Fold:
         state.eval_loss = self._series["eval_loss"].last_value
         state.best_eval_loss = self._series["eval_loss"].lowest
         state.samples = [sample for sample in state.samples if sample.step <= step]
+        state.findings.rewind(step)
         self._recent.clear()
 
     def _plan(self, event: ev.Plan) -> None:
@@ -233,6 +237,8 @@ class Fold:
         if timed:
             rates = [step.tokens / step.step_seconds for step in timed]
             self._series["tokens_per_second"].extend([step.step for step in timed], rates)
+            self._waits.extend(step.wait_seconds / step.step_seconds for step in timed[-SPEED_WINDOW_STEPS:])
+            state.wait_share = sum(self._waits) / len(self._waits)
             self._recent.extend((step.tokens, step.step_seconds) for step in timed[-SPEED_WINDOW_STEPS:])
             if self._stepping_began is None:
                 self._stepping_began = timed[0].t - timed[0].step_seconds
@@ -264,6 +270,11 @@ class Fold:
         kept.append(event)
         kept.sort(key=lambda sample: sample.step != 0)
         self._state.samples = kept[:SAMPLE_LIMIT]
+
+    def _finding(self, event: ev.AnyEvent) -> None:
+        self._state.findings.apply(event, self._log)
+        if isinstance(event, ev.Recovery):
+            self._rewind(event.back_to_step)
 
     def _meter(self, event: ev.Meter) -> None:
         state = self._state

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-
-from engine.jobs.state import Bucket
+from dataclasses import dataclass
 
 MAX_BUCKETS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Neighbouring points of a series drawn as one."""
+
+    first_step: int
+    last_step: int
+    low: float
+    mean: float
+    high: float
+    count: int
 
 
 class Series:

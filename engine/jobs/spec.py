@@ -15,11 +15,28 @@ from msgspec import Meta
 from engine.errors import EngineError
 from engine.jobs.spec_checks import check_together
 from engine.jobs.spec_context import ContextSection
-from engine.jobs.spec_growth import OVERRIDES, ExpansionSection, StageSection
+from engine.jobs.spec_distributed import DistributedSection
+from engine.jobs.spec_growth import OVERRIDES, STOP_OVERRIDES, ExpansionSection, StageSection
+from engine.jobs.spec_section import Schedule, Task
 from engine.jobs.spec_section import Section as _Section
-from engine.jobs.spec_section import Task
+from engine.jobs.spec_stop import StopSection
+from engine.jobs.spec_stream import SourceSection, StreamSection
+from engine.jobs.spec_suites import RetentionSection, SuiteSection
 
-__all__ = ["ContextSection", "ExpansionSection", "JobSpec", "StageSection", "Task"]
+__all__ = [
+    "ContextSection",
+    "DistributedSection",
+    "ExpansionSection",
+    "JobSpec",
+    "RetentionSection",
+    "Schedule",
+    "SourceSection",
+    "StageSection",
+    "StopSection",
+    "StreamSection",
+    "SuiteSection",
+    "Task",
+]
 
 FALLBACK_WATTS = 350.0
 """A 250 W card and its machine."""
@@ -42,12 +59,6 @@ class Optimizer(StrEnum):
     ADAMW = "adamw"
     ADAMW_8BIT = "adamw_8bit"
     PAGED_ADAMW_8BIT = "paged_adamw_8bit"
-
-
-class Schedule(StrEnum):
-    COSINE = "cosine"
-    LINEAR = "linear"
-    CONSTANT = "constant"
 
 
 class ModelSection(_Section, frozen=True, kw_only=True):
@@ -116,13 +127,40 @@ class TrainingSection(_Section, frozen=True, kw_only=True):
     max_steps: Annotated[
         int, Meta(ge=0, le=100_000_000, description="Stop after this many optimizer steps; 0 means by epochs.")
     ] = 0
+    max_tokens: Annotated[
+        int,
+        Meta(ge=0, description="With [[sources]]: stop after about so many tokens; 0 goes by max_steps or epochs."),
+    ] = 0
+    ramp_from: Annotated[
+        int,
+        Meta(
+            ge=0, description="With [[sources]]: sequences per step at the start, growing to the full batch; 0: none."
+        ),
+    ] = 0
+    ramp_ratio: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="Share of the tokens over which the batch grows.")
+    ] = 0.1
+    trainable: Annotated[
+        tuple[str, ...],
+        Meta(
+            description='full only: patterns of the parameters that learn, such as ["*.mlp.*", "lm_head*"]; [] is all.'
+        ),
+    ] = ()
     batch_size: Annotated[
         int, Meta(ge=1, le=4096, description="Sequences per micro-batch; fill memory with this before accumulating.")
     ] = 4
     gradient_accumulation: Annotated[int, Meta(ge=1, le=1 << 20, description="Micro-batches per optimizer step.")] = 1
     learning_rate: Annotated[float, Meta(gt=0, description="Peak learning rate.")] = 2e-4
     warmup_ratio: Annotated[float, Meta(ge=0.0, lt=1.0, description="Share of the steps spent warming up.")] = 0.03
-    schedule: Annotated[Schedule, Meta(description="cosine, linear or constant.")] = Schedule.COSINE
+    schedule: Annotated[
+        Schedule, Meta(description="cosine, linear, constant, or wsd (warm up, stay, decay in the last decay_ratio).")
+    ] = Schedule.COSINE
+    decay_ratio: Annotated[
+        float, Meta(gt=0.0, le=1.0, description="wsd only: share of the steps at the end in which the rate decays.")
+    ] = 0.2
+    final_rate_ratio: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="cosine, linear, wsd: the last step's rate, as a share of the peak.")
+    ] = 0.0
     weight_decay: Annotated[float, Meta(ge=0.0)] = 0.0
     max_grad_norm: Annotated[float, Meta(gt=0, description="Gradients are clipped to this norm.")] = 1.0
     optimizer: Annotated[Optimizer, Meta(description="adamw; adamw_8bit and paged_adamw_8bit need CUDA.")] = (
@@ -189,6 +227,17 @@ class EvaluationSection(_Section, frozen=True, kw_only=True):
     needle_prompts: Annotated[
         int, Meta(ge=0, le=1000, description="Needle prompts per length and depth; 0 leaves needles out.")
     ] = 4
+    tasks: Annotated[
+        tuple[str, ...],
+        Meta(
+            description='Benchmarks of lm-eval by name, or their .yaml files; "demo" is the demo model\'s own skills.'
+        ),
+    ] = ()
+    tasks_every_steps: Annotated[
+        int, Meta(ge=0, description="Benchmarks on a part every so many steps; 0 means only before and after.")
+    ] = 0
+    tasks_limit: Annotated[int, Meta(ge=0, description="Questions per benchmark before and after; 0 means all.")] = 0
+    tasks_part: Annotated[int, Meta(ge=1, description="Questions per benchmark while training.")] = 100
 
 
 class CheckpointSection(_Section, frozen=True, kw_only=True):
@@ -251,6 +300,12 @@ class JobSpec(_Section, frozen=True, kw_only=True):
     prediction: PredictionSection = PredictionSection()
     expansion: ExpansionSection = ExpansionSection()
     context: ContextSection = ContextSection()
+    stream: StreamSection = StreamSection()
+    stop: StopSection = StopSection()
+    distributed: DistributedSection = DistributedSection()
+    sources: tuple[SourceSection, ...] = ()
+    suites: tuple[SuiteSection, ...] = ()
+    retention: tuple[RetentionSection, ...] = ()
     stages: tuple[StageSection, ...] = ()
 
     def __post_init__(self) -> None:
@@ -279,6 +334,11 @@ class JobSpec(_Section, frozen=True, kw_only=True):
         return "nf4" if self.task in (Task.QLORA, Task.QLORA_GROWN) else "none"
 
     @property
+    def streams(self) -> bool:
+        """Whether the training text comes from [[sources]]."""
+        return bool(self.sources)
+
+    @property
     def needs_data(self) -> bool:
         """Whether any part of the job trains."""
         return any(self.task_of(stage).trains for stage in self.stages) if self.stages else self.task.trains
@@ -299,10 +359,19 @@ class JobSpec(_Section, frozen=True, kw_only=True):
 
     def _of_stage(self, stage: StageSection) -> JobSpec:
         own = {name: value for name in OVERRIDES if (value := getattr(stage, name)) is not None}
+        stop = {name: value for name in STOP_OVERRIDES if (value := getattr(stage, f"stop_{name}")) is not None}
+        length = {} if stage.max_length is None else {"max_length": stage.max_length}
         return msgspec.structs.replace(
             self,
             task=self.task_of(stage),
+            data=msgspec.structs.replace(self.data, **length),
             training=msgspec.structs.replace(self.training, **own),
+            stop=msgspec.structs.replace(self.stop, **stop),
+            sources=tuple(
+                msgspec.structs.replace(source, weight=stage.weights.get(source.name, 0.0)) for source in self.sources
+            )
+            if stage.weights is not None
+            else self.sources,
             expansion=stage.expansion(self.expansion),
             stages=(),
         )

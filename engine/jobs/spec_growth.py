@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from engine.jobs.spec_section import Section, Task
+from engine.jobs.spec_section import Schedule, Section, Task
 
 _UNITS = "0 leaves it as it is."
 _AS_TRAINING = "As in [training] when left out."
@@ -118,6 +118,52 @@ class StageSection(Section, frozen=True, kw_only=True):
         Meta(description=f"When old coordinates join (new_coordinates). {_AS_TRAINING}"),
     ] = None
 
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description=f"With [[sources]]: about so many tokens in this stage. {_AS_TRAINING}"),
+    ] = None
+    max_length: Annotated[
+        Annotated[int, Meta(ge=8, le=1 << 24)] | None,
+        Meta(description="Longest sequence of this stage, in tokens. As in [data] when left out."),
+    ] = None
+    weights: Annotated[
+        dict[str, Annotated[float, Meta(ge=0.0)]] | None,
+        Meta(
+            description="Weights of [[sources]] in this stage, by name: {web = 0.7, code = 0.3}; a source left out is "
+            "not read. As there when left out."
+        ),
+    ] = None
+    schedule: Annotated[Schedule | None, Meta(description=f"cosine, linear, constant or wsd. {_AS_TRAINING}")] = None
+    decay_ratio: Annotated[
+        Annotated[float, Meta(gt=0.0, le=1.0)] | None, Meta(description=f"Of wsd. {_AS_TRAINING}")
+    ] = None
+    final_rate_ratio: Annotated[
+        Annotated[float, Meta(ge=0.0, le=1.0)] | None,
+        Meta(description=f"The last step's rate, as a share of the peak. {_AS_TRAINING}"),
+    ] = None
+    ramp_from: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description=f"Sequences per step at the start. {_AS_TRAINING}")
+    ] = None
+    ramp_ratio: Annotated[
+        Annotated[float, Meta(ge=0.0, le=1.0)] | None,
+        Meta(description=f"Share of the tokens over which the batch grows. {_AS_TRAINING}"),
+    ] = None
+    trainable: Annotated[
+        tuple[str, ...] | None, Meta(description=f"Patterns of the parameters that learn. {_AS_TRAINING}")
+    ] = None
+    stop_loss: Annotated[
+        Annotated[float, Meta(ge=0.0)] | None, Meta(description="Ends the stage, not the job. As in [stop].")
+    ] = None
+    stop_plateau_evaluations: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="Ends the stage, not the job. As in [stop].")
+    ] = None
+    stop_hours: Annotated[
+        Annotated[float, Meta(ge=0.0)] | None, Meta(description="Hours of this stage. As in [stop].")
+    ] = None
+    stop_usd: Annotated[
+        Annotated[float, Meta(ge=0.0)] | None, Meta(description="Ends the stage when it has cost so much.")
+    ] = None
+
     @property
     def grows(self) -> bool:
         """Whether the stage begins with growth."""
@@ -139,5 +185,27 @@ OVERRIDES = (
     "new_learning_rate",
     "new_warmup_ratio",
     "unfreeze_after",
+    "max_tokens",
+    "schedule",
+    "decay_ratio",
+    "final_rate_ratio",
+    "ramp_from",
+    "ramp_ratio",
+    "trainable",
 )
 """Fields of `StageSection` that take the place of those of [training]."""
+STOP_OVERRIDES = ("loss", "plateau_evaluations", "hours", "usd")
+"""Fields of `StageSection` that, as `stop_...`, take the place of those of [stop]."""
+LATER_STAGE_FIELDS = (
+    "max_tokens",
+    "max_length",
+    "weights",
+    "schedule",
+    "decay_ratio",
+    "final_rate_ratio",
+    "ramp_from",
+    "ramp_ratio",
+    "trainable",
+    *(f"stop_{name}" for name in STOP_OVERRIDES),
+)
+"""Left out of the hash where a stage leaves them out: specs written before they existed keep their name."""

@@ -1,6 +1,6 @@
 """What every table of a spec is made of, and the kinds of job there are.
 
-Owns the base of the sections and the words of `task`. Must not know any field.
+Owns the base of the sections and the words of `task` and `schedule`. Must not know any field.
 """
 
 from __future__ import annotations
@@ -12,6 +12,16 @@ import msgspec
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the spec; unknown keys are errors, so a typo cannot pass silently."""
+
+
+class Schedule(StrEnum):
+    """Of the learning rate, after its warm-up."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+    WSD = "wsd"
+    """Warm up, stay, decay (MiniCPM, arXiv 2404.06395)."""
 
 
 class Task(StrEnum):

@@ -18,13 +18,17 @@ import msgspec
 from engine.errors import EngineError
 from engine.jobs.spec import (
     ContextSection,
+    DistributedSection,
     EvaluationSection,
     ExpansionSection,
     JobSpec,
-    StageSection,
+    StopSection,
+    StreamSection,
     Task,
     TrainingSection,
 )
+from engine.jobs.spec_growth import LATER_STAGE_FIELDS
+from engine.jobs.spec_stream import HUB
 from engine.profiles import allowed_words, load_toml
 
 _HEADER = """\
@@ -36,6 +40,16 @@ _COMMENT_WIDTH = 118
 _GROWTH_TRAINING = ("new_learning_rate", "new_warmup_ratio", "unfreeze_after")
 _LONG_TRAINING = ("offload_activations", "loss_chunk_tokens", "tokens_per_step")
 _LONG_EVALUATION = ("lengths", "needle_prompts")
+_STREAM_TRAINING = ("max_tokens", "ramp_from", "ramp_ratio", "decay_ratio", "final_rate_ratio", "trainable")
+_TASK_EVALUATION = ("tasks", "tasks_every_steps", "tasks_limit", "tasks_part")
+_OPTIONAL_TABLES = {
+    "context": ContextSection(),
+    "stream": StreamSection(),
+    "stop": StopSection(),
+    "distributed": DistributedSection(),
+}
+_ROWS = ("sources", "suites", "retention", "stages")
+"""Arrays of tables."""
 _LITERAL = "demo"
 NOT_FILES = ("", _LITERAL, "demo-long", "general")
 """Values of the data section that name something the program ships."""
@@ -101,7 +115,25 @@ def with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
     model = spec.model
     if model.source != _LITERAL and (base / Path(model.source).expanduser()).is_dir():
         model = msgspec.structs.replace(model, source=resolve(model.source))
-    return msgspec.structs.replace(spec, data=data, model=model, expansion=expansion, context=context)
+    sources = tuple(
+        source
+        if source.path.startswith(HUB)
+        else msgspec.structs.replace(source, path=str(base / Path(source.path).expanduser()))
+        for source in spec.sources
+    )
+    suites = tuple(msgspec.structs.replace(suite, path=resolve(suite.path)) for suite in spec.suites)
+    tasks = tuple(resolve(task) if task.endswith((".yaml", ".yml")) else task for task in spec.evaluation.tasks)
+    return msgspec.structs.replace(
+        spec,
+        data=data,
+        model=model,
+        expansion=expansion,
+        context=context,
+        sources=sources,
+        suites=suites,
+        evaluation=msgspec.structs.replace(spec.evaluation, tasks=tasks),
+        stream=msgspec.structs.replace(spec.stream, cache=resolve(spec.stream.cache)),
+    )
 
 
 def spec_hash(spec: JobSpec) -> str:
@@ -110,7 +142,11 @@ def spec_hash(spec: JobSpec) -> str:
     del tree["prediction"]
     for key in _keys_without_effect(spec):
         table, _, name = key.rpartition(".")
-        del (tree[table] if table else tree)[name]
+        (tree[table] if table else tree).pop(name)
+    for stage in tree.get("stages", ()):
+        for name in LATER_STAGE_FIELDS:
+            if stage[name] is None:
+                del stage[name]
     return hashlib.sha256(msgspec.json.encode(tree, order="sorted")).hexdigest()
 
 
@@ -126,20 +162,23 @@ def dump_spec(spec: JobSpec) -> str:
             continue
         if isinstance(value, msgspec.Struct):
             tables += ["", *_comment(_doc_of(value)), f"[{name}]", *_entries(value, name, hidden)]
-        elif name == "stages":
-            tables += _stages(value)
+        elif name in _ROWS:
+            tables += _rows(name, value)
         else:
             lines += [*_comment(description), f"{name} = {_literal(value)}"]
     return "\n".join([*lines, *tables]) + "\n"
 
 
 def _keys_without_effect(spec: JobSpec) -> frozenset[str]:
-    """Keys about growth or long windows that say nothing in this spec; a job without them is written and hashed so."""
+    """Keys that say nothing in this spec (of growth, long windows, streams, several cards); a job without them is
+    written and hashed so."""
     plain = TrainingSection()
-    keys = {f"training.{n}" for n in _LONG_TRAINING if getattr(spec.training, n) == getattr(plain, n)}
-    evaluation = EvaluationSection()
-    keys |= {f"evaluation.{n}" for n in _LONG_EVALUATION if getattr(spec.evaluation, n) == getattr(evaluation, n)}
-    keys |= {"context"} if spec.context == ContextSection() else set()
+    rare = (*_LONG_TRAINING, *_STREAM_TRAINING)
+    keys = {f"training.{n}" for n in rare if getattr(spec.training, n) == getattr(plain, n)}
+    evaluation, seldom = EvaluationSection(), (*_LONG_EVALUATION, *_TASK_EVALUATION)
+    keys |= {f"evaluation.{n}" for n in seldom if getattr(spec.evaluation, n) == getattr(evaluation, n)}
+    keys |= {name for name, plain_table in _OPTIONAL_TABLES.items() if getattr(spec, name) == plain_table}
+    keys |= {name for name in _ROWS if name != "stages" and not getattr(spec, name)}
     if not (spec.task.trains_adapter or spec.task is Task.EXTEND):
         return frozenset(keys if spec.stages else keys | {"stages"})
     keys |= {f"training.{n}" for n in _GROWTH_TRAINING if getattr(spec.training, n) == getattr(plain, n)}
@@ -156,13 +195,13 @@ def _entries(section: msgspec.Struct, table: str = "", hidden: frozenset[str] = 
     return lines
 
 
-def _stages(stages: tuple[StageSection, ...]) -> list[str]:
-    """One table per stage; what a stage leaves out is shown as a comment, and explained in the first."""
+def _rows(table: str, rows: tuple[msgspec.Struct, ...]) -> list[str]:
+    """One table per row; what a row leaves out is shown as a comment, and explained in the first."""
     lines: list[str] = []
-    for number, stage in enumerate(stages):
-        lines += ["", *(_comment(" ".join(_doc_of(stage).split())) if number == 0 else ()), "[[stages]]"]
-        for name, description in _described(type(stage)):
-            value = getattr(stage, name)
+    for number, row in enumerate(rows):
+        lines += ["", *(_comment(" ".join(_doc_of(row).split())) if number == 0 else ()), f"[[{table}]]"]
+        for name, description in _described(type(row)):
+            value = getattr(row, name)
             lines += _comment(description) if number == 0 else []
             lines += [f"{name} = {_literal(value)}"] if value is not None else [f"# {name} ="] if number == 0 else []
     return lines
@@ -192,6 +231,8 @@ def _literal(value: Any) -> str:
         return _quoted(str(value.value))
     if isinstance(value, str):
         return _quoted(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_quoted(key)} = {_literal(item)}' for key, item in value.items())}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(_literal(item) for item in value)}]"
     return repr(value)  # int and float: Python's shortest exact form is valid TOML

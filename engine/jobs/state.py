@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engine.jobs.events import Checkpoint, GpuMeter, Growth, ProofReady, Sample
+from engine.jobs.fold_evaluation import Findings
 
 
 class RunPhase(StrEnum):
@@ -68,18 +69,6 @@ PHASES = {
     "writing card": RunPhase.SAVING,
 }
 """What the worker says it is doing -> the state of the run; anything else is starting."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Neighbouring points of a series drawn as one."""
-
-    first_step: int
-    last_step: int
-    low: float
-    mean: float
-    high: float
-    count: int
 
 
 @dataclass(slots=True)
@@ -155,3 +144,7 @@ class RunState:
     """Wall time at which the surgery's present phase began: what is left can be told from its speed."""
     proof: ProofReady | None = None
     """The newest proof; a new growth clears it."""
+    wait_share: float = 0.0
+    """Of the last steps' time: how much of it the device waited for data."""
+    findings: Findings = field(default_factory=Findings)
+    """What suites, benchmarks and retention said, and which trouble was survived."""

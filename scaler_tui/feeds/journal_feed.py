@@ -19,8 +19,9 @@ from engine.errors import EngineError
 from engine.jobs.fold import Fold
 from engine.jobs.journal import JournalTail
 from engine.jobs.layout import SPEC
+from engine.jobs.series import Bucket
 from engine.jobs.spec_toml import load_spec
-from engine.jobs.state import Bucket, RunPhase, RunState
+from engine.jobs.state import RunPhase, RunState
 from engine.jobs.summary import RunRecord, judge, read_record
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from engine.jobs.state import Bucket
+from engine.jobs.series import Bucket
 
 SMALLEST_CAPACITY = 16
 """Steps the x axis holds at least, unless the whole run is shorter."""

@@ -93,7 +93,8 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
     assert abs(score.process.error) < 0.05
 
     run = speed_of(finished)
-    shapes = [report.record.answer.shapes[0], probe_of(demo_spec(), 25, force=True).record.answer.shapes[0]]
+    again = probe_of(demo_spec(), 25, force=True)  # a shared machine's pace drifts: the run lies between two probes
+    shapes = [report.record.answer.shapes[0], again.record.answer.shapes[0]]
     if report.record.answer.on_cpu:
         rates, measured = [shape.tokens_per_cpu_second for shape in shapes], run.per_cpu_second
     else:
@@ -101,7 +102,8 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
     assert 0.90 * min(rates) <= measured <= 1.10 * max(rates)
     cores = [shape.tokens_per_second / max(shape.tokens_per_cpu_second, 1.0) for shape in shapes]
     if all(abs(share / run.cores - 1) < QUIET_CORES for share in cores):
-        assert abs(report.tokens_per_second.likely / score.tokens_per_second.measured - 1) < 0.10
+        promises = [one.tokens_per_second.likely for one in (report, again)]
+        assert 0.90 * min(promises) <= score.tokens_per_second.measured <= 1.10 * max(promises)
     after = calibration_of(detect())
     assert after is not None
     assert after.origin is Origin.MEASURED

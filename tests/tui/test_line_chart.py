@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.app import App, ComposeResult
 
-from engine.jobs.series import Series
-from engine.jobs.state import Bucket
+from engine.jobs.series import Bucket, Series
 from scaler_tui.widgets.chart_raster import (
     ChartData,
     ChartMode,

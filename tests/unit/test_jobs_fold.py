@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from engine.jobs import events as ev
 from engine.jobs.fold import LOG_LIMIT, SERIES, Fold
 from engine.jobs.journal import JournalTail
-from engine.jobs.series import MAX_BUCKETS, Series
-from engine.jobs.state import Bucket, RunPhase
+from engine.jobs.series import MAX_BUCKETS, Bucket, Series
+from engine.jobs.state import RunPhase
 from tests.support.fake_worker import (
     TOKENS_PER_STEP,
     loss_at,

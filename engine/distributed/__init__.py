@@ -1,0 +1,1 @@
+"""Several processes as one job: how they meet, share steps and shards, and are watched."""

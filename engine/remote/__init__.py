@@ -1,0 +1,4 @@
+"""Runs on other machines: copied over ssh, started detached, tailed; job files for rented machines.
+
+No torch.
+"""
