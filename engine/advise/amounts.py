@@ -101,7 +101,7 @@ def load_of(plan: Plan, answers: Answers, machine: Machine, *, own_data: bool = 
     source = plan.work.teacher or (plan.base if plan.approach.model != "larger" else plan.final)
     base = plan.final if plan.approach.model == "larger" else plan.base
     rented = answers.rented or machine.price_usd_per_hour is not None
-    cards = max(plan.work.shards, len(machine.gpus) if rented else 1)
+    cards = max(plan.work.cards, len(machine.gpus) if rented else 1)
     tokens, epochs = run_tokens(plan, answers, own_data=own_data), plan.recipe.number("epochs")
     choice = plan.context
     if choice is not None and not choice.train:
@@ -142,7 +142,7 @@ def hours_with(load: Load, work: Workload, device: DeviceSpeed, calibration: Cal
         tokens_low=low,
         tokens_high=high,
         download_bytes=load.download_bytes,
-        cards=work.shards,
+        cards=work.cards,
         fill=load.fill,
         width=load.width,
         epochs=load.epochs,

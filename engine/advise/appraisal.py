@@ -46,7 +46,7 @@ def appraise(plan: Plan, machine: Machine, load: Load, *, memory: Estimate | Non
     work = plan.work
     if memory is None:
         memory = estimate_memory_on(work, plan.calibration)
-    ram = memory if plan.devices.on_cpu else estimate_host_ram(work, processes=work.shards)
+    ram = memory if plan.devices.on_cpu else estimate_host_ram(work, processes=-(-work.cards // work.nodes))
     disk = disk_with(load, work)
     hours = hours_with(load, work, device, plan.calibration)
     judgement = judge(plan.devices, machine, memory, ram, disk, hours)

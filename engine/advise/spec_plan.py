@@ -315,5 +315,5 @@ def prediction_of(found: Appraisal) -> PredictionSection:
         tokens_per_second_high=round(rate.high, 1),
         origin=memory.origin.value,
         machine=f"{machine.label} (SIM)" if machine.simulated else machine.label,
-        watts=round(machine_watts(device, max(found.plan.work.shards, 1)).likely, 1),
+        watts=round(machine_watts(device, found.plan.work.cards).likely, 1),
     )

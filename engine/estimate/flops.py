@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.estimate.shapes import Shape, adapted_modules, shape_of
-from engine.estimate.state import trainable_parameters, weight_bytes
+from engine.estimate.state import autocast_mixed, gradient_bytes, trainable_parameters, weight_bytes
 from engine.estimate.workload import (
     Attention,
     Loss,
@@ -63,7 +63,7 @@ class StepWork:
     link_bytes: float
     """Between host and card: offloaded activations, optimizer or teacher."""
     peer_bytes: float
-    """Between cards: gathered weights and reduced gradients of ZeRO-3/FSDP."""
+    """Between cards: gathered weights and reduced gradients of ZeRO-3/FSDP, reduced gradients of data parallel."""
     kernels: float
     """Launched from Python, one after the other."""
 
@@ -336,9 +336,15 @@ def _link_bytes(view: _View, trained: int) -> float:
 
 
 def _peer_bytes(view: _View, weights: float, trained: int) -> float:
-    """ZeRO-3/FSDP: each card receives the others' shares of the weights per pass and of the gradients per step."""
-    shards = view.work.shards
-    return (shards - 1) / shards * (view.passes * weights + 2.0 * trained) if shards > 1 else 0.0
+    """ZeRO-3/FSDP: each card receives the others' shares of the weights per pass and of the gradients per step.
+    Data parallel: a ring moves 2 (R - 1) / R of the gradients to and from each card, once per optimizer step.
+    Source: Patarasu & Yuan, Bandwidth optimal all-reduce, 2009."""
+    shards, replicas = view.work.shards, view.work.replicas
+    if autocast_mixed(view.work):  # gathered in the compute type
+        weights = float(view.work.compute_bytes * view.work.architecture.parameters)
+    gathered = (shards - 1) / shards * (view.passes * weights + 2.0 * trained) if shards > 1 else 0.0
+    ring = 2.0 * (replicas - 1) / replicas if view.trains else 0.0
+    return gathered + ring * gradient_bytes(view.work) / shards / view.work.accumulation
 
 
 def _kernels(view: _View) -> float:

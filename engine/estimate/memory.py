@@ -21,6 +21,7 @@ from engine.estimate.shapes import shape_of
 from engine.estimate.state import (
     adapter_weight_bytes,
     autocast_mixed,
+    bucket_bytes,
     copy_width,
     gathered_block_bytes,
     gradient_bytes,
@@ -103,7 +104,7 @@ def peak_of(work: Workload) -> Peak:
 def _peak_of(work: Workload) -> Peak:
     share = 1.0 / work.shards
     workspaces = float(work.workspace_bytes) if work.device is DeviceKind.GPU else 0.0
-    fixed = workspaces + gathered_block_bytes(work)
+    fixed = workspaces + gathered_block_bytes(work) + bucket_bytes(work)
     training = work.purpose is Purpose.TRAIN
     candidates = list(_training_moments(work) if training else _asking_moments(work))
     top = max(candidates, key=lambda moment: moment.total)

@@ -31,6 +31,8 @@ OFFLOAD_EXPOSED = Range(1.0, 0.5, 0.0)
 PEER_EXPOSED = Range(1.0, 0.5, 0.1)
 """Share of the exchange between cards that shows although enough is computed to hide it. 7B FSDP: a tenth on two 4090
 with 12,288 tokens each, most of it on two 3090; with few tokens the exchange itself is the step."""
+NETWORK_BYTES_PER_SECOND = Range(0.1e9, 1.1e9, 20e9)
+"""Between machines, per card: 1 and 10 Gb/s Ethernet, 200 Gb/s InfiniBand. Line rates less a tenth; not measured."""
 HOST_BYTES_PER_SECOND = Range(8e9, 20e9, 60e9)
 """Memory traffic of an optimizer step on the host."""
 CPU_BANDWIDTH_SHARE = 0.8
@@ -59,7 +61,7 @@ class StepSeconds:
 def step_seconds(
     work: Workload, device: DeviceSpeed, case: Case, *, counts: StepWork | None = None, compiled: bool = False
 ) -> StepSeconds:
-    """One micro-step on one of `work.shards` cards; `counts` saves working them out again."""
+    """One micro-step on one of `work.cards` cards; `counts` saves working them out again."""
     counts = counts or step_work(work)
     return _cpu_step(work, counts, device, case) if device.is_cpu else _gpu_step(work, counts, device, case, compiled)
 
@@ -84,7 +86,8 @@ def _gpu_step(work: Workload, counts: StepWork, device: DeviceSpeed, case: Case,
         optimizer = counts.optimizer_bytes / bandwidth
     transfers = counts.link_bytes / _at(LINK_BYTES_PER_SECOND, case) * _at(OFFLOAD_EXPOSED, case)
     busy = arithmetic + attention + traffic + optimizer + transfers
-    exchange = counts.peer_bytes / _at(kind.peer_bytes_per_second, case)
+    between = NETWORK_BYTES_PER_SECOND if work.nodes > 1 else kind.peer_bytes_per_second
+    exchange = counts.peer_bytes / _at(between, case)
     exposed = max(exchange - busy, exchange * _at(PEER_EXPOSED, case))
     transfers, busy = transfers + exposed, busy + exposed
     launches = counts.kernels * _at(device.kernel_seconds, _opposite(case)) * (COMPILED_LAUNCHES if compiled else 1.0)

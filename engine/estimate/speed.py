@@ -189,9 +189,8 @@ def copies(work: Workload, cards: int) -> int:
     """How many micro-batches of `work` the cards compute at a time.
 
     Each card computes its own micro-batch, also where the state is sharded; talking to each other is in the step.
-    Cards with whole copies (data parallel) lose what reducing the adapter's gradients costs: nothing worth counting.
     """
-    return max(cards, work.shards, 1)
+    return max(cards, work.cards, 1)
 
 
 def origin_of(calibration: Calibration | None) -> Origin:
@@ -290,7 +289,9 @@ def _start(work: Workload, device: DeviceSpeed) -> _Row:
 
 
 def _per_step(work: Workload, device: DeviceSpeed, purpose: Purpose, batch: int) -> tuple[float, float, float]:
-    asked = replace(work, purpose=purpose, batch=batch, accumulation=1, shards=1, teacher=None, measured_tokens=0)
+    asked = replace(
+        work, purpose=purpose, batch=batch, accumulation=1, shards=1, replicas=1, teacher=None, measured_tokens=0
+    )
     return step_bounds(asked, device)
 
 

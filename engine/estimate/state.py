@@ -190,6 +190,12 @@ def optimizer_transient_bytes(work: Workload) -> float:
     return work.stack.foreach_copies * gradient_bytes(work) if work.foreach and work.optimizer in _TORCH_LOOPS else 0.0
 
 
+def bucket_bytes(work: Workload) -> float:
+    """Data parallel: gradients are copied into buckets that are reduced while backward goes on, one more copy of them.
+    Source: torch's DistributedDataParallel with `gradient_as_bucket_view=False`, its default."""
+    return gradient_bytes(work) if work.replicas > 1 else 0.0
+
+
 def gathered_block_bytes(work: Workload) -> float:
     """ZeRO-3/FSDP holds two whole blocks beside its share: 2 · c · (largest block). Source: FSDP prefetching."""
     if work.shards == 1:

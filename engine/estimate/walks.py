@@ -82,6 +82,8 @@ def _key(work: Workload) -> Workload:
         trained_layers=0,
         measured_tokens=0,
         shards=1,
+        replicas=1,
+        nodes=1,
         teacher=None,
         teacher_held=TeacherHeld.PACKED,
         purpose=Purpose.TRAIN,

@@ -103,6 +103,8 @@ _LIMITS = {
     "sequence": (1, 1 << 24),
     "rank": (1, 65_536),
     "shards": (1, 65_536),
+    "replicas": (1, 65_536),
+    "nodes": (1, 65_536),
     "accumulation": (1, 1 << 20),
 }
 
@@ -151,6 +153,10 @@ class Workload:
     """What layers keep for the backward pass waits in host RAM."""
     shards: int = 1
     """Cards over which ZeRO-3/FSDP divides the state."""
+    replicas: int = 1
+    """Cards with a whole copy of the job each (data parallel); each computes its own micro-batches."""
+    nodes: int = 1
+    """Machines that these cards are in: what passes between cards then passes a network."""
     teacher: Architecture | None = None
     """A frozen teacher (distillation)."""
     teacher_held: TeacherHeld = TeacherHeld.PACKED
@@ -187,6 +193,11 @@ class Workload:
     def tokens(self) -> int:
         """T: tokens of one micro-batch."""
         return self.batch * self.sequence
+
+    @property
+    def cards(self) -> int:
+        """All cards that work on the job."""
+        return self.shards * self.replicas
 
     @property
     def packed(self) -> bool:
