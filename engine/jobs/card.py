@@ -8,8 +8,32 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.jobs.events import ProofReport
+from engine.jobs.events import ProofReport, RetentionReport
 from engine.jobs.length_report import LengthReport
+
+
+class SuiteResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One text, measured; `engine.evaluation.suites` defines both figures."""
+
+    name: str
+    nats_per_token: float
+    bits_per_byte: float
+    """Of UTF-8: comparable between tokenizers."""
+    tokens: int
+    text_bytes: int
+    documents: int
+
+
+class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric of one lm-eval task."""
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None = None
+    questions: int = 0
+    group: bool = False
+    """The mean over the tasks of a group, which are there as well."""
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +49,8 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     """exp(mean cross-entropy per token) on base text: rises when the model forgets."""
     base_tokens: int = 0
     seconds: float = 0.0
+    suites: tuple[SuiteResult, ...] = ()
+    benchmarks: tuple[BenchmarkResult, ...] = ()
 
 
 class SampleComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +133,29 @@ class CurvePoint(msgspec.Struct, frozen=True, array_like=True):
     value: float
 
 
+class FollowedCurve(msgspec.Struct, frozen=True, kw_only=True):
+    """A suite or a benchmark over the run; step 0 is before training."""
+
+    name: str
+    unit: str
+    """ "bits per byte", or the metric's name."""
+    points: tuple[CurvePoint, ...]
+
+
+class StageRetention(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage's model against the job's parent model, at the end of the stage."""
+
+    stage: int
+    """From 1."""
+    name: str
+    step: int
+    suites: tuple[SuiteResult, ...]
+    benchmarks: tuple[BenchmarkResult, ...]
+    reports: tuple[RetentionReport, ...]
+    gate: str = ""
+    """Which limit was broken, in words."""
+
+
 class Card(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     name: str
@@ -141,4 +190,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     lengths_after: LengthReport | None = None
     readers: tuple[Reader, ...] = ()
     """Of a job that made the window longer."""
+    retention: tuple[RetentionReport, ...] = ()
+    """The result against the parent model, one report per ability."""
+    held: str = ""
+    """Why the result was not promoted: it lies in output/held then, and `adapter.path` says so."""
+    stages: tuple[StageRetention, ...] = ()
+    """Of a job with stages."""
+    curves: tuple[FollowedCurve, ...] = ()
+    """Suites and benchmarks as they were followed while training."""
     v: int = 1
