@@ -17,9 +17,10 @@ from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import find_approach
 from engine.advise.context import FULL, POSE, measuring_tokens, report_tokens
 from engine.advise.context_spec import choice_of
-from engine.advise.devices import capability_of, compute_bytes, single_device, workspace_bytes
+from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
 from engine.advise.fit import Plan, calibration_for, estimate_memory_on, measured_only, memory_bounds_on
 from engine.advise.recipes import choose_recipe
+from engine.advise.sharded import Strategy, spread, strategy_for
 from engine.advise.spec_growth import SpecGrowth
 from engine.estimate.calibration import Calibration
 from engine.estimate.cost import Tariff, machine_watts
@@ -96,7 +97,22 @@ def workload_of(
         workspace_bytes=workspace_bytes(devices),
         capability=capability_of(devices),
     )
-    return work if trains else measured_only(work)
+    return _divided(spec, work, devices) if trains else measured_only(work)
+
+
+def devices_of(spec: JobSpec, machine: Machine) -> Devices:
+    """The cards of this machine that the spec means; another machine's count as its equals."""
+    devices = single_device(machine) if spec.distributed.world == 1 else equal_devices(machine)
+    return replace(devices, gpus=devices.gpus[:1] * spec.distributed.world) if devices.gpus else devices
+
+
+def _divided(spec: JobSpec, work: Workload, devices: Devices) -> Workload:
+    """The part of one card. Processes on a processor share its cores: together they are as fast as one."""
+    section = spec.distributed
+    if section.world == 1 or devices.on_cpu:
+        return work
+    strategy = Strategy(section.strategy) if section.strategy != "auto" else None
+    return spread(work, section.world, strategy or strategy_for(work, section.world, devices), section.nodes)
 
 
 def with_plain_steps(spec: JobSpec, work: Workload) -> JobSpec:
@@ -165,7 +181,7 @@ def plan_of_spec(
     work = workload_of(spec, architecture, machine, growth=growth)
     approach, choice = find_approach(_approach_of(spec, work.method)), choice_of(spec)
     recipe = choose_recipe(answers_of({"model": spec.model.source}), machine, architecture, longer=choice is not None)
-    bounds, devices = memory_bounds_on(work, calibration), single_device(machine)
+    bounds, devices = memory_bounds_on(work, calibration), devices_of(spec, machine)
     return Plan(
         approach,
         architecture,
@@ -218,7 +234,8 @@ def load_of_spec(
             merged=spec.output.merge,
             checkpoints_kept=spec.checkpoint.keep,
         ),
-        tariff=Tariff(price is not None, price, spec.cost.usd_per_kwh or None, 1),
+        # A price is the whole machine's; without one it is electricity, of every card.
+        tariff=Tariff(price is not None, price, spec.cost.usd_per_kwh or None, 1 if price else spec.distributed.world),
         steps=spec.training.max_steps,
         epochs=spec.training.epochs,
         fill=data.fill if data is not None else PACKED_FILL if spec.data.packing else NO_PADDING,
@@ -263,7 +280,25 @@ def appraise_spec(
 ) -> Appraisal:
     """The appraisal of a spec; `memory` replaces the formula's figure (dry run, probe)."""
     plan = plan_of_spec(spec, architecture, machine, calibration_for(machine), growth)
-    return appraise(plan, machine, load, memory=memory or memory_with_share(plan, trained_share))
+    memory = memory or memory_with_share(plan, trained_share)
+    processes = spec.distributed.processes
+    if plan.devices.on_cpu and processes > 1:  # all of them share the host's memory
+        memory = _times(memory, processes)
+    return appraise(plan, machine, load, memory=memory)
+
+
+def _times(memory: Estimate, processes: int) -> Estimate:
+    parts = tuple(
+        replace(part, amount=part.amount * processes, formula=f"{processes} processes x {part.formula}")
+        for part in memory.breakdown
+    )
+    return replace(
+        memory,
+        low=memory.low * processes,
+        likely=memory.likely * processes,
+        high=memory.high * processes,
+        breakdown=parts,
+    )
 
 
 def memory_with_share(plan: Plan, trained_share: float) -> Estimate:

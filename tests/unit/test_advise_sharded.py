@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from engine.advise.amounts import load_of
@@ -11,6 +12,7 @@ from engine.advise.answers import answers_of
 from engine.advise.approaches import find_approach
 from engine.advise.fit import Plan, plan_of
 from engine.advise.sharded import CardCount, Strategy, can_be_sharded, card_counts, spread, words_of
+from engine.advise.spec_plan import appraise_spec, load_of_spec, plan_of_spec, workload_of
 from engine.estimate.cards import gpu_speed
 from engine.estimate.estimate import Verdict
 from engine.estimate.flops import step_work
@@ -19,7 +21,8 @@ from engine.estimate.roofline import step_seconds
 from engine.estimate.state import gradient_bytes
 from engine.estimate.workload import Method, OptimizerKind, Packing4Bit, Workload
 from engine.hardware.machine import Machine
-from tests.unit.planning import LAPTOP, LLAMA_3B, card, machine
+from engine.jobs.spec import DistributedSection, JobSpec, Task, TrainingSection
+from tests.unit.planning import DEMO, LAPTOP, LLAMA_3B, card, machine
 
 ANSWERS = answers_of({"model": "llama-3.2-3b", "data_tokens": 20_000_000})
 WORK = Workload(LLAMA_3B, batch=4, accumulation=4, sequence=1024)
@@ -107,3 +110,24 @@ def test_a_network_between_machines_is_slower_than_a_bus() -> None:
 
 def test_without_a_gpu_there_is_nothing_to_count() -> None:
     assert counts("qlora", LAPTOP) == ()
+
+
+def test_a_spec_for_several_cards_is_estimated_as_one_of_them() -> None:
+    spec = JobSpec(task=Task.LORA, training=TrainingSection(batch_size=4, gradient_accumulation=4))
+    place = machine(*(card("RTX 4090", 24, index=i) for i in range(4)))
+    four = msgspec.structs.replace(spec, distributed=DistributedSection(processes=4, strategy="ddp"))
+    one, divided = workload_of(spec, LLAMA_3B, place), workload_of(four, LLAMA_3B, place)
+    assert (divided.replicas, divided.batch, divided.accumulation) == (4, 4, 1)
+    assert (one.replicas, one.accumulation) == (1, 4)
+    assert plan_of_spec(four, LLAMA_3B, place).devices.gpus[1:]
+    hours = [appraise_spec(s, LLAMA_3B, place, load_of_spec(s, LLAMA_3B, place, 1e7)).hours for s in (spec, four)]
+    assert hours[1].likely < 0.35 * hours[0].likely
+
+
+def test_processes_on_a_processor_share_its_cores_and_each_needs_its_memory() -> None:
+    spec = JobSpec(task=Task.LORA, training=TrainingSection(batch_size=4))
+    two = msgspec.structs.replace(spec, distributed=DistributedSection(processes=2))
+    one, both = (appraise_spec(s, DEMO, LAPTOP, load_of_spec(s, DEMO, LAPTOP, 1e6)) for s in (spec, two))
+    assert both.memory.likely == pytest.approx(2 * one.memory.likely)
+    assert both.hours.likely == one.hours.likely
+    assert sum(part.amount for part in both.memory.breakdown) == pytest.approx(both.memory.likely)
