@@ -205,6 +205,7 @@ def _add_estimate(add: Callable[..., argparse.ArgumentParser], *, with_answers: 
     estimate.add_argument(
         "--finish-in", metavar="TIME", default="", help="also: the cheapest card that is done in 12h, 3d ..."
     )
+    estimate.add_argument("--cards", action="store_true", help="also what 1, 2, 4 and 8 such cards would give")
     machine_flag(estimate)
     json_flag(estimate)
     if with_answers:

@@ -6,7 +6,7 @@ Owns the wording and the bars. Must not compute a figure: all of them are the en
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.units import format_bytes, format_hours, format_range, format_usd
@@ -14,6 +14,7 @@ from engine.units import format_bytes, format_hours, format_range, format_usd
 if TYPE_CHECKING:
     from engine.advise.appraisal import Appraisal
     from engine.advise.rented import Offer
+    from engine.advise.sharded import CardCount
     from engine.estimate.estimate import Estimate
 
 WIDTH = 80
@@ -60,6 +61,27 @@ def offer_line(offer: Offer, limit: str) -> str:
     return (
         f"Cheapest card that is done within {limit}: {offer.name}, about {format_usd(offer.cost_usd.likely)} ({span}), "
         f"likely {format_hours(offer.hours.likely)} (up to {format_hours(offer.hours.high)})"
+    )
+
+
+def card_count_lines(counts: Sequence[CardCount]) -> Iterator[str]:
+    """A line per number of cards: memory on each, verdict, speed, time, money, waiting for each other."""
+    yield ""
+    yield "On several such cards  [formula]"
+    head = ("cards", "how", "each", "fits?", "tokens/s", "time", "cost", "waits", "speed")
+    yield "  {:>5} {:<6} {:>9} {:<6} {:>9} {:>8} {:>9} {:>6} {:>6}".format(*head)
+    for row in counts:
+        speed = f"{row.speedup:.1f}x" if row.speedup else "-"
+        yield (
+            f"  {row.cards:>5} {row.strategy.value:<6} {format_bytes(row.memory.likely):>9} {row.verdict.value:<6} "
+            f"{row.tokens_per_second.likely:>9,.0f} {format_hours(row.hours.likely):>8} "
+            f"{format_usd(row.cost_usd.likely):>9} {row.exchange_share:>6.0%} {speed:>6}"
+        )
+    yield from textwrap.wrap(
+        "ddp: a whole copy each; fsdp2: a share of the model each; waits: share of a step spent on each other's data.",
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="  ",
     )
 
 

@@ -14,12 +14,19 @@ from engine.advise.compare import settings_words
 from engine.advise.fixes import Fix, fixes_for, savings_for
 from engine.advise.inverse import Largest
 from engine.advise.rented import Offer
+from engine.advise.sharded import CardCount
 from engine.estimate.estimate import Estimate, Origin, Part, Verdict
 from engine.units import format_bytes, format_range
 
 
-def to_json(found: Appraisal, *, asked: Sequence[Largest] = (), offer: Offer | None = None) -> dict[str, Any]:
-    """The object; `asked` and `offer` are answers to questions the other way round."""
+def to_json(
+    found: Appraisal,
+    *,
+    asked: Sequence[Largest] = (),
+    offer: Offer | None = None,
+    counts: Sequence[CardCount] | None = None,
+) -> dict[str, Any]:
+    """The object; `asked` and `offer` are answers to questions the other way round, `counts` other numbers of cards."""
     plan, machine = found.plan, found.machine
     fixes = fixes_for(found) or savings_for(found)
     document: dict[str, Any] = {
@@ -57,7 +64,23 @@ def to_json(found: Appraisal, *, asked: Sequence[Largest] = (), offer: Offer | N
         document["largest"] = {answer.question.value: _largest(answer) for answer in asked}
     if offer is not None:
         document["cheapest_card"] = _offer(offer)
+    if counts is not None:
+        document["cards"] = [_card_count(row) for row in counts]
     return document
+
+
+def _card_count(row: CardCount) -> dict[str, Any]:
+    return {
+        "cards": row.cards,
+        "strategy": row.strategy.value,
+        "memory_bytes_each": _whole(row.memory),
+        "verdict": row.verdict.value,
+        "tokens_per_second": _range(row.tokens_per_second),
+        "hours": _range(row.hours),
+        "cost_usd": _range(row.cost_usd),
+        "exchange_share": row.exchange_share,
+        "speedup": row.speedup,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.advise.inverse import Largest
     from engine.advise.overrides import Settings
     from engine.advise.rented import Offer
+    from engine.advise.sharded import CardCount
     from engine.advise.spec_growth import SpecGrowth
     from engine.estimate.data_shape import DataShape
     from engine.hardware.machine import Machine
@@ -57,13 +58,33 @@ def estimate(arguments: argparse.Namespace) -> int:
     offer = cheapest_card(found, limit) if limit else None
     if limit and offer is None:
         raise _too_late(found, arguments.finish_in, fastest_card(found))
+    counts = _card_counts(found) if arguments.cards else None
     if arguments.json:
         from engine.advise.figures import to_json
 
-        output.emit_json(to_json(found, asked=asked, offer=offer))
+        output.emit_json(to_json(found, asked=asked, offer=offer, counts=counts))
     else:
         _print(found, asked, offer, arguments.finish_in)
+        if counts:
+            from scaler_tui.estimate_text import card_count_lines
+
+            for line in card_count_lines(counts):
+                output.say(line)
     return int(ExitCode.DONE)
+
+
+def _card_counts(found: Appraisal) -> tuple[CardCount, ...]:
+    """Raises EngineError where the job has no card."""
+    from engine.advise.sharded import card_counts
+
+    counts = card_counts(found.plan, found.machine, found.load)
+    if not counts:
+        raise EngineError(
+            "usage",
+            "--cards compares cards, and this job runs on none.",
+            next_step='Name one with --gpu, such as --gpu "RTX 4090".',
+        )
+    return counts
 
 
 def _job(arguments: argparse.Namespace) -> Job:

@@ -204,3 +204,21 @@ def test_no_card_in_time_says_which_is_the_fastest(run: Run) -> None:
     code, out, err = run("llama-3.1-70b", "--approach", "full-expansion", "--gpu", "RTX 4090", "--finish-in", "1h")
     assert (code, out) == (4, "")
     assert "within 1h" in err
+
+
+def test_other_numbers_of_cards_are_compared_in_eighty_columns_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["estimate", "llama-3.2-3b", "--approach", "qlora", "--gpu", "RTX 4090", "--cards"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "On several such cards" in text
+    assert main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["cards"]
+    assert [row["cards"] for row in rows] == [1, 2, 4, 8]
+    assert rows[1]["strategy"] == "ddp"
+    assert rows[1]["speedup"] > 1.5
+
+
+def test_cards_cannot_be_compared_without_a_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "demo", "--gpu", "none", "--cards"]) == 2
+    assert "--gpu" in capsys.readouterr().err
