@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from engine.errors import EngineError
-from engine.jobs.spec_toml import NOT_FILES
+from engine.jobs.spec_paths import Named, NamedKind, map_files
 
 if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
@@ -59,22 +57,12 @@ def temporary_spec(spec: JobSpec, folder: Path) -> Iterator[Path]:
 def relative_to(spec: JobSpec, folder: Path) -> JobSpec:
     """A spec that names the same files from `folder`; names given as absolute stay so."""
 
-    def moved(name: str) -> str:
-        if name in NOT_FILES or Path(name).expanduser().is_absolute():
-            return name
-        return os.path.relpath(name, folder)
+    def moved(named: Named) -> str:
+        is_model = named.kind is NamedKind.MODEL
+        if Path(named.value).expanduser().is_absolute() or (is_model and not Path(named.value).is_dir()):
+            return named.value
+        name = os.path.relpath(named.value, folder)
+        # A model's folder is not to be taken for a hub id.
+        return f"./{name}" if is_model and not name.startswith((".", "/", "~")) else name
 
-    data, source = spec.data, spec.model.source
-    if source != "demo" and Path(source).is_dir():
-        source = moved(source)
-        source = source if source.startswith((".", "/", "~")) else f"./{source}"  # not to be taken for a hub id
-    return msgspec.structs.replace(
-        spec,
-        model=msgspec.structs.replace(spec.model, source=source),
-        data=msgspec.structs.replace(
-            data, train=moved(data.train), heldout=moved(data.heldout), base_text=moved(data.base_text)
-        ),
-        expansion=msgspec.structs.replace(
-            spec.expansion, proof_text=moved(spec.expansion.proof_text), out=moved(spec.expansion.out)
-        ),
-    )
+    return map_files(spec, moved)

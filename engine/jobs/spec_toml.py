@@ -28,7 +28,7 @@ from engine.jobs.spec import (
     TrainingSection,
 )
 from engine.jobs.spec_growth import LATER_STAGE_FIELDS
-from engine.jobs.spec_stream import HUB
+from engine.jobs.spec_paths import Named, NamedKind, map_files
 from engine.profiles import allowed_words, load_toml
 
 _HEADER = """\
@@ -50,9 +50,6 @@ _OPTIONAL_TABLES = {
 }
 _ROWS = ("sources", "suites", "retention", "stages")
 """Arrays of tables."""
-_LITERAL = "demo"
-NOT_FILES = ("", _LITERAL, "demo-long", "general")
-"""Values of the data section that name something the program ships."""
 
 
 def load_spec(path: Path) -> JobSpec:
@@ -99,41 +96,11 @@ def _unknown_task(error: EngineError) -> EngineError:
 def with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
     """Files named relative to `base` become absolute, because a run works in its own directory."""
 
-    def resolve(name: str) -> str:
-        return name if name in NOT_FILES else str(base / Path(name).expanduser())
+    def resolve(named: Named) -> str:
+        path = base / Path(named.value).expanduser()
+        return named.value if named.kind is NamedKind.MODEL and not path.is_dir() else str(path)
 
-    data = msgspec.structs.replace(
-        spec.data,
-        train=resolve(spec.data.train),
-        heldout=resolve(spec.data.heldout),
-        base_text=resolve(spec.data.base_text),
-    )
-    expansion = msgspec.structs.replace(
-        spec.expansion, proof_text=resolve(spec.expansion.proof_text), out=resolve(spec.expansion.out)
-    )
-    context = msgspec.structs.replace(spec.context, factors=resolve(spec.context.factors))
-    model = spec.model
-    if model.source != _LITERAL and (base / Path(model.source).expanduser()).is_dir():
-        model = msgspec.structs.replace(model, source=resolve(model.source))
-    sources = tuple(
-        source
-        if source.path.startswith(HUB)
-        else msgspec.structs.replace(source, path=str(base / Path(source.path).expanduser()))
-        for source in spec.sources
-    )
-    suites = tuple(msgspec.structs.replace(suite, path=resolve(suite.path)) for suite in spec.suites)
-    tasks = tuple(resolve(task) if task.endswith((".yaml", ".yml")) else task for task in spec.evaluation.tasks)
-    return msgspec.structs.replace(
-        spec,
-        data=data,
-        model=model,
-        expansion=expansion,
-        context=context,
-        sources=sources,
-        suites=suites,
-        evaluation=msgspec.structs.replace(spec.evaluation, tasks=tasks),
-        stream=msgspec.structs.replace(spec.stream, cache=resolve(spec.stream.cache)),
-    )
+    return map_files(spec, resolve)
 
 
 def spec_hash(spec: JobSpec) -> str:
