@@ -359,6 +359,8 @@ class JobSpec(_Section, frozen=True, kw_only=True):
 
     def _of_stage(self, stage: StageSection) -> JobSpec:
         own = {name: value for name in OVERRIDES if (value := getattr(stage, name)) is not None}
+        if own.keys() & {"max_steps", "max_tokens", "epochs"}:  # its own end takes the place of every end of [training]
+            own = {"max_steps": 0, "max_tokens": 0, **own}
         stop = {name: value for name in STOP_OVERRIDES if (value := getattr(stage, f"stop_{name}")) is not None}
         length = {} if stage.max_length is None else {"max_length": stage.max_length}
         return msgspec.structs.replace(
