@@ -36,14 +36,17 @@ class EngineError(Exception):
         cause: str = "",
         next_step: str = "",
         exit_code: ExitCode = ExitCode.BAD_INPUT,
+        key: str = "",
     ) -> None:
-        """`code` is a stable dotted slug ("model.not_found"); the other texts are sentences for people."""
+        """`code` is a stable dotted slug ("model.not_found"); the other texts are sentences for people. `key` is what
+        is wrong in a spec ("stages[2].layers"), so that whoever has the file can name its line."""
         super().__init__(what)
         self.code = code
         self.what = what
         self.cause = cause
         self.next_step = next_step
         self.exit_code = exit_code
+        self.key = key
 
     def as_dict(self) -> dict[str, str]:
         """The error as the `error` object of `--json` output."""

@@ -16,6 +16,7 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.resources import profiles_dir
+from engine.toml_lines import line_of, numbered_from_one
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ def parse_toml(text: str, kind: type[T], *, name: str, what: str = "file") -> T:
         return msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as error:
         message, key = _split_validation(str(error))
-        line = _line_of(text, key)
+        line = line_of(text, key)
         where = f"line {line}, " if line else ""
         allowed = allowed_words(kind, key)
         raise EngineError(
@@ -71,7 +72,7 @@ def load_profile(relative: str, kind: type[T]) -> T:
 
 def allowed_words(kind: type[Any], key: str) -> str:
     """What the field at dotted `key` of a struct takes: "from 1 to 1,024", "one of qlora, lora"; "" when anything."""
-    *tables, leaf = key.split(".")
+    *tables, leaf = re.sub(r"\[[^\]]*\]", "", key).split(".")
     for table in tables:
         kind = _hint(kind, table)[0]
     hint, metas = _hint(kind, leaf)
@@ -88,43 +89,30 @@ def allowed_words(kind: type[Any], key: str) -> str:
 
 
 def _hint(kind: Any, field: str) -> tuple[Any, list[msgspec.Meta]]:
-    """A field's bare type and its limits; (object, []) when there is no such field."""
+    """A field's bare type (of an array that of its rows, of an optional one what it may be) and its limits; (object,
+    []) when there is no such field."""
     if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         return object, []
-    hint = typing.get_type_hints(kind, include_extras=True).get(field, object)
-    if typing.get_origin(hint) is not typing.Annotated:
-        return hint, []
-    bare, *extras = typing.get_args(hint)
-    return bare, [extra for extra in extras if isinstance(extra, msgspec.Meta)]
+    hint, metas = typing.get_type_hints(kind, include_extras=True).get(field, object), []
+    while True:
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Annotated:
+            metas += [extra for extra in arguments[1:] if isinstance(extra, msgspec.Meta)]
+            hint = arguments[0]
+        elif arguments and (typing.get_origin(hint) is tuple or type(None) in arguments):
+            hint = next(argument for argument in arguments if argument is not type(None))
+        else:
+            return hint, metas
 
 
 def _split_validation(message: str) -> tuple[str, str]:
-    """msgspec says "Expected `int`, got `str` - at `$.train.rank`" -> (message, "train.rank")."""
+    """msgspec says "Expected `int`, got `str` - at `$.stages[0].layers`" -> (message, "stages[1].layers"): for people
+    rows count from 1."""
     text, _, path = message.partition(" - at `$")
-    key = path.rstrip("`").lstrip(".")
+    key = numbered_from_one(path.rstrip("`").lstrip("."))
     unknown = re.search(r"unknown field `([^`]+)`", text)
     missing = re.search(r"missing required field `([^`]+)`", text)
     named = unknown or missing
     if named:
         key = f"{key}.{named.group(1)}" if key else named.group(1)
     return text.replace("Object", "It").strip(), key or "(top level)"
-
-
-def _line_of(text: str, key: str) -> int | None:
-    """The line where dotted `key` is set; falls back to its table's line; None when it is nowhere."""
-    parts = [part for part in re.split(r"\.|\[[^\]]*\]", key) if part]
-    if not parts:
-        return None
-    wanted_table, leaf = parts[:-1], parts[-1]
-    table: list[str] = []
-    table_line: int | None = None
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?", line)
-        if header:
-            table = [part.strip().strip('"') for part in header.group(1).split(".")]
-            if table in (wanted_table, parts):
-                table_line = table_line or number
-            continue
-        if table == wanted_table and re.match(rf"\s*\"?{re.escape(leaf)}\"?\s*=", line):
-            return number
-    return table_line

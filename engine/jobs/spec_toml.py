@@ -6,10 +6,12 @@ the file explains itself and cannot drift from the code.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import textwrap
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from engine.jobs.spec import (
 from engine.jobs.spec_growth import LATER_STAGE_FIELDS
 from engine.jobs.spec_paths import Named, NamedKind, map_files
 from engine.profiles import allowed_words, load_toml
+from engine.toml_lines import located, numbered_from_one
 
 _HEADER = """\
 # A Scaler Wizard job. Run it again anywhere with:  scaler-wizard run spec.toml
@@ -55,12 +58,25 @@ _ROWS = ("sources", "suites", "retention", "stages")
 def load_spec(path: Path) -> JobSpec:
     """Read and check a spec. Raises EngineError that names file, line and key."""
     try:
-        return canonical(load_toml(Path(path), JobSpec, what="spec"))
+        with naming_lines(Path(path)):
+            return canonical(load_toml(Path(path), JobSpec, what="spec"))
     except EngineError as error:
         if "key 'task'" in error.what:
             raise _unknown_task(error) from error
-        if not error.code.startswith("spec."):
+        raise
+
+
+@contextlib.contextmanager
+def naming_lines(path: Path) -> Iterator[None]:
+    """Refusals of the spec in `path`, whoever finds them out: they name the file, and the line of the key they are
+    about. Other errors pass unchanged."""
+    try:
+        yield
+    except EngineError as error:
+        if not (error.key or error.code.startswith("spec.")):
             raise
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            error = located(error, path.read_text(encoding="utf-8"))
         raise EngineError(
             error.code, f"{path}: {error.what}", cause=error.cause, next_step=error.next_step, exit_code=error.exit_code
         ) from error
@@ -72,12 +88,13 @@ def canonical(spec: JobSpec) -> JobSpec:
         return msgspec.convert(msgspec.to_builtins(spec), JobSpec, strict=True)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
-        key = path.rstrip("`")
+        key = numbered_from_one(path.rstrip("`"))
         allowed = allowed_words(JobSpec, key) if key else ""
         raise EngineError(
             "spec.value",
             f"The spec has a value outside its limits: {key}: {message}{f'; allowed: {allowed}' if allowed else ''}.",
             next_step="Correct that value.",
+            key=key,
         ) from error
 
 
