@@ -28,6 +28,8 @@ class Findings:
     """Bits per byte over steps, by suite; step 0 is before training."""
     suite_scores: dict[str, ev.SuiteScore] = field(default_factory=dict)
     """The newest of each."""
+    suites_before: dict[str, ev.SuiteScore] = field(default_factory=dict)
+    """Each before training."""
     benchmarks: list[ev.BenchmarkScore] = field(default_factory=list)
     """By step, oldest first."""
     retention: ev.Retention | None = None
@@ -52,6 +54,8 @@ class Findings:
     def _suite(self, event: ev.SuiteScore, say: Say) -> None:
         self.suites.setdefault(event.suite, Series(SERIES_LIMIT)).add(event.step, event.bits_per_byte)
         self.suite_scores[event.suite] = event
+        if event.step == 0:
+            self.suites_before[event.suite] = event
         say(event.t, "info", f"{event.suite}: {event.bits_per_byte:.4f} bits per byte at step {event.step}")
 
     def _benchmark(self, event: ev.BenchmarkScore, say: Say) -> None:

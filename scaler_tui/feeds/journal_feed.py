@@ -49,6 +49,8 @@ class RunSnapshot:
     evaluation: tuple[Bucket, ...]
     taken: float
     """Wall time."""
+    suites: tuple[tuple[str, tuple[Bucket, ...]], ...] = ()
+    """Bits per byte over steps, by suite."""
 
 
 class RunUpdated(Message):
@@ -169,7 +171,16 @@ class JournalFeed:
 
     def _judged_copy(self) -> RunState:
         state = self._fold.state
-        copied = replace(state, log=list(state.log), samples=list(state.samples), checkpoints=list(state.checkpoints))
+        found = state.findings
+        copied = replace(
+            state,
+            log=list(state.log),
+            samples=list(state.samples),
+            checkpoints=list(state.checkpoints),
+            findings=replace(
+                found, suites={}, suite_scores=dict(found.suite_scores), suites_before=dict(found.suites_before)
+            ),
+        )
         return copied if self._record is None else judge(copied, self._run_dir, self._record)
 
     def _snapshot(self, state: RunState) -> RunSnapshot:
@@ -181,6 +192,7 @@ class JournalFeed:
             loss=self._fold.series("loss").buckets(),
             evaluation=self._fold.series("eval_loss").buckets(),
             taken=time.time(),
+            suites=tuple((name, series.buckets()) for name, series in self._fold.state.findings.suites.items()),
         )
 
 

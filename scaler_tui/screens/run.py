@@ -23,9 +23,10 @@ from scaler_tui.feeds.journal_feed import FeedFailed, JournalFeed, RunSnapshot, 
 from scaler_tui.screens.help import HelpScreen
 from scaler_tui.screens.problem import ConfirmScreen, ProblemScreen
 from scaler_tui.terminal import RenderPolicy
-from scaler_tui.widgets import run_figures, run_words
+from scaler_tui.widgets import evaluation_words, run_figures, run_words
 from scaler_tui.widgets.before_after import BeforeAfter
 from scaler_tui.widgets.chart_raster import ChartData, ChartMode
+from scaler_tui.widgets.evaluation_panes import EvaluationPane, RetentionPane
 from scaler_tui.widgets.frame import KeyLine
 from scaler_tui.widgets.gpu_meters import GpuMeters
 from scaler_tui.widgets.line_chart import LineChart
@@ -33,7 +34,7 @@ from scaler_tui.widgets.log_pane import LogPane
 from scaler_tui.widgets.progress_line import ProgressLine
 from scaler_tui.widgets.status_line import FixedText, StatusLine, toned
 
-PANES = ("overview", "log", "samples", "details")
+PANES = ("overview", "log", "samples", "details", "evaluation", "retention")
 STOPPABLE_AT_REST = (RunPhase.PAUSED, RunPhase.LOST)
 """Nothing works on these, but they can be declared stopped."""
 STYLES = Path(__file__).parent.parent / "styles"
@@ -57,6 +58,9 @@ class RunScreen(Screen[None]):
         Binding("2", "pane('log')", "Log", show=False, id="run.log"),
         Binding("3", "pane('samples')", "Samples", show=False, id="run.samples"),
         Binding("4", "pane('details')", "Details", show=False, id="run.details"),
+        Binding("5", "pane('evaluation')", "Texts", show=False, id="run.evaluation", tooltip="Bits per byte by text"),
+        Binding("6", "pane('retention')", "Kept", show=False, id="run.retention", tooltip="Lost, kept, benchmarks"),
+        Binding("e", "scale", "Scale", id="run.scale", tooltip="Curves as bits per byte, or as their change in %"),
         Binding("b,escape,backspace", "back", "Back", key_display="b", id="run.back", tooltip="Back; the run goes on"),
         Binding("slash", "filter", "Filter", key_display="/", id="run.filter", tooltip="Filter the log"),
         Binding("l", "log_level", "Level", id="run.level", tooltip="Log: all, warnings and errors, errors only"),
@@ -98,6 +102,8 @@ class RunScreen(Screen[None]):
             with VerticalScroll(id="details"):
                 yield FixedText(id="details-promises")
                 yield FixedText(id="details-text")
+            yield EvaluationPane(unicode=self.unicode, id="evaluation")
+            yield RetentionPane(unicode=self.unicode, id="retention")
         yield KeyLine(id="keys")
 
     @property
@@ -186,12 +192,16 @@ class RunScreen(Screen[None]):
         if self.pane == "overview":
             self._show_figures(snapshot)
             empty = run_words.no_curve(snapshot)
-            chart = ChartData(snapshot.loss, snapshot.evaluation, state.total_steps, empty=empty)
-            self.query_one(LineChart).show(chart)
+            chart = ChartData(snapshot.loss, snapshot.evaluation, total_steps=state.total_steps, empty=empty)
+            self.query_one("#chart", LineChart).show(chart)
         elif self.pane == "log":
             self.query_one(LogPane).show(state.log, unicode=unicode)
         elif self.pane == "samples":
             await self.query_one(BeforeAfter).show(run_words.pairs(state), unicode=unicode)
+        elif self.pane == "evaluation":
+            self.query_one(EvaluationPane).show(snapshot)
+        elif self.pane == "retention":
+            self.query_one(RetentionPane).show(snapshot)
         else:
             self._show_details(snapshot)
 
@@ -218,15 +228,8 @@ class RunScreen(Screen[None]):
             banner.show(words.content)
 
     def _show_tabs(self) -> None:
-        troubles = 0 if self.snapshot is None else sum(level != "info" for _, level, _ in self.snapshot.state.log)
-        tabs: list[Content] = [Content(" ")]
-        for number, name in enumerate(PANES, 1):
-            text = f" {number} {name.capitalize()}"
-            if name == "log" and troubles:
-                text += f" !{troubles}"
-            tabs.append(Content.styled(f"{text} ", "reverse bold") if name == self.pane else Content(f"{text} "))
-            tabs.append(Content(" "))
-        self.query_one("#tabs", FixedText).show(Content.assemble(*tabs))
+        tabs = run_words.tabs(self.snapshot, PANES, self.pane, self.size.width)
+        self.query_one("#tabs", FixedText).show(tabs)
 
     def _show_figures(self, snapshot: RunSnapshot) -> None:
         state, spec, unicode = snapshot.state, snapshot.spec, self.unicode
@@ -234,7 +237,7 @@ class RunScreen(Screen[None]):
         self._fill("legend", run_words.legend(state, self._width("legend"), unicode=unicode))
         width = self._width("now")
         one_line = short or self.size.width < 76
-        rows = run_figures.now_rows(state)
+        rows = run_figures.now_rows(state, streams=spec is not None and spec.streams)
         self._fill("now", run_figures.now_line(rows, width) if one_line else run_figures.labelled(rows, width))
         meters = self.query_one(GpuMeters)
         meters.rows = 12 if tall else 4
@@ -275,6 +278,10 @@ class RunScreen(Screen[None]):
             return True if state is not None and state.card_path else None
         if action == "proof":
             return state is not None and state.proof is not None
+        if action == "scale":
+            return self.pane == "evaluation"
+        if action == "pane" and parameters[0] in run_words.MEASURED_PANES:
+            return self.snapshot is not None and evaluation_words.measures(self.snapshot)
         return action != "log_level" or self.pane == "log"
 
     async def action_control(self, command: str) -> None:
@@ -322,18 +329,24 @@ class RunScreen(Screen[None]):
         self.query_one("#panes", ContentSwitcher).current = name
         self.refresh_bindings()
         await self.show_snapshot()
-        targets = {"log": "#log-lines", "samples": "#samples", "details": "#details"}
+        targets = {"log": "#log-lines", "samples": "#samples", "details": "#details", "retention": "#retention"}
         self.set_focus(self.query_one(targets[name]) if name in targets else None)
         self.call_after_refresh(self._redraw_if_resized, self._pane_widths())
 
     def _pane_widths(self) -> tuple[int, ...]:
         """What the texts of the overview and the details were fitted into; a hidden pane keeps its old size."""
-        names = ("legend", "now", "promises", "tail", "details-text")
+        names = ("legend", "now", "promises", "tail", "details-text", "suite-table", "retention-text")
         return tuple(self.query_one(f"#{name}").content_size.width for name in names)
 
     async def _redraw_if_resized(self, widths: tuple[int, ...]) -> None:
         if self._pane_widths() != widths:
             await self.show_snapshot()
+
+    async def action_scale(self) -> None:
+        """Bits per byte, or their change."""
+        pane = self.query_one(EvaluationPane)
+        pane.relative = not pane.relative
+        await self.show_snapshot()
 
     def action_log_level(self) -> None:
         """All lines, warnings and errors, errors only."""
@@ -364,6 +377,7 @@ def _newest_save(state: RunState) -> float:
     return state.checkpoints[-1].t if state.checkpoints else 0.0
 
 
-def _keys_of(snapshot: RunSnapshot) -> tuple[RunPhase, bool, bool]:
+def _keys_of(snapshot: RunSnapshot) -> tuple[RunPhase, bool, bool, bool]:
     """What decides which keys are available."""
-    return snapshot.state.state, bool(snapshot.state.card_path), snapshot.state.proof is not None
+    state = snapshot.state
+    return state.state, bool(state.card_path), state.proof is not None, evaluation_words.measures(snapshot)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 from engine.jobs.series import Bucket
 
@@ -47,8 +47,16 @@ class Role(StrEnum):
     LOSS = "loss"
     EVAL = "eval"
     OUTLIER = "outlier"
+    LINE1 = "line1"
+    LINE2 = "line2"
+    LINE3 = "line3"
+    LINE4 = "line4"
+    LINE5 = "line5"
+    LINE6 = "line6"
 
 
+LINE_ROLES = (Role.LINE1, Role.LINE2, Role.LINE3, Role.LINE4, Role.LINE5, Role.LINE6)
+"""Of `ChartData.lines`, in their order; more lines begin again."""
 Cell = tuple[str, Role]
 EMPTY: Cell = (" ", Role.BLANK)
 
@@ -78,8 +86,16 @@ def marks_of(mode: ChartMode) -> Marks:
 
 
 @dataclass(frozen=True, slots=True)
+class ChartLine:
+    """One of several lines; its letter stands at its newest point, so that it can be told without colour."""
+
+    letter: str
+    buckets: Sequence[Bucket]
+
+
+@dataclass(frozen=True, slots=True)
 class ChartData:
-    """What to draw: training loss as a line, evaluation loss as marks over it."""
+    """What to draw: training loss as a line, evaluation loss as marks over it; or several lines."""
 
     loss: Sequence[Bucket] = ()
     evaluation: Sequence[Bucket] = ()
@@ -87,6 +103,7 @@ class ChartData:
     noun: str = "step"
     """What the x axis counts."""
     empty: str = "The curve appears after the first step."
+    lines: Sequence[ChartLine] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +215,8 @@ class _Plot:
         self.low, self.high = low, high
         self.cells: list[list[Cell]] = [[EMPTY] * width for _ in range(height)]
         self.marks = marks_of(mode)
+        self._bits = [[0] * width for _ in range(height)]
+        """Dots drawn so far: where lines cross, both stay."""
 
     def level(self, value: float) -> int:
         """Dot row of `value`, counted from the top."""
@@ -209,10 +228,11 @@ class _Plot:
         """Cell row of `value`."""
         return self.level(value) // self.mode.dots[1]
 
-    def line(self, buckets: Sequence[Bucket]) -> None:
+    def line(self, buckets: Sequence[Bucket], role: Role = Role.LOSS, letter: str = "*") -> None:
+        """A line in `role`; of `letter`s where there are only letters."""
         across, down = self.mode.dots
         columns = self.width * across
-        bits = [[0] * self.width for _ in range(self.height)]
+        touched: set[tuple[int, int]] = set()
         previous: int | None = None
         for column, value in enumerate(column_values(buckets, columns, self.capacity)):
             if value is None:
@@ -221,20 +241,34 @@ class _Plot:
             level = self.level(value)
             start = level if previous is None or previous == level else previous + (1 if level > previous else -1)
             for dot in range(min(start, level), max(start, level) + 1):
-                bits[dot // down][column // across] |= self._bit(dot % down, column % across)
+                y, x = dot // down, column // across
+                self._bits[y][x] |= self._bit(dot % down, column % across)
+                touched.add((y, x))
             previous = level
-        for y, row in enumerate(bits):
-            for x, value_bits in enumerate(row):
-                if value_bits:
-                    self.cells[y][x] = (self._character(value_bits), Role.LOSS)
+        for y, x in touched:
+            self.cells[y][x] = (self._character(self._bits[y][x], letter), role)
+
+    def letters(self, lines: Sequence[ChartLine]) -> None:
+        """Each line's letter at its newest point, or beside it where another one stands."""
+        taken: set[tuple[int, int]] = set()
+        for line, role in zip(lines, cycle(LINE_ROLES), strict=False):
+            finite = [bucket for bucket in line.buckets if math.isfinite(bucket.mean)]
+            if not finite:
+                continue
+            y = self.row(finite[-1].mean)
+            x = _column(finite[-1].last_step, self.width, self.capacity)
+            while (y, x) in taken and x > 0:
+                x -= 1
+            taken.add((y, x))
+            self.cells[y][x] = (line.letter, role)
 
     def _bit(self, down: int, across: int) -> int:
         return BRAILLE_DOTS[down][across] if self.mode is ChartMode.BRAILLE else 1 << down
 
-    def _character(self, bits: int) -> str:
+    def _character(self, bits: int, letter: str) -> str:
         if self.mode is ChartMode.BRAILLE:
             return chr(0x2800 + bits)
-        return BLOCKS[bits] if self.mode is ChartMode.BLOCKS else "*"
+        return BLOCKS[bits] if self.mode is ChartMode.BLOCKS else letter
 
     def evaluations(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
@@ -257,7 +291,7 @@ class _Plot:
 
 def draw(data: ChartData, width: int, height: int, mode: ChartMode) -> Picture:
     """Draw `data` into exactly `width` x `height` cells; too small an area stays blank rather than cut a number."""
-    series = [*data.loss, *data.evaluation]
+    series = [*data.loss, *data.evaluation, *(bucket for line in data.lines for bucket in line.buckets)]
     if not series or width < 8 or height < 2:
         return _message(data.empty if not series else "", width, height)
     axis_rows = 2 if height >= 6 else 0
@@ -272,8 +306,11 @@ def draw(data: ChartData, width: int, height: int, mode: ChartMode) -> Picture:
     last_step = max(bucket.last_step for bucket in series)
     plot = _Plot(plot_width, plot_height, mode, low, high, capacity_steps(last_step, data.total_steps))
     plot.line(data.loss)
+    for line, role in zip(data.lines, cycle(LINE_ROLES), strict=False):
+        plot.line(line.buckets, role, line.letter)
     plot.outliers(series)
     plot.evaluations(data.evaluation)
+    plot.letters(data.lines)
     rows = _with_y_axis(plot, ticks, labels, gutter)
     if axis_rows:
         rows += _x_axis(plot, gutter, width, data.noun)

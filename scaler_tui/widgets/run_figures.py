@@ -16,6 +16,7 @@ from engine.jobs.summary import cost_usd
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
 from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
+from scaler_tui.widgets.evaluation_words import WAIT_BUDGET, ranks_text, wait_text
 from scaler_tui.widgets.status_line import toned
 
 
@@ -40,13 +41,15 @@ def spent_text(spec: JobSpec | None, state: RunState) -> str:
     return f"{format_usd(spent)}{budget} so far"
 
 
-def now_rows(state: RunState) -> list[tuple[str, str]]:
-    """(label, figure) of this moment, most important first; the losses stand in the chart's legend."""
+def now_rows(state: RunState, *, streams: bool = False) -> list[tuple[str, str]]:
+    """(label, figure) of this moment, most important first; the losses stand in the chart's legend. Of a job that
+    streams, how long it waits for data instead of its epoch."""
+    waits = wait_text(state) + ("  ! the data is too slow" if state.wait_share > WAIT_BUDGET else "  of the time")
     return [
         ("speed", "-" if state.tokens_per_second is None else f"{state.tokens_per_second:,.0f} tokens/s"),
         ("learning rate", "-" if state.learning_rate is None else f"{state.learning_rate:.3g}"),
         ("seen", f"{format_count(state.tokens_total)} tokens"),
-        ("epoch", f"{state.epoch:.2f}"),
+        ("data wait", waits) if streams else ("epoch", f"{state.epoch:.2f}"),
     ]
 
 
@@ -173,6 +176,14 @@ def _marked(row: Promise, *, unicode: bool) -> str:
     return f"{sign} {row.verdict}"
 
 
+def _data_rows(spec: JobSpec) -> list[tuple[str, str]]:
+    if not spec.streams:
+        return [("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row")]
+    total = sum(source.weight for source in spec.sources) or 1.0
+    mix = ", ".join(f"{source.name} {source.weight / total * 100:.0f} %" for source in spec.sources)
+    return [("data", f"{mix}; sequences of {spec.data.max_length:,} tokens")]
+
+
 def _spec_rows(spec: JobSpec) -> list[tuple[str, str]]:
     base = f", base in {spec.quantization_kind}" if spec.task.trains_adapter else ""
     rows = [
@@ -182,17 +193,30 @@ def _spec_rows(spec: JobSpec) -> list[tuple[str, str]]:
     window = [(label.lower(), words) for label, words in context_lines(spec)]
     if spec.task is Task.EXTEND:
         return rows + window
-    rows.append(("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row"))
+    rows += _data_rows(spec)
     if spec.task.trains_adapter:
         targets = ", ".join(spec.adapter.targets)
         rows.append(("adapter", f"rank {spec.adapter.rank}, alpha {spec.adapter.alpha:g}, on {targets}"))
     else:
         rows += growth_lines(spec)
     training = spec.training
-    batch = f"{training.batch_size * training.gradient_accumulation} rows"
+    rank_count = spec.distributed.world
+    unit = "sequences" if spec.streams else "rows"
+    batch = f"{training.batch_size * training.gradient_accumulation * rank_count} {unit}"
     if training.tokens_per_step:
         batch = f"{training.tokens_per_step:,} tokens"
     return [*rows, *window, ("batch", f"{batch} a step, rate {training.learning_rate:g}, {training.schedule.value}")]
+
+
+def _rank_rows(state: RunState) -> list[tuple[str, str]]:
+    """The processes of a job on several cards, and where each of them is."""
+    ranks = state.findings.ranks
+    if ranks is None:
+        return []
+    places = [f"{number} {host}" for number, host in enumerate(ranks.hosts)]
+    devices = ranks.devices if len(ranks.devices) == len(places) else ("",) * len(places)
+    told = [f"{place} {device}".rstrip() for place, device in zip(places, devices, strict=True)]
+    return [("processes", ranks_text(state)), ("ranks", "; ".join(told))]
 
 
 def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tuple[str, str]]:
@@ -210,6 +234,7 @@ def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tup
         rows.append(("rows", f"{state.rows:,}"))
     rows += [
         ("device", state.device or "-"),
+        *_rank_rows(state),
         ("gradient", "-" if state.grad_norm is None else f"norm {state.grad_norm:.3g}"),
         ("attempt", f"{state.attempt}" + (f", from step {state.resumed_step:,}" if state.resumed_step else "")),
     ]

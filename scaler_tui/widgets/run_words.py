@@ -6,6 +6,7 @@ Owns the wording. Must not know widgets, files or threads.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
@@ -17,6 +18,7 @@ from engine.jobs.state import RunPhase, RunState
 from engine.units import format_count
 from scaler_tui.feeds.journal_feed import RunSnapshot
 from scaler_tui.spec_context_text import TITLES
+from scaler_tui.widgets import evaluation_words
 from scaler_tui.widgets.before_after import Pair, answer, verdict
 from scaler_tui.widgets.progress_line import DETAILED
 from scaler_tui.widgets.run_figures import format_loss, spent_text
@@ -28,6 +30,12 @@ ASKED = {
     "checkpoint": "Checkpoint requested: it is written when the step is finished.",
     "resume": "Resuming: its runner is being started.",
 }
+
+
+MEASURED_PANES = ("evaluation", "retention")
+"""Only of runs that measure such things."""
+_SHORT_NAMES = {"overview": "Run", "details": "More", "evaluation": "Eval", "retention": "Kept"}
+"""Of tabs, where the line is too narrow for their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +72,49 @@ def banner(snapshot: RunSnapshot, asked: str) -> Banner | None:
     if state.state is RunPhase.FINISHED:
         parts = ["o shows what it changed: the before/after card."] if state.card_path else []
         parts += ["v shows the proof of the grown model."] if state.proof is not None else []
+        gate = state.findings.retention.gate if state.findings.retention is not None else ""
+        if gate:
+            return Banner(
+                Content("\n").join([toned(gate, "strong"), Content(f"Finished. {' '.join(parts)}".strip())]), "warn"
+            )
         return Banner(Content(f"Finished. {' '.join(parts)}"), "good") if parts else None
     if state.warning or snapshot.spec_problem:
         return Banner(Content(state.warning or snapshot.spec_problem), "warn")
+    return _found_banner(state)
+
+
+def _found_banner(state: RunState) -> Banner | None:
+    """Trouble that was survived a moment ago, or a limit on what may be lost that is broken."""
+    recovery = evaluation_words.fresh_recovery(state)
+    if recovery is not None:
+        title = toned(f"Recovered from {recovery.trouble} at step {recovery.step:,}. ", "strong")
+        return Banner(Content.assemble(title, evaluation_words.recovery_words(recovery)), "warn")
+    retention = state.findings.retention
+    if retention is not None and retention.gate:
+        return Banner(Content(retention.gate), "bad")
     return None
+
+
+def tabs(snapshot: RunSnapshot | None, panes: Sequence[str], current: str, width: int) -> Content:
+    """The line of panes: their digits and names, and how many warnings or losses wait there."""
+    counts: dict[str, int] = {}
+    measures = snapshot is not None and evaluation_words.measures(snapshot)
+    if snapshot is not None:
+        counts["log"] = sum(level != "info" for _, level, _ in snapshot.state.log)
+        counts["retention"] = evaluation_words.lost(snapshot.state.findings.retention)
+    line = Content("")
+    for names, gap in (({}, " "), (_SHORT_NAMES, " "), (_SHORT_NAMES, "")):
+        parts: list[Content] = [Content(gap)]
+        for number, name in enumerate(panes, 1):
+            if name in MEASURED_PANES and not measures:
+                continue
+            text = f" {number} {names.get(name, name.capitalize())}"
+            text += f" !{counts[name]} " if counts.get(name) else " "
+            parts += [Content.styled(text, "reverse bold") if name == current else Content(text), Content(gap)]
+        line = Content.assemble(*parts)
+        if line.cell_length <= width:
+            break
+    return line
 
 
 def no_curve(snapshot: RunSnapshot) -> str:
@@ -109,6 +156,11 @@ def marks(snapshot: RunSnapshot, *, skipped: int) -> tuple[tuple[str, str], ...]
         found.append((window_mark(snapshot.spec), "quiet"))
     if snapshot.state.stage_count > 1:
         found.append((stage_words(snapshot.state), "quiet"))
+    if snapshot.state.findings.ranks is not None:
+        found.append((f"{snapshot.state.findings.ranks.world} ranks", "quiet"))
+    recoveries = len(snapshot.state.findings.recoveries)
+    if recoveries and evaluation_words.fresh_recovery(snapshot.state) is None:  # the banner tells a fresh one
+        found.append((f"{recoveries} {'recovery' if recoveries == 1 else 'recoveries'}", "warn"))
     if snapshot.state.attempt > 1:
         found.append((f"attempt {snapshot.state.attempt}", "quiet"))
     if skipped:
