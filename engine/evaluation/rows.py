@@ -75,7 +75,7 @@ def score_rows(model: LoadedModel, rows: Sequence[EncodedRow], on_progress: Prog
         for batch in row_batches(model, rows):
             first = 0
             right: list[Tensor] = []
-            for logits in model.logit_pieces(batch.wanted, _positions_at_once(model)):  # (C, V)
+            for logits in model.logit_pieces(batch.wanted, positions_at_once(model)):  # (C, V)
                 targets = batch.targets[first : first + len(logits)]
                 loss_sum += summed_loss(logits, targets).double().cpu()
                 right.append((logits.argmax(-1) == targets).cpu())
@@ -106,13 +106,14 @@ def answer_span(row: EncodedRow) -> range:
     return range(start, end)
 
 
-def _positions_at_once(model: LoadedModel) -> int:
+def positions_at_once(model: LoadedModel) -> int:
+    """Positions whose logits may exist at one time."""
     return max(1, LOGIT_BYTES_PER_BATCH // (4 * model.vocab_size))
 
 
 def row_batches(model: LoadedModel, rows: Sequence[EncodedRow]) -> Iterator[RowBatch]:
     """Rows of similar length together: little padding, and a bound on tokens and on logits."""
-    tokens_limit = min(TOKENS_PER_BATCH, _positions_at_once(model))
+    tokens_limit = min(TOKENS_PER_BATCH, positions_at_once(model))
     group: list[int] = []
     for index in sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i)):
         width = len(rows[index].input_ids)  # the longest so far

@@ -1,0 +1,134 @@
+"""Benchmarks as lm-eval knows them: found by name, from a yaml file, or the demo model's own, and their data at hand.
+
+Owns finding and loading tasks, and the words where that fails. Must not know models. lm-eval is imported when tasks are
+loaded, not before; it is not among what the program always needs.
+
+Data comes from the hub's cache, and from the hub itself unless HF_HUB_OFFLINE is set. A task that runs code a model
+wrote is refused: nothing here can contain it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from engine.errors import EngineError
+from engine.resources import demo_dir
+
+DEMO = "demo"
+INSTALL = "Install it: pip install 'scaler-wizard[benchmarks]'"
+FEWSHOT_SEED = 1234
+"""lm-eval's own, so that its command line asks the same questions."""
+_FILES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One name of `evaluation.tasks`, loaded."""
+
+    name: str
+    """As journals and reports call it: a file's own task or group, not its path."""
+    loaded: Any
+    """lm-eval's TaskDict."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The single tasks in it."""
+        return tuple(self.loaded["tasks"])
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(self.loaded.get("groups") or ())
+
+
+def demo_tasks_dir() -> Path:
+    """The folder of the demo model's tasks, in lm-eval's form."""
+    return demo_dir() / "tasks"
+
+
+def require_lm_eval() -> None:
+    """Raises EngineError `benchmarks.not_installed`."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise EngineError(
+            "benchmarks.not_installed",
+            "Benchmarks need lm-eval, which is not installed.",
+            cause=str(error),
+            next_step=INSTALL,
+        ) from error
+
+
+def load_tasks(names: Sequence[str]) -> tuple[Asked, ...]:
+    """Every task of `names` with its data. Raises EngineError `benchmarks.*`, naming the task."""
+    if not names:
+        return ()
+    require_lm_eval()
+    manager = _manager(names)
+    return tuple(_load(manager, name) for name in names)
+
+
+def _manager(names: Sequence[str]) -> Any:
+    """lm-eval's index of tasks; its own thousands are looked through only where one of them is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    own = all(name == DEMO or name.endswith(_FILES) for name in names)
+    return TaskManager(include_path=str(demo_tasks_dir()), include_defaults=not own)
+
+
+def _load(manager: Any, name: str) -> Asked:
+    if name.endswith(_FILES) and not Path(name).is_file():
+        raise EngineError("benchmarks.no_file", f"There is no file {name}.", next_step="Check evaluation.tasks.")
+    if not name.endswith(_FILES) and name not in manager.all_tasks:
+        near = get_close_matches(name, manager.all_tasks, n=3)
+        raise EngineError(
+            "benchmarks.unknown_task",
+            f"lm-eval has no task '{name}'.",
+            next_step=(f"Did you mean {', '.join(near)}? " if near else "") + "lm-eval ls tasks shows all of them.",
+        )
+    try:
+        loaded = manager.load([name])
+    except Exception as error:  # datasets, yaml, a task's own functions: each fails in its own way
+        raise _not_loaded(name, error) from error
+    for task, built in loaded["tasks"].items():
+        _prepare(task, built)
+    groups = list(loaded.get("groups") or ())
+    title = name if not name.endswith(_FILES) else (groups or list(loaded["tasks"]))[0]
+    return Asked(title, loaded)
+
+
+def _prepare(name: str, task: Any) -> None:
+    """What lm-eval's own command line does to a task before it runs. Raises EngineError `benchmarks.runs_code`."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise EngineError(
+            "benchmarks.runs_code",
+            f"The task '{name}' runs code that the model wrote.",
+            cause="Nothing here can contain that code.",
+            next_step="Leave it out of evaluation.tasks.",
+        )
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+
+
+def _not_loaded(name: str, error: Exception) -> EngineError:
+    cause = " ".join(str(error).split())[:300] or type(error).__name__
+    missing = isinstance(error, (ConnectionError, FileNotFoundError, OSError, ValueError)) and not name.endswith(_FILES)
+    if not missing:
+        return EngineError(
+            "benchmarks.not_loaded",
+            f"The task '{name}' cannot be loaded.",
+            cause=f"{type(error).__name__}: {cause}",
+            next_step="Try it alone: lm_eval validate --tasks ...",
+        )
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    way = "Unset HF_HUB_OFFLINE once, with a network" if offline else "Try again with a network"
+    return EngineError(
+        "benchmarks.no_data",
+        f"The data of the task '{name}' is not on this machine and cannot be fetched.",
+        cause=cause,
+        next_step=f"{way}, so that it is fetched and kept; or leave '{name}' out of evaluation.tasks.",
+    )
