@@ -30,6 +30,8 @@ class FaultKind(StrEnum):
     EMPTY_FILE = "empty_file"
     UNKNOWN_FORMAT = "unknown_format"
     UNREADABLE = "unreadable"
+    BLANK = "blank"
+    """Not a fault: a document without text, counted so that nothing is left out in silence."""
 
 
 WORDS = {
@@ -44,6 +46,7 @@ WORDS = {
     FaultKind.EMPTY_FILE: "the file is empty",
     FaultKind.UNKNOWN_FORMAT: "neither text, JSON lines nor Parquet",
     FaultKind.UNREADABLE: "cannot be opened",
+    FaultKind.BLANK: "holds no text",
 }
 
 
@@ -90,8 +93,8 @@ class FaultCounts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """Faults of all kinds."""
-        return sum(self.counts.values())
+        """Faults of all kinds; blank documents are none."""
+        return sum(number for kind, number in self.counts.items() if kind is not FaultKind.BLANK)
 
 
 class FaultTally:
@@ -105,7 +108,7 @@ class FaultTally:
     def add(self, fault: Fault) -> None:
         self._counts[fault.kind] = self._counts.get(fault.kind, 0) + max(fault.documents, 1)
         self._documents += fault.documents
-        if len(self._examples) < EXAMPLES_KEPT:
+        if fault.kind is not FaultKind.BLANK and len(self._examples) < EXAMPLES_KEPT:
             self._examples.append(fault)
 
     @property

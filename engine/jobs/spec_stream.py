@@ -25,8 +25,8 @@ class SourceSection(Section, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description='A file, a folder, a pattern ("text/*.jsonl.gz") or "hub:owner/name"; text, .jsonl, .parquet, '
-            "each also as .gz, .zst, .xz or .bz2.",
+            description='A file, a folder, a pattern ("text/*.jsonl.gz") or "hub:owner/name"; .parquet, or text and '
+            ".jsonl, these also as .gz, .zst, .xz or .bz2.",
         ),
     ]
     weight: Annotated[
@@ -69,6 +69,14 @@ class StreamSection(Section, frozen=True, kw_only=True):
     ] = 0.05
     longest_document_mb: Annotated[
         int, Meta(ge=1, le=4096, description="A longer line or document is unreadable; keeps memory bounded.")
+    ] = 64
+    text_kb: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 20,
+            description="Text files are cut at blank lines into documents of about so many KB; 0 keeps each file whole.",
+        ),
     ] = 64
     heldout_share: Annotated[
         float, Meta(ge=0.0, lt=0.5, description="Documents of every source set aside for its evaluation, by hash.")
