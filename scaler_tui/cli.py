@@ -17,6 +17,7 @@ from engine.errors import EngineError, ExitCode
 from scaler_tui import output
 from scaler_tui.cli_context import add_eval, add_extend
 from scaler_tui.cli_flags import json_flag, machine_flag
+from scaler_tui.cli_lab import add_lab
 from scaler_tui.cli_mix import add_mix
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
@@ -118,6 +119,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_extend(add, named="extend" in argv)
     add_eval(add)
     add_mix(add)
+    add_lab(add)
     _add_runs(add)
     return parser
 
