@@ -8,15 +8,16 @@ Training goes on as if nothing had been asked: random states and the model's mod
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 
+from engine.evaluation.findings import Metric, TaskResult
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.tasks import FEWSHOT_SEED, Asked
 
@@ -29,29 +30,6 @@ PREFERRED = ("exact_match", "acc_norm", "acc", "f1")
 """Which metric speaks for a task of several."""
 _PLAIN = "none"
 """lm-eval's name for no filter."""
-
-
-class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure of one task."""
-
-    name: str
-    """As lm-eval names it, with its filter where it has one: "acc", "exact_match,strict-match"."""
-    value: float
-    standard_error: float | None
-
-
-class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One task, or a group with its mean."""
-
-    task: str
-    questions: int
-    metrics: tuple[Metric, ...]
-    members: tuple[str, ...] = ()
-    """Of a group: its single tasks."""
-    main: str = ""
-    """The metric that speaks for the task; "" where none is a share of right answers."""
-    answers: dict[int, float] = {}
-    """Question number -> its part of `main`, 0 to 1; kept so that two models can be paired. Empty for groups."""
 
 
 def run_tasks(model: LoadedModel, folder: Path, asked: Asked, limit: int | None) -> tuple[TaskResult, ...]:
@@ -89,7 +67,7 @@ def _wrapped(model: LoadedModel, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return HFLM(pretrained=_Callable(model), tokenizer=tokenizer, batch_size=batch_size(model))  # type: ignore[arg-type]
+    return HFLM(pretrained=_Callable(model), tokenizer=tokenizer, batch_size=batch_size(model))
 
 
 def batch_size(model: LoadedModel) -> int:
@@ -131,9 +109,7 @@ def _single(
 ) -> TaskResult:
     metrics = _metrics(result)
     main, answers = _main(metrics, samples, higher)
-    return TaskResult(
-        task=name, questions=int(result["sample_len"]), metrics=metrics, main=main, answers=answers
-    )
+    return TaskResult(task=name, questions=int(result["sample_len"]), metrics=metrics, main=main, answers=answers)
 
 
 def _group(name: str, result: Mapping[str, Any], members: tuple[str, ...], single: Sequence[TaskResult]) -> TaskResult:
@@ -160,8 +136,8 @@ def _metrics(result: Mapping[str, Any]) -> tuple[Metric, ...]:
             continue
         error = result.get(f"{name}_stderr,{filtered}")
         named = name if filtered == _PLAIN else key
-        known = isinstance(error, (int, float)) and error == error  # a NaN is none
-        found.append(Metric(name=named, value=float(value), standard_error=float(error) if known else None))
+        known = float(error) if isinstance(error, (int, float)) and not math.isnan(error) else None
+        found.append(Metric(name=named, value=float(value), standard_error=known))
     return tuple(found)
 
 

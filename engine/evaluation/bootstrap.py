@@ -27,8 +27,8 @@ _NUMBERS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """One model on n items. Its figure is the sum of `amounts` over the sum of `units`: right answers per question, nats
-    per byte of text."""
+    """One model on n items. Its figure is the sum of `amounts` over the sum of `units`: right answers per question,
+    bits per byte of text."""
 
     amounts: Sequence[float]
     units: Sequence[float]

@@ -3,7 +3,7 @@
 Owns the verdicts, their words and the rule of the gate. Must not know models, runs or files.
 
     lost, gained   the interval leaves zero out and reaches beyond what would matter
-    kept           the whole interval lies within what would not matter, or it holds zero and a loss that matters is ruled out
+    kept           a loss that matters is ruled out, and so is a gain that matters or the interval holds zero
     unclear        it holds zero and reaches beyond what would matter; or too few items to say
 """
 
@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.evaluation.bootstrap import FEWEST_PAIRS, Interval, Items, paired_interval
-from engine.evaluation.findings import Found
-from engine.evaluation.suites import SuiteSums
+from engine.evaluation.findings import Found, SuiteSums
 from engine.evaluation.tasks import DEMO
 from engine.jobs.events import RetentionReport
 from engine.jobs.spec_suites import RetentionSection
@@ -168,12 +167,15 @@ def _how_sure(found: Interval, verdict: str) -> str:
 
 
 def _both(figures: tuple[float, float], unit: str) -> tuple[str, str]:
-    """Both figures with as many places as it takes to tell them apart, up to one more than usual."""
-    for places in (0, 1) if unit == ACCURACY else (3, 4):
-        texts = [f"{100 * value:.{places}f} %" if unit == ACCURACY else f"{value:.{places}f}" for value in figures]
-        if texts[0] != texts[1]:
-            break
-    return texts[0], texts[1]
+    """Both figures, with one more place than usual where that tells them apart."""
+    places = 0 if unit == ACCURACY else 3
+    for shown in (places, places + 1):
+        first, second = (f"{100 * v:.{shown}f} %" if unit == ACCURACY else f"{v:.{shown}f}" for v in figures)
+        if first != second:
+            return first, second
+    value = figures[1]
+    same = f"{100 * value:.{places}f} %" if unit == ACCURACY else f"{value:.{places}f}"
+    return same, same
 
 
 def _points(share: float) -> str:

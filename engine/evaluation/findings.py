@@ -1,16 +1,66 @@
 """What a model was found to be able to do at one step: suites and benchmarks, as they are kept between attempts.
 
-Owns the kept form and its parts of the journal and the card. Must not know how anything is measured.
+Owns the kept form, per document and per question, and its parts of the journal and the card. Must not know how anything
+is measured, nor import torch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from engine.evaluation.benchmarks import TaskResult
-from engine.evaluation.suites import SuiteSums
+import msgspec
+
 from engine.jobs import card
 from engine.jobs import events as ev
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteText:
+    """The documents of one suite, the same for every model that is compared."""
+
+    name: str
+    documents: tuple[str, ...]
+
+
+class SuiteSums(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on one suite: sums per document, in the order of the documents."""
+
+    suite: str
+    nats: tuple[float, ...]
+    tokens: tuple[int, ...]
+    text_bytes: tuple[int, ...]
+
+    @property
+    def nats_per_token(self) -> float:
+        return sum(self.nats) / max(sum(self.tokens), 1)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return sum(self.nats) / (math.log(2) * max(sum(self.text_bytes), 1))
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure of one task."""
+
+    name: str
+    """As lm-eval names it, with its filter where it has one: "acc", "exact_match,strict-match"."""
+    value: float
+    standard_error: float | None
+
+
+class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One task, or a group with its mean."""
+
+    task: str
+    questions: int
+    metrics: tuple[Metric, ...]
+    members: tuple[str, ...] = ()
+    """Of a group: its single tasks."""
+    main: str = ""
+    """The metric that speaks for the task; "" where none is a share of right answers."""
+    answers: dict[int, float] = {}
+    """Question number -> its part of `main`, 0 to 1; kept so that two models can be paired. Empty for groups."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ begins afresh.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,16 +27,18 @@ class _Line(msgspec.Struct, frozen=True):
 class CellLog:
     """Finished cells of one request; without a path only in memory."""
 
-    def __init__(self, path: Path | None, request: str) -> None:
+    def __init__(self, path: Path | None, request: str, *, writes: bool = True) -> None:
+        """Without `writes` what is in the file is known and nothing is added to it: another process does that."""
         self._request = request
         self._values: dict[str, bytes] = {}
         self._handle: int | None = None
         self.seconds = 0.0
         """Of the cells that were there already."""
-        if path is None:
+        if path is None or not (writes or path.is_file()):
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         text = path.read_bytes()
         for raw in text.splitlines():
             try:
@@ -45,7 +48,7 @@ class CellLog:
             if line.request == request:
                 self._values[line.cell] = bytes(line.value)
                 self.seconds += line.seconds
-        if text and not text.endswith(b"\n"):
+        if self._handle is not None and text and not text.endswith(b"\n"):
             os.write(self._handle, b"\n")
 
     def find(self, cell: str, kind: type[Found]) -> Found | None:
@@ -65,6 +68,10 @@ class CellLog:
         if self._handle is not None:
             os.write(self._handle, msgspec.json.encode(_Line(self._request, cell, msgspec.Raw(raw), seconds)) + b"\n")
             os.fsync(self._handle)
+
+    def forget(self, condition: Callable[[str], bool]) -> None:
+        """Cells that hold no longer, by name. The file keeps them until others are added in their place."""
+        self._values = {cell: value for cell, value in self._values.items() if not condition(cell)}
 
     def close(self) -> None:
         """Let go of the file."""

@@ -13,15 +13,17 @@ from pathlib import Path
 
 from engine.data.chat_template import TemplateRefusal
 from engine.data.files import Record, detect_format, read_records
-from engine.data.load import DEMO, GENERAL
+from engine.data.load import GENERAL
 from engine.data.rows import Message
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
-from engine.evaluation.suites import USUAL_WINDOW, SuiteText
+from engine.evaluation.findings import SuiteText
 from engine.resources import demo_rows_file, profiles_dir
 
 BASE_TEXT = "base_text"
 """The suite of `data.base_text`."""
+USUAL_WINDOW = 2048
+"""Of a model whose config names none."""
 LONGEST_PIECE = 1024
 """Tokens, where the window allows it."""
 _CHARACTERS_PER_TOKEN = 12

@@ -1,11 +1,11 @@
 """Perplexity suites: how well a model predicts several texts, each in nats per token and in bits per byte.
 
-Owns both figures and the per-document sums they are made of. Must not know where texts come from (`suite_text`) nor what
-is done with the figures (`retention`).
+Owns both figures and the per-document sums they are made of. Must not know where texts come from (`suite_text`) nor
+what is done with the figures (`retention`).
 
-A document d is a text of B(d) bytes in UTF-8, which a tokenizer turns into t_1 ... t_n. Before t_1 stands the start token
-t_0: the tokenizer's beginning-of-text token, else its end-of-text token, else token 0; it is given and never scored. A
-text that begins with the start token itself has it as its t_0, and its bytes do not count.
+A document d is a text of B(d) bytes in UTF-8, which a tokenizer turns into t_1 ... t_n. Before t_1 stands the start
+token t_0: the tokenizer's beginning-of-text token, else its end-of-text token, else token 0; it is given and never
+scored. A text that begins with the start token itself has it as its t_0, and its bytes do not count.
 
     nats(d) = - sum over i = 1 .. n of  ln p(t_i | t_0 ... t_i-1)
 
@@ -23,47 +23,20 @@ is rare. The code length of text by a language model: Shannon 1948; per byte as 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import torch
 
 from engine.data.rows import EncodedRow, RowKind
 from engine.data.tokenizer import ChatTokenizer
+from engine.evaluation.findings import SuiteSums, SuiteText
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.rows import positions_at_once, row_batches
+from engine.evaluation.suite_text import USUAL_WINDOW
 
 Progress = Callable[[int, int], None]
 """(documents done, documents in all)."""
-USUAL_WINDOW = 2048
-"""Of a model whose config names none."""
-
-
-@dataclass(frozen=True, slots=True)
-class SuiteText:
-    """The documents of one suite, the same for every model that is compared."""
-
-    name: str
-    documents: tuple[str, ...]
-
-
-class SuiteSums(msgspec.Struct, frozen=True, kw_only=True):
-    """One model on one suite: sums per document, in the order of the documents."""
-
-    suite: str
-    nats: tuple[float, ...]
-    tokens: tuple[int, ...]
-    text_bytes: tuple[int, ...]
-
-    @property
-    def nats_per_token(self) -> float:
-        return sum(self.nats) / max(sum(self.tokens), 1)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return sum(self.nats) / (math.log(2) * max(sum(self.text_bytes), 1))
 
 
 def measure_suite(model: LoadedModel, suite: SuiteText, on_progress: Progress = lambda *_: None) -> SuiteSums:

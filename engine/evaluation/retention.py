@@ -1,0 +1,370 @@
+"""What a run follows beside its loss: suites and benchmarks before, during and after, each against the parent model.
+
+Owns when what is measured, what of it is kept in the run directory (`evaluation.jsonl`, a line per finished suite or
+task, so that a kill costs one of them and no attempt measures again), the journal's lines, and the gate's decision.
+Must not know the loop, checkpoints or where a result is written: who asks obeys the `Decision`.
+
+"Before" is always the job's parent model: of a job that grows, the source before any growth.
+
+Several processes of one job all measure, so that they meet in every pass of a sharded model; one of them writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from engine.data.tokenizer import ChatTokenizer
+from engine.errors import EngineError, ExitCode
+from engine.evaluation.benchmarks import run_tasks
+from engine.evaluation.comparison import Broken, broken_limits, compare
+from engine.evaluation.findings import (
+    Found,
+    SuiteSums,
+    SuiteText,
+    TaskResult,
+    card_benchmarks,
+    card_suites,
+    suite_event,
+    task_events,
+)
+from engine.evaluation.length_log import CellLog
+from engine.evaluation.model import LoadedModel
+from engine.evaluation.suite_text import BASE_TEXT, cut_documents, digest, read_suite
+from engine.evaluation.suites import measure_suite
+from engine.evaluation.tasks import DEMO, Asked, load_tasks
+from engine.jobs import card
+from engine.jobs import events as ev
+from engine.jobs.events import RetentionReport
+from engine.jobs.journal import JournalTail
+from engine.jobs.spec import JobSpec
+from engine.jobs.spec_suites import RetentionSection
+
+LOG = "evaluation.jsonl"
+"""In the run directory."""
+BASE_TEXT_TOKENS = 32_768
+STOP, HOLD = "stop", "hold"
+AsBefore = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOrder:
+    """What is followed, and where it is told."""
+
+    run_dir: Path
+    spec: JobSpec
+    """Of the whole job."""
+    spec_hash: str
+    folder: Path
+    """With the model's tokenizer as transformers reads it."""
+    tokenizer: ChatTokenizer
+    window: int
+    """Tokens the parent model was made for; 0 where its config does not say."""
+    tell: Callable[[ev.AnyEvent], None]
+    phase: Callable[[str, str, int, int], None] = lambda *_: None
+    """(what is going on, which suite or task, done, of how many)."""
+    heldout: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Source -> its held-out documents."""
+    resumed_step: int = 0
+    writes: bool = True
+    """Whether this process keeps results and tells the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one look says of the run."""
+
+    passed: bool = True
+    """Whether every limit with action "stop" is kept: a checkpoint of this step may be gone back to."""
+    closes: bool = False
+    """Whether training is to end."""
+    words: str = ""
+    """What was broken; "" while everything is kept."""
+    looked: bool = False
+    """Whether anything was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The model at one step, all of it measured, against the parent."""
+
+    found: Found
+    reports: tuple[RetentionReport, ...] = ()
+    broken: tuple[Broken, ...] = ()
+
+    @property
+    def held(self) -> str:
+        """Why this model must not be promoted; "" where it may."""
+        if not self.broken:
+            return ""
+        return f"Not promoted: {'; '.join(one.words for one in self.broken)}."
+
+
+class _Tasks(msgspec.Struct, frozen=True):
+    results: tuple[TaskResult, ...]
+
+
+class _Texts(msgspec.Struct, frozen=True):
+    digests: dict[str, str]
+
+
+class Watch:
+    """One per attempt; the model may be another one at every call, as in a job with stages."""
+
+    def __init__(self, order: WatchOrder) -> None:
+        """Reads the texts and loads the tasks. Raises EngineError `suite.*`, `benchmarks.*`, `retention.unknown`."""
+        self.order = order
+        self.suites = _suite_texts(order)
+        self.asked: tuple[Asked, ...] = load_tasks(order.spec.evaluation.tasks)
+        self.limits = order.spec.retention
+        self._check_limits()
+        self._log = CellLog(order.run_dir / LOG, order.spec_hash, writes=order.writes)
+        self._log.forget(lambda cell: _step_of(cell) > order.resumed_step)
+        self._check_texts()
+        self._told = _told_before(order) if order.writes else set()
+        self._before = Found()
+        self._stages: list[card.StageRetention] = []
+        self._ever_passed = False
+
+    # ── what is asked ─────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is followed at all."""
+        return not self.suites and not self.asked
+
+    @property
+    def follows_texts(self) -> bool:
+        """Whether suites are measured while training too, not only before and after."""
+        spec = self.order.spec
+        return bool(self.suites) and bool(spec.suites or spec.sources or spec.retention)
+
+    def due(self, step: int, *, last: bool = False) -> bool:
+        """Whether `look` would measure anything at this step. After the last one `after` measures everything, so that
+        `look` has a reason only where it could end the run."""
+        section = self.order.spec.evaluation
+        texts = self.follows_texts and _is_due(step, section.every_steps)
+        tasks = bool(self.asked) and _is_due(step, section.tasks_every_steps)
+        return (texts or tasks) if not last else bool(self._stop_limits())
+
+    # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def before(self, model: LoadedModel, as_before: AsBefore | None = None) -> Found:
+        """The parent model, measured once per run; `as_before` opens it where `model` is more than the parent."""
+        if not self.is_empty:
+            with (as_before or model.base_only)():
+                self._before = self._measure(model, 0, "measuring before", self.suites, part=False)
+        return self._before
+
+    def knows_before(self) -> bool:
+        """Whether an earlier attempt measured the parent: then `before` needs no model of it."""
+        suites = all(self._log.find(_cell(0, suite.name, "suite"), SuiteSums) for suite in self.suites)
+        limit = self.order.spec.evaluation.tasks_limit
+        return suites and all(self._log.find(_task_cell(0, one.name, limit), _Tasks) for one in self.asked)
+
+    def look(self, model: LoadedModel, step: int, *, last: bool = False) -> Decision:
+        """While training: suites, and benchmarks on a part of their questions, where either is due at this step."""
+        if not self.due(step, last=last):
+            return Decision()
+        section = self.order.spec.evaluation
+        texts = self.suites if self.follows_texts and (last or _is_due(step, section.every_steps)) else ()
+        tasks = last or _is_due(step, section.tasks_every_steps)
+        found = self._measure(model, step, "evaluating", texts, part=True, tasks=tasks)
+        reports = compare(self._before, found)
+        return self._decide(step, reports)
+
+    def after(self, model: LoadedModel, step: int, *, stage: int = 0, name: str = "") -> Comparison:
+        """The model at the end of the job, or of `stage` (from 1): everything, against the parent."""
+        if self.is_empty:
+            return Comparison(Found())
+        found = self._measure(model, step, "measuring after", self.suites, part=False)
+        reports = compare(self._before, found)
+        broken = broken_limits(reports, self.limits)
+        result = Comparison(found, reports, broken)
+        self._tell_retention(step, reports, result.held)
+        if stage:
+            self._keep_stage(stage, name, step, result)
+        return result
+
+    def stages(self) -> tuple[card.StageRetention, ...]:
+        """Of stages that have ended, earlier attempts' too."""
+        found = [self._log.find(f"{0:08}/stage/{number}", card.StageRetention) for number in range(1, 1000)]
+        return tuple(one for one in found if one is not None)
+
+    def rewind(self, step: int) -> None:
+        """The run went back to `step` by itself: what was measured after it is void."""
+        self._log.forget(lambda cell: _step_of(cell) > step)
+        self._told = {known for known in self._told if int(known[1]) <= step}
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._log.close()
+
+    def _measure(
+        self,
+        model: LoadedModel,
+        step: int,
+        phase: str,
+        suites: Sequence[SuiteText],
+        *,
+        part: bool,
+        tasks: bool = True,
+    ) -> Found:
+        asked = self.asked if tasks else ()
+        sums = []
+        for suite in suites:
+            self.order.phase(phase, suite.name, 0, len(suite.documents))
+            sums.append(self._suite(model, step, suite, phase))
+        results: list[TaskResult] = []
+        for number, one in enumerate(asked):
+            self.order.phase(phase, one.name, number, len(asked))
+            results += self._task(model, step, one, part=part)
+        return Found(tuple(sums), tuple(results))
+
+    def _suite(self, model: LoadedModel, step: int, suite: SuiteText, phase: str) -> SuiteSums:
+        cell, began = _cell(step, suite.name, "suite"), time.monotonic()
+        found = self._log.find(cell, SuiteSums)
+        if found is None:
+            found = measure_suite(model, suite, lambda done, total: self.order.phase(phase, suite.name, done, total))
+            self._log.add(cell, found, time.monotonic() - began)
+        self._tell(suite_event(step, found, time.monotonic() - began, time.time()))
+        return found
+
+    def _task(self, model: LoadedModel, step: int, asked: Asked, *, part: bool) -> tuple[TaskResult, ...]:
+        section = self.order.spec.evaluation
+        limit = min(section.tasks_part, section.tasks_limit or section.tasks_part) if part else section.tasks_limit
+        cell, began = _task_cell(step, asked.name, limit), time.monotonic()
+        found = self._log.find(cell, _Tasks)
+        if found is None:
+            found = _Tasks(run_tasks(model, self.order.folder, asked, limit or None))
+            self._log.add(cell, found, time.monotonic() - began)
+        for result in found.results:
+            for event in task_events(step, result, part, time.monotonic() - began, time.time()):
+                self._tell(event)
+        return found.results
+
+    # ── the gate ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _decide(self, step: int, reports: Sequence[RetentionReport]) -> Decision:
+        broken = broken_limits(reports, self.limits)
+        stopping = [one for one in broken if one.limit.action == STOP]
+        words = "; ".join(one.words for one in broken)
+        self._tell_retention(step, tuple(reports), f"{words}." if words else "")
+        if not stopping:
+            return Decision(words=words, looked=True)
+        lost = "; ".join(one.words for one in stopping)
+        return Decision(passed=False, closes=True, words=f"A retention limit is broken: {lost}", looked=True)
+
+    def _stop_limits(self) -> tuple[RetentionSection, ...]:
+        return tuple(limit for limit in self.limits if limit.action == STOP)
+
+    def _check_limits(self) -> None:
+        names = [suite.name for suite in self.suites]
+        names += [name for one in self.asked for name in (*one.groups, *one.tasks)]
+        for limit in self.limits:
+            if limit.on not in names and f"{DEMO}_{limit.on}" not in names:
+                raise EngineError(
+                    "retention.unknown",
+                    f'[[retention]] on = "{limit.on}" names nothing that is measured.',
+                    cause=f"Measured are: {', '.join(names[:20]) or 'nothing'}.",
+                    next_step="Name one of these, or add it to evaluation.tasks or [[suites]].",
+                    exit_code=ExitCode.RUN_FAILED,
+                )
+
+    # ── what is kept and told ─────────────────────────────────────────────────────────────────────────────────────
+    def _check_texts(self) -> None:
+        """Raises EngineError `resume.suite_changed` where a text is not the one that the run began with."""
+        now = _Texts({suite.name: digest(suite) for suite in self.suites})
+        cell = f"{0:08}/texts"
+        kept = self._log.find(cell, _Texts)
+        if kept is None:
+            self._log.add(cell, now, 0.0)
+            return
+        for name, value in now.digests.items():
+            if kept.digests.get(name, value) != value:
+                raise EngineError(
+                    "resume.suite_changed",
+                    f"The text of the suite '{name}' is not the one the run began with.",
+                    cause="What is measured now could not be compared with what was measured before.",
+                    next_step="Put the old text back, or start a new run.",
+                    exit_code=ExitCode.RUN_FAILED,
+                )
+
+    def _keep_stage(self, stage: int, name: str, step: int, result: Comparison) -> None:
+        kept = card.StageRetention(
+            stage=stage,
+            name=name,
+            step=step,
+            suites=card_suites(result.found),
+            benchmarks=card_benchmarks(result.found),
+            reports=result.reports,
+            gate="; ".join(one.words for one in result.broken),
+        )
+        self._log.add(f"{0:08}/stage/{stage}", kept, 0.0)
+
+    def _tell_retention(self, step: int, reports: tuple[RetentionReport, ...], gate: str) -> None:
+        if reports:
+            self._tell(ev.Retention(t=time.time(), step=step, reports=reports, gate=gate))
+
+    def _tell(self, event: ev.AnyEvent) -> None:
+        """Once per run: a resumed attempt that finds a figure does not say it again."""
+        known = _identity(event)
+        if self.order.writes and known not in self._told:
+            self._told.add(known)
+            self.order.tell(event)
+
+
+def _suite_texts(order: WatchOrder) -> tuple[SuiteText, ...]:
+    spec, tokenizer, window = order.spec, order.tokenizer, order.window
+    found = [
+        read_suite(suite.name, suite.path, suite.field, tokenizer, window, suite.max_tokens) for suite in spec.suites
+    ]
+    for source, texts in order.heldout.items():
+        most = spec.stream.heldout_tokens or sum(map(len, texts))
+        documents = cut_documents(texts, tokenizer, window, most)
+        if documents:
+            found.append(SuiteText(source, documents))
+    named = {suite.name for suite in found}
+    if spec.data.base_text and BASE_TEXT not in named:
+        found.append(read_suite(BASE_TEXT, spec.data.base_text, "text", tokenizer, window, BASE_TEXT_TOKENS))
+    return tuple(found)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _cell(step: int, name: str, kind: str) -> str:
+    return f"{step:08}/{kind}/{name}"
+
+
+def _task_cell(step: int, name: str, limit: int) -> str:
+    return f"{step:08}/task/{name}/{limit or 'all'}"
+
+
+def _step_of(cell: str) -> int:
+    return int(cell.partition("/")[0])
+
+
+Identity = tuple[str, int, str, str, bool]
+
+
+def _identity(event: ev.AnyEvent) -> Identity:
+    match event:
+        case ev.SuiteScore():
+            return "suite", event.step, event.suite, "", False
+        case ev.BenchmarkScore():
+            return "benchmark", event.step, event.task, event.metric, event.part
+        case ev.Retention():
+            return "retention", event.step, ",".join(report.on for report in event.reports), "", False
+        case _:
+            return type(event).__name__, 0, "", "", False
+
+
+def _told_before(order: WatchOrder) -> set[Identity]:
+    """What the journal has of steps that the run goes on from."""
+    kinds = (ev.SuiteScore, ev.BenchmarkScore, ev.Retention)
+    told = (event for event in JournalTail(order.run_dir).stream() if isinstance(event, kinds))
+    return {_identity(event) for event in told if event.step <= order.resumed_step}
