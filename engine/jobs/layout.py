@@ -24,6 +24,10 @@ CHECKPOINTS = "checkpoints"
 OUTPUT = "output"
 CARD = "card.json"
 CARD_PAGE = "card.html"
+HOSTS = "hosts.txt"
+"""Machines of a run on several, one a line."""
+PROCESSES = "processes"
+"""Processes per machine, where that is no longer what the spec says."""
 
 COMMANDS = ("stop", "pause", "checkpoint")
 """What can be asked of a run, as files in `control/`; by rank: of two requests the stronger one counts."""

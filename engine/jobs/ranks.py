@@ -1,0 +1,229 @@
+"""Signs of life of the processes of a run on several cards: one small file each, replaced once a second.
+
+Owns the files `ranks/0000.json`, and the judgement who is lost or hung. Must not know torch, nor start or end anything
+(`engine.jobs.crew`). A process that is stopped or swapped out writes no signs at all; one that waits for ever in the
+middle of a step still does, so a sign also says what its process is doing and how often that has changed. Silence is
+measured on the reader's own clock: those of other machines are never compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from engine.jobs.liveness import START_TOLERANCE_SECONDS, host_name, process_start
+
+FOLDER = "ranks"
+POLL_SECONDS = 1.0
+SLOW_FACTOR = 4.0
+"""A step's part may take so many times the longest one so far before its process counts as hung."""
+WORKING, LEFT, FAILED = "working", "left", "failed"
+PEER, MEMORY, ERROR = "peer", "memory", "error"
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a process gave up, in words."""
+
+    kind: str = ERROR
+    """PEER: another process was gone; MEMORY ran out; ERROR: what would happen again."""
+    what: str
+    cause: str = ""
+    next_step: str = ""
+
+
+class Sign(msgspec.Struct, frozen=True, kw_only=True):
+    """One process as it is now."""
+
+    rank: int
+    world: int
+    pid: int
+    process_start: float
+    host: str
+    beat: int = 0
+    """Rises with every sign."""
+    moves: int = 0
+    """Rises whenever `doing` changes."""
+    doing: str = ""
+    step: int = 0
+    """Under way, or the last one."""
+    in_step: bool = False
+    """Computing a step, not waiting for another process to do something that may take long."""
+    pieces: int = 1
+    """In which micro-batches are computed (memory)."""
+    state: str = WORKING
+    failure: Failure | None = None
+    failed_at: float = 0.0
+    v: int = 1
+
+    @property
+    def who(self) -> str:
+        """ "rank 1 (pid 4711 on host)"."""
+        return f"rank {self.rank} (pid {self.pid} on {self.host})"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the process id can be looked up on this machine."""
+        return self.host == host_name()
+
+
+def sign_path(run_dir: Path, rank: int) -> Path:
+    """`ranks/0001.json`."""
+    return run_dir / FOLDER / f"{rank:04}.json"
+
+
+def write_sign(run_dir: Path, sign: Sign) -> None:
+    """Whole or not at all; not flushed to the disk, since it is worth nothing after a power cut."""
+    path = sign_path(run_dir, sign.rank)
+    staging = path.with_suffix(f".{sign.pid}")
+    staging.write_bytes(msgspec.json.encode(sign))
+    staging.replace(path)
+
+
+def read_sign(run_dir: Path, rank: int) -> Sign | None:
+    """None where there is none."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(sign_path(run_dir, rank).read_bytes(), type=Sign)
+    return None
+
+
+def read_signs(run_dir: Path, world: int) -> tuple[Sign, ...]:
+    """Those there are."""
+    return tuple(sign for rank in range(world) if (sign := read_sign(run_dir, rank)) is not None)
+
+
+def clear_signs(run_dir: Path) -> None:
+    """Before the processes of an attempt start."""
+    folder = run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("[0-9]*.json"):
+        path.unlink(missing_ok=True)
+
+
+# ── judgement ─────────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that ends this attempt."""
+
+    kind: str
+    """ "process lost", "process hung", "out of memory", or "failed": what would happen again."""
+    ranks: tuple[int, ...]
+    step: int
+    what: str
+    failure: Failure | None = None
+    pieces: int = 1
+    """Of the process that ran out of memory."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What is known of one process. Mutable: every look adds to it."""
+
+    sign: Sign
+    beat_seen: float
+    move_seen: float
+    longest_seconds: float = 0.0
+    """Of the parts of steps so far."""
+    moves_in_steps: int = 0
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks at the signs of one attempt, about once a second."""
+
+    run_dir: Path
+    world: int
+    hang_seconds: float
+    _known: dict[int, _Watched] = field(default_factory=dict)
+
+    def look(self, now: float) -> Trouble | None:
+        """`now`: of a clock that only rises, in seconds. None while all is well, or nothing can be said."""
+        for sign in read_signs(self.run_dir, self.world):
+            self._take(sign, now)
+        watched = list(self._known.values())
+        if not watched or any(one.sign.rank == 0 and one.sign.state == LEFT for one in watched):
+            return None  # the first process says when all is done
+        signs = [one.sign for one in watched]
+        return failed(signs) or self._lost(watched, now) or self._silent(watched, now) or self._stuck(watched, now)
+
+    def _take(self, sign: Sign, now: float) -> None:
+        known = self._known.get(sign.rank)
+        if known is None or known.sign.pid != sign.pid:
+            self._known[sign.rank] = _Watched(sign, now, now)
+            return
+        if sign.beat != known.sign.beat:
+            known.beat_seen = now
+        if sign.moves != known.sign.moves:
+            if known.sign.in_step and sign.in_step:
+                known.longest_seconds = max(known.longest_seconds, now - known.move_seen)
+                known.moves_in_steps += 1
+            known.move_seen = now
+        known.sign = sign
+
+    def _lost(self, watched: Sequence[_Watched], now: float) -> Trouble | None:
+        gone = [one for one in watched if one.sign.state == WORKING and is_gone(one.sign)]
+        if not gone:
+            return None
+        words = [f"{one.sign.who} is gone without a word" for one in gone]
+        return _trouble("process lost", gone, now, words)
+
+    def _silent(self, watched: Sequence[_Watched], now: float) -> Trouble | None:
+        """No sign at all: the whole process is stopped, or its machine is out of reach."""
+        limit = self.hang_seconds - POLL_SECONDS
+        silent = [one for one in watched if one.sign.state == WORKING and now - one.beat_seen >= limit]
+        if not silent or len(silent) == len(watched) > 1:  # all at once: then it is this reader that slept
+            return None
+        words = [f"{one.sign.who} gives no sign of life" for one in silent]
+        return _trouble("process hung", silent, now, words)
+
+    def _stuck(self, watched: Sequence[_Watched], now: float) -> Trouble | None:
+        """All give signs, and the step does not move: those that have come least far hold the others up."""
+        if any(not one.sign.in_step or not one.moves_in_steps for one in watched):
+            return None  # nobody knows how long the first step, an evaluation or a save may take
+        longest = max(one.longest_seconds for one in watched)
+        limit = max(self.hang_seconds - POLL_SECONDS, SLOW_FACTOR * longest)
+        if any(now - one.move_seen < limit for one in watched):
+            return None
+        least = min((one.sign.step, one.sign.moves) for one in watched)
+        behind = [one for one in watched if (one.sign.step, one.sign.moves) == least]
+        words = [f"{one.sign.who} does not get on" for one in behind]
+        return _trouble("process hung", behind, now, words)
+
+
+def is_gone(sign: Sign) -> bool:
+    """Whether its process has ended; False for processes of other machines."""
+    if not sign.is_here:
+        return False
+    started = process_start(sign.pid)
+    return started is None or abs(started - sign.process_start) > START_TOLERANCE_SECONDS
+
+
+def _trouble(kind: str, who: Sequence[_Watched], now: float, words: Iterable[str]) -> Trouble:
+    told = "; ".join(
+        f"{text} (last sign {now - one.beat_seen:.0f} s ago: {one.sign.doing or 'starting'})"
+        for one, text in zip(who, words, strict=True)
+    )
+    ranks = tuple(one.sign.rank for one in who)
+    return Trouble(kind, ranks, max(one.sign.step for one in who), f"{told[0].upper()}{told[1:]}.")
+
+
+def failed(signs: Sequence[Sign]) -> Trouble | None:
+    """The process that gave up for a reason of its own; None when none did, or all only because others were gone."""
+    own = [sign for sign in signs if sign.failure is not None and sign.failure.kind != PEER]
+    if not own:
+        return None
+    first = min(own, key=lambda sign: sign.failed_at)
+    assert first.failure is not None
+    kind = "out of memory" if first.failure.kind == MEMORY else "failed"
+    what = f"{first.who[0].upper()}{first.who[1:]}: {first.failure.what}"
+    return Trouble(kind, (first.rank,), first.step, what, first.failure, first.pieces)
+
+
+def own_sign(rank: int, world: int) -> Sign:
+    """Of this process, before it does anything."""
+    pid = os.getpid()
+    return Sign(rank=rank, world=world, pid=pid, process_start=process_start(pid) or 0.0, host=host_name())
