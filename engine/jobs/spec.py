@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from engine.errors import EngineError
 from engine.jobs.spec_checks import check_together
+from engine.jobs.spec_checks_training import inherited
 from engine.jobs.spec_context import ContextSection
 from engine.jobs.spec_distributed import DistributedSection
 from engine.jobs.spec_growth import OVERRIDES, STOP_OVERRIDES, ExpansionSection, StageSection
@@ -355,25 +356,34 @@ class JobSpec(_Section, frozen=True, kw_only=True):
     def staged(self) -> tuple[JobSpec, ...]:
         """The job as a row of jobs without stages: each grows the model where its [expansion] asks for it and then
         trains by its own task. An adapter job, or one without [[stages]], is itself."""
-        return tuple(self._of_stage(stage) for stage in self.stages) or (self,)
+        return tuple(self.of_stage(stage) for stage in self.stages) or (self,)
 
-    def _of_stage(self, stage: StageSection) -> JobSpec:
+    def of_stage(self, stage: StageSection) -> JobSpec:
+        """One stage as a job. What [training] says and means nothing to it is left out; a stage that only grows has
+        neither text nor processes. Raises EngineError where a job like that is refused."""
+        task = self.task_of(stage)
         own = {name: value for name in OVERRIDES if (value := getattr(stage, name)) is not None}
         if own.keys() & {"max_steps", "max_tokens", "epochs"}:  # its own end takes the place of every end of [training]
             own = {"max_steps": 0, "max_tokens": 0, **own}
+        training = msgspec.structs.replace(self.training, **own)
         stop = {name: value for name in STOP_OVERRIDES if (value := getattr(stage, f"stop_{name}")) is not None}
         length = {} if stage.max_length is None else {"max_length": stage.max_length}
+        sources = self.sources
+        if stage.weights is not None:
+            weights = stage.weights
+            sources = tuple(msgspec.structs.replace(one, weight=weights.get(one.name, 0.0)) for one in sources)
+        without = {} if task.trains else {"stop": StopSection(), "retention": (), "distributed": DistributedSection()}
         return msgspec.structs.replace(
             self,
-            task=self.task_of(stage),
-            data=msgspec.structs.replace(self.data, **length),
-            training=msgspec.structs.replace(self.training, **own),
-            stop=msgspec.structs.replace(self.stop, **stop),
-            sources=tuple(
-                msgspec.structs.replace(source, weight=stage.weights.get(source.name, 0.0)) for source in self.sources
-            )
-            if stage.weights is not None
-            else self.sources,
-            expansion=stage.expansion(self.expansion),
-            stages=(),
+            **{
+                "task": task,
+                "data": msgspec.structs.replace(self.data, **length),
+                "training": msgspec.structs.replace(training, **inherited(training, task, set(own))),
+                "stop": msgspec.structs.replace(self.stop, **stop),
+                "sources": sources if task.trains else (),
+                "stream": self.stream if task.trains else StreamSection(),
+                "expansion": stage.expansion(self.expansion),
+                "stages": (),
+                **without,
+            },
         )

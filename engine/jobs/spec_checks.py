@@ -9,29 +9,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from engine.jobs.spec_checks_distributed import check_distributed
+from engine.jobs.spec_checks_evaluation import check_evaluation
+from engine.jobs.spec_checks_stages import WHOLE_TASKS, check_stages
+from engine.jobs.spec_checks_stream import check_mix, check_sources
+from engine.jobs.spec_checks_training import check_training
 from engine.jobs.spec_context_checks import check_context
-from engine.jobs.spec_growth import SIZES, ExpansionSection, StageSection
+from engine.jobs.spec_growth import SIZES, ExpansionSection
 from engine.jobs.spec_section import Task
 
 if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
 
-_GROWN_TASKS = "full, new_blocks, new_coordinates or qlora_grown"
-
 
 def check_together(spec: JobSpec) -> None:
     """Raises EngineError `spec.conflict` or `spec.no_growth`."""
     _check_quantization(spec.task, spec.quantization.kind)
+    check_context(spec)
+    check_sources(spec)
+    check_evaluation(spec)
     if spec.stages:
-        _check_stages(spec)
+        check_stages(spec)
     elif spec.task is Task.EXPAND and not spec.expansion.grows:
         raise EngineError(
             "spec.no_growth",
             'task = "expand" is to grow the model, but [expansion] names no size.',
             next_step='Give expansion.to = "7B", or sizes: expansion.hidden, ffn, layers, heads, kv_heads, experts.',
         )
-    _check_sizes(spec.expansion, "expansion")
-    check_context(spec)
+    _check_sizes(spec.expansion)
+    if not spec.stages:
+        check_mix(spec)
+        check_training(spec)
+        check_distributed(spec)
     if spec.task.trains_adapter:
         _check_adapter_task(spec)
     else:
@@ -72,14 +81,15 @@ def _check_quantization(task: Task, kind: str) -> None:
         )
 
 
-def _check_sizes(section: ExpansionSection | StageSection, where: str) -> None:
+def _check_sizes(section: ExpansionSection) -> None:
     named = [name for name in SIZES if name != "experts" and getattr(section, name)]
     if section.to and named:
         raise EngineError(
             "spec.conflict",
-            f"{where}.to and {where}.{named[0]} are both set.",
+            f"expansion.to and expansion.{named[0]} are both set.",
             cause="Either the planner finds the sizes for a number of parameters, or they are named.",
-            next_step=f'Leave out one: {where}.to = "", or {where}.{named[0]} = 0.',
+            next_step=f'Leave out one: expansion.to = "", or expansion.{named[0]} = 0.',
+            key="expansion.to",
         )
 
 
@@ -88,7 +98,7 @@ def _check_adapter_task(spec: JobSpec) -> None:
         raise EngineError(
             "spec.conflict",
             f'task = "{spec.task.value}" trains an adapter beside the model as it is, but [expansion] asks for growth.',
-            next_step=f'Set task to {_GROWN_TASKS}; or grow first with task = "expand", then train an adapter on that.',
+            next_step=f'Set task to {WHOLE_TASKS}; or grow first with task = "expand", then train an adapter on that.',
         )
     training = spec.training
     if training.new_learning_rate or training.new_warmup_ratio:
@@ -96,7 +106,7 @@ def _check_adapter_task(spec: JobSpec) -> None:
             "spec.conflict",
             f'training.new_learning_rate and new_warmup_ratio mean nothing with task = "{spec.task.value}".',
             cause="They are for parameters that growth added.",
-            next_step=f"Leave them out, or set task to {_GROWN_TASKS}.",
+            next_step=f"Leave them out, or set task to {WHOLE_TASKS}.",
         )
 
 
@@ -115,42 +125,3 @@ def _check_whole_model_task(spec: JobSpec) -> None:
             cause="8-bit states share one scale per block, which keeps no old and new coordinates apart.",
             next_step='Set training.optimizer = "adamw".',
         )
-
-
-def _check_stages(spec: JobSpec) -> None:
-    if spec.task.trains_adapter:
-        raise EngineError(
-            "spec.conflict",
-            f'[[stages]] grow and train whole weights; task = "{spec.task.value}" trains an adapter.',
-            next_step=f"Set task to {_GROWN_TASKS}.",
-        )
-    if spec.expansion.grows:
-        raise EngineError(
-            "spec.conflict",
-            "[expansion] and [[stages]] both say how to grow.",
-            next_step="Name the sizes in the stages; [expansion] then holds seed, type, shard size and proof of all.",
-        )
-    for number, stage in enumerate(spec.stages, 1):
-        task = stage.task or spec.task
-        where = f"stages[{number}]"
-        if task.trains_adapter:
-            raise EngineError(
-                "spec.conflict",
-                f'{where}.task is "{task.value}", which trains an adapter; a stage trains whole weights.',
-                next_step=f"Set it to expand, {_GROWN_TASKS}.",
-            )
-        if task is Task.EXTEND:
-            raise EngineError(
-                "spec.conflict",
-                f'{where}.task is "extend", which is a job of its own.',
-                next_step='Extend first (task = "extend"), then use the folder it leaves as model.source.',
-            )
-        if task is Task.EXPAND and not stage.grows:
-            raise EngineError(
-                "spec.no_growth",
-                f"{where} neither grows nor trains.",
-                next_step="Give it sizes to grow to, or a task that trains.",
-            )
-        _check_sizes(stage, where)
-        if spec.quantization.kind != "auto":
-            _check_quantization(task, spec.quantization.kind)

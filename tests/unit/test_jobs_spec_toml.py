@@ -143,34 +143,32 @@ def _tables(tree: dict[str, object]) -> dict[str, set[str]]:
 
 
 def test_every_field_of_every_section_is_written() -> None:
-    section = spec_module.ContextSection(length=1024)
-    training = spec_module.TrainingSection(
-        gradient_checkpointing=True,
-        offload_activations=True,
-        loss_chunk_tokens=512,
-        tokens_per_step=4096,
-        max_tokens=1_000_000,
-        ramp_from=1,
-        ramp_ratio=0.5,
-        decay_ratio=0.5,
-        final_rate_ratio=0.1,
-        trainable=("*.mlp.*",),
-    )
     evaluation = spec_module.EvaluationSection(
         lengths=(256, 1024), needle_prompts=2, tasks=("demo",), tasks_every_steps=5, tasks_limit=9, tasks_part=8
     )
-    extended = JobSpec(
-        context=section,
-        training=training,
+    rows = JobSpec(
+        context=spec_module.ContextSection(length=1024),
+        training=spec_module.TrainingSection(
+            gradient_checkpointing=True, offload_activations=True, loss_chunk_tokens=512, tokens_per_step=4096
+        ),
         evaluation=evaluation,
-        stream=spec_module.StreamSection(deduplicate="near"),
         stop=spec_module.StopSection(hours=2),
         distributed=spec_module.DistributedSection(processes=2),
     )
-    written = _tables(tomllib.loads(dump_spec(extended)))
-    for name, keys in _tables(tomllib.loads(dump_spec(JobSpec(task=spec_module.Task.FULL)))).items():
-        written[name] = written.get(name, set()) | keys
-    assert written == _tables(msgspec.to_builtins(extended))
+    streamed = JobSpec(
+        task=spec_module.Task.FULL,
+        sources=(spec_module.SourceSection(name="web", path="web.txt"),),
+        stream=spec_module.StreamSection(deduplicate="near"),
+        training=spec_module.TrainingSection(
+            max_tokens=1_000_000, ramp_from=1, ramp_ratio=0.5, trainable=("*.mlp.*",),
+            schedule=spec_module.Schedule.WSD, decay_ratio=0.5, final_rate_ratio=0.1,
+        ),
+    )  # fmt: skip
+    written: dict[str, set[str]] = {}
+    for spec in (rows, streamed, JobSpec(task=spec_module.Task.FULL)):
+        for name, keys in _tables(tomllib.loads(dump_spec(spec))).items():
+            written[name] = written.get(name, set()) | keys
+    assert written == _tables(msgspec.to_builtins(rows))
 
 
 def test_an_adapter_job_is_written_without_a_word_about_growth_and_keeps_its_hash() -> None:
