@@ -19,6 +19,7 @@ from scaler_tui.cli_context import add_eval, add_extend
 from scaler_tui.cli_flags import json_flag, machine_flag
 from scaler_tui.cli_lab import add_lab
 from scaler_tui.cli_mix import add_mix
+from scaler_tui.cli_remote import add_remote
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
 _SPEC_FILES = "File names in the spec are relative to the spec's own folder."
@@ -119,6 +120,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_extend(add, named="extend" in argv)
     add_eval(add)
     add_mix(add)
+    add_remote(add)
     add_lab(add)
     _add_runs(add)
     return parser
@@ -324,6 +326,8 @@ def _dispatch(words: list[str]) -> int:
         return _wizard(parsed)
     if parsed.command == "attach":
         return _attach(parsed)
+    if parsed.command == "remote":
+        return _remote(parsed)
     from scaler_tui import commands
 
     return commands.COMMANDS[parsed.command](parsed)
@@ -347,15 +351,28 @@ def _wizard(arguments: argparse.Namespace) -> int:
 
 
 def _attach(arguments: argparse.Namespace) -> int:
+    from engine.jobs.elsewhere import follow as bring_up_to_date
     from engine.jobs.store import find_run
     from scaler_tui.terminal import is_interactive
 
     run_dir = find_run(arguments.id)
+    bring_up_to_date(run_dir)
     if not is_interactive():
         from scaler_tui.follow import watch
 
         return watch(run_dir)
     return _open_app(arguments, run_dir=run_dir)
+
+
+def _remote(arguments: argparse.Namespace) -> int:
+    """A run on another machine; where there is a terminal the wizard opens on its mirror."""
+    from scaler_tui.commands import remote
+    from scaler_tui.terminal import is_interactive
+
+    run_dir = remote.remote(arguments)
+    if run_dir is None or arguments.detach or arguments.json:
+        return int(ExitCode.DONE)
+    return _open_app(arguments, run_dir=run_dir) if is_interactive() else remote.watch(run_dir)
 
 
 def _open_app(arguments: argparse.Namespace, *, run_dir: Path | None) -> int:

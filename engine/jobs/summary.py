@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import EngineError
+from engine.jobs import elsewhere, layout, lock
 from engine.jobs import events as ev
-from engine.jobs import layout, lock
 from engine.jobs.fold import Fold
 from engine.jobs.journal import merge, read_head_events, read_tail_events
 from engine.jobs.liveness import current_boot_id, is_alive
@@ -103,6 +103,8 @@ def judge(state: RunState, run_dir: Path, record: RunRecord, *, now: float | Non
     if not state.state.is_live:
         return state
     now = time.time() if now is None else now
+    if elsewhere.is_elsewhere(run_dir):
+        return _judge_mirror(state, run_dir, now)
     if not state.runner_pid and not state.worker_pid:
         return _judge_unstarted(state, run_dir, now - record.created)
     if state.boot_id and state.boot_id != current_boot_id():
@@ -123,6 +125,20 @@ def judge(state: RunState, run_dir: Path, record: RunRecord, *, now: float | Non
     if worker_alive and now - last_word > STALLED_SECONDS:
         state.state = RunPhase.STALLED
         state.warning = f"The worker is alive but has said nothing for {now - last_word:.0f} s. " + state.warning
+    return state
+
+
+def _judge_mirror(state: RunState, run_dir: Path, now: float) -> RunState:
+    """A run on another machine, which was asked whether anybody works on it. Its clock may be another: only times of
+    its own are compared with each other."""
+    link = elsewhere.link_of(run_dir)
+    if link.heard and not link.working:
+        return _lost(state, "On its host neither its runner nor its worker is alive, and neither said goodbye.")
+    state.warning = elsewhere.warning_of(run_dir, now)
+    beat, last_word = state.heartbeat or 0.0, state.worker_updated or state.started or 0.0
+    if state.worker_pid and beat - last_word > STALLED_SECONDS:
+        state.state = RunPhase.STALLED
+        state.warning = f"The worker is alive but has said nothing for {beat - last_word:.0f} s. " + state.warning
     return state
 
 

@@ -1,0 +1,116 @@
+"""Files taken in by their hash, shown under their own names, and handed out again.
+
+Owns the store below the root: `files/` by hash, `inputs/` as links to them. Must not know what is in a file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from .common import CHUNK_BYTES, Refused, blob_path, sha_of, write_whole
+
+
+def have(order: dict[str, Any]) -> dict[str, Any]:
+    """Bytes that are here of each file asked for: all of it, the part an interrupted copy left, or 0."""
+    root = Path(order["root"])
+    sizes = {}
+    for sha in order["files"]:
+        blob = blob_path(root, sha)
+        found = blob if blob.is_file() else blob.with_suffix(".part")
+        sizes[sha] = found.stat().st_size if found.is_file() else 0
+    return {"bytes": sizes, "complete": [sha for sha in order["files"] if blob_path(root, sha).is_file()]}
+
+
+def receive(order: dict[str, Any]) -> dict[str, Any]:
+    """Take files in from standard input, one after the other, each from the byte where it stopped; none is taken over
+    whose hash is not its name."""
+    root, taken = Path(order["root"]), []
+    for entry in order["files"]:
+        _take(blob_path(root, entry["sha"]), entry["sha"], entry["offset"], entry["size"])
+        taken.append(entry["sha"])
+    return {"taken": taken}
+
+
+def _take(blob: Path, sha: str, offset: int, size: int) -> None:
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    part = blob.with_suffix(".part")
+    with part.open("r+b" if offset else "wb") as file:
+        file.truncate(offset)
+        file.seek(offset)
+        left = size - offset
+        while left:
+            chunk = sys.stdin.buffer.read(min(left, CHUNK_BYTES))
+            if not chunk:
+                raise Refused("remote.dropped", "The connection was lost while a file was copied.")
+            file.write(chunk)
+            left -= len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    if sha_of(part) != sha:
+        part.unlink()
+        raise Refused(
+            "remote.damaged",
+            "A file arrived damaged.",
+            f"Its SHA-256 is not {sha[:12]}...",
+            "Try again: it is copied anew.",
+        )
+    part.chmod(0o444)
+    part.replace(blob)
+
+
+def tree(order: dict[str, Any]) -> dict[str, Any]:
+    """A folder with files under their own names, all of them here already; its name is the hash of the list."""
+    root = Path(order["root"])
+    target = root / "inputs" / order["name"]
+    if not target.is_dir():
+        staging = target.with_name(f".{target.name}.{os.getpid()}")
+        for name, sha in order["files"]:
+            place = staging / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(blob_path(root, sha), place)
+            except OSError:  # a file system without links
+                shutil.copyfile(blob_path(root, sha), place)
+        try:
+            staging.rename(target)
+        except OSError:  # somebody else was faster
+            shutil.rmtree(staging)
+    return {"path": str(target)}
+
+
+def write(order: dict[str, Any]) -> dict[str, Any]:
+    """A small file, whole or not there."""
+    write_whole(Path(order["path"]), order["text"])
+    return {}
+
+
+def read(order: dict[str, Any]) -> dict[str, Any]:
+    """A small file, its bytes as hexadecimal digits."""
+    path = Path(order["path"])
+    if not path.is_file():
+        raise Refused("remote.no_run", f"There is no {path}.", "", "Is the run's folder still there?")
+    return {"content": path.read_bytes().hex()}
+
+
+def listing(order: dict[str, Any]) -> dict[str, Any]:
+    """Every file below the folders named: name, bytes, SHA-256."""
+    base = Path(order["directory"])
+    files = [
+        {"name": str(path.relative_to(base)), "size": path.stat().st_size, "sha": sha_of(path)}
+        for folder in order["folders"]
+        for path in sorted((base / folder).rglob("*"))
+        if path.is_file()
+    ]
+    return {"files": files}
+
+
+def send(order: dict[str, Any]) -> None:
+    """The bytes of a file from an offset on."""
+    with open(order["path"], "rb") as file:
+        file.seek(order["offset"])
+        shutil.copyfileobj(file, sys.stdout.buffer, CHUNK_BYTES)
+    sys.stdout.buffer.flush()

@@ -1,0 +1,142 @@
+"""The local files a spec names, as what has to be on another machine: bundles of files with sizes and hashes.
+
+Owns which files belong to a name: a model's weights and tokenizer, a folder of text, what a pattern finds, what lies
+beside a benchmark's .yaml. Must not know how they are copied. Hub ids and what ships with the program need nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import EngineError
+from engine.jobs.spec import JobSpec
+from engine.jobs.spec_paths import Named, NamedKind, map_files, named_files
+from engine.remote.hashes import Hashes
+
+_MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
+_TASK_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".csv", ".parquet", ".txt", ".py")
+_MAGIC = "*?["
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of a bundle."""
+
+    path: Path
+    name: str
+    """Within the bundle, with slashes."""
+    size: int
+    sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What one value of a spec stands for."""
+
+    key: str
+    value: str
+    """As the spec has it, absolute."""
+    tail: str
+    """What follows the bundle's folder in the value's new form: a file name, a pattern, or nothing for the folder."""
+    files: tuple[InputFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def name(self) -> str:
+        """The hash of names and contents: equal bundles have equal names."""
+        lines = "".join(f"{file.sha} {file.name}\n" for file in self.files)
+        return hashlib.sha256(lines.encode()).hexdigest()[:32]
+
+
+def collect(spec: JobSpec, on_bytes: Callable[[int], None] = lambda _: None) -> tuple[Bundle, ...]:
+    """The bundles of a spec whose file names are absolute; `on_bytes` is told how much was hashed.
+
+    Raises EngineError `remote.input` that names the key of what cannot be read.
+    """
+    hashes = Hashes()
+    found: dict[str, Bundle] = {}
+    for named in named_files(spec):
+        if named.value in found or named.kind in (NamedKind.OUTPUT, NamedKind.CACHE):
+            continue
+        paths, tail, root = _paths_of(named)
+        if paths is None:
+            continue
+        try:
+            files = tuple(
+                InputFile(path, path.relative_to(root).as_posix(), path.stat().st_size, hashes.of(path, on_bytes))
+                for path in paths
+            )
+        except OSError as error:
+            raise _unreadable(named, error.strerror or str(error)) from error
+        if not files:
+            raise _unreadable(named, "Nothing is there.")
+        found[named.value] = Bundle(named.key, named.value, tail, files)
+    hashes.save()
+    return tuple(found.values())
+
+
+def with_places(spec: JobSpec, places: Mapping[str, str]) -> JobSpec:
+    """The spec for the other machine: `places` says where each named value is there. Outputs and caches are the
+    run's own there."""
+
+    def moved(named: Named) -> str:
+        if named.kind in (NamedKind.OUTPUT, NamedKind.CACHE):
+            return ""
+        return places.get(named.value, named.value)
+
+    return map_files(spec, moved)
+
+
+def _paths_of(named: Named) -> tuple[list[Path] | None, str, Path]:
+    """Files, what follows the folder in the new name, and the folder that names are relative to; None for no files."""
+    path = Path(named.value)
+    if named.kind is NamedKind.MODEL:
+        return (_with_suffix(path, _MODEL_SUFFIXES), "", path) if path.is_dir() else (None, "", path)
+    if named.kind is NamedKind.TASK:
+        return _with_suffix(path.parent, _TASK_SUFFIXES) if path.is_file() else [], path.name, path.parent
+    if path.is_dir():
+        return _visible(path.rglob("*"), path), "", path
+    if path.is_file():
+        return [path], path.name, path.parent
+    if any(character in named.value for character in _MAGIC):
+        root = _before_pattern(path)
+        found = (Path(name) for name in glob.glob(named.value, recursive=True))
+        return _visible(found, root), path.relative_to(root).as_posix(), root
+    return [], "", path
+
+
+def _before_pattern(path: Path) -> Path:
+    parts = []
+    for part in path.parts:
+        if any(character in part for character in _MAGIC):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """What lies in `folder` itself; pickles and code stay where they are, as everywhere."""
+    return [path for path in _visible(folder.iterdir(), folder) if path.suffix in suffixes]
+
+
+def _visible(paths: Iterable[Path], root: Path) -> list[Path]:
+    return sorted(
+        path for path in paths if path.is_file() and not any(p.startswith(".") for p in path.relative_to(root).parts)
+    )
+
+
+def _unreadable(named: Named, cause: str) -> EngineError:
+    return EngineError(
+        "remote.input",
+        f"{named.key} names {named.value}, which cannot be copied.",
+        cause=cause,
+        next_step="Correct the name in the spec; names are relative to the spec's own folder.",
+    )
