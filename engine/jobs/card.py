@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.jobs.events import ProofReport, RetentionReport
+from engine.jobs.events import ProofReport, Ranks, Recovery, RetentionReport
 from engine.jobs.length_report import LengthReport
+from engine.jobs.stage_figures import StageFigures
 
 
 class SuiteResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,4 +199,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Of a job with stages."""
     curves: tuple[FollowedCurve, ...] = ()
     """Suites and benchmarks as they were followed while training."""
+    stage_figures: tuple[StageFigures, ...] = ()
+    """What each stage did; one entry for a job without stages."""
+    recoveries: tuple[Recovery, ...] = ()
+    """Trouble that the run went through by itself, oldest first."""
+    ranks: Ranks | None = None
+    """The processes of a job on several cards."""
     v: int = 1

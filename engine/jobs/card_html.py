@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from html import escape
 
 from engine.jobs.card import Card, MergeCheck, PredictedMeasured, Reader, SampleComparison
+from engine.jobs.card_evaluation import STYLE as EVALUATION_STYLE
+from engine.jobs.card_evaluation import evaluation_sections
 from engine.jobs.card_growth import growth_section
 from engine.jobs.card_plots import loss_plot, range_bar
 from engine.jobs.length_html import STYLE as LENGTH_STYLE
@@ -71,7 +73,9 @@ dd { margin:0; overflow-wrap:anywhere } code { font:13px/1.5 ui-monospace,Menlo,
 def render(card: Card) -> str:
     """The page as text, UTF-8."""
     title = escape(card.name or card.run_id)
-    parts = (_figures, growth_section, length_section, _curves, _samples, _promises, _details, _notes)
+    parts = (
+        _figures, evaluation_sections, growth_section, length_section, _curves, _samples, _promises, _details, _notes,
+    )  # fmt: skip
     return document(title, f"{title} · before and after", _subtitle(card), [part(card) for part in parts])
 
 
@@ -88,7 +92,7 @@ def document(title: str, head: str, subtitle: str, sections: Sequence[str]) -> s
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{head}</title>\n<style>{_STYLE}{LENGTH_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{head}</title>\n<style>{_STYLE}{EVALUATION_STYLE}{LENGTH_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<header><h1>{title}</h1>\n<p class="sub">{subtitle}</p></header>\n'
         + "\n".join(filter(None, sections))
         + "\n</main>\n</body>\n</html>\n"

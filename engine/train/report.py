@@ -15,6 +15,7 @@ from engine.jobs.journal import JournalTail
 from engine.jobs.length_report import LengthReport
 from engine.jobs.series import Series
 from engine.jobs.spec import JobSpec
+from engine.jobs.stage_figures import stage_figures
 from engine.jobs.summary import cost_usd
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ def build_card(facts: Facts) -> card.Card:
         lengths_before=facts.lengths_before,
         lengths_after=facts.lengths_after,
         readers=facts.readers,
+        stage_figures=stage_figures(JournalTail(facts.run_dir).stream()),
+        recoveries=tuple(state.findings.recoveries),
+        ranks=state.findings.ranks,
     )
 
 

@@ -26,7 +26,7 @@ from scaler_tui.screens.help import HelpScreen
 from scaler_tui.screens.problem import ProblemScreen
 from scaler_tui.screens.run import STYLES
 from scaler_tui.terminal import RenderPolicy
-from scaler_tui.widgets import card_words
+from scaler_tui.widgets import card_abilities, card_words
 from scaler_tui.widgets.before_after import BeforeAfter, Pair
 from scaler_tui.widgets.frame import KeyLine
 from scaler_tui.widgets.status_line import FixedText, toned
@@ -68,6 +68,11 @@ class CardScreen(Screen[None]):
         with VerticalScroll(id="card"):
             yield FixedText(id="card-headline")
             yield FixedText(id="card-scores", classes="card-part")
+            yield FixedText(id="card-retention", classes="card-part")
+            yield FixedText(id="card-texts", classes="card-part")
+            yield FixedText(id="card-benchmarks", classes="card-part")
+            yield FixedText(id="card-stages", classes="card-part")
+            yield FixedText(id="card-trouble", classes="card-part")
             yield FixedText(id="card-lengths", classes="card-part")
             yield FixedText(id="card-promises", classes="card-part")
             yield BeforeAfter(id="card-samples", empty="No fixed prompts were answered.")
@@ -86,6 +91,8 @@ class CardScreen(Screen[None]):
         self.set_class(not self.unicode, "-ascii")
         arrow = "→" if self.unicode else "->"
         titles = {
+            "retention": "Against the parent model", "texts": "Texts", "benchmarks": "Benchmarks", "stages": "Stages",
+            "trouble": "Trouble it went through",
             "scores": f"Before {arrow} after", "lengths": "By length", "promises": f"Predicted {arrow} measured",
             "samples": "Same prompts", "files": "Files", "facts": "Run",
         }  # fmt: skip
@@ -135,6 +142,11 @@ class CardScreen(Screen[None]):
         self.query_one("#card-title", FixedText).show(Content.assemble(" ", toned("Card", "strong"), f"  {name}"))
         self._fill("headline", card_words.headline(card, unicode=unicode))
         self._fill("scores", card_words.score_lines(card, width, unicode=unicode))
+        self._fill("retention", card_abilities.retention_lines(card, width, unicode=unicode))
+        self._fill("texts", card_abilities.text_lines(card, width, unicode=unicode))
+        self._fill("benchmarks", card_abilities.benchmark_lines(card, width, unicode=unicode))
+        self._fill("stages", card_abilities.stage_lines(card, width, unicode=unicode))
+        self._fill("trouble", card_abilities.trouble_lines(card, width))
         self._fill("lengths", card_words.length_lines(card, width, unicode=unicode))
         self._fill("promises", card_words.promise_table(card, width, unicode=unicode))
         self._fill("files", card_words.file_lines(card, self.run_dir, merging=self.merging))
@@ -155,7 +167,9 @@ class CardScreen(Screen[None]):
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Merging makes sense once."""
+        """Merging makes sense once, and only for an adapter."""
+        if action == "merge" and self.card is not None and self.card.adapter.kind != "adapter":
+            return False
         if action == "merge":
             return True if self.card is not None and self.card.merged is None and not self.merging else None
         if action == "proof":

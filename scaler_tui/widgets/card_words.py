@@ -14,6 +14,7 @@ from textual.content import Content
 from engine.jobs.card import Card, PredictedMeasured
 from engine.jobs.layout import CARD_PAGE
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
+from scaler_tui.abilities_text import lost_words
 from scaler_tui.widgets import length_words
 from scaler_tui.widgets.run_figures import Promise, labelled, promise_lines, range_verdict
 from scaler_tui.widgets.status_line import toned
@@ -121,11 +122,18 @@ def headline(card: Card, *, unicode: bool) -> Content:
         "bad": "It got worse at the task",
     }[rows["task loss"].tone]
     text = f"{first}: {learned.name} {learned.before} before, {learned.after} after."
+    if any(figures.domains for figures in card.stage_figures):  # it streamed: there is no task, only text
+        text = text.replace("the task", "the text").replace("task loss", "held-out loss")
     forgetting = rows.get("base perplexity")
     tone = rows["task loss"].tone
     if forgetting is not None:
         text += f" Of what it knew, {forgetting.verdict}."
         tone = "warn" if tone == "good" and forgetting.tone != "good" else tone
+    lost = lost_words(card.retention)
+    if lost or card.held:
+        text += f" Against the parent model, {lost}." if lost else ""
+        text += " It was not promoted." if card.held else ""
+        tone = "bad" if card.held else "warn" if tone == "good" else tone
     sign = {"good": "✓" if unicode else "+", "warn": "!", "bad": "✗" if unicode else "x"}[tone]
     return Content.assemble(toned(f"{sign} ", tone), toned(text.replace("–", dash), "strong"))
 
@@ -191,7 +199,7 @@ def file_lines(card: Card, run_dir: Path, *, merging: bool) -> Content:
             ("", f"task loss {loss:.4f} merged, {merged.adapter_task_loss:.4f} adapter on {merged.base_dtype}"),
             ("", f"logits differ by {mean:.3g} on average, {largest:.3g} at most"),
         ]
-    else:
+    elif card.adapter.kind == "adapter":
         rows.append(("merged", "being written now" if merging else "not yet; m writes it"))
     rows.append(("page", f"{run_dir / CARD_PAGE}"))
     return labelled(rows, 10_000)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from engine.jobs.events import BenchmarkScore, Recovery, Retention, RetentionReport
+from scaler_tui.abilities_text import gate_words, ordered, recovery_words, report_figures, score_text, sentence
 from scaler_tui.widgets.chart_raster import ChartLine
 from scaler_tui.widgets.status_line import clip, toned
 
@@ -32,9 +33,7 @@ SIGNS = {
     "gained": ("▲", "+", "good"),
     "kept": ("✓", "=", "good"),
 }
-"""Verdict -> glyph, ASCII glyph, tone; in the order in which they are shown."""
-SHARES = ("acc", "exact_match", "em")
-"""Metrics that begin so are shares of right answers."""
+"""Verdict -> glyph, ASCII glyph, tone."""
 
 
 def measures(snapshot: RunSnapshot) -> bool:
@@ -126,22 +125,14 @@ def benchmark_rows(scores: Sequence[BenchmarkScore]) -> list[BenchmarkRow]:
     return list(rows.values())
 
 
-def score_text(score: BenchmarkScore | None, *, unicode: bool) -> str:
-    """ "91.0 ± 2.3 %" for shares, "3.214 ± 0.012" for anything else."""
-    if score is None:
-        return "-"
-    between = " ± " if unicode else " +- "
-    error = score.standard_error
-    if score.metric.startswith(SHARES):
-        known = "" if error is None else f"{between}{error * 100:.1f}"
-        return f"{score.value * 100:.1f}{known} %"
-    return f"{score.value:.3f}" + ("" if error is None else f"{between}{error:.3f}")
+def _score(score: BenchmarkScore | None, *, unicode: bool) -> str:
+    return "-" if score is None else score_text(score.metric, score.value, score.standard_error, unicode=unicode)
 
 
 def benchmark_lines(scores: Sequence[BenchmarkScore], width: int, *, unicode: bool) -> list[Content]:
     """A table; each row takes a second line where one has not room for it."""
     rows = benchmark_rows(scores)
-    texts = [(score_text(row.before, unicode=unicode), score_text(row.now, unicode=unicode)) for row in rows]
+    texts = [(_score(row.before, unicode=unicode), _score(row.now, unicode=unicode)) for row in rows]
     names = [f"{row.task} {row.metric}" for row in rows]
     if not rows:
         return []
@@ -170,28 +161,9 @@ def _asked(score: BenchmarkScore | None) -> str:
 
 
 # ── retention ─────────────────────────────────────────────────────────────────────────────────────────────────────
-def ordered(reports: Sequence[RetentionReport]) -> list[RetentionReport]:
-    """What was lost first."""
-    order = list(SIGNS)
-    return sorted(reports, key=lambda report: order.index(report.verdict) if report.verdict in order else len(order))
-
-
 def lost(retention: Retention | None) -> int:
     """How many abilities were lost."""
     return 0 if retention is None else sum(report.verdict == "lost" for report in retention.reports)
-
-
-def report_figures(report: RetentionReport, *, unicode: bool) -> str:
-    """ "91.0 % → 78.0 %, -13.0 points [-18.1, -7.9] over 150 pairs"."""
-    arrow = "→" if unicode else "->"
-    if report.unit == "accuracy":
-        before, after = (f"{value * 100:.1f} %" for value in (report.before, report.after))
-        delta, low, high = (f"{value * 100:+.1f}" for value in (report.delta, report.low, report.high))
-        change = f"{delta} points [{low}, {high}]"
-    else:
-        before, after = f"{report.before:.4f}", f"{report.after:.4f}"
-        change = f"{report.delta:+.4f} [{report.low:+.4f}, {report.high:+.4f}] {report.unit}"
-    return f"{before} {arrow} {after}, {change}, {report.pairs:,} pairs"
 
 
 def report_lines(reports: Sequence[RetentionReport], width: int, *, unicode: bool) -> list[Content]:
@@ -199,7 +171,7 @@ def report_lines(reports: Sequence[RetentionReport], width: int, *, unicode: boo
     lines: list[Content] = []
     for report in ordered(reports):
         glyph, ascii_glyph, tone = SIGNS.get(report.verdict, ("·", "-", ""))
-        said = wrapped(_sentence(report.words), width - 2)
+        said = wrapped(sentence(report.words), width - 2)
         lines.append(Content.assemble(toned(f"{glyph if unicode else ascii_glyph} ", tone), toned(said[0], "strong")))
         lines += [toned(f"  {text}", "strong") for text in said[1:]]
         lines += [toned(f"  {text}", "quiet") for text in wrapped(report_figures(report, unicode=unicode), width - 2)]
@@ -240,19 +212,7 @@ def _limits(snapshot: RunSnapshot, width: int) -> list[Content]:
     ]
 
 
-def gate_words(on: str, most_lost: float, action: str) -> str:
-    """A limit of the spec as a sentence."""
-    follows = "stops the run" if action == "stop" else "keeps the result from output/"
-    return f"Gate: a significant loss of more than {most_lost * 100:g} % on {on} {follows}."
-
-
 # ── recoveries, waiting, processes ────────────────────────────────────────────────────────────────────────────────
-def recovery_words(recovery: Recovery) -> str:
-    """What happened, where it went on, and what is different."""
-    back = f" Back to step {recovery.back_to_step:,}." if recovery.back_to_step < recovery.step else ""
-    return f"{recovery.what}{back} {recovery.remedy}".strip()
-
-
 def recovery_lines(recoveries: Sequence[Recovery], width: int) -> list[Content]:
     """The newest first."""
     lines: list[Content] = []
@@ -292,8 +252,3 @@ def ranks_text(state: RunState) -> str:
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` cells; an empty text is one empty line."""
     return textwrap.wrap(text, max(width, 20), break_on_hyphens=False) or [""]
-
-
-def _sentence(words: str) -> str:
-    text = f"{words[:1].upper()}{words[1:]}"
-    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -16,6 +16,7 @@ from engine.jobs.heat_grid import short_length
 from engine.jobs.spec import JobSpec, Task
 from engine.jobs.state import RunPhase, RunState
 from engine.units import format_count
+from scaler_tui.abilities_text import recovery_words
 from scaler_tui.feeds.journal_feed import RunSnapshot
 from scaler_tui.spec_context_text import TITLES
 from scaler_tui.widgets import evaluation_words
@@ -88,7 +89,7 @@ def _found_banner(state: RunState) -> Banner | None:
     recovery = evaluation_words.fresh_recovery(state)
     if recovery is not None:
         title = toned(f"Recovered from {recovery.trouble} at step {recovery.step:,}. ", "strong")
-        return Banner(Content.assemble(title, evaluation_words.recovery_words(recovery)), "warn")
+        return Banner(Content.assemble(title, recovery_words(recovery)), "warn")
     retention = state.findings.retention
     if retention is not None and retention.gate:
         return Banner(Content(retention.gate), "bad")

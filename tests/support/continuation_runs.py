@@ -12,8 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.jobs import events as ev
-from engine.jobs.journal import JournalWriter
+from engine.jobs.card import (
+    Adapter,
+    BenchmarkResult,
+    Card,
+    CurvePoint,
+    FollowedCurve,
+    Scores,
+    StageRetention,
+    SuiteResult,
+)
+from engine.jobs.fold import Fold
+from engine.jobs.journal import JournalTail, JournalWriter
 from engine.jobs.layout import JOURNAL
+from engine.jobs.series import Series
 from engine.jobs.spec import (
     CheckpointSection,
     CostSection,
@@ -30,12 +42,15 @@ from engine.jobs.spec import (
     Task,
     TrainingSection,
 )
+from engine.jobs.stage_figures import stage_figures
 from engine.jobs.store import create_run
 from tests.support.golden_runs import GIB, Golden, _meter, _write_runner
 
 SUITES = {"web": (1.912, 1.61, 60.0), "code": (1.455, 1.08, 40.0), "general": (1.148, 1.152, 90.0)}
 """Bits per byte: before, long after, and the steps in which it gets there."""
 TOKENS_PER_STEP = 4096
+STAGES = {1: (1, "short"), 81: (2, "wider"), 161: (3, "deeper")}
+"""First step -> number and name."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +143,11 @@ def continuation_events(wanted: Continuation, began: float) -> list[ev.AnyEvent]
         hosts = ("ada",) * wanted.ranks
         out.append(ev.Ranks(t=t + 1, world=wanted.ranks, strategy="ddp", backend="gloo", hosts=hosts))
     out += [*_measured(wanted, 0, t + 2), ev.Eval(t=t + 2, step=0, loss=2.71), ev.Phase(t=t + 3, name="training")]
-    out.append(ev.Stage(t=t + 3, index=2, count=3, name="wider", task="full"))
     t += 4
     for step in range(1, wanted.steps + 1):
+        if step in STAGES:
+            index, name = STAGES[step]
+            out.append(ev.Stage(t=t, index=index, count=3, name=name, task="full", first_step=step - 1))
         t += wanted.step_seconds
         out.append(_step(wanted, step, t, noise))
         if step % 2 == 0:
@@ -251,3 +268,76 @@ def _step(wanted: Continuation, step: int, t: float, noise: random.Random, *, ag
         domains={"web": 2867, "code": 1229},
         epoch=step / 700,
     )
+
+
+def continuation_card(run_dir: Path, *, held: str = "") -> Card:
+    """The card of such a run, its figures counted from its own journal."""
+    found = list(JournalTail(run_dir).stream())
+    fold = Fold()
+    fold.apply_all(found)
+    state = fold.state
+    names = [name for name in SUITES if name in state.findings.suites]
+    curves = [_followed(name, fold.state.findings.suites[name]) for name in names]
+    after = state.step
+    return Card(
+        run_id=run_dir.name,
+        name="court-rulings",
+        task="full",
+        model="demo",
+        created=time.time(),
+        before=_scores(0, 2.71),
+        after=_scores(after, 1.68),
+        samples=(),
+        steps=state.step,
+        tokens=state.tokens_total,
+        trained_tokens=state.trained_tokens_total,
+        training_seconds=314.0,
+        working_seconds=341.0,
+        cost_usd=0.04,
+        adapter=Adapter(
+            path="output/held/model" if held else "output/model", size_bytes=13_700_000, parameters=4_912_640,
+            kind="model",
+        ),
+        loss_curve=tuple(CurvePoint(b.last_step, b.mean) for b in fold.series("loss").buckets()),
+        eval_curve=tuple(CurvePoint(b.last_step, b.mean) for b in fold.series("eval_loss").buckets()),
+        device="cpu, 2 threads",
+        versions={"torch": "2.13.0"},
+        retention=retention_reports(240),
+        held=held,
+        stages=(
+            StageRetention(stage=1, name="short", step=60, suites=(), benchmarks=(), reports=retention_reports(40)),
+            StageRetention(stage=2, name="wider", step=160, suites=(), benchmarks=(), reports=retention_reports(240)),
+        ),
+        curves=tuple(curves),
+        stage_figures=stage_figures(found),
+        recoveries=tuple(state.findings.recoveries),
+        ranks=state.findings.ranks,
+    )  # fmt: skip
+
+
+def _followed(name: str, series: Series) -> FollowedCurve:
+    points = tuple(CurvePoint(bucket.last_step, bucket.mean) for bucket in series.buckets())
+    return FollowedCurve(name=name, unit="bits per byte", points=points)
+
+
+def _scores(step: int, loss: float) -> Scores:
+    events = _measured(Continuation(), step - step % 40, 0.0)
+    return Scores(
+        task_loss=loss,
+        task_tokens=65_536,
+        suites=tuple(
+            SuiteResult(
+                name=one.suite, nats_per_token=one.nats_per_token, bits_per_byte=one.bits_per_byte, tokens=one.tokens,
+                text_bytes=one.text_bytes, documents=212,
+            )
+            for one in events
+            if isinstance(one, ev.SuiteScore)
+        ),
+        benchmarks=tuple(
+            BenchmarkResult(
+                task=one.task, metric=one.metric, value=one.value, standard_error=one.standard_error, questions=300
+            )
+            for one in events
+            if isinstance(one, ev.BenchmarkScore)
+        ),
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.jobs import events as ev
 from engine.jobs.journal import JournalWriter
 from engine.jobs.layout import JOURNAL
+from scaler_tui import abilities_text
 from scaler_tui.screens.run import RunScreen
 from scaler_tui.terminal import RenderPolicy
 from scaler_tui.widgets import evaluation_words
@@ -175,11 +176,9 @@ def test_lines_that_cross_keep_each_others_dots_and_letters_never_hide_each_othe
 def test_the_words_fit_their_width(width: int, step: int, unicode: bool) -> None:
     for line in evaluation_words.report_lines(retention_reports(step * 8), width, unicode=unicode):
         assert line.cell_length <= width or " " not in line.plain.strip()
-    assert evaluation_words.ordered(retention_reports(240))[0].verdict == "lost"
+    assert abilities_text.ordered(retention_reports(240))[0].verdict == "lost"
 
 
 def test_scores_of_other_metrics_than_shares_are_not_called_per_cent() -> None:
-    score = ev.BenchmarkScore(t=0, step=0, task="t", metric="word_perplexity", value=3.21, standard_error=None)
-    assert evaluation_words.score_text(score, unicode=True) == "3.210"
-    share = ev.BenchmarkScore(t=0, step=0, task="t", metric="acc_norm", value=0.5, standard_error=0.02)
-    assert evaluation_words.score_text(share, unicode=False) == "50.0 +- 2.0 %"
+    assert abilities_text.score_text("word_perplexity", 3.21, None, unicode=True) == "3.210"
+    assert abilities_text.score_text("acc_norm", 0.5, 0.02, unicode=False) == "50.0 +- 2.0 %"
