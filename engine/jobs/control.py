@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from engine.errors import EngineError
+from engine.jobs import elsewhere, layout, lock
 from engine.jobs import events as ev
-from engine.jobs import layout, lock
 from engine.jobs.journal import JournalWriter
 from engine.jobs.launch import launch, refuse_when_held
 from engine.jobs.state import RunPhase, RunState
@@ -24,6 +24,8 @@ def request(run_dir: Path, command: str) -> None:
     stopped at once. Raises EngineError when the run is in no state for it."""
     if command not in layout.COMMANDS:
         raise EngineError("control.unknown", f"'{command}' is no command for a run.", next_step=f"Use {_spoken()}.")
+    if elsewhere.is_elsewhere(run_dir):
+        return elsewhere.pass_on(run_dir, command)
     state = quick_state(run_dir)
     if state.state.is_live:
         _write_request(run_dir, command)
@@ -80,12 +82,18 @@ def take(run_dir: Path) -> str | None:
     return pending[0] if pending else None
 
 
-def resume(run_dir: Path) -> int:
-    """Start the run again from its newest good checkpoint; returns the runner's pid. Raises EngineError."""
+def resume(run_dir: Path, *, processes: int = 0) -> int:
+    """Start the run again from its newest good checkpoint, with so many `processes` per machine where one is given;
+    returns the runner's pid. Raises EngineError.
+
+    Of a run on another machine the host is asked, and the pid is 0."""
+    if elsewhere.is_elsewhere(run_dir):
+        elsewhere.pass_on(run_dir, "resume")
+        return 0
     state = load_state(run_dir)
     refuse_when_held(run_dir)
     if state.state.is_live and state.runner_pid == 0 and state.worker_pid == 0:
-        return launch(run_dir)  # created, never started
+        return launch(run_dir, processes=processes)  # created, never started
     if not state.state.is_resumable:
         raise EngineError(
             "run.not_resumable",
@@ -93,4 +101,4 @@ def resume(run_dir: Path) -> int:
             cause=state.warning or state.what,
             next_step=f"See it with `scaler-wizard attach {run_dir.name}`.",
         )
-    return launch(run_dir)
+    return launch(run_dir, processes=processes)

@@ -14,10 +14,13 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from engine.errors import EngineError, ExitCode
+from engine.jobs import elsewhere, layout, lock
 from engine.jobs import events as ev
-from engine.jobs import layout, lock
 from engine.jobs.journal import read_tail_events
 from engine.jobs.spec import JobSpec
 from engine.jobs.state import RunPhase
@@ -25,6 +28,9 @@ from engine.jobs.store import create_run, load_run_spec
 from engine.jobs.summary import quick_state
 from engine.paths import ensure_writable, runs_dir
 from engine.units import MIB, format_bytes
+
+if TYPE_CHECKING:
+    from engine.jobs.crew import Crew
 
 LAUNCH_SECONDS = 60.0
 """A runner on a busy machine is up in a second or two; beyond this something is wrong."""
@@ -65,14 +71,18 @@ def refuse_when_held(run_dir: Path) -> None:
         )
 
 
-def launch(run_dir: Path, *, wait_seconds: float = LAUNCH_SECONDS) -> int:
+def launch(run_dir: Path, *, wait_seconds: float = LAUNCH_SECONDS, processes: int = 0) -> int:
     """Start the detached runner and wait until it has reported in; returns its pid. Raises EngineError when
-    somebody has the run, it is finished, its spec was edited, or the disk is full."""
+    somebody has the run, it is finished, its spec was edited, or the disk is full.
+
+    `processes` per machine instead of the spec's, from this attempt on until another one is named."""
     run_dir = run_dir.resolve()
     if not (run_dir / layout.SPEC).is_file():
         raise EngineError("run.damaged", f"{run_dir} has no {layout.SPEC}; it is not a run directory.")
+    if elsewhere.is_elsewhere(run_dir):
+        raise EngineError("run.elsewhere", f"Run {run_dir.name} is a mirror; it works on another machine.")
     refuse_when_held(run_dir)
-    load_run_spec(run_dir)
+    crew = crew_of(run_dir, load_run_spec(run_dir), processes)
     if quick_state(run_dir).state is RunPhase.FINISHED:
         raise EngineError("run.finished", f"Run {run_dir.name} is finished; there is nothing to resume.")
     require_free_disk(run_dir, MINIMUM_FREE_BYTES)
@@ -80,7 +90,7 @@ def launch(run_dir: Path, *, wait_seconds: float = LAUNCH_SECONDS) -> int:
     offset = runner_journal.stat().st_size if runner_journal.exists() else 0
     with (run_dir / layout.RUNNER_LOG).open("ab") as log:
         starter = subprocess.Popen(
-            [*module_command("engine.jobs.runner"), "--detach", str(run_dir)],
+            [*module_command("engine.jobs.runner"), "--detach", *_crew_arguments(crew), str(run_dir)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -100,6 +110,32 @@ def launch(run_dir: Path, *, wait_seconds: float = LAUNCH_SECONDS) -> int:
             break
         time.sleep(0.02)
     raise _no_runner(run_dir)
+
+
+def crew_of(run_dir: Path, spec: JobSpec, processes: int = 0) -> Crew | None:
+    """The processes of this run's next attempt; None for the one worker of most runs. A number of `processes` is
+    remembered in the run directory. Raises EngineError when its list of machines is bad."""
+    section = spec.distributed
+    remembered = run_dir / layout.PROCESSES
+    if processes:
+        layout.write_atomic(remembered, b"%d\n" % processes)
+    elif remembered.is_file():
+        processes = int(remembered.read_bytes())
+    listed = run_dir / layout.HOSTS
+    if not processes and section.world == 1 and section.strategy != "fsdp2" and not listed.is_file():
+        return None
+    from engine.jobs.crew import Crew, Host, read_hosts
+
+    return Crew(
+        processes=processes or section.processes,
+        hosts=read_hosts(listed) if listed.is_file() else (Host("localhost"),),
+        restarts=section.restarts,
+        hang_seconds=section.hang_seconds,
+    )
+
+
+def _crew_arguments(crew: Crew | None) -> list[str]:
+    return [] if crew is None else ["--crew", msgspec.json.encode(crew).decode()]
 
 
 def _no_runner(run_dir: Path) -> EngineError:
