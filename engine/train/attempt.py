@@ -5,6 +5,7 @@ Owns these values and the first two phases (model, data). Must not know what is 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +24,7 @@ from engine.train.signals import PauseRequested, PauseSignals
 
 if TYPE_CHECKING:
     from engine.data.load import PreparedData
+    from engine.distributed.company import Company
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,22 @@ class Attempt:
     resume: checkpointing.Resume | None
     worked_before_seconds: float
     began: float = field(default_factory=time.time)
+    company: Company | None = None
+    """The other processes; None for a worker alone."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether another process leads: this one computes its share, and writes, measures and decides nothing."""
+        return self.company is not None and not self.company.leads
+
+    def leader_first(self) -> contextlib.AbstractContextManager[None]:
+        """Around what makes files that all processes use."""
+        return contextlib.nullcontext() if self.company is None else self.company.leader_first()
 
     def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
         """Say what is going on."""
+        if self.company is not None:
+            self.company.life.doing(f"{name}: {detail}" if detail else name)
         self.journal.write(ev.Phase(t=time.time(), name=name, detail=detail, done=done, total=total))
 
     def warn(self, message: str, next_step: str = "") -> None:
@@ -60,7 +75,7 @@ class Attempt:
 
     def obey_before_training(self) -> None:
         """Pause and stop are honoured between the phases before the first step as well."""
-        command = control.take(self.run_dir)
+        command = None if self.follows else control.take(self.run_dir)
         if command in ("pause", "stop"):
             self.journal.write(ev.Control(t=time.time(), command=command))
             raise PauseRequested("", command)

@@ -57,11 +57,12 @@ class Device:
         return self.torch_device.startswith("cuda")
 
 
-def prepare_process(log_path: Path | None) -> None:
-    """Set the variables above and send everything that libraries print to `log_path`."""
+def prepare_process(log_path: Path | None, *, number: int | None = None) -> None:
+    """Set the variables above and send everything that libraries print to `log_path`. `number`: of this process among
+    those on its machine, each of which has a card of its own; None for one alone."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
-    os.environ["CUDA_VISIBLE_DEVICES"] = one_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    os.environ["CUDA_VISIBLE_DEVICES"] = one_card(os.environ.get("CUDA_VISIBLE_DEVICES"), number)
     # bitsandbytes fetches compiled code from the hub when this package happens to be installed: remote code, refused.
     sys.modules["kernels"] = None  # type: ignore[assignment]
     if log_path is not None:
@@ -71,20 +72,24 @@ def prepare_process(log_path: Path | None) -> None:
         os.close(handle)
 
 
-def one_card(visible: str | None) -> str:
-    """The card of this run: the first the user allows, else the one with most free memory, as the plan assumed.
+def one_card(visible: str | None, number: int | None = None) -> str:
+    """The card of this run: the first the user allows, else the one with most free memory, as the plan assumed. Of
+    several processes: the one with this one's number.
 
     One run, one card: with more in sight transformers would wrap the model in DataParallel.
     """
+    if number is not None:
+        allowed = visible.split(",") if visible else []
+        return allowed[number % len(allowed)] if allowed else str(number)
     if visible is not None:
         return visible.split(",")[0]
     cards = [gpu for gpu in nvidia.probe(PROBE_SECONDS).gpus if not gpu.mig]
     return str(max(cards, key=lambda gpu: gpu.free_vram_bytes).index) if cards else "0"
 
 
-def choose_threads(threads: int) -> int:
-    """`threads`, or every core this process may use when it is 0."""
-    return threads or read_cpu().cores
+def choose_threads(threads: int, processes: int = 1) -> int:
+    """`threads`, or every core this process may use when it is 0; its share where several `processes` use them."""
+    return threads or max(read_cpu().cores // processes, 1)
 
 
 def seed_everything(seed: int) -> None:

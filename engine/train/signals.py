@@ -22,10 +22,13 @@ class PauseRequested(BaseException):
 class PauseSignals:
     """Install once, in the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        """`patient`: the wish waits for a step's end wherever it comes. Among several processes that is the only place
+        where it means a pause: launchers also send SIGTERM when another process has died."""
         self.reason = ""
         """Why to pause; empty while nobody asked."""
-        self._deferred = False
+        self._patient = patient
+        self._deferred = patient
 
     def install(self) -> None:
         """Take both signals over."""
@@ -41,13 +44,13 @@ class PauseSignals:
     def defer(self) -> None:
         """From here on the wish is only noted in `reason`; raises PauseRequested when it is there already."""
         self._deferred = True
-        if self.reason:
+        if self.reason and not self._patient:
             raise PauseRequested(self.reason)
 
     def undefer(self) -> None:
         """From here on a signal stops the work at once again; raises PauseRequested when one came meanwhile."""
-        self._deferred = False
-        if self.reason:
+        self._deferred = self._patient
+        if self.reason and not self._patient:
             raise PauseRequested(self.reason)
 
     def ignore(self) -> None:
