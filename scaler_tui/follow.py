@@ -17,8 +17,11 @@ from engine.jobs.state import RunPhase, RunState
 from engine.units import format_bytes, format_duration
 from scaler_tui import output
 from scaler_tui.growth_progress import progress_words
+from scaler_tui.run_news import RunNews
 
 _POLL_SECONDS = 0.25
+WAIT_TOLD = 0.02
+"""A share of the step's time: waiting for data is told from here on."""
 
 
 class Interrupts:
@@ -141,6 +144,7 @@ class _Lines(_Quiet):
         self._tenth = -1
         self._grown = ("", 0)
         self._warning = ""
+        self._news = RunNews()
 
     def show(self, state: RunState) -> None:
         """Print what is new."""
@@ -150,6 +154,8 @@ class _Lines(_Quiet):
         if state.warning and state.warning != self._warning:
             output.note(f"  Warning: {state.warning}")
         self._warning = state.warning
+        for line in self._news.of(state):
+            output.note(f"  {line}")
         self._show_growth(state)
         if state.total_steps:
             tenth = state.step * 10 // state.total_steps
@@ -191,6 +197,8 @@ def _figures(state: RunState, *, most_cells: int = 200) -> str:
         parts.append(f"{format_duration(state.eta_seconds)} left")
     if state.tokens_per_second:
         parts.append(f"{state.tokens_per_second:,.0f} tokens/s")
+    if state.wait_share >= WAIT_TOLD:
+        parts.append(f"waits {state.wait_share:.0%} for data")
     if state.peak_bytes:
         parts.append(f"peak {format_bytes(state.peak_bytes)}")
     between = " · " if output.stderr_is_utf8() else " | "
@@ -219,6 +227,7 @@ class _Bar(_Quiet):
             refresh_per_second=4,
         )
         self._task = self._progress.add_task("starting", total=None, figures="")
+        self._news = RunNews()
         self._progress.start()
         return self
 
@@ -226,7 +235,9 @@ class _Bar(_Quiet):
         self._progress.stop()
 
     def show(self, state: RunState) -> None:
-        """Move the bar."""
+        """Move the bar; news stay above it."""
+        for line in self._news.of(state):
+            self._progress.console.print(line, markup=False, highlight=False)
         growth = growth_now(state)
         training = state.total_steps > 0 and growth is None
         figures = _figures(state, most_cells=self._most_cells) if training else state.phase_detail
