@@ -281,6 +281,17 @@ def _dimension(text: str) -> int:
     return number
 
 
+def _processes_flag(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--processes", type=_count, default=0, metavar="N", help=text)
+
+
+def _count(text: str) -> int:
+    """A number of processes; raises ValueError, which argparse turns into a refusal."""
+    if not 1 <= int(text) <= 1024:
+        raise ValueError(text)
+    return int(text)
+
+
 def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands about runs."""
     demo = add("demo", "fine-tune the embedded demo model now and show the before/after card")
@@ -289,6 +300,10 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     for command in (run, start):
         command.add_argument("spec", metavar="SPEC", type=Path, help="a spec.toml; see scaler-wizard plan")
         command.add_argument("--force", action="store_true", help="start although the estimate says it does not fit")
+        _processes_flag(command, "processes on each machine, one per card, instead of the spec's")
+        command.add_argument(
+            "--nodes", metavar="HOSTS", type=Path, help="a file of machines, host[:processes] a line, reached by ssh"
+        )
     for command in (demo, run, start, add("runs", "all runs, newest first")):
         json_flag(command)
 
@@ -308,6 +323,8 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
         control = add(name, text)
         _run_argument(control)
         json_flag(control)
+        if name == "resume":
+            _processes_flag(control, "processes on each machine from now on, where it was another number")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,12 +202,13 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def latest(run_dir: Path, *, required: Iterable[str] = ()) -> Found:
-    """The newest checkpoint that verifies, and what was wrong with newer ones."""
-    required = tuple(required)
+def latest(run_dir: Path, *, required: Iterable[str] | Callable[[Path], Iterable[str]] = ()) -> Found:
+    """The newest checkpoint that verifies, and what was wrong with newer ones. `required`: files that none can do
+    without, or those that the one in a folder cannot."""
+    always = () if callable(required) else tuple(required)
     messages: list[str] = []
     for step, path in _all(run_dir):
-        problems = verify(path, required=required)
+        problems = verify(path, required=required(path) if callable(required) else always)
         if not problems:
             return Found(path, step, tuple(messages))
         messages.append(f"The checkpoint of step {step} is damaged and was passed over: {'; '.join(problems)}.")

@@ -126,9 +126,10 @@ def crew_of(run_dir: Path, spec: JobSpec, processes: int = 0) -> Crew | None:
         return None
     from engine.jobs.crew import Crew, Host, read_hosts
 
+    hosts = read_hosts(listed) if listed.is_file() else (Host("localhost"),)
     return Crew(
         processes=processes or section.processes,
-        hosts=read_hosts(listed) if listed.is_file() else (Host("localhost"),),
+        hosts=tuple(Host(host.name) for host in hosts) if processes else hosts,
         restarts=section.restarts,
         hang_seconds=section.hang_seconds,
     )

@@ -24,7 +24,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """A spec in the foreground: the run is detached all the same, this only follows it."""
-    return _run_checked(_checked_file(arguments), as_json=arguments.json)
+    return _run_checked(_checked_file(arguments), as_json=arguments.json, hosts=arguments.nodes)
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -33,6 +33,7 @@ def start(arguments: argparse.Namespace) -> int:
     from scaler_tui.preflight import create
 
     run_dir = create(_checked_file(arguments))
+    _keep_hosts(run_dir, arguments.nodes)
     launch(run_dir)
     if arguments.json:
         output.emit_json({"id": run_dir.name, "directory": str(run_dir)})
@@ -47,7 +48,38 @@ def _checked_file(arguments: argparse.Namespace) -> Checked:
     from engine.jobs.spec_toml import load_spec
     from scaler_tui.preflight import check
 
-    return _announced(check(load_spec(arguments.spec), base=arguments.spec.parent, force=arguments.force))
+    spec = _on_processes(load_spec(arguments.spec), arguments)
+    return _announced(check(spec, base=arguments.spec.parent, force=arguments.force))
+
+
+def _on_processes(spec: JobSpec, arguments: argparse.Namespace) -> JobSpec:
+    """The spec with what --processes and --nodes say instead of its [distributed]. Raises EngineError."""
+    import msgspec
+
+    section, changes = spec.distributed, {}
+    if arguments.processes:
+        changes["processes"] = arguments.processes
+    if arguments.nodes is not None:
+        from engine.jobs.crew import read_hosts
+
+        hosts = read_hosts(arguments.nodes)
+        changes["nodes"] = len(hosts)
+        changes["processes"] = arguments.processes or hosts[0].slots or section.processes
+    elif section.nodes > 1:
+        raise EngineError(
+            "run.nodes_missing",
+            f"The spec wants {section.nodes} machines (distributed.nodes); it is not said which.",
+            next_step="Add --nodes hosts.txt, a file with one machine per line: host[:processes].",
+        )
+    return msgspec.structs.replace(spec, distributed=msgspec.structs.replace(section, **changes)) if changes else spec
+
+
+def _keep_hosts(run_dir: Path, hosts: Path | None) -> None:
+    """The list of machines becomes part of the run, for a resume too."""
+    from engine.jobs import layout
+
+    if hosts is not None:
+        layout.write_atomic(run_dir / layout.HOSTS, hosts.read_bytes())
 
 
 def _announced(checked: Checked) -> Checked:
@@ -63,7 +95,7 @@ def start_and_follow(spec: JobSpec, *, as_json: bool) -> int:
     return _run_checked(_announced(check(spec, base=Path.cwd(), force=False)), as_json=as_json)
 
 
-def _run_checked(checked: Checked, *, as_json: bool) -> int:
+def _run_checked(checked: Checked, *, as_json: bool, hosts: Path | None = None) -> int:
     from engine.jobs.launch import launch
     from scaler_tui.commands.cards import emit_card, has_card, print_card
     from scaler_tui.follow import Interrupts, follow
@@ -71,6 +103,7 @@ def _run_checked(checked: Checked, *, as_json: bool) -> int:
 
     with Interrupts() as interrupts:
         run_dir = create(checked)
+        _keep_hosts(run_dir, hosts)
         launch(run_dir)
         output.note(f"Run {run_dir.name} works in the background; this only watches. Ctrl+C stops it after saving.")
         code = follow(run_dir, interrupts, quiet=as_json)
@@ -161,7 +194,7 @@ def resume(arguments: argparse.Namespace) -> int:
     from engine.jobs.store import find_run
 
     run_dir = find_run(arguments.id)
-    resume_run(run_dir)
+    resume_run(run_dir, processes=arguments.processes)
     return _controlled(run_dir, arguments, f"Resumed. Watch it: scaler-wizard attach {run_dir.name}")
 
 
