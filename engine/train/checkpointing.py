@@ -33,6 +33,9 @@ REQUIRED = (
 """Without any one of these a resumed run would silently be another run."""
 REQUIRED_GROWN = (FIRST, *REQUIRED[2:])
 """The same for whole-model training: what learns instead of an adapter."""
+SHARDED = "sharded/.metadata"
+"""Of a checkpoint that several processes wrote together (`engine.distributed.sharded`)."""
+REQUIRED_SHARDED = (SHARDED, "scheduler.pt", "trainer_state.json", PROGRESS)
 NOT_KEPT = ("training_args.bin", "README.md")
 _STAGING = ".staging-trainer"
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")
@@ -59,6 +62,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     stage: int = 0
     """Of a staged job, from 0; `complete` then speaks of this stage."""
     stage_first_step: int = 0
+    pieces: int = 1
+    """In which every micro-batch is computed since memory ran out."""
     v: int = 1
 
 
@@ -68,6 +73,11 @@ class Resume:
 
     path: Path
     progress: Progress
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether several processes wrote it together, and several have to read it."""
+        return (self.path / SHARDED).is_file()
 
 
 def trainer_output(run_dir: Path) -> Path:
@@ -119,7 +129,9 @@ def find_resume(
 
     Raises EngineError when there are checkpoints and none is sound, or when the spec is another one.
     """
-    found = checkpoints.latest(run_dir, required=required)
+    found = checkpoints.latest(
+        run_dir, required=lambda path: REQUIRED_SHARDED if (path / SHARDED).is_file() else required
+    )
     if found.path is None:
         if found.messages:
             raise EngineError(

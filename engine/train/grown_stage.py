@@ -203,6 +203,7 @@ class _Stage:
             trained_tokens=tally.trained_tokens,
             stage=self.order.index,
             stage_first_step=self.first_step,
+            pieces=tally.pieces,
         )
 
     def _load(self) -> tuple[GrownModel, LoadedModel, SequenceDataset]:

@@ -142,6 +142,7 @@ class _Job:
             training_seconds=tally.training_seconds,
             tokens=tally.tokens,
             trained_tokens=tally.trained_tokens,
+            pieces=tally.pieces,
         )
 
     # ── phases ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -194,16 +195,14 @@ class _Job:
         return StepDataset(planned.lessons, loaded.pad_id), len(planned.lessons.steps)
 
     def _trainer(self, parts: LongParts, dataset: SequenceDataset | StepDataset) -> TokenTrainer:
-        from engine.train.step_batches import StepDataset
-        from engine.train.step_trainer import StepTrainer
+        from engine.train.step_batches import PlannedSteps
         from engine.train.trainer import TokenTrainer, training_arguments
 
         output, loaded = checkpointing.trainer_output(self.attempt.run_dir), parts.loaded
         chunk = self.spec.training.loss_chunk_tokens
-        if not isinstance(dataset, StepDataset):
-            return TokenTrainer(loaded, dataset, training_arguments(self.spec, output, loaded), loss_chunk_tokens=chunk)
-        arguments = training_arguments(self.spec, output, loaded, planned_steps=len(dataset))
-        return StepTrainer(loaded, dataset, arguments, loss_chunk_tokens=chunk, original=parts.original)
+        planned = len(dataset) if isinstance(dataset, PlannedSteps) else 0
+        arguments = training_arguments(self.spec, output, loaded, planned_steps=planned)
+        return TokenTrainer(loaded, dataset, arguments, loss_chunk_tokens=chunk, original=parts.original)
 
     def _train(
         self,

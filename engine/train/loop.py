@@ -28,6 +28,7 @@ from engine.jobs.summary import cost_usd
 from engine.train import checkpointing
 from engine.train.meters import peak_of
 from engine.train.model import trainable_parameters
+from engine.train.pieces import Split
 from engine.train.short_gate import ShortGate, Verdict
 from engine.train.signals import PauseSignals
 from engine.train.tally import Tally
@@ -86,6 +87,8 @@ class RunCallback(TrainerCallback):
         """The gate's, of this step; None where it did not look."""
         self._mark = time.perf_counter()
         self._peak_bytes = 0
+        trainer.pieces = tally.pieces
+        trainer.on_split = self._tell_split
 
     # ── called by the Trainer ─────────────────────────────────────────────────────────────────────────────────────
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -175,8 +178,26 @@ class RunCallback(TrainerCallback):
                 tokens=trainer.step_tokens,
                 trained_tokens=trainer.step_trained_tokens,
                 step_seconds=seconds,
+                wait_seconds=trainer.step_wait_seconds,
                 epoch=trainer.epochs_done(state),
             )
+        )
+
+    def _tell_split(self, split: Split) -> None:
+        """Memory ran out in the step under way; it was computed again, and later attempts begin as it ended."""
+        self.tally.pieces = split.pieces
+        done = self.tally.step
+        self.context.journal.write(
+            ev.Recovery(
+                t=time.time(),
+                step=done + 1,
+                trouble="out of memory",
+                what=f"Memory ran out in step {done + 1} ({split.cause}).",
+                back_to_step=done,
+                remedy=f"The step was computed again with every micro-batch in {split.pieces} pieces, and so are all "
+                "after it; the batch as a whole is the same.",
+            ),
+            sync=True,
         )
 
     def _evaluate(self, step: int, last: bool) -> None:

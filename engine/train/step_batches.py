@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import Dataset
@@ -20,6 +20,19 @@ from engine.train.step_plan import MicroBatch, Pool, Step
 
 ORIGINAL = "original_positions"
 """Key of a micro-batch: whether it is trained with the rotary embedding of before."""
+
+
+@runtime_checkable
+class PlannedSteps(Protocol):
+    """A data set of whole steps, taken in order: item i is the list of micro-batches of step i + 1."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]: ...
+
+    def passes_after(self, steps: int) -> float:
+        """Passes over the data after so many steps."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +87,14 @@ class StepDataset(Dataset[list[dict[str, Any]]]):
     def __init__(self, lessons: Lessons, pad_id: int) -> None:
         self.lessons = lessons
         self._collator = Collator(pad_id)
+        self._passes = lessons.passes
 
     def __len__(self) -> int:
         return len(self.lessons.steps)
+
+    def passes_after(self, steps: int) -> float:
+        """Passes over the data after so many steps."""
+        return self._passes[steps - 1] if steps else 0.0
 
     @property
     def tokens(self) -> int:

@@ -22,6 +22,8 @@ class Tally:
     evaluations_without_gain: int = 0
     complete: bool = False
     early_stopped: bool = False
+    pieces: int = 1
+    """In which micro-batches are computed since memory ran out."""
 
     @classmethod
     def of(cls, progress: Progress) -> Tally:
@@ -35,4 +37,5 @@ class Tally:
             evaluations_without_gain=progress.evaluations_without_gain,
             complete=progress.complete,
             early_stopped=progress.early_stopped,
+            pieces=progress.pieces,
         )

@@ -1,13 +1,20 @@
 """transformers' Trainer with our loss: exact token normalisation, logits only where they carry loss, host-side counts.
 
 Owns the subclass and the arguments. Only methods that transformers documents for overriding are overridden. Must not
-know journals, checkpoints folders or control files: those are the callback's (`engine.train.loop`).
+know journals, checkpoints folders or control files: those are the callback's (`engine.train.loop`); nor plans, methods
+or windows: which rotary embedding a micro-batch is computed with is a context manager that is handed in. It is held
+open until after the backward pass, since checkpointed layers are run again there and have to see the same positions.
+
+A data set of planned steps has one item per optimizer step, the list of its micro-batches; of any other the Trainer
+draws sequences by itself. Where memory runs out, the step under way is computed again in smaller pieces
+(`engine.train.pieces`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +25,20 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from engine.evaluation.head import Wanted
 from engine.evaluation.model import LoadedModel
+from engine.helper_process import is_out_of_memory
 from engine.jobs.spec import JobSpec, Optimizer
 from engine.train.batches import Collator
+from engine.train.pieces import RandomState, Split, release, row_does_not_fit, rows_of, split
+from engine.train.step_batches import ORIGINAL, PlannedSteps, only_item
 
 OPTIMIZERS = {
     Optimizer.ADAMW: "adamw_torch_fused",
     Optimizer.ADAMW_8BIT: "adamw_bnb_8bit",
     Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
 }
+
+Rotation = Callable[[], contextlib.AbstractContextManager[Any]]
+"""Opens the model's original rotary embedding."""
 
 
 def training_arguments(
@@ -70,7 +83,8 @@ def training_arguments(
 
 
 class TokenTrainer(Trainer):
-    """Loss = sum over the trained tokens of all micro-batches of a step / their number."""
+    """Loss = sum over the trained tokens of all micro-batches of a step / their number. For planned steps the arguments
+    are `training_arguments(..., planned_steps=len(dataset))`."""
 
     loss_is_scaled_for_ga = True  # so the Trainer must not divide by the number of micro-batches again
 
@@ -81,13 +95,14 @@ class TokenTrainer(Trainer):
         arguments: TrainingArguments,
         *,
         loss_chunk_tokens: int = 0,
-        collator: Callable[[Any], Any] | None = None,
+        original: Rotation = contextlib.nullcontext,
     ) -> None:
+        self.planned = dataset if isinstance(dataset, PlannedSteps) else None
         super().__init__(
             model=loaded.model,
             args=arguments,
             train_dataset=dataset,
-            data_collator=collator or Collator(loaded.pad_id),
+            data_collator=Collator(loaded.pad_id) if self.planned is None else only_item,
         )
         self.remove_callback(PrinterCallback)
         self.loaded = loaded
@@ -95,18 +110,85 @@ class TokenTrainer(Trainer):
         self.step_tokens = 0
         """Tokens of the current optimizer step, padding not counted."""
         self.step_trained_tokens = 0
+        self.step_wait_seconds = 0.0
+        """How long the current step waited for its data."""
+        self.pieces = 1
+        """In which every micro-batch is computed."""
+        self.on_split: Callable[[Split], None] = lambda _split: None
+        """Told when memory ran out and the step was computed in more pieces than before."""
+        self._original = original
+        self._computed: list[dict[str, Any]] = []
+        """Micro-batches of the current step that were computed, or are being."""
+        self._told_losses: list[Tensor] = []
+        """What the Trainer was told of them."""
+        self._random_state: RandomState | None = None
+        """At the beginning of the current step."""
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, and how many trained tokens they hold."""
-        batches = []
+        """The micro-batches of one optimizer step, or the one item that holds them, and how many trained tokens they
+        have together."""
+        began = time.perf_counter()
+        items = []
         for _ in range(num_batches):
-            batch = next(epoch_iterator, None)
-            if batch is None:
+            item = next(epoch_iterator, None)
+            if item is None:
                 break
-            batches.append(batch)
+            items.append(item)
+        self.step_wait_seconds = time.perf_counter() - began
+        batches = items if self.planned is None else [batch for item in items for batch in item]
         self.step_tokens = sum(batch.pop("tokens") for batch in batches)
         self.step_trained_tokens = sum(batch.pop("trained_tokens") for batch in batches)
-        return batches, max(self.step_trained_tokens, 1)
+        self._computed, self._told_losses, self._random_state = [], [], None
+        return items, max(self.step_trained_tokens, 1)
+
+    def training_step(  # type: ignore[override, unused-ignore]
+        self, model: Any, inputs: dict[str, Any] | list[dict[str, Any]], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of a micro-batch, or of all of a planned step; returns its part of the step's loss.
+        Raises EngineError `train.row_does_not_fit`."""
+        batches = inputs if isinstance(inputs, list) else [inputs]
+        if self._random_state is None:
+            self._random_state = RandomState.now()
+        self._computed += batches
+        loss, failure = self._tried(model, batches, num_items_in_batch)
+        if loss is None:
+            loss = self._again(model, num_items_in_batch, failure)
+        self._told_losses.append(loss)
+        return loss
+
+    def _tried(self, model: Any, batches: Sequence[dict[str, Any]], count: Any) -> tuple[Tensor | None, str]:
+        """The loss; or None, and the library's words, where memory ran out. Returning drops the failed frames, which
+        hold the activations."""
+        try:
+            losses = [self._loss_of(model, batch, count) for batch in batches]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, " ".join(str(error).split())[:300] or type(error).__name__
+        return (losses[0] if self.planned is None and len(losses) == 1 else torch.stack(losses).sum()), ""
+
+    def _loss_of(self, model: Any, batch: dict[str, Any], count: Any) -> Tensor:
+        """Forward and backward of one micro-batch, in as many pieces as fit, with its own rotary embedding."""
+        with self._original() if batch.get(ORIGINAL) else contextlib.nullcontext():
+            pieces = split(batch, self.pieces)
+            losses = [super(TokenTrainer, self).training_step(model, piece, count) for piece in pieces]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _again(self, model: Any, count: Any, failure: str) -> Tensor:
+        """The step from its start, in pieces that fit; what the Trainer was told of it already is taken off."""
+        most_rows = max(rows_of(batch) for batch in self._computed)
+        loss: Tensor | None = None
+        while loss is None:
+            release(model)
+            if self.pieces >= most_rows:
+                raise row_does_not_fit(max(int(batch["input_ids"].shape[1]) for batch in self._computed), failure)
+            self.pieces *= 2
+            assert self._random_state is not None
+            self._random_state.restore()
+            loss, failure_now = self._tried(model, self._computed, count)
+            failure = failure_now or failure
+        self.on_split(Split(self.pieces, failure))
+        return loss - torch.stack(self._told_losses).sum() if self._told_losses else loss
 
     def compute_loss(
         self,
@@ -125,9 +207,9 @@ class TokenTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def epochs_done(self, state: Any) -> float:
-        """Passes over the data after the present step."""
-        return float(state.epoch or 0.0)
+        """Passes over the data after the present step; of planned steps the Trainer's own count is of the whole job."""
+        return float(state.epoch or 0.0) if self.planned is None else self.planned.passes_after(int(state.global_step))
 
-    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+    def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: walking all modules for it at every micro-batch costs more than it tells."""
         return 0
