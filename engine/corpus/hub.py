@@ -1,7 +1,8 @@
 """Data sets on the hub as documents, through the `datasets` library in streaming mode.
 
 Owns opening one, its identity and reading on from a row. Must not know tokens. "hub:owner/name" is a data set on the
-hub, "hub:/a/folder" or "hub:./a/folder" a local folder read by the same library. Remote code is never run: the library has no such thing any more.
+hub, "hub:/a/folder" a local folder read by the same library. No remote code is run: the library has no such thing any
+more.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class HubText:
             columns = rows.column_names
             if columns is not None:
                 if field not in columns:
-                    yield Fault(kind=FaultKind.NO_COLUMN, file=self._source.path, detail=f"has {', '.join(columns[:8])}")
+                    yield Fault(
+                        kind=FaultKind.NO_COLUMN, file=self._source.path, detail=f"has {', '.join(columns[:8])}"
+                    )
                     return
                 rows = rows.select_columns([field])
             stream = iter(rows.skip(begin.row) if begin.row else rows)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -153,14 +155,9 @@ class ShardWriter:
         """Documents' ids one behind the other, and their records with `end` counted from the first of these ids."""
         placed = documents.copy()
         placed["end"] += np.uint64(self.tokens)
-        try:
+        with self._room():
             self._files["tokens"].write(np.ascontiguousarray(ids, self._kind).data)
             self._files["documents"].write(placed.tobytes())
-        except OSError as error:
-            self.discard()
-            if error.errno in DISK_FULL_ERRNOS:
-                raise disk_full(self._folder, error.strerror or str(error)) from error
-            raise
         self.tokens += len(ids)
         self.documents += len(documents)
         self.text_bytes += int(documents["text_bytes"].sum())
@@ -169,7 +166,8 @@ class ShardWriter:
         self, begin: Cursor, end: Cursor, *, last: bool, faults: FaultCounts, tokenizer: tuple[str, str]
     ) -> ShardRecord:
         """Flush, rename, and write the record last. `tokenizer` is its SHA-256 and the library's version."""
-        sums = {name: file.close() for name, file in self._files.items()}
+        with self._room():
+            sums = {name: file.close() for name, file in self._files.items()}
         record = ShardRecord(
             tokens=self.tokens,
             documents=self.documents,
@@ -189,6 +187,17 @@ class ShardWriter:
         content = msgspec.json.format(msgspec.json.encode(record), indent=1)
         write_atomic(shard_path(self._folder, self._number, "json"), content + b"\n")
         return record
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A full disk is the user's to know; what was written of the shard goes. Raises EngineError `disk.full`."""
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            if error.errno in DISK_FULL_ERRNOS:
+                raise disk_full(self._folder, error.strerror or str(error)) from error
+            raise
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -219,4 +228,6 @@ class _Staged:
         return self._sha256.hexdigest()
 
     def abandon(self) -> None:
-        self._file.close()
+        """Give up; what cannot be flushed to a full disk any more is no loss."""
+        with suppress(OSError):
+            self._file.close()

@@ -79,6 +79,20 @@ class ChatTokenizer:
         """Encodings with offsets, and nothing added at either end."""
         return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
+    def encode_batch_fast(self, texts: Sequence[str]) -> list[Encoding]:
+        """The same ids without offsets, for large amounts of text."""
+        return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before plain text by itself."""
+        return self._affixes
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids there are, added tokens included."""
+        return len(self._shared_ids)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of rendered turns: nothing is added, the template wrote its own start and end."""
         return self.shared(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -102,6 +116,10 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        """Texts, special tokens included."""
+        return self._tokenizer.decode_batch([list(ids) for ids in batch], skip_special_tokens=False)
 
     def token_text(self, number: int) -> str:
         """One token as people may read it; a part of a character shows as the replacement character."""
