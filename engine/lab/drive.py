@@ -22,6 +22,7 @@ import engine
 from engine.errors import EngineError, ExitCode
 from engine.hardware.detect import detect
 from engine.jobs import events as ev
+from engine.jobs import lock
 from engine.jobs.control import resume
 from engine.jobs.journal import JournalTail
 from engine.jobs.launch import child_environment, launch, module_command
@@ -34,6 +35,7 @@ from engine.lab.sizing import ArmSize, Counter, Sizes, sizes_of, spec_for
 
 TIMING_STEPS = 8
 """Of the short run that measures a step, where the budget is in seconds."""
+LEAVING_SECONDS = 30.0
 TIMING = "timing"
 """Stands for the seed of such a run in the log."""
 _TIMING_SEED = -1
@@ -167,11 +169,14 @@ class _Drive:
             if state is RunPhase.FINISHED:
                 return run_dir
             self.front.say(f"== {label}: {'goes on' if state.is_live else f'was {state.value}, resumed'}")
+            if not state.is_live:
+                _let_go(run_dir)
             if not state.is_live or state is RunPhase.QUEUED:
                 resume(run_dir)
         if not self.front.follow(run_dir):
             self.interrupted = True
             return None
+        _let_go(run_dir)  # the next run gets the machine for itself
         return run_dir
 
     def _random_model(self, arm: Arm, seed: int) -> Path:
@@ -190,6 +195,13 @@ class _Drive:
         _helper("engine.train.random_model", arguments, self.folder.path / LOG)
         description.unlink()
         return target
+
+
+def _let_go(run_dir: Path) -> None:
+    """Wait until the runner of a run that has ended is gone, which takes a moment; a stuck one is left alone."""
+    deadline = time.monotonic() + LEAVING_SECONDS
+    while lock.is_held(run_dir) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _unmeasured(spec: JobSpec) -> JobSpec:

@@ -1,0 +1,131 @@
+"""An arm wins a goal only where the interval says so; words say what is not certain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.lab.lab_file import GoalSection, Lab, Start
+from engine.lab.report import make_report
+from engine.lab.results import Point, RunResult, collect
+from engine.lab.sizing import ArmSize, Sizes, StageSize
+from engine.lab.verdicts import Ground, Verdict, decide
+from tests.support.labs import begun, finish, small_lab
+
+SEEDS = (1, 2, 3)
+
+
+def run(arm: str, seed: int, curve: tuple[tuple[int, float], ...] = (), **after: float) -> RunResult:
+    points = tuple(Point(step, loss) for step, loss in curve)
+    before = {"task_loss": 3.0 if arm != "random" else 7.0}
+    after = {"flops": 2e12, "usd": 0.5, "hours": 0.02, **after}
+    return RunResult(
+        arm=arm, seed=seed, state="finished", steps=10, training_seconds=36.0, curve=points, before=before, after=after
+    )
+
+
+def ground(runs: list[RunResult], **starts: Start) -> Ground:
+    arms = list(dict.fromkeys(one.arm for one in runs))
+    stage = StageSize(1, 100.0, 1e9, 5, 0.1, steps=10)
+    sizes = Sizes(tuple(ArmSize(arm, (stage,)) for arm in arms), "")
+    return Ground(runs, sizes, {arm: starts.get(arm, Start.MODEL) for arm in arms})
+
+
+def task_loss(**losses: tuple[float, ...]) -> Verdict:
+    runs = [
+        run(arm, seed, task_loss=loss)
+        for arm, values in losses.items()
+        for seed, loss in zip(SEEDS, values, strict=False)
+    ]
+    return decide(GoalSection(name="learn", figure="task_loss"), ground(runs))
+
+
+def test_a_difference_that_every_seed_shows_wins() -> None:
+    verdict = task_loss(lora=(1.0, 1.4, 1.2), full=(2.0, 2.41, 2.2))
+    assert verdict.winner == "lora"
+    assert verdict.words.startswith("lora won: 1.200, against full by −1.003 (")
+
+
+def test_a_difference_that_seeds_do_not_agree_on_decides_nothing() -> None:
+    verdict = task_loss(lora=(1.0, 2.0, 1.2), full=(1.5, 1.4, 1.6))
+    assert verdict.best == "lora"
+    assert verdict.winner == ""
+    assert verdict.words.startswith("Not decided: lora has the best mean")
+    assert "may be none" in verdict.words
+
+
+def test_who_beats_one_but_not_the_other_is_told_so() -> None:
+    verdict = task_loss(lora=(1.0, 1.1, 1.2), full=(1.0, 1.12, 1.19), random=(6.0, 6.1, 6.3))
+    assert verdict.winner == ""
+    assert "ahead of random for certain" in verdict.words
+
+
+def test_one_seed_decides_nothing_however_large_the_difference() -> None:
+    verdict = task_loss(lora=(1.0,), full=(9.0,))
+    assert verdict.winner == ""
+    assert "one seed gives no interval" in verdict.words
+
+
+def test_a_certain_difference_below_what_matters_is_no_win() -> None:
+    runs = [run("a", seed, task_loss=1.000) for seed in SEEDS] + [run("b", seed, task_loss=1.001) for seed in SEEDS]
+    assert decide(GoalSection(name="g", figure="task_loss"), ground(runs)).winner == "a"
+    verdict = decide(GoalSection(name="g", figure="task_loss", matters=0.01), ground(runs))
+    assert verdict.winner == ""
+    assert "below the 0.01 that matters" in verdict.words
+
+
+def test_figures_where_more_is_better_are_won_by_more() -> None:
+    runs = [run("a", seed, exact_match=0.9 + seed / 100) for seed in SEEDS]
+    runs += [run("b", seed, exact_match=0.5 + seed / 99) for seed in SEEDS]
+    verdict = decide(GoalSection(name="answer", figure="exact_match"), ground(runs))
+    assert verdict.winner == "a"
+    assert "92.0 %" in verdict.words
+    assert "points" in verdict.words
+
+
+def test_gain_per_cost_counts_from_the_model_that_was_there_also_for_an_arm_at_random() -> None:
+    runs = [run(arm, seed, task_loss=2.0) for arm in ("lora", "random") for seed in SEEDS]
+    verdict = decide(GoalSection(name="value", figure="task_loss", per="usd"), ground(runs, random=Start.RANDOM))
+    assert [arm.mean for arm in verdict.arms] == [pytest.approx(2.0)] * 2, "(3.0 - 2.0) / $0.5, not (7.0 - 2.0)"
+    per_flops = decide(GoalSection(name="value", figure="task_loss", per="flops"), ground(runs))
+    assert per_flops.arms[0].mean == pytest.approx(0.5), "per 10^12"
+
+
+def test_the_cost_of_a_level_is_read_between_evaluations() -> None:
+    runs = [run("quick", seed, ((0, 3.0), (5, 1.0), (10, 0.5))) for seed in SEEDS]
+    runs += [run("slow", seed, ((0, 3.0), (5, 2.9), (10, 2.8))) for seed in SEEDS]
+    verdict = decide(GoalSection(name="sooner", figure="flops", reach=2.0), ground(runs))
+    assert verdict.arms[0].mean == pytest.approx(2.5e9), "step 2.5 of 10^9 each"
+    assert verdict.winner == "quick"
+    assert "slow did not reach 2" in verdict.words
+    hours = decide(GoalSection(name="sooner", figure="hours", reach=2.0), ground(runs))
+    assert hours.arms[0].mean == pytest.approx(36.0 / 3600 * 0.25)
+
+
+def test_an_arm_that_lacks_the_figure_keeps_others_from_winning() -> None:
+    runs = [run("a", seed, task_loss=1.0) for seed in SEEDS] + [run("b", seed) for seed in SEEDS]
+    verdict = decide(GoalSection(name="g", figure="task_loss"), ground(runs))
+    assert verdict.winner == ""
+    assert "Not measured: b" in verdict.words
+    nothing = decide(GoalSection(name="g", figure="suite:web"), ground(runs))
+    assert nothing.words.startswith("Not decided")
+
+
+def test_results_come_from_cards_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    lab: Lab = small_lab(tmp_path)
+    folder = begun(lab)
+    for seed in SEEDS:
+        finish(folder, "LoRA", seed, 1.0 + seed / 10, curve=(2.0, 1.5))
+    finish(folder, "full", 1, 2.0)
+    record = folder.record()
+    assert record is not None
+    found = {(one.arm, one.seed): one for one in collect(lab, folder, record)}
+    assert found[("LoRA", 1)].after["task_loss"] == pytest.approx(1.1)
+    assert [point.loss for point in found[("LoRA", 1)].curve] == pytest.approx([3.0, 2.0, 1.1])
+    assert found[("LoRA", 1)].after["flops"] == pytest.approx(10 * 0.5e9)
+    assert found[("full", 2)].state == "missing"
+    report = make_report(lab, folder)
+    assert (report.finished, report.total) == (4, 6)
+    assert report.verdicts[0].winner == "", "full has one seed"
+    assert "full, seed 2: missing" in report.notes
