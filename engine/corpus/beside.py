@@ -1,7 +1,7 @@
 """What is known of a shard's documents beside their tokens: which are contaminated, and their MinHash signatures.
 
-Owns those files: made while text is at hand, else from the tokens, kept beside the shard and checked when read. Must not
-know sources.
+Owns those files: made while text is at hand, else from the tokens, kept beside the shard and checked when read. Must
+not know sources.
 
     shard-00000.marks-KEY   one byte per document: shares a run with the evaluation of that key
     shard-00000.near        signatures, 128 x uint16 per document

@@ -37,7 +37,7 @@ from engine.corpus.shards import (
     read_record,
     shard_path,
 )
-from engine.corpus.source import Identity, State, TextSource, first_change
+from engine.corpus.source import SOURCE_NAME, Identity, State, TextSource, first_change
 from engine.corpus.tokenising import Encoded, encoded
 from engine.corpus.tokenizer import TextTokenizer, all_cores
 from engine.jobs.layout import write_atomic
@@ -45,7 +45,6 @@ from engine.jobs.lock import take
 from engine.paths import ensure_writable
 
 _EVERY_SECONDS = 1.0
-_SOURCE = "source.json"
 _LOCK = "lock"
 Tell = Callable[[Progress], None]
 
@@ -105,7 +104,7 @@ class SourceCache:
             fresh = Identity(definition=self.source.definition, state=state)
             if fresh != identity:
                 content = msgspec.json.format(msgspec.json.encode(fresh), indent=1)
-                write_atomic(self.folder / _SOURCE, content + b"\n")
+                write_atomic(self.folder / SOURCE_NAME, content + b"\n")
             self.exhausted = bool(self.records and self.records[-1].last)
 
     def ensure(self, tokens: int | None) -> None:
@@ -139,7 +138,7 @@ class SourceCache:
     # ── what is there ─────────────────────────────────────────────────────────────────────────────────────────────
     def _identity(self) -> Identity | None:
         try:
-            return msgspec.json.decode((self.folder / _SOURCE).read_bytes(), type=Identity)
+            return msgspec.json.decode((self.folder / SOURCE_NAME).read_bytes(), type=Identity)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
 

@@ -1,7 +1,7 @@
 """Runs of words that a job is evaluated on, and which documents hold one of them.
 
-Owns the comparison. Must not know shards or policies. Contamination in the sense of GPT-3 (arXiv 2005.14165, appendix C):
-a document that shares a run of n words, 13 by default, with a text of an evaluation.
+Owns the comparison. Must not know shards or policies. Contamination in the sense of GPT-3 (arXiv 2005.14165, appendix
+C): a document that shares a run of n words, 13 by default, with a text of an evaluation.
 """
 
 from __future__ import annotations

@@ -94,6 +94,6 @@ def _remember(kept: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
 
 
 def shuffled(values: Integers, key: str) -> Integers:
-    """A permutation that `key` alone decides. Sorted by raw PCG64 words, which stay the same in all versions of numpy."""
+    """A permutation that `key` alone decides: sorted by raw PCG64 words, the same in all versions of numpy."""
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "little")
     return values[np.argsort(np.random.PCG64(seed).random_raw(len(values)), kind="stable")]

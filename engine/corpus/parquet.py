@@ -86,7 +86,7 @@ def _rows(file: Any, path: str, field: str, limits: Limits, skip: int) -> Iterat
 
 def _is_flat(file: Any) -> bool:
     """Whether the stored columns are those of the schema, one for one."""
-    return file.metadata.num_columns == len(file.schema_arrow.names)
+    return bool(file.metadata.num_columns == len(file.schema_arrow.names))
 
 
 def _group(

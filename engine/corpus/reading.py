@@ -63,8 +63,9 @@ def _read_lines(file: _File, opened: Opened, cursor: Cursor) -> Found:
 
     def watched() -> Iterator[Line]:
         nonlocal last
-        for last in lines(stream, file.limits.longest_bytes, number=cursor.line, first_byte=cursor.byte):
-            yield last
+        for line in lines(stream, file.limits.longest_bytes, number=cursor.line, first_byte=cursor.byte):
+            last = line  # names the place when the file turns out to be damaged
+            yield line
 
     with open(file.file.path, "rb") as raw:
         stream = unpacked(raw, opened.packing)
@@ -172,7 +173,7 @@ def _text(file: _File, found: Iterator[Line]) -> Found:
         piece.append(line)
         size += line.size_bytes
         ends = not (line.content or b"").strip()
-        if not whole and (size >= wanted and ends or size >= wanted * _LONG_PIECE):
+        if not whole and ((size >= wanted and ends) or size >= wanted * _LONG_PIECE):
             yield _piece(file, piece)
             piece, size = [], 0
     if piece:

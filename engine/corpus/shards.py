@@ -4,7 +4,7 @@ Owns the format. Must not know sources, tokenizers or mixes. A shard is three fi
 
     shard-00000.tokens      ids of all documents one behind the other, uint16 or uint32, little endian
     shard-00000.documents   one record per document: where it ends, its digest, where it came from, bytes of its text
-    shard-00000.json        counts, SHA-256 of the two, where reading began and ended; written last, so it vouches for them
+    shard-00000.json        counts, SHA-256 of the two, where reading began and ended; written last, it vouches for them
 """
 
 from __future__ import annotations

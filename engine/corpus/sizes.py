@@ -19,10 +19,10 @@ import msgspec
 from engine.corpus.documents import Document, Limits
 from engine.corpus.faults import Fault
 from engine.corpus.files import Form, SourceFile, detect, source_files
-from engine.corpus.reading import read_files
 from engine.corpus.prepare import corpus_home
+from engine.corpus.reading import read_files
 from engine.corpus.shards import Cursor, read_record
-from engine.corpus.source import SOURCE_NAME, Identity, TextSource, first_change
+from engine.corpus.source import Identity, TextSource, first_change
 from engine.corpus.tokenizer import TextTokenizer
 from engine.corpus.unpacking import Damaged, Packing, read_some, unpacked
 from engine.errors import EngineError
@@ -30,6 +30,8 @@ from engine.jobs.spec import JobSpec
 from engine.jobs.spec_stream import HUB, SourceSection, StreamSection
 from engine.schedule.amounts import AmountOrigin, SourceAmount
 
+IDENTITY = "source.json"
+"""As `engine.corpus.cache` names it."""
 SAMPLE_FILES = 4
 SAMPLE_BYTES = 48 * 1024
 """Of text, per file."""
@@ -83,7 +85,7 @@ def _counted(source: SourceSection, stream: StreamSection, tokenizer_dir: Path) 
         tokenizer = TextTokenizer(tokenizer_dir)
         text = TextSource(source, stream, tokenizer.sha256)
         folder = corpus_home(stream) / text.definition.folder_name
-        identity = msgspec.json.decode((folder / SOURCE_NAME).read_bytes(), type=Identity)
+        identity = msgspec.json.decode((folder / IDENTITY).read_bytes(), type=Identity)
         if first_change(identity.state, text.state(None)) is not None:
             return None
     except (EngineError, OSError, msgspec.DecodeError, UnicodeDecodeError):

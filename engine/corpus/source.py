@@ -17,6 +17,8 @@ from engine.corpus.shards import Cursor
 from engine.errors import EngineError
 from engine.jobs.spec_stream import HUB, SourceSection, StreamSection
 
+SOURCE_NAME = "source.json"
+"""Beside the shards: an Identity."""
 FORMAT = 1
 """Of the cache; another one is another folder."""
 

@@ -53,7 +53,7 @@ class StreamPlan:
         sequences_of_step: Callable[[int], int],
         start: Position | None = None,
     ) -> None:
-        """`weights` are those of `names` and need not sum to 1. Raises EngineError `corpus.mix` where none is above 0."""
+        """`weights` belong to `names` and need not sum to 1. Raises EngineError `corpus.mix` where none is above 0."""
         largest = max(weights, default=0.0)
         if largest <= 0 or min(weights) < 0 or len(names) != len(weights):
             raise EngineError(

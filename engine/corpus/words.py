@@ -1,8 +1,9 @@
 """Runs of words as numbers, for a batch of texts at once: what contamination and near duplicates are found by.
 
 Owns what a word is and how runs are hashed. Must not know documents or files. A word is a run of letters, digits and
-marks, without regard to case; a character of a script written without spaces is a word by itself. Hashes are polynomials
-modulo 2^64 over characters and over words (Karp and Rabin, 1987), so that a batch costs a fixed number of array operations.
+marks, without regard to case; a character of a script written without spaces is a word by itself. Hashes are
+polynomials modulo 2^64 over characters and over words (Karp and Rabin, 1987), so that a batch costs a fixed number of
+array operations.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _words(texts: Sequence[str]) -> tuple[Hashes, Integers]:
 
 
 def _folded(text: str) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-    """Code points in lower case, and of each whether it is outside words (0), in a word (1), or a word by itself (2)."""
+    """Code points in lower case, and of each: outside words (0), in a word (1), or a word by itself (2)."""
     lower, kinds = _tables()
     if text.isascii():
         codes = np.frombuffer(text.encode("ascii"), np.uint8)
