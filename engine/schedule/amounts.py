@@ -1,0 +1,41 @@
+"""How much text a source holds, as far as it is known before it is read.
+
+Owns the shape of that answer. Must not know files or tokenizers (`engine.corpus.sizes` asks them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class AmountOrigin(StrEnum):
+    """How the number of tokens came to be; later ones are better."""
+
+    UNKNOWN = "unknown"
+    SIZE = "file size"
+    """Bytes, and a usual number of bytes per token."""
+    SAMPLE = "sample"
+    """Bytes, and a piece of the text that was tokenised."""
+    COUNTED = "counted"
+    """Tokenised already."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAmount:
+    """One source, before duplicates are left out."""
+
+    name: str
+    files: int
+    """0 for a data set on the hub."""
+    size_bytes: int
+    """On disk."""
+    low: float
+    likely: float
+    """Tokens; 0 where nobody knows."""
+    high: float
+    origin: AmountOrigin
+    text: str = ""
+    """A piece of its text, where it was sampled."""
+    unreadable: str = ""
+    """Why nothing of it could be read, where that is so."""
