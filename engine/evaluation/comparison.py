@@ -52,7 +52,7 @@ def broken_limits(reports: Sequence[RetentionReport], limits: Sequence[Retention
     found = []
     by_name = {report.on: report for report in reports}
     for limit in limits:
-        report = by_name.get(limit.on) or by_name.get(f"{DEMO}_{limit.on}")
+        report = by_name.get(limit.on)
         if report is not None and is_significant(report) and (lost := loss_of(report)) > limit.most_lost:
             amount = _points(lost) if report.unit == ACCURACY else f"{lost:.1%} of its bits per byte"
             most = _points(limit.most_lost) if report.unit == ACCURACY else f"{limit.most_lost:.1%}"

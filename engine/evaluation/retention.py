@@ -37,7 +37,7 @@ from engine.evaluation.length_log import CellLog
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.suite_text import BASE_TEXT, cut_documents, digest, read_suite
 from engine.evaluation.suites import measure_suite
-from engine.evaluation.tasks import DEMO, Asked, load_tasks
+from engine.evaluation.tasks import Asked, load_tasks
 from engine.jobs import card
 from engine.jobs import events as ev
 from engine.jobs.events import RetentionReport
@@ -100,9 +100,7 @@ class Comparison:
     @property
     def held(self) -> str:
         """Why this model must not be promoted; "" where it may."""
-        if not self.broken:
-            return ""
-        return f"Not promoted: {'; '.join(one.words for one in self.broken)}."
+        return "; ".join(one.words for one in self.broken)
 
 
 class _Tasks(msgspec.Struct, frozen=True):
@@ -264,7 +262,7 @@ class Watch:
         names = [suite.name for suite in self.suites]
         names += [name for one in self.asked for name in (*one.groups, *one.tasks)]
         for limit in self.limits:
-            if limit.on not in names and f"{DEMO}_{limit.on}" not in names:
+            if limit.on not in names:
                 raise EngineError(
                     "retention.unknown",
                     f'[[retention]] on = "{limit.on}" names nothing that is measured.',
