@@ -123,9 +123,8 @@ def _slowly(file: _File, line: Line, content: bytes) -> str | Fault:
     except RecursionError:
         return file.fault(FaultKind.BAD_JSON, line, "nested too deeply")
     except ValueError as error:
-        at = error.colno if isinstance(error, json.JSONDecodeError) else 0
-        detail = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        return file.fault(FaultKind.BAD_JSON, line, f"{detail} at column {at}")
+        detail = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
+        return file.fault(FaultKind.BAD_JSON, line, detail)
     if not isinstance(value, dict):
         return file.fault(FaultKind.BAD_JSON, line, "not an object")
     if file.field not in value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from scaler_tui.commands import cards, estimate, evaluate, expand, extend, lab, look, mix, prices, scores, work
+from scaler_tui.commands import cards, corpus, estimate, evaluate, expand, extend, lab, look, mix, prices, scores, work
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": look.doctor,
@@ -17,6 +17,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "extend": extend.extend,
     "eval": evaluate.evaluate,
     "mix": mix.mix,
+    "corpus": corpus.corpus,
     "lab": lab.lab,
     "prices": prices.prices,
     "scores": scores.scores,
