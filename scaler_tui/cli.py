@@ -17,6 +17,7 @@ from engine.errors import EngineError, ExitCode
 from scaler_tui import output
 from scaler_tui.cli_context import add_eval, add_extend
 from scaler_tui.cli_corpus import add_corpus
+from scaler_tui.cli_evaluation import add_verify
 from scaler_tui.cli_flags import json_flag, machine_flag
 from scaler_tui.cli_lab import add_lab
 from scaler_tui.cli_mix import add_mix
@@ -120,6 +121,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_expand(add, named="expand" in argv)
     add_extend(add, named="extend" in argv)
     add_eval(add)
+    add_verify(add)
     add_mix(add)
     add_corpus(add)
     add_remote(add)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from scaler_tui.cli_evaluation import ability_flags
 from scaler_tui.cli_flags import json_flag, machine_flag
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -17,7 +18,8 @@ _MORE = (
 )
 _EVAL_MORE = (
     "Perplexity by length, a grid of needles by length and depth, and short text against the base. Interrupted, it "
-    "goes on with the same flags and --resume."
+    "goes on with the same flags and --resume. With --suite, benchmarks in --tasks, or --against: bits per byte and "
+    "right answers, and what was lost of the parent's."
 )
 
 
@@ -98,17 +100,21 @@ def _add_output(extend: argparse.ArgumentParser) -> None:
 
 def add_eval(add: Add) -> None:
     """Measure a model by length."""
-    command = add("eval", "measure a model at every length: perplexity, needles, short text", _EVAL_MORE)
+    command = add("eval", "measure a model: at every length, on texts and benchmarks, against its parent", _EVAL_MORE)
     command.add_argument("model", metavar="MODEL", help='"demo", a folder, a cached hub id, or a run')
     command.add_argument("--base", default="", metavar="MODEL", help="the model before; its short text is compared")
     command.add_argument("--lengths", default="", metavar="LIST", help="4k,8k,16k; else up to the window by doubling")
     command.add_argument("--depths", type=_count, default=0, metavar="N", help="places of a needle per length (5)")
     command.add_argument("--prompts", type=_count, default=0, metavar="N", help="needles per length and depth (4)")
     command.add_argument(
-        "--tasks", default="", metavar="LIST", help="needle, multi-needle, key-value, variables; or none (needle)"
+        "--tasks",
+        default="",
+        metavar="LIST",
+        help="needle, multi-needle, key-value, variables; or none (needle). Or lm-eval's benchmarks, .yaml files, demo",
     )
     command.add_argument("--text", default="", metavar="FILE", help="documents to measure on; demo, general, a file")
     command.add_argument("--seed", type=int, default=17, metavar="N", help="of the needles")
+    ability_flags(command)
     _add_loading(command.add_argument_group("loading"))
     command.add_argument("--out", type=Path, metavar="FILE", help="also write the report, as JSON")
     command.add_argument("--html", type=Path, metavar="FILE", help="also write it as a page")

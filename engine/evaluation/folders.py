@@ -30,8 +30,6 @@ from engine.evaluation.suites import measure_suite
 from engine.evaluation.tasks import Asked, load_tasks
 from engine.jobs.retention_report import Abilities, FolderReport
 
-ADAPTER_CONFIG = "adapter_config.json"
-
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -15,13 +15,12 @@ import torch
 
 from engine.errors import EngineError, ExitCode
 from engine.expansion.packed import quantisation
+from engine.models.adapter import base_of_adapter, is_adapter
 from engine.models.config import CONFIG_NAME, read_json_object
 from engine.models.headers import read_headers
 from engine.proof import skeleton
 from engine.proof.opened import Memory, Opened, load_whole, opened, weights_bytes, wide_if
 from engine.proof.weights import compute_dtype
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +75,13 @@ class Side:
 
 
 def side_of(folder: Path, base: Path | None = None, quantization: str = "none") -> Side:
-    """Raises EngineError `verify.no_base`, and `config.*` for a folder that is neither model nor adapter."""
+    """Raises EngineError `adapter.no_base`, and `verify.config` for a folder that is neither model nor adapter."""
     under = folder
-    if (folder / ADAPTER_CONFIG).is_file():
-        under = base if base is not None else _base_of(folder)
+    if is_adapter(folder):
+        under = base if base is not None else base_of_adapter(folder)
     config = read_json_object(under / CONFIG_NAME, code="verify.config", what="a config")
     nested = config.get("text_config")
     return Side(folder, under, {**config, **nested} if isinstance(nested, dict) else config, quantization)
-
-
-def _base_of(adapter: Path) -> Path:
-    from engine.models.resolve import resolve_model
-
-    config = read_json_object(adapter / ADAPTER_CONFIG, code="verify.config", what="an adapter's config")
-    named = str(config.get("base_model_name_or_path") or "")
-    try:
-        found = resolve_model(named, revision=str(config.get("revision") or ""), offline=True) if named else None
-    except EngineError:
-        found = None
-    if found is None or found.path is None or not found.has_weights:
-        raise EngineError(
-            "verify.no_base",
-            f"The base of the adapter {adapter} is not here.",
-            cause=f"It names '{named}'." if named else "It names none.",
-            next_step="Give its folder with --base.",
-        )
-    return found.path
 
 
 @contextlib.contextmanager

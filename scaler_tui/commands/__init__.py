@@ -5,7 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from scaler_tui.commands import cards, corpus, estimate, evaluate, expand, extend, lab, look, mix, prices, scores, work
+from scaler_tui.commands import (
+    cards,
+    corpus,
+    estimate,
+    evaluate,
+    expand,
+    extend,
+    lab,
+    look,
+    mix,
+    prices,
+    scores,
+    verify,
+    work,
+)
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": look.doctor,
@@ -16,6 +30,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "expand": expand.expand,
     "extend": extend.extend,
     "eval": evaluate.evaluate,
+    "verify": verify.verify,
     "mix": mix.mix,
     "corpus": corpus.corpus,
     "lab": lab.lab,

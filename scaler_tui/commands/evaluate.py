@@ -35,6 +35,15 @@ class Measured:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for. Raises EngineError."""
+    names = _list(arguments.tasks)
+    benchmarks = [name for name in names if name not in (*TASKS, "none") and not _is_slip(name)]
+    if benchmarks or arguments.suite or arguments.against:
+        from scaler_tui.commands.abilities import evaluate_abilities, needles_and_benchmarks
+
+        needles = [name for name in names if name in TASKS]
+        if needles:
+            raise needles_and_benchmarks(needles)
+        return evaluate_abilities(arguments, benchmarks)
     _check(arguments)
     found = measured_model(arguments.model, arguments.base)
     _check_lengths(arguments, found)
@@ -56,8 +65,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    for path in (arguments.out, arguments.html):
+def _is_slip(name: str) -> bool:
+    """A needle's name, mistyped; everything else is lm-eval's to know."""
+    from difflib import get_close_matches
+
+    return bool(get_close_matches(name, TASKS, n=1, cutoff=0.8))
+
+
+def require_new(*paths: Path | None) -> None:
+    """Raises EngineError `evaluation.exists`."""
+    for path in paths:
         if path is not None and path.expanduser().exists():
             raise EngineError(
                 "evaluation.exists",
@@ -65,6 +82,10 @@ def _check(arguments: argparse.Namespace) -> None:
                 cause="Nothing is overwritten.",
                 next_step="Choose another name, or remove it first.",
             )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    require_new(arguments.out, arguments.html)
     unknown = [task for task in _list(arguments.tasks) if task not in (*TASKS, "none")]
     if unknown:
         from difflib import get_close_matches
@@ -213,18 +234,23 @@ def _measure(arguments: argparse.Namespace, words: list[str]) -> LengthReport:
         with ends_when_told(), growth_view(quiet=arguments.json) as view:
             report = measured([*words, "--log", str(log)], path, work / "evaluation.log", shown_by(view))
     except KeyboardInterrupt:
-        again = ["scaler-wizard", "eval", arguments.model, "--resume"]
-        raise EngineError(
-            "interrupted",
-            "Interrupted; what was measured is kept.",
-            next_step=f"Go on with the same flags and --resume: {shlex.join(again)} ...",
-            exit_code=ExitCode.INTERRUPTED,
-        ) from None
+        raise interrupted(arguments) from None
     if arguments.out is not None:
-        _write(arguments.out.expanduser(), path.read_bytes())
+        write_file(arguments.out.expanduser(), path.read_bytes())
     for file in (path, log):
         file.unlink(missing_ok=True)
     return report
+
+
+def interrupted(arguments: argparse.Namespace) -> EngineError:
+    """How to go on."""
+    again = ["scaler-wizard", "eval", arguments.model, "--resume"]
+    return EngineError(
+        "interrupted",
+        "Interrupted; what was measured is kept.",
+        next_step=f"Go on with the same flags and --resume: {shlex.join(again)} ...",
+        exit_code=ExitCode.INTERRUPTED,
+    )
 
 
 def _work_folder(words: list[str]) -> Path:
@@ -235,7 +261,8 @@ def _work_folder(words: list[str]) -> Path:
     return ensure_writable(state_home() / "evaluations" / key)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Whole or not at all. Raises EngineError `output.unwritable`."""
     from engine.jobs.layout import write_atomic
 
     try:
@@ -253,7 +280,7 @@ def _write(path: Path, content: bytes) -> None:
 def _write_page(path: Path, report: LengthReport) -> None:
     from engine.jobs.card_html import length_page
 
-    _write(path, length_page(report).encode())
+    write_file(path, length_page(report).encode())
 
 
 def _json(report: LengthReport) -> dict[str, Any]:
