@@ -6,6 +6,7 @@ and the ways out are the engine's.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.units import format_bytes
 if TYPE_CHECKING:
     from engine.advise.appraisal import Appraisal
     from engine.advise.spec_growth import SpecGrowth
+    from engine.advise.spec_stages import Text
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
     from engine.models.architecture import Architecture
@@ -40,12 +42,12 @@ class Checked:
 
 
 def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
-    """Hold `spec` against this machine. Files named in it are relative to `base`. Raises EngineError; with code 4
-    and the ways out when it does not fit, unless `force`."""
+    """Hold `spec` against this machine. Files named in it are relative to `base`. Raises EngineError, with the key of
+    the spec where it is about one; with code 4 and the ways out when it does not fit, unless `force`."""
     from engine.advise.spec_growth import growth_of
     from engine.advise.spec_plan import appraise_spec, load_of_spec
-    from engine.data.load import survey
-    from engine.data.shape import data_shape
+    from engine.advise.spec_stages import estimate_job
+    from engine.advise.trainable import check_trainable
     from engine.extension.spec_window import reach_of
     from engine.hardware.detect import detect
     from engine.jobs.spec import ContextSection, Task
@@ -61,20 +63,49 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     growth = growth_of(spec, ref, architecture)
     window = reach_of(spec, ref.path).notes if spec.context != ContextSection() else ()
     _require_libraries(spec, machine)
+    _require_cards(spec, machine)
     if growth is not None and not spec.needs_data:
         return _only_growth(spec, ref, growth)
     if spec.task is Task.EXTEND:
         found = appraise_spec(spec, architecture, machine, load_of_spec(spec, architecture, machine, 0.0))
         return _checked(spec, found, [*ref.notes, *window], force=force)
-    report = survey(spec.data, ref.path)
-    notes = [*ref.notes, *window, *(f"Data: {warning}" for warning in report.warnings)]
-    notes += [f"Growth: {warning}" for warning in growth.warnings] if growth else []
-    shape = data_shape(report, batch_size=spec.training.batch_size, base_text=spec.data.base_text)
-    load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=True, data=shape)
-    found = appraise_spec(spec, architecture, machine, load, trained_share=report.train.trained_share, growth=growth)
+    check_trainable(spec, ref)
+    _check_named_tasks(spec)
+    text, words = text_of(spec, ref.path)
+    job = estimate_job(spec, ref, architecture, machine, text)
+    notes = [*ref.notes, *window, *words, *job.warnings]
     if ref.needs_download:
         notes.append(_download_note(ref, architecture, machine))
-    return _checked(spec, found, notes, force=force)
+    return _checked(spec, job.whole, notes, force=force)
+
+
+def text_of(spec: JobSpec, model_dir: Path | None) -> tuple[Text, list[str]]:
+    """What the spec trains on, and what is to be said of it: sources by a sample of their text, rows counted. Files are
+    named absolutely. Raises EngineError `data.*`, `corpus.*`."""
+    from engine.advise.spec_stages import Text
+
+    if spec.streams:
+        from engine.corpus.sizes import amounts_of
+
+        amounts = amounts_of(spec, model_dir)
+        return Text(amounts), [
+            f"Data: nothing of {one.name} can be read: {one.unreadable}" for one in amounts if one.unreadable
+        ]
+    from engine.data.load import survey
+    from engine.data.shape import data_shape
+
+    assert model_dir is not None
+    report = survey(spec.data, model_dir)
+    if spec.distributed.world > report.sequences:
+        raise EngineError(
+            "spec.processes",
+            f"{spec.distributed.world} processes cannot share {report.sequences} sequences: some would have none.",
+            cause=f"{report.train.rows_kept:,} rows of {spec.data.train} fill {report.sequences:,} sequences.",
+            next_step="Use fewer processes, or more data.",
+            key="distributed.processes",
+        )
+    shape = data_shape(report, batch_size=spec.training.batch_size, base_text=spec.data.base_text)
+    return Text(rows=shape, row_sequences=report.sequences), [f"Data: {warning}" for warning in report.warnings]
 
 
 def _checked(spec: JobSpec, found: Appraisal, notes: list[str], *, force: bool) -> Checked:
@@ -165,6 +196,53 @@ def _download_note(ref: ModelRef, architecture: Architecture, machine: Machine) 
     return f"{ref.repo_id} is downloaded first: {format_bytes(needed)}."
 
 
+def _require_cards(spec: JobSpec, machine: Machine) -> None:
+    """A process per card of this machine; processors take any number. Raises EngineError."""
+    processes, cards = spec.distributed.processes, len(machine.gpus)
+    if cards and processes > cards and spec.distributed.nodes == 1:
+        raise EngineError(
+            "spec.processes",
+            f"distributed.processes = {processes}, but this machine has {cards} card{'s' if cards > 1 else ''}.",
+            next_step=f"Set distributed.processes = {cards}, or run it on a machine with more cards.",
+            key="distributed.processes",
+        )
+
+
+def _check_named_tasks(spec: JobSpec) -> None:
+    """Limits on a benchmark that is none of those the job's own files name. Raises EngineError."""
+    from engine.jobs.spec_checks_evaluation import DEMO, DEMO_SKILLS
+
+    files = [task for task in spec.evaluation.tasks if task.endswith((".yaml", ".yml"))]
+    others = [task for task in spec.evaluation.tasks if task not in (*files, DEMO)]
+    if others or not files:
+        return  # what a group of lm-eval's own holds is known when it is loaded, before training
+    named = {word for path in files for word in _words_of(Path(path))} | set(DEMO_SKILLS) | {DEMO}
+    named |= {"base_text", *(suite.name for suite in spec.suites), *(source.name for source in spec.sources)}
+    for number, limit in enumerate(spec.retention, 1):
+        if limit.on not in named:
+            raise EngineError(
+                "spec.conflict",
+                f'retention[{number}].on = "{limit.on}" is nothing that this job measures.',
+                cause=f"It is not named in {', '.join(files)}.",
+                next_step="Name a benchmark, a suite, a source, or base_text.",
+                key=f"retention[{number}].on",
+            )
+
+
+def _words_of(path: Path) -> set[str]:
+    """Names in a benchmark's file."""
+    try:
+        return set(re.findall(r"[\w-]+", path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(
+            "benchmark.not_found",
+            f"Cannot read the benchmark {path}.",
+            cause=str(error),
+            next_step="Correct evaluation.tasks.",
+            key="evaluation.tasks",
+        ) from error
+
+
 def _require_libraries(spec: JobSpec, machine: Machine) -> None:
     """What the worker would refuse after its start is refused before it. Raises EngineError."""
     from engine.advise.fit import INSTALL_BITSANDBYTES
@@ -177,6 +255,7 @@ def _require_libraries(spec: JobSpec, machine: Machine) -> None:
             f'optimizer = "{optimizer.value}" needs an NVIDIA card.',
             cause=f"This machine: {machine.label}.",
             next_step='Set training.optimizer = "adamw"; for an adapter it costs little memory.',
+            key="training.optimizer",
         )
     if spec.quantization_kind != "none" and machine.libraries.get("bitsandbytes", "unknown") is None:
         raise EngineError(

@@ -28,7 +28,7 @@ def warnings_of(spec: JobSpec, stages: Sequence[StageLayout]) -> tuple[str, ...]
     trained = [stage for stage in stages if stage.steps]
     found: list[str] = [*_passes(trained), *_unread(spec, trained)]
     for stage in trained:
-        found += _of_stage(stage)
+        found += _of_stage(stage, _called(stage) if spec.stages else "The job")
     for before, after in pairwise(trained):
         found += _leap(before, after)
     return tuple(found)
@@ -58,19 +58,19 @@ def _unread(spec: JobSpec, stages: Sequence[StageLayout]) -> Iterator[str]:
             yield f"{source.name} has weight 0 in every stage: it is never read."
 
 
-def _of_stage(stage: StageLayout) -> Iterator[str]:
+def _of_stage(stage: StageLayout, called: str) -> Iterator[str]:
     curve = stage.rate
     if curve.warmup_ratio and stage.steps > 1 and curve.warmup_steps == stage.steps:
-        yield f"{_called(stage)} warms up in all of its {stage.steps} steps."
+        yield f"{called} warms up in all of its {stage.steps} steps."
     if curve.schedule is Schedule.WSD:
         asked = round(curve.steps * curve.decay_ratio)
         if decay_steps(curve.steps, curve.decay_ratio, curve.warmup_steps) < asked:
-            yield f"{_called(stage)}: warm-up and decay overlap; the decay begins when the warm-up ends."
+            yield f"{called}: warm-up and decay overlap; the decay begins when the warm-up ends."
     if stage.ramp.over and stage.ramp.full_from >= stage.steps:
-        yield f"{_called(stage)} ends before its batch has grown to {stage.ramp.full} sequences."
+        yield f"{called} ends before its batch has grown to {stage.ramp.full} sequences."
     if stage.model.window and stage.length > stage.model.window and stage.mix:
         yield (
-            f"{_called(stage)} trains {format_count(stage.length)} tokens at once, the model was made for "
+            f"{called} trains {format_count(stage.length)} tokens at once, the model was made for "
             f"{format_count(stage.model.window)}: positions beyond are new to it."
         )
 

@@ -45,11 +45,13 @@ def start(arguments: argparse.Namespace) -> int:
 
 def _checked_file(arguments: argparse.Namespace) -> Checked:
     """Load the spec and hold it against this machine, saying what is worth saying. Raises EngineError."""
-    from engine.jobs.spec_toml import load_spec
+    from engine.jobs.spec_toml import load_spec, naming_lines
     from scaler_tui.preflight import check
 
-    spec = _on_processes(load_spec(arguments.spec), arguments)
-    return _announced(check(spec, base=arguments.spec.parent, force=arguments.force))
+    spec = load_spec(arguments.spec)
+    with naming_lines(arguments.spec):
+        spec = _on_processes(spec, arguments)
+        return _announced(check(spec, base=arguments.spec.parent, force=arguments.force))
 
 
 def _on_processes(spec: JobSpec, arguments: argparse.Namespace) -> JobSpec:

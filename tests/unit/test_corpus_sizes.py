@@ -19,32 +19,12 @@ from engine.resources import demo_dir
 from engine.schedule.amounts import AmountOrigin
 
 MODEL = demo_dir() / "model"
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "the",
-    "lazy",
-    "dog",
-    "and",
-    "then",
-    "other",
-    "things",
-    "happened",
-    "to",
-    "red",
-    "green",
-    "blue",
-    "houses",
-]
+WORDS = "the quick brown fox jumps over a lazy dog and other things happened to red green houses"
 
 
 def documents(count: int) -> list[str]:
     random.seed(4)
-    return [" ".join(random.choices(WORDS, k=random.randint(5, 200))) for _ in range(count)]
+    return [" ".join(random.choices(WORDS.split(), k=random.randint(5, 200))) for _ in range(count)]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "txt", "parquet", "folder"])

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import EngineError
-from engine.jobs.spec import JobSpec, Schedule, SourceSection, StageSection, StopSection, Task, TrainingSection
+from engine.jobs.spec import (
+    EvaluationSection,
+    JobSpec,
+    Schedule,
+    SourceSection,
+    StageSection,
+    StopSection,
+    Task,
+    TrainingSection,
+)
 from engine.schedule.layout import ModelFacts, TextFacts, lay_out
 from engine.schedule.ramp import BatchRamp, ramp_for_sequences, ramp_for_steps
 from engine.schedule.rates import RateCurve, rate_curve, unfreeze_step
@@ -23,6 +32,7 @@ def stream_spec(*, stages: tuple[StageSection, ...] = (), **training: object) ->
         task=Task.FULL,
         sources=(WEB, CODE),
         stages=stages,
+        evaluation=EvaluationSection(every_steps=5),
         training=TrainingSection(**{"batch_size": 4, "gradient_accumulation": 2, **training}),  # type: ignore[arg-type]
     )
 
