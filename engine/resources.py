@@ -19,7 +19,7 @@ def profiles_dir() -> Path:
 
 
 def demo_dir() -> Path:
-    """The folder of the embedded demo: `model/`, `finetune/`, `long/`, `prompts.json`."""
+    """The folder of the embedded demo: `model/`, `finetune/`, `long/`, `tasks/`, `prompts.json`."""
     bundled = _BUNDLED / "demo"
     return bundled if bundled.is_dir() else _PACKAGE.parent / "assets" / "demo"
 

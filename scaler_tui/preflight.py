@@ -54,6 +54,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     from engine.jobs.spec_toml import with_absolute_paths
     from engine.models.analyze import analyze_model
     from engine.paths import ensure_writable, runs_dir
+    from scaler_tui.benchmarks_check import require_benchmarks
 
     ensure_writable(runs_dir())  # a disk that nobody can write to is another matter than one that is too full
     spec = with_absolute_paths(spec, base.absolute())
@@ -71,6 +72,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
         return _checked(spec, found, [*ref.notes, *window], force=force)
     check_trainable(spec, ref)
     _check_named_tasks(spec)
+    require_benchmarks(spec)
     text, words = text_of(spec, ref.path)
     job = estimate_job(spec, ref, architecture, machine, text)
     notes = [*ref.notes, *window, *words, *job.warnings]

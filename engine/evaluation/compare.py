@@ -34,9 +34,11 @@ def _out_of_memory(cause: str) -> EngineError:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from engine.evaluation.comparison import require_names
     from engine.evaluation.tasks import load_tasks
 
-    load_tasks(options.task)
+    asked = load_tasks(options.task)
+    require_names(options.on, [name for one in asked for name in (*one.groups, *one.tasks)])
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -63,6 +65,7 @@ def _run(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.evaluation.compare", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only see that every task and its data is here")
+    parser.add_argument("--on", action="append", default=[], help="with --check: a task that must be among them")
     parser.add_argument("--model", type=Path, help="a model folder or an adapter's")
     parser.add_argument("--name", default="", help="what the report calls it")
     parser.add_argument("--base", type=Path, help="of an adapter")

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.errors import EngineError
 from engine.evaluation.bootstrap import FEWEST_PAIRS, Interval, Items, paired_interval
 from engine.evaluation.findings import Found, SuiteSums
 from engine.evaluation.tasks import DEMO
@@ -58,6 +59,18 @@ def broken_limits(reports: Sequence[RetentionReport], limits: Sequence[Retention
             most = _points(limit.most_lost) if report.unit == ACCURACY else f"{limit.most_lost:.1%}"
             found.append(Broken(limit, f"{report.words}: {amount} lost, {most} allowed"))
     return tuple(found)
+
+
+def require_names(limited: Sequence[str], measured: Sequence[str]) -> None:
+    """Raises EngineError `retention.unknown` for a limit on nothing that is measured."""
+    for name in limited:
+        if name not in measured:
+            raise EngineError(
+                "retention.unknown",
+                f'[[retention]] on = "{name}" names nothing that is measured.',
+                cause=f"Measured are: {', '.join(measured[:20]) or 'nothing'}.",
+                next_step="Name one of these, or add it to evaluation.tasks or [[suites]].",
+            )
 
 
 def loss_of(report: RetentionReport) -> float:

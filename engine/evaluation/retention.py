@@ -22,7 +22,7 @@ import msgspec
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError, ExitCode
 from engine.evaluation.benchmarks import run_tasks
-from engine.evaluation.comparison import Broken, broken_limits, compare
+from engine.evaluation.comparison import Broken, broken_limits, compare, require_names
 from engine.evaluation.findings import (
     Found,
     SuiteSums,
@@ -261,15 +261,7 @@ class Watch:
     def _check_limits(self) -> None:
         names = [suite.name for suite in self.suites]
         names += [name for one in self.asked for name in (*one.groups, *one.tasks)]
-        for limit in self.limits:
-            if limit.on not in names:
-                raise EngineError(
-                    "retention.unknown",
-                    f'[[retention]] on = "{limit.on}" names nothing that is measured.',
-                    cause=f"Measured are: {', '.join(names[:20]) or 'nothing'}.",
-                    next_step="Name one of these, or add it to evaluation.tasks or [[suites]].",
-                    exit_code=ExitCode.RUN_FAILED,
-                )
+        require_names([limit.on for limit in self.limits], names)
 
     # ── what is kept and told ─────────────────────────────────────────────────────────────────────────────────────
     def _check_texts(self) -> None:

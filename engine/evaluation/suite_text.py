@@ -11,6 +11,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from engine.corpus.documents import Document, Limits
+from engine.corpus.files import source_files
+from engine.corpus.reading import read_files
+from engine.corpus.shards import Cursor
 from engine.data.chat_template import TemplateRefusal
 from engine.data.files import Record, detect_format, read_records
 from engine.data.load import GENERAL
@@ -30,6 +34,8 @@ _CHARACTERS_PER_TOKEN = 12
 """More than any tokenizer's on prose: so much text is tokenised to find the end of a piece."""
 _TEXT_FILES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".csv", ".tsv")
 _PACKED_FILES = (".gz", ".zst", ".xz", ".bz2")
+_LIMITS = Limits(64 << 20, 64 << 10)
+"""Of packed files: the longest document and line, bytes."""
 _FIELDS = ("text", "content", "document", "body")
 _CHATS = ("messages", "conversations")
 
@@ -104,7 +110,11 @@ def _documents(source: str, field: str, tokenizer: ChatTokenizer) -> Iterator[st
 
 
 def _of_file(path: Path, field: str, tokenizer: ChatTokenizer) -> Iterator[str]:
-    """A plain file in its paragraphs, of other files one text per row."""
+    """A plain file in its paragraphs, of other files one text per row; packed ones as a source would be read."""
+    if path.suffix.lower() in _PACKED_FILES:
+        found = read_files(source_files(path.name, str(path)), field, _LIMITS, Cursor())
+        yield from (one.text for one in found if isinstance(one, Document))
+        return
     for record in read_records(path, detect_format(path)):
         if isinstance(record, Record):
             yield _text_of(record.value, field, tokenizer)

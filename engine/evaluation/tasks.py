@@ -10,7 +10,7 @@ wrote is refused: nothing here can contain it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -70,6 +70,17 @@ def load_tasks(names: Sequence[str]) -> tuple[Asked, ...]:
     require_lm_eval()
     manager = _manager(names)
     return tuple(_load(manager, name) for name in names)
+
+
+def question_texts(asked: Sequence[Asked]) -> Iterator[str]:
+    """What is asked and answered in every question: training text must not hold it."""
+    for one in asked:
+        for task in one.loaded["tasks"].values():
+            for document in task.eval_docs:
+                try:
+                    yield f"{task.doc_to_text(document)} {task.doc_to_target(document)}"
+                except Exception:  # a task's own functions; a question that has no text holds none
+                    yield " ".join(value for value in document.values() if isinstance(value, str))
 
 
 def _manager(names: Sequence[str]) -> Any:
@@ -132,3 +143,11 @@ def _not_loaded(name: str, error: Exception) -> EngineError:
         cause=cause,
         next_step=f"{way}, so that it is fetched and kept; or leave '{name}' out of evaluation.tasks.",
     )
+
+
+def question_texts(asked: Sequence[Asked]) -> Iterator[str]:
+    """Every question with its answer, as the model sees it: what training text must not share runs of words with."""
+    for one in asked:
+        for task in one.loaded["tasks"].values():
+            for document in task.test_docs() if task.has_test_docs() else task.validation_docs() or ():
+                yield f"{task.doc_to_text(document)}{task.doc_to_target(document)}"

@@ -103,7 +103,8 @@ def open_side(side: Side, dtype: torch.dtype, streamed: bool) -> Iterator[Opened
 def _with_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(folder)).eval().requires_grad_(False)
+    adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    return adapted.eval().requires_grad_(False)
 
 
 def _packed(side: Side, dtype: torch.dtype) -> Any:
