@@ -14,7 +14,7 @@ from engine.jobs.spec_toml import load_spec
 from tests.support.cli import cli
 from tests.support.tmux import Terminal
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 def to_plans(terminal: Terminal) -> None:

@@ -20,7 +20,6 @@ from tests.support.tmux import ROOT, Terminal
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.alone,
     pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux"),
 ]
 

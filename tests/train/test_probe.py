@@ -76,11 +76,18 @@ def speed_of(finished: Finished) -> Speed:
     return Speed(rate, sum(shares) / len(shares))
 
 
+def shortened(spec: JobSpec) -> JobSpec:
+    """The same job with as many steps as its speed takes to be seen."""
+    training = msgspec.structs.replace(spec.training, max_steps=40)
+    return msgspec.structs.replace(spec, training=training)
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_measured(run_worker: RunWorker) -> None:
-    report = probe_of(demo_spec(), 40)
-    promised = check(demo_spec(), base=Path.cwd(), force=False).spec
+    job = shortened(demo_spec())
+    report = probe_of(job, 40)
+    promised = check(job, base=Path.cwd(), force=False).spec
     assert promised.prediction.origin == "probe"
     finished = run_worker(promised, timeout_seconds=900)
     assert finished.end.outcome == "finished"
@@ -93,7 +100,7 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
     assert abs(score.process.error) < 0.05
 
     run = speed_of(finished)
-    again = probe_of(demo_spec(), 25, force=True)  # a shared machine's pace drifts: the run lies between two probes
+    again = probe_of(job, 25, force=True)  # a shared machine's pace drifts: the run lies between two probes
     shapes = [report.record.answer.shapes[0], again.record.answer.shapes[0]]
     if report.record.answer.on_cpu:
         rates, measured = [shape.tokens_per_cpu_second for shape in shapes], run.per_cpu_second
@@ -110,7 +117,6 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_probe_measures_two_lengths_evaluation_and_the_largest_batch_and_is_kept(make_spec: SpecMaker) -> None:
     spec = make_spec(training={"gradient_checkpointing": True})
     said: list[str] = []
@@ -140,7 +146,6 @@ def test_a_probe_measures_two_lengths_evaluation_and_the_largest_batch_and_is_ke
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_model_without_weights_is_tried_with_few_layers_and_carried_on(tmp_path: Path) -> None:
     folder = tmp_path / "shape-only"
     folder.mkdir()
@@ -172,7 +177,6 @@ def test_a_model_without_weights_is_tried_with_few_layers_and_carried_on(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_probe_refuses_what_a_run_would_refuse(make_spec: SpecMaker) -> None:
     spec = make_spec(adapter={"targets": ["no_such_module"]})
     with pytest.raises(EngineError) as caught:

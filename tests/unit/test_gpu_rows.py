@@ -192,7 +192,6 @@ def tiny(**changes: object) -> Order:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("changes", "trained"),
     [
@@ -217,7 +216,6 @@ def test_a_tiny_model_is_really_measured_on_the_cpu(changes: dict[str, object], 
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_an_order_for_an_impossible_device_is_refused_in_words() -> None:
     order = msgspec.structs.replace(tiny(), device="cuda", edges=(Edge(cap_gib=8.0, guess=512),))
     code = subprocess.run(
