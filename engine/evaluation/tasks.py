@@ -72,17 +72,6 @@ def load_tasks(names: Sequence[str]) -> tuple[Asked, ...]:
     return tuple(_load(manager, name) for name in names)
 
 
-def question_texts(asked: Sequence[Asked]) -> Iterator[str]:
-    """What is asked and answered in every question: training text must not hold it."""
-    for one in asked:
-        for task in one.loaded["tasks"].values():
-            for document in task.eval_docs:
-                try:
-                    yield f"{task.doc_to_text(document)} {task.doc_to_target(document)}"
-                except Exception:  # a task's own functions; a question that has no text holds none
-                    yield " ".join(value for value in document.values() if isinstance(value, str))
-
-
 def _manager(names: Sequence[str]) -> Any:
     """lm-eval's index of tasks; its own thousands are looked through only where one of them is asked for."""
     from lm_eval.tasks import TaskManager

@@ -130,7 +130,7 @@ def _packed(side: Side, dtype: torch.dtype) -> Any:
             cause=" ".join(str(error).split())[:300],
             exit_code=ExitCode.RUN_FAILED,
         ) from error
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
 
 
 def must_stream(sides: tuple[Side, Side], dtype: torch.dtype, memory: Memory, kept_bytes: int) -> bool:
