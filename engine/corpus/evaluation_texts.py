@@ -31,8 +31,8 @@ def evaluation_texts(spec: JobSpec) -> Iterator[str]:
 
 
 def texts_of(name: str, path: str, field: str = "text") -> Iterator[str]:
-    """All text of a file, a folder or a pattern, "general", "demo" or "demo-long"; of rows every piece of text there is,
-    since what is asked and what is answered both count."""
+    """All text of a file, a folder or a pattern, "general", "demo" or "demo-long"; of rows every piece of text there
+    is, since what is asked and what is answered both count."""
     if not path:
         return
     shipped = profiles_dir() / "base_text.txt" if path == GENERAL else demo_rows_file(path, _BASE_TEXT)

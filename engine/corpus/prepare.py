@@ -140,6 +140,8 @@ def _taken(reading: _Reading) -> Taken:
     while left > 0:
         left -= len(shards[used].documents)
         used += 1
+    while used < len(shards) and not len(shards[used].documents):  # may hold the faults behind the last document
+        used += 1
     known = tuple(reading.cache.known(number, shard) for number, shard in enumerate(shards[:used]))
     return Taken(shards[:used], known, documents)
 
@@ -208,9 +210,9 @@ def _fingerprint(
     found = hashlib.sha256(key.encode())
     for reading, mine, selection in zip(readings, taken, selections, strict=True):
         found.update(f" {reading.source.name} {mine.documents} ".encode())
-        for part in mine.parts:
-            found.update(np.ascontiguousarray(part["digest_high"]).data)
-            found.update(np.ascontiguousarray(part["digest_low"]).data)
+        for half in ("digest_high", "digest_low"):
+            for part in mine.parts:
+                found.update(np.ascontiguousarray(part[half]).data)
         found.update(mine.lengths().data)
         found.update(np.packbits(selection.kept).data)
     return found.hexdigest()
