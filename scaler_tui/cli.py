@@ -22,6 +22,7 @@ from scaler_tui.cli_flags import json_flag, machine_flag
 from scaler_tui.cli_lab import add_lab
 from scaler_tui.cli_mix import add_mix
 from scaler_tui.cli_remote import add_remote
+from scaler_tui.cli_schedule import add_schedule
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
 _SPEC_FILES = "File names in the spec are relative to the spec's own folder."
@@ -126,6 +127,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_corpus(add)
     add_remote(add)
     add_lab(add)
+    add_schedule(add)
     _add_runs(add)
     return parser
 
@@ -308,6 +310,9 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
         command.add_argument(
             "--nodes", metavar="HOSTS", type=Path, help="a file of machines, host[:processes] a line, reached by ssh"
         )
+    run.add_argument(
+        "--keep", metavar="DIR", default="", help="a folder that outlives this machine: what it takes to go on is there"
+    )
     for command in (demo, run, start, add("runs", "all runs, newest first")):
         json_flag(command)
 

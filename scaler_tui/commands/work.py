@@ -24,7 +24,11 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """A spec in the foreground: the run is detached all the same, this only follows it."""
-    return _run_checked(_checked_file(arguments), as_json=arguments.json, hosts=arguments.nodes)
+    if arguments.keep:
+        from scaler_tui.commands.kept import run_kept
+
+        return run_kept(arguments)
+    return _run_checked(checked_file(arguments), as_json=arguments.json, hosts=arguments.nodes)
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -32,7 +36,7 @@ def start(arguments: argparse.Namespace) -> int:
     from engine.jobs.launch import launch
     from scaler_tui.preflight import create
 
-    run_dir = create(_checked_file(arguments))
+    run_dir = create(checked_file(arguments))
     _keep_hosts(run_dir, arguments.nodes)
     launch(run_dir)
     if arguments.json:
@@ -43,7 +47,7 @@ def start(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def _checked_file(arguments: argparse.Namespace) -> Checked:
+def checked_file(arguments: argparse.Namespace) -> Checked:
     """Load the spec and hold it against this machine, saying what is worth saying. Raises EngineError."""
     from engine.jobs.spec_toml import load_spec, naming_lines
     from scaler_tui.preflight import check
