@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.advise.rented import Offer
     from engine.advise.sharded import CardCount
     from engine.advise.spec_growth import SpecGrowth
+    from engine.advise.spec_stages import JobEstimate
     from engine.estimate.data_shape import DataShape
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
@@ -45,6 +46,8 @@ class Job:
     trained_share: float = 1.0
     growth: SpecGrowth | None = None
     """What becomes of the model before it is trained; None for an adapter."""
+    stages: JobEstimate | None = None
+    """Of a spec that streams text or has stages."""
 
 
 def estimate(arguments: argparse.Namespace) -> int:
@@ -62,8 +65,18 @@ def estimate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         from engine.advise.figures import to_json
 
-        output.emit_json(to_json(found, asked=asked, offer=offer, counts=counts))
+        document = to_json(found, asked=asked, offer=offer, counts=counts)
+        if job.stages is not None:
+            from engine.advise.schedule_figures import stages_to_json
+
+            document["stages"] = stages_to_json(job.stages)
+        output.emit_json(document)
     else:
+        if job.stages is not None:
+            from scaler_tui.schedule_text import stage_lines
+
+            for line in (*stage_lines(job.stages), ""):
+                output.say(line)
         _print(found, asked, offer, arguments.finish_in)
         if counts:
             from scaler_tui.estimate_text import card_count_lines
@@ -106,7 +119,7 @@ def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) 
     from engine.advise.overrides import spec_with
     from engine.advise.spec_growth import growth_of
     from engine.advise.spec_plan import appraise_spec, load_of_spec
-    from engine.jobs.spec_toml import load_spec, with_absolute_paths
+    from engine.jobs.spec_toml import load_spec, naming_lines, with_absolute_paths
     from engine.models.analyze import analyze_model
     from engine.models.resolve import resolve_model
 
@@ -120,6 +133,12 @@ def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) 
     machine = machine_for(arguments.gpu)
     ref = resolve_model(spec.model.source, revision=spec.model.revision)
     architecture = analyze_model(ref)
+    if spec.needs_data and (spec.streams or spec.stages):
+        from scaler_tui.commands.schedule import estimate_of
+
+        with naming_lines(path):
+            stages = estimate_of(spec, arguments.gpu)
+        return Job(stages.whole, spec, ref, growth=growth_of(spec, ref, architecture), stages=stages)
     shape = _data_shape(spec, ref)
     counted = shape if shape.heldout_tokens or shape.width else None
     load = load_of_spec(spec, architecture, machine, shape.tokens, base_on_disk=ref.has_weights, data=counted)
