@@ -27,18 +27,16 @@ class _Line(msgspec.Struct, frozen=True):
 class CellLog:
     """Finished cells of one request; without a path only in memory."""
 
-    def __init__(self, path: Path | None, request: str, *, writes: bool = True) -> None:
-        """Without `writes` what is in the file is known and nothing is added to it: another process does that."""
+    def __init__(self, path: Path | None, request: str) -> None:
         self._request = request
         self._values: dict[str, bytes] = {}
         self._handle: int | None = None
         self.seconds = 0.0
         """Of the cells that were there already."""
-        if path is None or not (writes or path.is_file()):
+        if path is None:
             return
-        if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         text = path.read_bytes()
         for raw in text.splitlines():
             try:
@@ -48,7 +46,7 @@ class CellLog:
             if line.request == request:
                 self._values[line.cell] = bytes(line.value)
                 self.seconds += line.seconds
-        if self._handle is not None and text and not text.endswith(b"\n"):
+        if text and not text.endswith(b"\n"):
             os.write(self._handle, b"\n")
 
     def find(self, cell: str, kind: type[Found]) -> Found | None:

@@ -6,7 +6,7 @@ Must not know the loop, checkpoints or where a result is written: who asks obeys
 
 "Before" is always the job's parent model: of a job that grows, the source before any growth.
 
-Several processes of one job all measure, so that they meet in every pass of a sharded model; one of them writes.
+Of several processes of one job only the leader has a watch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError, ExitCode
 from engine.evaluation.benchmarks import run_tasks
-from engine.evaluation.comparison import Broken, broken_limits, compare, require_names
+from engine.evaluation.comparison import Broken, broken_limits, compare, loss_of, require_names
 from engine.evaluation.findings import (
     Found,
     SuiteSums,
@@ -43,7 +43,6 @@ from engine.jobs import events as ev
 from engine.jobs.events import RetentionReport
 from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
-from engine.jobs.spec_suites import RetentionSection
 
 LOG = "evaluation.jsonl"
 """In the run directory."""
@@ -71,8 +70,6 @@ class WatchOrder:
     heldout: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Source -> its held-out documents."""
     resumed_step: int = 0
-    writes: bool = True
-    """Whether this process keeps results and tells the journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +118,14 @@ class Watch:
         self.asked: tuple[Asked, ...] = load_tasks(order.spec.evaluation.tasks)
         self.limits = order.spec.retention
         self._check_limits()
-        self._log = CellLog(order.run_dir / LOG, order.spec_hash, writes=order.writes)
+        self._log = CellLog(order.run_dir / LOG, order.spec_hash)
         self._log.forget(lambda cell: _step_of(cell) > order.resumed_step)
         self._check_texts()
-        self._told = _told_before(order) if order.writes else set()
+        self._told = _told_before(order)
         self._before = Found()
-        self._stages: list[card.StageRetention] = []
-        self._ever_passed = False
+        self._ever_kept = True
+        self._excess: float | None = None
+        """By how much the worst limit was exceeded at the last look, while none was ever kept."""
 
     # ── what is asked ─────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -147,7 +145,17 @@ class Watch:
         section = self.order.spec.evaluation
         texts = self.follows_texts and _is_due(step, section.every_steps)
         tasks = bool(self.asked) and _is_due(step, section.tasks_every_steps)
-        return (texts or tasks) if not last else bool(self._stop_limits())
+        return (texts or tasks) if not last else self.may_stop
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether any limit ends the run."""
+        return any(limit.action == STOP for limit in self.limits)
+
+    def starts_elsewhere(self) -> None:
+        """What is trained is not the parent: grown in a way that changes it, or with a longer window. A limit that is
+        broken from the start then waits while the loss gets smaller."""
+        self._ever_kept = False
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
     def before(self, model: LoadedModel, as_before: AsBefore | None = None) -> Found:
@@ -251,12 +259,23 @@ class Watch:
         words = "; ".join(one.words for one in broken)
         self._tell_retention(step, tuple(reports), f"{words}." if words else "")
         if not stopping:
-            return Decision(words=words, looked=True)
+            seen = {report.on for report in reports}
+            verified = all(limit.on in seen for limit in self.limits if limit.action == STOP)
+            self._ever_kept = self._ever_kept or verified
+            return Decision(passed=verified, words=words, looked=True)
         lost = "; ".join(one.words for one in stopping)
-        return Decision(passed=False, closes=True, words=f"A retention limit is broken: {lost}", looked=True)
+        if self._is_healing(reports, stopping):
+            return Decision(False, False, f"A retention limit is not kept yet: {lost}; it is getting better.", True)
+        return Decision(False, True, f"A retention limit is broken at step {step}: {lost}.", True)
 
-    def _stop_limits(self) -> tuple[RetentionSection, ...]:
-        return tuple(limit for limit in self.limits if limit.action == STOP)
+    def _is_healing(self, reports: Sequence[RetentionReport], stopping: Sequence[Broken]) -> bool:
+        if self._ever_kept:
+            return False
+        lost = {report.on: loss_of(report) for report in reports}
+        excess = max(lost[one.limit.on] - one.limit.most_lost for one in stopping)
+        better = self._excess is None or excess < self._excess
+        self._excess = excess
+        return better
 
     def _check_limits(self) -> None:
         names = [suite.name for suite in self.suites]
@@ -301,7 +320,7 @@ class Watch:
     def _tell(self, event: ev.AnyEvent) -> None:
         """Once per run: a resumed attempt that finds a figure does not say it again."""
         known = _identity(event)
-        if self.order.writes and known not in self._told:
+        if known not in self._told:
             self._told.add(known)
             self.order.tell(event)
 

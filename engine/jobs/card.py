@@ -104,6 +104,10 @@ class MergeCheck(msgspec.Struct, frozen=True, kw_only=True):
     adapter_task_loss: float
     base_dtype: str
     """What the adapter was measured on: "nf4" or a float type."""
+    relative_difference: float = 0.0
+    """The largest difference, as a part of the range of the adapter's logits: what `verify` judges by."""
+    mean_kl: float = 0.0
+    """Nats per token."""
 
 
 class PredictedMeasured(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ from engine.jobs.summary import read_record
 from engine.models.config import CONFIG_NAME
 from engine.models.resolve import download_weights, resolve_model
 from engine.models.source import ModelRef
+from engine.proof.drift import logit_drift
 from engine.train.environment import Device, choose_threads, prepare_process, prepare_torch, quiet_libraries
 from engine.train.lessons import short_length
 from engine.train.model import BaseRequest, base_request, load_base, ready
@@ -106,14 +107,16 @@ def merge(job: MergeJob, reference: Reference, tokenizer: Any) -> MergeCheck:
         request = BaseRequest(staging, "none", False, job.device.compute_dtype, job.device.torch_device)
         base = load_base(request)
         merged = take_reference(ready(base, base, tokenizer, job.device), job.rows)
-    difference = (merged.logits - reference.logits).abs()
+    drift = logit_drift(reference.logits, merged.logits)
     kind = job.spec.quantization_kind
     return MergeCheck(
         path=target.relative_to(job.run_dir).as_posix(),
         size_bytes=folder_bytes(target),
-        max_logit_difference=float(difference.max()),
-        mean_logit_difference=float(difference.mean()),
-        same_top_token=float((merged.logits.argmax(-1) == reference.logits.argmax(-1)).float().mean()),
+        max_logit_difference=drift.max_abs_logit_diff,
+        mean_logit_difference=drift.mean_abs_logit_diff,
+        same_top_token=drift.top1_agreement,
+        relative_difference=drift.max_rel_logit_diff,
+        mean_kl=drift.mean_kl,
         merged_task_loss=merged.loss,
         adapter_task_loss=reference.loss,
         base_dtype=kind if kind != "none" else str(job.device.compute_dtype).removeprefix("torch."),
