@@ -1,4 +1,4 @@
-"""The cache: text is tokenised once, a kill loses one shard at most, damage is noticed, and changed files are read again."""
+"""The cache: text is tokenised once, a kill loses one shard at most, damage is noticed, changes are read again."""
 
 from __future__ import annotations
 
