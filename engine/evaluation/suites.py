@@ -66,12 +66,9 @@ class _Document:
     text_bytes: int
 
 
-def start_id(tokenizer: ChatTokenizer) -> int:
-    """The token that a text is predicted from."""
-    for number in (tokenizer.bos_id, tokenizer.eos_id):
-        if number is not None:
-            return number
-    return 0
+def named_start(tokenizer: ChatTokenizer) -> int | None:
+    """The token that a tokenizer names for the beginning of a text, else for its end; None where it names neither."""
+    return tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
 
 
 def _rows_of(model: LoadedModel, text: str) -> _Document:
@@ -79,10 +76,11 @@ def _rows_of(model: LoadedModel, text: str) -> _Document:
     ids = tokenizer.encode(text)
     size = len(text.encode())
     before = tokenizer.with_start(())
-    if ids and ids[0] == start_id(tokenizer):
+    start = named_start(tokenizer)
+    if ids and ids[0] == start:
         size -= len(tokenizer.token_text(ids[0]).encode())
         before, ids = ids[:1], ids[1:]
-    before = before or (start_id(tokenizer),)
+    before = before or (start or 0,)
     rows = [_row((*before, *ids[: window - len(before)]), len(before))] if ids else []
     for begin in range(window - len(before), len(ids), window - 1):
         rows.append(_row(ids[begin - 1 : begin - 1 + window], 1))
