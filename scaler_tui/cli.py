@@ -18,6 +18,7 @@ from scaler_tui import output
 from scaler_tui.cli_context import add_eval, add_extend
 from scaler_tui.cli_corpus import add_corpus
 from scaler_tui.cli_evaluation import add_verify
+from scaler_tui.cli_expand import add_expand
 from scaler_tui.cli_flags import json_flag, machine_flag
 from scaler_tui.cli_lab import add_lab
 from scaler_tui.cli_mix import add_mix
@@ -57,7 +58,7 @@ def _near_command(message: str) -> str:
     words = message.split("'")
     if not message.startswith("argument COMMAND: invalid choice") or len(words) < 2:
         return ""
-    near = difflib.get_close_matches(words[1], words[3::2], n=2, cutoff=0.5)
+    near = difflib.get_close_matches(words[1], words[3::2], n=2, cutoff=0.6)
     return f"Did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -119,7 +120,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text}. {more}".strip())
 
     _add_looks(add, with_answers=any(word in ("matrix", "plan", "estimate") for word in argv))
-    _add_expand(add, named="expand" in argv)
+    add_expand(add, named="expand" in argv)
     add_extend(add, named="extend" in argv)
     add_eval(add)
     add_verify(add)
@@ -220,71 +221,6 @@ def _add_estimate(add: Callable[..., argparse.ArgumentParser], *, with_answers: 
     json_flag(estimate)
     if with_answers:
         _answer_flags(estimate)
-
-
-def _add_expand(add: Callable[..., argparse.ArgumentParser], *, named: bool) -> None:
-    """Growing a model: which size, how, and where to."""
-    expand = add(
-        "expand",
-        "grow a model to any larger size that computes the same, and prove it",
-        "The source is only read; OUT appears when it is complete and proven. Without a size the plans for about twice "
-        "the parameters are shown.",
-    )
-    expand.add_argument("model", metavar="MODEL", help='"demo", a folder with safetensors, or a cached hub id')
-    expand.add_argument("out", metavar="OUT", type=Path, nargs="?", help="a new folder; not needed with --dry-run")
-    sizes = expand.add_argument_group("size: a number of parameters, or dimensions (what is left out is completed)")
-    sizes.add_argument("--to", metavar="SIZE", default="", help="parameters to reach: 7B, 900M")
-    for name, text in _GROWN_SIZES.items():
-        sizes.add_argument(f"--{name}", metavar="N", type=_dimension, default=0, help=text)
-    how = expand.add_argument_group("how")
-    how.add_argument(
-        "--plan", default="", metavar="NAME", help="wider, deeper, mixed or experts; the best when left out"
-    )
-    how.add_argument("--operator", action="append", metavar="NAME", default=[], help=_operator_help(named=named))
-    how.add_argument("--seed", type=int, default=17, metavar="N", help="of the free values; equal seeds, equal bytes")
-    how.add_argument(
-        "--dtype",
-        default="",
-        metavar="TYPE",
-        choices=["", "bfloat16", "float16", "float32"],
-        help="cast to bfloat16, float16 or float32; else kept",
-    )
-    how.add_argument("--shard-size", default="4GB", metavar="SIZE", help="of the output's files (4GB)")
-    how.add_argument("--dry-run", action="store_true", help="plans, sizes and time; nothing is written")
-    how.add_argument("--resume", action="store_true", help="go on where an interrupted expand into OUT stopped")
-    how.add_argument("--undo", action="store_true", help="MODEL was grown: recover what it was grown from into OUT")
-    how.add_argument("--no-proof", action="store_true", help="write it unproven; the certificate says so")
-    how.add_argument("--proof-text", metavar="FILE", type=Path, help="plain text to prove it on; else the demo corpus")
-    machine_flag(expand)
-    json_flag(expand)
-
-
-_GROWN_SIZES = {
-    "hidden": "width of the residual stream",
-    "ffn": "width of the feed-forward layers",
-    "layers": "layers",
-    "heads": "query heads",
-    "kv-heads": "key/value heads; the KV cache follows",
-    "experts": "experts; a dense model becomes a mixture",
-}
-
-
-def _operator_help(*, named: bool) -> str:
-    """The operators by name, read only when they are asked for."""
-    if not named:
-        return "an operator, repeatable"
-    from engine.expansion.operators import OPERATORS
-
-    kept = {True: "exact", False: "changes the function"}
-    told = "; ".join(f"{name} ({kept[operator.exact != 'never']})" for name, operator in OPERATORS.items())
-    return f"NAME or AXIS=NAME, repeatable: {told}. EXPANSION.md says what each does"
-
-
-def _dimension(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is no size")
-    return number
 
 
 def _processes_flag(parser: argparse.ArgumentParser, text: str) -> None:
