@@ -129,7 +129,7 @@ def meet(place: Place, life: Life, run_dir: Path, *, device: str, device_name: s
     life.doing("waiting for the others")
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=NO_LIMIT)
-    control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=NO_LIMIT)
+    control = dist.new_group(backend="gloo", timeout=NO_LIMIT)
     company = Company(place, life, backend, control, strategy)
     seen = _gathered(company, (_sees_folder(company, run_dir), ranks.own_sign(0, 1).host, device_name))
     company.hosts = tuple(host for _, host, _ in seen)

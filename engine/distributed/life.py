@@ -24,7 +24,7 @@ class Life:
 
     def __init__(self, run_dir: Path, place: Place, pieces: int = 1) -> None:
         self._run_dir = run_dir
-        self._place = place
+        self.place = place
         self._lock = threading.Lock()
         self._sign = msgspec.structs.replace(ranks.own_sign(place.rank, place.world), pieces=pieces, doing="starting")
         self._over = threading.Event()
@@ -56,6 +56,13 @@ class Life:
         sign = ranks.read_sign(self._run_dir, 0)
         return sign is not None and sign.state == ranks.LEFT
 
+    def leaves_with_leader(self) -> bool:
+        """On a follower whose work was cut off: was it because all is done? Leaves the process then."""
+        if not self.place.leads and self.leader_has_left():
+            self.leave()
+            os._exit(0)
+        return False
+
     def _end(self, state: str, failure: Failure | None = None) -> None:
         self._over.set()
         with self._lock:
@@ -72,6 +79,4 @@ class Life:
     def _run(self) -> None:
         while not self._over.wait(ranks.POLL_SECONDS):
             self._write()
-            if not self._place.leads and self.leader_has_left():
-                self.leave()
-                os._exit(0)
+            self.leaves_with_leader()

@@ -12,7 +12,8 @@ forward and backward pass. Weights in 4 bits are sharded as the bytes they are p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,13 +45,21 @@ class Parallel:
         """Around forward and backward of one micro-batch of a step."""
         raise NotImplementedError
 
+    def go(self) -> None:
+        """The leader has worked alone, and what comes next is done by all; every rank calls this."""
+        if self.company.leads:
+            self.company.go()
+        else:
+            self.company.follow(self.answers())
+
     def answers(self) -> dict[Word, Any]:
         """What a follower does while the leader works alone."""
         return {}
 
-    def whole(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """On the leader, while it works alone: parameters that learn, whole, on the CPU."""
-        return {name: parameter.detach().cpu() for name, parameter in parameters.items()}
+    def whole(self) -> dict[str, Tensor] | None:
+        """On the leader, while it works alone: what learns by its name, whole, on the CPU; None where the model holds
+        it so anyway."""
+        return None
 
 
 class Copies(Parallel):
@@ -105,6 +114,8 @@ class Shards(Parallel):
         base.register_forward_pre_hook(self._announce, prepend=True)
 
     def _calls_reach(self, base: Any) -> None:
+        # generate would ask the other ranks after every token whether they have come to an end
+        base.generate = functools.partial(base.generate, synced_gpus=False)
         tuner = getattr(self.model, "base_model", None)
         if self.model is not base and tuner is not None:
             tuner.forward = lambda *arguments, **named: base(*arguments, **named)
@@ -117,6 +128,13 @@ class Shards(Parallel):
         """Gradients stay here until the last micro-batch."""
         self.base.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
+
+    def go(self) -> None:
+        """No layer stays gathered: optimizers have to find shards, and ranks the same things to gather."""
+        super().go()
+        for module in self.base.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def answers(self) -> dict[Word, Any]:
         return {Word.FORWARD: self._empty_pass, Word.GATHER: self._gather}
@@ -139,19 +157,12 @@ class Shards(Parallel):
                 found[name] = value.cpu()
         return found
 
-    def whole(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    def whole(self) -> dict[str, Tensor] | None:
         self.company.ask(Word.GATHER)
-        found = self._gather()
-        return {name: found[name] for name in parameters}
+        return self._gather()
 
 
 def _may_be_unused(base: Any) -> bool:
     """Experts that no token of a micro-batch was sent to have no gradient."""
     config = base.config.get_text_config() if hasattr(base.config, "get_text_config") else base.config
     return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-
-
-def clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """Clip to the norm of all gradients together, over all shards; returns the norm before."""
-    norm: Tensor = torch.nn.utils.clip_grad_norm_(parameters, limit)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,8 +1,8 @@
 """Checkpoints that all ranks write together, each its shards, and that any number of ranks can read.
 
 Owns `sharded/` inside a checkpoint (torch.distributed.checkpoint): what learns, under the model's names, and the state
-of an AdamW for it. Must not know folders beyond that, nor the loop. Written into the staging folder of a checkpoint; the
-manifest's SHA-256 vouches for every file, the `.metadata` among them, which torch pickles.
+of an AdamW for it. Must not know folders beyond that, nor the loop. Written into the staging folder of a checkpoint;
+the manifest's SHA-256 vouches for every file, the `.metadata` among them, which torch pickles.
 """
 
 from __future__ import annotations

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import torch
 
+from engine.jobs.spec import JobSpec
 from engine.train.batches import SequenceDataset
 from engine.train.step_batches import Lessons
 from engine.train.step_plan import MicroBatch, Pool, Step
 
 
-def drawn_lessons(sequences: SequenceDataset, *, steps: int, batch_size: int, accumulation: int, seed: int) -> Lessons:
-    """So many steps of `accumulation` micro-batches; the last step of an epoch is as large as what is left."""
-    pool = Pool("drawn", tuple(len(one.input_ids) for one in sequences.sequences), batch_size)
+def drawn_lessons(spec: JobSpec, sequences: SequenceDataset, steps: int) -> Lessons:
+    """So many steps of `gradient_accumulation` micro-batches; the last step of an epoch is as large as what is left."""
+    training = spec.training
+    size, accumulation = training.batch_size, training.gradient_accumulation
+    pool = Pool("drawn", tuple(len(one.input_ids) for one in sequences.sequences), size)
     made: list[Step] = []
     epoch = 0
     while len(made) < steps:
-        drawn = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-        batches = [
-            MicroBatch(0, tuple(drawn[first : first + batch_size]), epoch) for first in range(0, len(drawn), batch_size)
-        ]
+        generator = torch.Generator().manual_seed(training.seed + epoch)
+        drawn = torch.randperm(len(sequences), generator=generator).tolist()
+        batches = [MicroBatch(0, tuple(drawn[first : first + size]), epoch) for first in range(0, len(drawn), size)]
         made += [tuple(batches[first : first + accumulation]) for first in range(0, len(batches), accumulation)]
         epoch += 1
     return Lessons((pool,), (sequences,), tuple(made[:steps]))

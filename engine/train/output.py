@@ -67,8 +67,11 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def save_adapter(run_dir: Path, model: Any, ref: ModelRef, *, extended: bool = False) -> Path:
-    """Write `output/adapter`; returns it. A hub model is named by its id, so that the adapter loads anywhere.
+def save_adapter(
+    run_dir: Path, model: Any, ref: ModelRef, *, extended: bool = False, values: dict[str, Any] | None = None
+) -> Path:
+    """Write `output/adapter`; returns it. A hub model is named by its id, so that the adapter loads anywhere. `values`:
+    parameter name -> what it holds, where the model itself has only a share of it.
 
     `extended`: the adapter was trained for the config in `ref.path`, and is wrong on a base with another one. That
     folder is named as its base then, and the config lies beside the adapter, with a note that says so.
@@ -79,7 +82,7 @@ def save_adapter(run_dir: Path, model: Any, ref: ModelRef, *, extended: bool = F
     config.base_model_name_or_path = ref.repo_id if on_hub else str(ref.path)
     config.revision = (ref.commit or ref.revision or None) if on_hub else None
     with staged(target) as staging:
-        model.save_pretrained(str(staging), save_embedding_layers=False)
+        model.save_pretrained(str(staging), save_embedding_layers=False, state_dict=values)
         (staging / "README.md").unlink(missing_ok=True)  # peft's template: empty headings only
         if ref.path is not None:
             copy_tokenizer(ref.path, staging)

@@ -7,13 +7,12 @@ Imported by workers that are ranks only; torch is there by then.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.distributed.company import Company, is_peer_lost, meet
 from engine.distributed.life import Life
-from engine.distributed.place import Place
 from engine.errors import EngineError, ExitCode
 from engine.helper_process import is_out_of_memory
 from engine.jobs import events as ev
@@ -27,6 +26,7 @@ from engine.train.failure import explain
 
 if TYPE_CHECKING:
     from engine.distributed.parallel import Parallel
+    from engine.train.attempt import Attempt
 
 DDP, FSDP2 = "ddp", "fsdp2"
 _SHARDED_TASKS = (Task.LORA, Task.QLORA, Task.FULL)
@@ -39,12 +39,12 @@ def pieces_wanted() -> int:
     return max(int(os.environ.get(PIECES, "1") or 1), 1)
 
 
-def join(run_dir: Path, spec: JobSpec, place: Place, life: Life, device: Device) -> Company:
+def join(run_dir: Path, life: Life, device: Device) -> Company:
     """Meet the others. Raises EngineError `ranks.*`."""
-    return meet(place, life, run_dir, device=device.torch_device, device_name=device.name, strategy=DDP)
+    return meet(life.place, life, run_dir, device=device.torch_device, device_name=device.name, strategy=DDP)
 
 
-def agree(company: Company, spec: JobSpec, resume: Resume | None, device: Device) -> Resume | None:
+def agree(company: Company, spec: JobSpec, resume: Resume | None) -> Resume | None:
     """The leader's strategy and checkpoint, on every rank. Raises EngineError `ranks.not_sharded`."""
     wanted = spec.distributed.strategy
     if resume is not None:
@@ -55,10 +55,23 @@ def agree(company: Company, spec: JobSpec, resume: Resume | None, device: Device
     return company.tell(resume)
 
 
-def choose(company: Company, spec: JobSpec, ref: ModelRef, device: Device) -> None:
-    """Of "auto": copies where a card holds one, else shards. A collective."""
+def settle(attempt: Attempt, ref: ModelRef) -> None:
+    """Of "auto": copies where a card holds one, else shards. A collective; then the journal says who has met."""
+    company, spec = attempt.company, attempt.spec
+    if company is None:
+        return
     if company.strategy == "auto":
-        company.strategy = company.tell(DDP if _fits(spec, ref, device) or _reason(spec) else FSDP2)
+        company.strategy = company.tell(DDP if _fits(spec, ref, attempt.device) or _reason(spec) else FSDP2)
+    attempt.journal.write(
+        ev.Ranks(
+            t=time.time(),
+            world=company.world,
+            strategy=company.strategy,
+            backend=company.backend,
+            hosts=company.hosts,
+            devices=company.devices,
+        )
+    )
 
 
 def _fits(spec: JobSpec, ref: ModelRef, device: Device) -> bool:
@@ -100,29 +113,25 @@ def refuse_shards(spec: JobSpec) -> None:
         )
 
 
-def tell_ranks(company: Company) -> ev.Ranks:
-    """Who has met."""
-    import time
-
-    return ev.Ranks(
-        t=time.time(),
-        world=company.world,
-        strategy=company.strategy,
-        backend=company.backend,
-        hosts=company.hosts,
-        devices=company.devices,
-    )
+def base_device(attempt: Attempt) -> str:
+    """Where a base model is loaded: a card need not hold the whole of what it will have a share of."""
+    company = attempt.company
+    sharded = company is not None and company.shards and attempt.spec.quantization_kind == "none"
+    return "cpu" if sharded else attempt.device.torch_device
 
 
-def parallel_of(company: Company, spec: JobSpec, model: Any, base: Any, device: Device) -> Parallel:
-    """The model on all ranks. A collective."""
+def parallel_of(attempt: Attempt, model: Any, base: Any) -> Parallel | None:
+    """The model on all ranks, a collective; None for a worker alone."""
     from engine.distributed.parallel import Copies, Shards
 
+    company, device = attempt.company, attempt.device
+    if company is None:
+        return None
     company.life.doing(f"placing the model ({company.strategy})")
-    kinds: Mapping[str, Any] = {"device": device.torch_device, "dtype": device.compute_dtype}
     if company.shards:
-        return Shards(company, model, base, offload=spec.distributed.cpu_offload, **kinds)
-    return Copies(company, model, base, **kinds)
+        offload = attempt.spec.distributed.cpu_offload
+        return Shards(company, model, base, device=device.torch_device, dtype=device.compute_dtype, offload=offload)
+    return Copies(company, model, base, device=device.torch_device, dtype=device.compute_dtype)
 
 
 def give_up(error: BaseException) -> ranks.Failure:
@@ -132,5 +141,3 @@ def give_up(error: BaseException) -> ranks.Failure:
     if not isinstance(error, EngineError):
         kind = ranks.PEER if is_peer_lost(error) else ranks.MEMORY if is_out_of_memory(error) else ranks.ERROR
     return ranks.Failure(kind=kind, what=words.what, cause=words.cause, next_step=words.next_step)
-
-

@@ -1,0 +1,60 @@
+"""Runs of the real worker as several ranks, forked from one process that has imported everything already.
+
+`python -m tests.support.forked_ranks RUN_DIR=WORLD ...` does one attempt at each run, one run after the other; 0 stands
+for a worker alone. What torchrun would set is set here, so that a test pays for the imports once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from engine.train.environment import prepare_process
+
+
+def main(arguments: list[str]) -> int:
+    """The worst exit code."""
+    prepare_process(None)
+    import peft  # noqa: F401
+    import torch
+
+
+    torch.set_num_threads(1)
+    worst = 0
+    for argument in arguments:
+        run_dir, _, world = argument.rpartition("=")
+        worst = max(worst, attempt(Path(run_dir), int(world)))
+    return worst
+
+
+def attempt(run_dir: Path, world: int) -> int:
+    """Fork the ranks of one attempt and wait for them."""
+    from engine.jobs import ranks
+
+    ranks.clear_signs(run_dir)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(max(world, 1)):
+        child = os.fork()
+        if child == 0:
+            if world:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+                meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                os.environ.update({name: str(value) for name, value in (place | meeting).items()})
+            os._exit(_work(run_dir))
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+def _work(run_dir: Path) -> int:
+    from engine.train.worker import main as work
+
+    return work([str(run_dir)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
