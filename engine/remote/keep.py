@@ -4,7 +4,8 @@ Owns that folder's layout. Buckets can write whole new files and remove them, an
 appended to or overwritten there. Must not know which cloud it is.
 
     KEEP/<16 digits of the spec's hash>/
-      state-00000012-<16 digits of its SHA-256>.tar    journals, spec, cards, certificates: all small files of the run
+      state-00000012-<16 digits of its SHA-256>.tar    journals, spec, cards, certificates; a list of the large files
+      large/<SHA-256>                                  models and moments of stages
       checkpoints/step-00000050/...                    whole checkpoints; their own manifests say whether they are
       output/...                                       once the run is over
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import shutil
 import tarfile
@@ -21,6 +23,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import msgspec
 
 from engine.errors import EngineError, ExitCode
 from engine.jobs import checkpoints, layout
@@ -33,8 +37,18 @@ KEEP_SECONDS = 30.0
 BYTES_PER_SECOND = 2e6
 """Of an upload; journals that have grown long are kept less often, so that uploading takes a tenth of the time."""
 STATES_KEPT = 2
+LARGE = "large"
+LIST = ".kept.json"
 
 _STATE = re.compile(r"state-(\d{8})-([0-9a-f]{16})\.tar")
+
+
+class LargeFile(msgspec.Struct, frozen=True):
+    """A file that is kept beside the state, by its hash; or a link, by its target."""
+
+    name: str
+    sha: str = ""
+    link: str = ""
 
 
 class Keeper:
@@ -46,6 +60,9 @@ class Keeper:
         self.place.mkdir(parents=True, exist_ok=True)
         self._next = 1 + max((number for number, _ in _states(self.place)), default=0)
         self._copied: set[str] = set()
+        self._large: dict[str, tuple[int, LargeFile]] = {}
+        self._wanted: frozenset[str] = frozenset()
+        """Large files of the newest state."""
         self._due = 0.0
 
     def look(self, *, now: bool = False) -> bool:
@@ -92,13 +109,36 @@ class Keeper:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _write_state(self) -> int:
-        content = _packed(self.run_dir)
+        small, large = _sorted_files(self.run_dir)
+        kept = tuple(self._kept(path) for path in large)
+        content = _packed(self.run_dir, small, kept)
         name = f"state-{self._next:08d}-{hashlib.sha256(content).hexdigest()[:16]}.tar"
         _write(self.place / name, content)
         self._next += 1
         for _, path in _states(self.place)[STATES_KEPT:]:
             path.unlink(missing_ok=True)
+        wanted = frozenset(file.sha for file in kept)
+        for path in (self.place / LARGE).glob("*"):
+            if path.name not in wanted | self._wanted:
+                path.unlink(missing_ok=True)
+        self._wanted = wanted
         return len(content)
+
+    def _kept(self, path: Path) -> LargeFile:
+        """A large file, copied unless it was."""
+        name = path.relative_to(self.run_dir).as_posix()
+        if path.is_symlink():
+            return LargeFile(name, link=os.readlink(path))
+        modified = path.stat().st_mtime_ns
+        known = self._large.get(name)
+        if known is None or known[0] != modified:
+            with path.open("rb") as file:
+                sha = hashlib.file_digest(file, "sha256").hexdigest()
+            target = self.place / LARGE / sha
+            if not (target.is_file() and target.stat().st_size == path.stat().st_size):
+                _copy(path, target)
+            self._large[name] = known = (modified, LargeFile(name, sha))
+        return known[1]
 
 
 @contextmanager
@@ -140,11 +180,14 @@ def restore(keep: Path, spec: JobSpec) -> Path | None:
         match = _STATE.fullmatch(path.name)
         if match is None or hashlib.sha256(content).hexdigest()[:16] != match.group(2):
             continue  # its upload was not complete when the machine went
-        return _unpacked(content, place)
+        found = _unpacked(content, place)
+        if found is not None:
+            return found
     return None
 
 
-def _unpacked(content: bytes, place: Path) -> Path:
+def _unpacked(content: bytes, place: Path) -> Path | None:
+    """None when a large file that belongs to this state was not complete."""
     parent = ensure_writable(runs_dir())
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         (run_id,) = {name.partition("/")[0] for name in archive.getnames()}
@@ -154,31 +197,71 @@ def _unpacked(content: bytes, place: Path) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         archive.extractall(staging, filter="data")
+    run_dir = staging / run_id
+    if not _put_large(run_dir, place):
+        shutil.rmtree(staging)
+        return None
     for name in (layout.CONTROL, layout.CHECKPOINTS):
-        (staging / run_id / name).mkdir(exist_ok=True)
+        (run_dir / name).mkdir(exist_ok=True)
     for name in (layout.CHECKPOINTS, layout.OUTPUT):
         if (place / name).is_dir():
-            shutil.copytree(place / name, staging / run_id / name, dirs_exist_ok=True)
-    (staging / run_id).rename(target)
+            shutil.copytree(place / name, run_dir / name, dirs_exist_ok=True)
+    run_dir.rename(target)
     staging.rmdir()
     return target
 
 
-def _packed(run_dir: Path) -> bytes:
-    """All small files of a run as one tar, below its id."""
+def _put_large(run_dir: Path, place: Path) -> bool:
+    """Every file of the list under its own name; false when one is missing or not what its name says."""
+    listed = run_dir / LIST
+    for file in msgspec.json.decode(listed.read_bytes(), type=tuple[LargeFile, ...]):
+        path = run_dir / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.link:
+            path.symlink_to(file.link)
+            continue
+        if not (place / LARGE / file.sha).is_file():
+            return False
+        _copy(place / LARGE / file.sha, path)
+        with path.open("rb") as copied:
+            if hashlib.file_digest(copied, "sha256").hexdigest() != file.sha:
+                return False
+    listed.unlink()
+    return True
+
+
+def _sorted_files(run_dir: Path) -> tuple[list[Path], list[Path]]:
+    """What goes into the state, and what is too large for it or a link."""
+    small, large = [], []
+    for path in sorted(run_dir.rglob("*")):
+        parts = path.relative_to(run_dir).parts
+        if parts[0] in SKIPPED_FOLDERS or any(part.startswith(".") for part in parts) or path.suffix == ".lock":
+            continue
+        if path.suffix in APPENDED or (path.is_file() and not path.is_symlink() and _is_small(path)):
+            small.append(path)
+        elif path.is_symlink() or path.is_file():
+            large.append(path)
+    return small, large
+
+
+def _is_small(path: Path) -> bool:
+    return path.suffix in (*WHOLE, ".toml", "") and path.stat().st_size <= LARGEST_WHOLE_BYTES
+
+
+def _packed(run_dir: Path, small: list[Path], large: tuple[LargeFile, ...]) -> bytes:
+    """A tar below the run's id."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in sorted(run_dir.rglob("*")):
-            relative = path.relative_to(run_dir)
-            if relative.parts[0] in SKIPPED_FOLDERS or path.name.startswith(".") or path.is_symlink():
-                continue
-            if path.suffix not in (*APPENDED, *WHOLE, ".toml") or not path.is_file():
-                continue
-            content = path.read_bytes()  # read once: a journal grows meanwhile
-            if len(content) <= LARGEST_WHOLE_BYTES or path.suffix in APPENDED:
-                entry = tarfile.TarInfo(f"{run_dir.name}/{relative.as_posix()}")
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
+
+        def add(name: str, content: bytes) -> None:
+            entry = tarfile.TarInfo(f"{run_dir.name}/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+        for path in small:
+            with suppress(FileNotFoundError):  # replaced meanwhile
+                add(path.relative_to(run_dir).as_posix(), path.read_bytes())
+        add(LIST, msgspec.json.encode(large))
     return buffer.getvalue()
 
 
