@@ -1,0 +1,256 @@
+"""Benchmarks: lm-eval on the model in memory gives lm-eval's own numbers, and what is missing is said in words."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.errors import EngineError
+from engine.resources import demo_model_dir
+from tests.train.conftest import WORDS, SpecMaker, write_jsonl
+
+pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.slow
+
+QUESTIONS = 6
+
+
+@pytest.fixture(scope="session")
+def demo_task() -> Any:
+    from engine.evaluation.tasks import load_tasks
+
+    (asked,) = load_tasks(["demo"])
+    return asked
+
+
+def word_task(folder: Path, questions: int = 8) -> Path:
+    """A task of one's own: complete a word, by generating; its data lies beside it."""
+    rows = [{"question": f"Say {word}", "answer": word.upper()} for word in (WORDS * 3)[:questions]]
+    data = write_jsonl(folder / "words.jsonl", rows)
+    task = folder / "words.yaml"
+    task.write_text(
+        f"""
+task: say_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 4}}
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+    )
+    return task
+
+
+def test_numbers_equal_those_of_lm_eval_on_the_same_folder(demo_task: Any) -> None:
+    """lm-eval loads the folder by itself, as its command line does; here the model is in memory already."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from engine.evaluation.benchmarks import batch_size, run_tasks
+    from engine.evaluation.loading import loaded
+    from engine.evaluation.tasks import demo_tasks_dir
+
+    folder = demo_model_dir()
+    with loaded(folder) as model:
+        ours = run_tasks(model, folder, demo_task, QUESTIONS)
+        batch = batch_size(model)
+    theirs = simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={folder},dtype=float32",
+        tasks=["demo"],
+        task_manager=TaskManager(include_path=str(demo_tasks_dir()), include_defaults=False),
+        limit=QUESTIONS,
+        batch_size=batch,
+        device="cpu",
+    )
+    assert theirs is not None
+    assert [one.task for one in ours] == [*theirs["samples"], "demo"]
+    for one in ours:
+        result = theirs["results"][one.task]
+        (metric,) = one.metrics
+        assert metric.name == "acc"
+        assert metric.value == result["acc,none"]
+        assert metric.standard_error == result["acc_stderr,none"]
+        assert one.questions == result["sample_len"]
+    for one in ours[:-1]:
+        assert one.answers == {row["doc_id"]: row["acc"] for row in theirs["samples"][one.task]}
+    assert ours[-1].members == tuple(one.task for one in ours[:-1])
+
+
+def test_the_demos_skills_are_those_its_card_names(demo_task: Any) -> None:
+    """The first questions of each skill, by the way that scores.json was made: nothing is generated in either."""
+    import torch
+
+    from engine.evaluation.benchmarks import run_tasks
+    from engine.evaluation.loading import loaded
+
+    names = set(json.loads((demo_model_dir() / "scores.json").read_text())["skills"])
+    assert {name.removeprefix("demo_") for name in demo_task.tasks} == names
+    with loaded(demo_model_dir()) as model:
+        found = {one.task: one for one in run_tasks(model, demo_model_dir(), demo_task, 3)}
+        for name, task in demo_task.loaded["tasks"].items():
+            for number, row in enumerate(list(task.eval_docs)[:3]):
+                given = model.tokenizer.encode(row["prompt"])
+                ids = [*given, *model.tokenizer.encode(row["answer"])]
+                with torch.no_grad():
+                    chosen = model.model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
+                assert found[name].answers[number] == float(chosen[len(given) - 1 : -1] == ids[len(given) :])
+
+
+def test_a_model_in_4_bits_with_an_adapter_is_asked_as_it_is_in_memory(
+    demo_task: Any, tiny_model: Path, make_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is loaded a second time, and nobody notices afterwards that questions were asked."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from engine.data.tokenizer import ChatTokenizer
+    from engine.evaluation.benchmarks import run_tasks
+    from engine.evaluation.tasks import load_tasks
+    from engine.train import model as models
+    from engine.train.environment import prepare_torch
+
+    spec = make_spec("qlora")
+    device = prepare_torch(1, spec.training.dtype)
+    base = models.load_base(models.base_request(spec, tiny_model, device))
+    adapted = models.add_adapter(base, spec.adapter)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    loaded = models.ready(adapted, base, ChatTokenizer.load(tiny_model), device)
+    (asked,) = load_tasks([str(word_task(tmp_path))])
+    adapted.train()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a second load")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    (with_adapter,) = run_tasks(loaded, tiny_model, asked, 3)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert states[2] == np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    assert adapted.training
+    assert (with_adapter.task, with_adapter.main, sorted(with_adapter.answers)) == (
+        "say_words",
+        "exact_match",
+        [0, 1, 2],
+    )
+    logits = _recorded_logits(loaded, tiny_model, demo_task)
+    with loaded.base_only():
+        assert not torch.equal(logits, _recorded_logits(loaded, tiny_model, demo_task)), "the adapter was asked"
+
+
+def _recorded_logits(loaded: Any, folder: Path, asked: Any) -> Any:
+    """What the output head said last while the tasks ran."""
+    from engine.evaluation.benchmarks import run_tasks
+
+    kept: list[Any] = []
+    head = loaded.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _module, _inputs, output: kept.append(output.detach().float().clone()))
+    try:
+        run_tasks(loaded, folder, asked, 1)
+    finally:
+        hook.remove()
+    return kept[-1]
+
+
+def test_parts_are_the_first_questions_so_that_they_pair(demo_task: Any) -> None:
+    from engine.evaluation.benchmarks import run_tasks
+    from engine.evaluation.comparison import compare
+    from engine.evaluation.findings import Found
+    from engine.evaluation.loading import loaded
+
+    with loaded(demo_model_dir()) as model:
+        whole, part = (Found(tasks=run_tasks(model, demo_model_dir(), demo_task, limit)) for limit in (5, 2))
+    reports = {report.on: report for report in compare(whole, part)}
+    assert reports["demo_arithmetic"].pairs == 2
+    assert reports["demo"].pairs == 10
+    assert all(report.delta == 0 for report in reports.values())
+
+
+# ── what is missing ──────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_mistyped_task_is_refused_with_its_neighbours() -> None:
+    from engine.evaluation.tasks import _load
+
+    class Manager:
+        all_tasks = ("hellaswag", "arc_easy", "gsm8k")
+
+    with pytest.raises(EngineError, match="no task 'helaswag'") as refused:
+        _load(Manager(), "helaswag")
+    assert "hellaswag" in refused.value.next_step
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    from engine.evaluation.tasks import load_tasks
+
+    with pytest.raises(EngineError, match="There is no file") as refused:
+        load_tasks([str(tmp_path / "none.yaml")])
+    assert refused.value.code == "benchmarks.no_file"
+
+
+def test_offline_a_start_is_refused_naming_the_task_whose_data_is_not_here(
+    make_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaler_tui.benchmarks_check import require_benchmarks
+
+    task = tmp_path / "far.yaml"
+    task.write_text(word_task(tmp_path).read_text().replace("dataset_path: json", "dataset_path: nobody/none"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    spec = make_spec(evaluation={"tasks": ("demo", str(task))})
+    with pytest.raises(EngineError, match=r"far\.yaml") as refused:
+        require_benchmarks(spec)
+    assert refused.value.code == "benchmarks.no_data"
+    assert refused.value.key == "evaluation.tasks"
+    assert "HF_HUB_OFFLINE" in refused.value.next_step
+
+
+def test_without_lm_eval_the_way_to_install_it_is_named(make_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.evaluation.tasks import load_tasks
+    from scaler_tui.benchmarks_check import require_benchmarks
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    spec = make_spec(evaluation={"tasks": ("demo",)})
+    for refuse in (lambda: require_benchmarks(spec), lambda: load_tasks(["demo"])):
+        with pytest.raises(EngineError, match="lm-eval, which is not installed") as refused:
+            refuse()
+        assert "scaler-wizard[benchmarks]" in refused.value.next_step
+
+
+def test_a_spec_without_benchmarks_starts_no_process(make_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scaler_tui.benchmarks_check import require_benchmarks
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    require_benchmarks(make_spec())
+
+
+def test_results_survive_being_kept(demo_task: Any) -> None:
+    from engine.evaluation.findings import Metric, TaskResult
+
+    result = TaskResult(
+        task="demo_facts",
+        questions=3,
+        metrics=(Metric(name="acc", value=2 / 3, standard_error=None),),
+        main="acc",
+        answers={0: 1.0, 1: 0.0, 12: 1.0},
+    )
+    assert msgspec.json.decode(msgspec.json.encode(result), type=TaskResult) == result
