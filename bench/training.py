@@ -105,7 +105,7 @@ class Bench:
         loaded = ready(model, base, self.data.tokenizer, self.device)
         with tempfile.TemporaryDirectory() as folder:
             arguments = training_arguments(self.spec, Path(folder), loaded)
-            return self._timed(TokenTrainer(loaded, SequenceDataset(sequences), arguments))
+            return self._timed(TokenTrainer(loaded, SequenceDataset(sequences), arguments, self.spec.training))
 
     def plain(self, sequences: Sequence[PackedSequence], *, packed: bool, batch: int = BATCH) -> Spent:
         """transformers' Trainer with peft and its own loss, otherwise with our arguments."""

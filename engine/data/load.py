@@ -6,7 +6,7 @@ Owns the order of things: find the files, set rows aside, encode, refuse what mu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from engine.resources import demo_rows_file, profiles_dir
 
 DEMO = "demo"
 GENERAL = "general"
+HELD_OUT = "Held out:"
 ROUND_TRIP_LIMIT = 0.1
 """Above this share of rows that do not round-trip the template is at fault, not the rows."""
 
@@ -72,6 +73,12 @@ def prepare(section: DataSection, model_dir: Path, *, now: datetime | None = Non
     return _Preparation(section, model_dir, now, keep=True).run()
 
 
+def prepare_beside(section: DataSection, model_dir: Path, *, now: datetime | None = None) -> PreparedData:
+    """The same for a job that trains on text from elsewhere: tokenizer, base text, and held-out rows where
+    `section.heldout` is a file of the user's own; no row to train on. Raises EngineError as `prepare` does."""
+    return _Preparation(section, model_dir, now, keep=True).beside()
+
+
 def survey(section: DataSection, model_dir: Path) -> DataReport:
     """The report of `prepare` in little memory: rows are counted and let go."""
     return _Preparation(section, model_dir, None, keep=False).run().report
@@ -96,6 +103,21 @@ class _Preparation:
         report = self._report(train.builder, heldout, base, from_file=bool(section.heldout))
         return PreparedData(
             train=tuple(train.rows),
+            heldout=tuple(heldout.rows) if heldout else (),
+            base_text=tuple(base.rows) if base else (),
+            report=report,
+            tokenizer=self.tokenizer,
+        )
+
+    def beside(self) -> PreparedData:
+        """Everything but rows to train on."""
+        named = self.section.heldout not in ("", DEMO)
+        heldout = self._heldout(_Part(self._builder(self.train_path))) if named else None
+        base = self._base_text()
+        report = self._report(self._builder(self.train_path), heldout, base, from_file=named)
+        report = replace(report, warnings=tuple(text for text in report.warnings if text.startswith(HELD_OUT)))
+        return PreparedData(
+            train=(),
             heldout=tuple(heldout.rows) if heldout else (),
             base_text=tuple(base.rows) if base else (),
             report=report,
@@ -230,7 +252,7 @@ class _Preparation:
         contaminated = sum(row.digest in train.digests for row in held if not row.part)
         shared = sum(row.prompt_digest in train.prompts for row in held if not row.part)
         if heldout:
-            self.warnings += [f"Held out: {text}" for text in note_warnings(heldout.builder.report(), NOTE_TEXT)]
+            self.warnings += [f"{HELD_OUT} {text}" for text in note_warnings(heldout.builder.report(), NOTE_TEXT)]
         self._warn(part, contaminated, train.duplicates)
         return DataReport(
             train=part,

@@ -152,8 +152,7 @@ def train(
 ) -> tuple[Timing, TokenTrainer]:
     """Steps until `seconds` are over, some at least; the trainer is returned since it holds the optimizer's states."""
     arguments = training_arguments(lesson.spec, folder, loaded)
-    chunk = lesson.spec.training.loss_chunk_tokens
-    trainer = TokenTrainer(loaded, lesson.dataset, arguments, loss_chunk_tokens=chunk)
+    trainer = TokenTrainer(loaded, lesson.dataset, arguments, lesson.spec.training)
     watch = Stopwatch(trainer, time.perf_counter() + seconds, most, halfway)
     trainer.add_callback(watch)
     trainer.train()

@@ -1,6 +1,6 @@
 """One worker's try at a run: what it is given, the phases every kind of job has, and how it ended in words.
 
-Owns these values and the first two phases (model, data). Must not know what is trained.
+Owns these values and the first phase (the model). Must not know what is trained.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,9 @@ from engine.models.source import ModelRef
 from engine.train import checkpointing
 from engine.train.environment import Device
 from engine.train.signals import PauseRequested, PauseSignals
+from engine.train.tally import Tally
 
 if TYPE_CHECKING:
-    from engine.data.load import PreparedData
     from engine.distributed.company import Company
 
 
@@ -73,6 +72,35 @@ class Attempt:
         """Wall time with a worker alive, over all attempts."""
         return self.worked_before_seconds + time.time() - self.began
 
+    def progress(
+        self, tally: Tally, data_sha256: str, *, stage: int = 0, first_step: int = 0
+    ) -> checkpointing.Progress:
+        """What goes into a checkpoint beside the Trainer's state."""
+        return checkpointing.Progress(
+            step=tally.step,
+            spec_hash=self.spec_hash,
+            data_sha256=data_sha256,
+            threads=self.threads,
+            versions=self.versions,
+            device=self.device.torch_device.partition(":")[0],
+            complete=tally.complete,
+            early_stopped=tally.early_stopped,
+            best_eval_loss=tally.best_eval_loss,
+            evaluations_without_gain=tally.evaluations_without_gain,
+            training_seconds=tally.training_seconds,
+            tokens=tally.tokens,
+            trained_tokens=tally.trained_tokens,
+            stage=stage,
+            stage_first_step=first_step,
+            pieces=tally.pieces,
+            position=tally.position,
+            stage_position=tally.stage_position,
+            stage_worked_from=tally.stage_worked_from,
+            recent_losses=tuple(tally.recent_losses),
+            eval_losses=tuple(tally.eval_losses),
+            ended=tally.ended,
+        )
+
     def obey_before_training(self) -> None:
         """Pause and stop are honoured between the phases before the first step as well."""
         command = None if self.follows else control.take(self.run_dir)
@@ -105,16 +133,3 @@ def find_model(attempt: Attempt) -> ModelRef:
             attempt.phase("loading model", f"downloading {ref.repo_id}", done, total)
 
     return download_weights(ref, progress)
-
-
-def prepare_data(attempt: Attempt, ref: ModelRef) -> PreparedData:
-    """Rows ready to train on; what the report warns of goes into the journal."""
-    from engine.data.load import prepare
-
-    attempt.phase("preparing data")
-    assert ref.path is not None
-    data = prepare(attempt.spec.data, ref.path, now=datetime.fromtimestamp(attempt.created))
-    for warning in data.report.warnings:
-        attempt.warn(warning)
-    attempt.obey_before_training()
-    return data

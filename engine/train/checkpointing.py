@@ -64,6 +64,14 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     stage_first_step: int = 0
     pieces: int = 1
     """In which every micro-batch is computed since memory ran out."""
+    position: dict[str, int] = {}
+    """Of streams: tokens taken of each source so far, over all epochs and stages."""
+    stage_position: dict[str, int] = {}
+    stage_worked_from: float = 0.0
+    recent_losses: tuple[float, ...] = ()
+    eval_losses: tuple[float, ...] = ()
+    ended: str = ""
+    """These as in `engine.train.tally.Tally`."""
     v: int = 1
 
 

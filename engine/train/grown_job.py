@@ -27,13 +27,14 @@ from engine.jobs.card_io import write_card
 from engine.jobs.spec import JobSpec
 from engine.models.source import ModelRef
 from engine.train import report
-from engine.train.attempt import Attempt, Outcome, find_model, prepare_data
+from engine.train.attempt import Attempt, Outcome, find_model
+from engine.train.documents_log import DocumentsLog
 from engine.train.growing import GrowthStep, grow, require_free, shown_path
+from engine.train.job_data import JobData, prepare_job
 from engine.train.output import folder_bytes
 from engine.train.tally import Tally
 
 if TYPE_CHECKING:
-    from engine.data.load import PreparedData
     from engine.train.grown_stage import StageResult
 
 STAGES = "stages"
@@ -46,7 +47,7 @@ _CLAIMED = "claimed"
 def run(attempt: Attempt) -> Outcome:
     """Everything. Raises EngineError, PauseRequested, or whatever a library raises."""
     ref = find_model(attempt)
-    data = prepare_data(attempt, ref) if attempt.spec.needs_data else None
+    data = prepare_job(attempt, ref) if attempt.spec.needs_data else None
     return _GrownJob(attempt, ref, data).run()
 
 
@@ -76,7 +77,7 @@ class StageFolders:
 class _GrownJob:
     """One attempt; each method is a part of it."""
 
-    def __init__(self, attempt: Attempt, ref: ModelRef, data: PreparedData | None) -> None:
+    def __init__(self, attempt: Attempt, ref: ModelRef, data: JobData | None) -> None:
         assert ref.path is not None
         self.attempt, self.data = attempt, data
         self.source = ref.path
@@ -85,6 +86,8 @@ class _GrownJob:
         self.final = Path(out) if out else attempt.run_dir / layout.OUTPUT / MODEL
         self.notes: list[str] = []
         self.tally = Tally.of(attempt.resume.progress) if attempt.resume is not None else Tally()
+        records = attempt.spec.stream.record_documents
+        self.documents = DocumentsLog(attempt.run_dir, self.tally.step) if records else None
 
     def folders(self, index: int) -> StageFolders:
         return StageFolders(self.attempt.run_dir / STAGES / f"{index + 1:02}")
@@ -199,6 +202,7 @@ class _GrownJob:
             index=index,
             later=self.stages[index + 1 :],
             data=self.data,
+            documents=self.documents,
             folder=folders.model if spec.expansion.grows else self._model_before(index),
             certificate=self._certificate(index),
             moments=self._moments(index),
@@ -238,7 +242,7 @@ class _GrownJob:
             return None
         from engine.train.grown_stage import kept_result
 
-        return kept_result(self.folders(index).own, self.stages[index], self.data)
+        return kept_result(self.folders(index).own, self.stages[index], self.data.rows)
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _finish(self, result: StageResult | None) -> None:

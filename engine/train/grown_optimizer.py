@@ -1,6 +1,6 @@
 """AdamW for parameters that hold old and new entries: two learning rates, two step counts, and old entries that wait.
 
-Owns the update rule, the parameter groups and their schedules. Must not know models beyond names, nor the loop.
+Owns the update rule and the parameter groups. Must not know models beyond names, nor the loop.
 
 Parameters that are wholly old or wholly new take torch's own fused AdamW. A widened matrix takes the same formula
 (Loshchilov & Hutter, arXiv 1711.05101) with rate and bias correction chosen per entry:
@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from engine.jobs.spec import Schedule, TrainingSection
+from engine.jobs.spec import TrainingSection
 from engine.train.parts import Kind, Part
 
 BETAS = (0.9, 0.999)
@@ -133,42 +132,3 @@ def parameter_groups(
 def new_rate(training: TrainingSection) -> float:
     """Peak learning rate of new parameters."""
     return training.new_learning_rate or training.learning_rate
-
-
-@dataclass(frozen=True, slots=True)
-class Schedules:
-    """The factor of each part's peak rate, by step of the stage (0 is the first)."""
-
-    schedule: Schedule
-    steps: int
-    warmup_ratio: float
-    new_warmup_ratio: float
-    old_from: int = 0
-    """Step at which old entries join; they warm up then."""
-
-    def of(self, part: str) -> Callable[[int], float]:
-        """The factor as LambdaLR wants it."""
-        if part == Kind.NEW:
-            ratio = self.new_warmup_ratio or self.warmup_ratio
-            return lambda step: self._factor(step, step, math.ceil(self.steps * ratio))
-        warm = math.ceil((self.steps - self.old_from) * self.warmup_ratio)
-        return lambda step: 0.0 if step < self.old_from else self._factor(step, step - self.old_from, warm)
-
-    def _factor(self, step: int, since: int, warm: int) -> float:
-        """The common decay at `step`, times the part's own warm-up `since` it joined."""
-        begin = math.ceil(self.steps * self.warmup_ratio) if self.old_from else warm
-        share = min(max(step - begin, 0) / max(self.steps - begin, 1), 1.0)
-        decay = 1.0
-        if self.schedule is Schedule.COSINE:
-            decay = max(0.0, 0.5 * (1.0 + math.cos(math.pi * share)))
-        elif self.schedule is Schedule.LINEAR:
-            decay = 1.0 - share
-        return decay * (since / warm if since < warm else 1.0)
-
-
-def unfreeze_step(training: TrainingSection, steps: int) -> int:
-    """The step of the stage at which old coordinates join; `steps` for never."""
-    after = training.unfreeze_after
-    if after == 0:
-        return steps
-    return min(math.ceil(after * steps) if after < 1 else int(after), steps)

@@ -25,18 +25,21 @@ from engine.jobs.spec import JobSpec
 from engine.train import checkpointing
 from engine.train import model as models
 from engine.train.attempt import Attempt, Outcome
-from engine.train.batches import SequenceDataset, make_dataset
 from engine.train.carried_moments import read_moments, write_moments
-from engine.train.data_hash import rows_sha256
+from engine.train.course import read_setbacks
+from engine.train.documents_log import DocumentsLog
+from engine.train.endings import rules_of
 from engine.train.environment import quiet_libraries, seed_everything
 from engine.train.grown_model import GrownModel, load_grown
 from engine.train.grown_optimizer import GrownAdamW
 from engine.train.grown_trainer import GrownTrainer
+from engine.train.job_data import JobData
 from engine.train.loop import LoopContext, RunCallback
 from engine.train.measuring import measured_after, measured_before, write_samples, yardstick_of
 from engine.train.model_output import write_model
 from engine.train.parts import require_certificate
-from engine.train.questions import total_steps
+from engine.train.stage_data import StageData, StageStart, count_steps, stage_data
+from engine.train.step_batches import PlannedSteps
 from engine.train.tally import Tally
 from engine.train.trained_weights import load_trained
 from engine.train.trainer import training_arguments
@@ -59,7 +62,8 @@ class StageOrder:
     index: int
     later: tuple[JobSpec, ...]
     """The stages after it."""
-    data: PreparedData
+    data: JobData
+    documents: DocumentsLog | None
     folder: Path
     certificate: Certificate | None
     moments: Path | None
@@ -128,26 +132,25 @@ class _Stage:
     """Each method is a phase."""
 
     def __init__(self, order: StageOrder) -> None:
-        self.order, self.attempt, self.spec, self.data = order, order.attempt, order.spec, order.data
-        self.data_sha256 = rows_sha256((order.data.train, order.data.heldout, order.data.base_text))
+        self.order, self.attempt, self.spec, self.data = order, order.attempt, order.spec, order.data.rows
+        self.data_sha256 = order.data.sha256
         resume, self.tally = self.attempt.resume, order.tally
         self.resume = resume if resume is not None and resume.progress.stage == order.index else None
         self.first_step = self.resume.progress.stage_first_step if self.resume else self.tally.step
-        if self.resume is None:  # early stopping begins anew with a stage
-            self.tally.complete = self.tally.early_stopped = False
-            self.tally.best_eval_loss, self.tally.evaluations_without_gain = None, 0
+        if self.resume is None:
+            self.tally.begin_stage(self.attempt.worked_seconds())
         self.optimizer: GrownAdamW | None = None
 
     def run(self) -> StageResult:
         attempt = self.attempt
         if attempt.resume is not None:
             self._check_same_run()
-        grown, loaded, dataset = self._load()
+        grown, loaded, data = self._load()
         yardstick = yardstick_of(self.spec, self.data)
         attempt.obey_before_training()
         before = measured_before(attempt, loaded, yardstick)
         attempt.obey_before_training()
-        callback = self._train(grown, loaded, dataset, yardstick)
+        callback = self._train(grown, loaded, data, yardstick)
         if callback.ending == "paused":
             paused = Outcome("paused", self.tally.step, callback.ending_reason, "Resume it when you like.")
             return self._result(grown, yardstick, before, None, paused)
@@ -186,27 +189,10 @@ class _Stage:
 
     def progress(self, tally: Tally) -> checkpointing.Progress:
         """What goes into a checkpoint beside the Trainer's state."""
-        attempt = self.attempt
-        return checkpointing.Progress(
-            step=tally.step,
-            spec_hash=attempt.spec_hash,
-            data_sha256=self.data_sha256,
-            threads=attempt.threads,
-            versions=attempt.versions,
-            device=attempt.device.torch_device.partition(":")[0],
-            complete=tally.complete,
-            early_stopped=tally.early_stopped,
-            best_eval_loss=tally.best_eval_loss,
-            evaluations_without_gain=tally.evaluations_without_gain,
-            training_seconds=tally.training_seconds,
-            tokens=tally.tokens,
-            trained_tokens=tally.trained_tokens,
-            stage=self.order.index,
-            stage_first_step=self.first_step,
-            pieces=tally.pieces,
-        )
+        order = self.order
+        return self.attempt.progress(tally, self.data_sha256, stage=order.index, first_step=self.first_step)
 
-    def _load(self) -> tuple[GrownModel, LoadedModel, SequenceDataset]:
+    def _load(self) -> tuple[GrownModel, LoadedModel, StageData]:
         attempt, spec = self.attempt, self.spec
         attempt.phase("loading model", "importing libraries")
         quiet_libraries()
@@ -219,28 +205,39 @@ class _Stage:
         seed_everything(spec.training.seed)
         grown = load_grown(spec, self.order.folder, attempt.device, certificate)
         loaded = models.ready(grown.model, grown.model, self.data.tokenizer, attempt.device)
-        dataset = make_dataset(self.data.train, spec.data.max_length, packing=spec.data.packing)
-        steps = [total_steps(one, len(dataset)) for one in (spec, *self.order.later) if one.task.trains]
+        data = self._stage_data(loaded)
+        later = sum(count_steps(one, self.order.data) for one in self.order.later if one.task.trains)
+        lessons = getattr(data.dataset, "lessons", data.dataset)
         attempt.journal.write(
             ev.Plan(
                 t=time.time(),
-                total_steps=self.first_step + sum(steps),
-                rows=len(self.data.train),
-                tokens_per_epoch=dataset.tokens,
-                trained_tokens_per_epoch=dataset.trained_tokens,
+                total_steps=self.first_step + data.steps + later,
+                rows=data.rows,
+                tokens_per_epoch=lessons.tokens,
+                trained_tokens_per_epoch=lessons.trained_tokens,
                 parameters=int(grown.model.num_parameters()),
                 trainable_parameters=sum(parameter.numel() for _, parameter in grown.ever_learning()),
             )
         )
-        return grown, loaded, dataset
+        return grown, loaded, data
 
-    def _train(
-        self, grown: GrownModel, loaded: LoadedModel, dataset: SequenceDataset, yardstick: Yardstick
-    ) -> RunCallback:
+    def _stage_data(self, loaded: LoadedModel) -> StageData:
+        """From where the stage before ended, and past what earlier leaps of the loss passed over."""
+        setbacks = tuple(one for one in read_setbacks(self.attempt.run_dir) if one.stage == self.order.index)
+        start = StageStart(loaded.pad_id, position=self.tally.stage_position, setbacks=setbacks)
+        data = stage_data(self.spec, self.order.data, start)
+        for sentence in data.words:
+            self.attempt.warn(sentence)
+            self.order.notes.append(sentence)
+        return data
+
+    def _train(self, grown: GrownModel, loaded: LoadedModel, data: StageData, yardstick: Yardstick) -> RunCallback:
         attempt, resume = self.attempt, self.resume
-        arguments = training_arguments(self.spec, checkpointing.trainer_output(attempt.run_dir), loaded)
-        trainer = GrownTrainer(loaded, dataset, arguments, grown, self.spec.training)
-        callback = RunCallback(self._context(grown, loaded, yardstick), trainer, self.tally)
+        output = checkpointing.trainer_output(attempt.run_dir)
+        planned = data.steps if isinstance(data.dataset, PlannedSteps) else 0
+        arguments = training_arguments(self.spec, output, loaded, planned_steps=planned)
+        trainer = GrownTrainer(loaded, data.dataset, arguments, grown, self.spec.training)
+        callback = RunCallback(self._context(grown, loaded, data, yardstick), trainer, self.tally)
         if resume is not None and self.tally.complete:
             load_trained(resume.path, grown.ever_learning())  # trained to the end; a later phase was interrupted
             trainer.create_optimizer().load_state_dict(
@@ -270,7 +267,7 @@ class _Stage:
         self.optimizer = trainer.grown_optimizer
         return callback
 
-    def _context(self, grown: GrownModel, loaded: LoadedModel, yardstick: Yardstick) -> LoopContext:
+    def _context(self, grown: GrownModel, loaded: LoadedModel, data: StageData, yardstick: Yardstick) -> LoopContext:
         def sample(step: int) -> None:
             answers = answer_all(loaded, yardstick.questions, yardstick.max_new_tokens)
             write_samples(self.attempt, step, yardstick, answers)
@@ -287,6 +284,10 @@ class _Stage:
             progress=self.progress,
             worked_seconds=self.attempt.worked_seconds,
             first_step=self.first_step,
+            stage=self.order.index,
+            rules=rules_of(self.attempt.spec, self.order.index),
+            stream=data.stream,
+            documents=self.order.documents,
             required=checkpointing.REQUIRED_GROWN,
             checkpoint_parameters=sum(parameter.numel() for _, parameter in grown.ever_learning()),
         )
@@ -313,6 +314,9 @@ class _Stage:
         if tally.early_stopped:
             why = "the held-out loss no longer fell; the model is that of the last step"
             order.notes.append(f"Stopped early at step {tally.step}: {why}.")
+        if tally.ended:
+            stage = f"Stage {order.index + 1} ended" if self.attempt.spec.stages else "Ended"
+            order.notes.append(f"{stage} at step {tally.step}: {tally.ended}")
         measures = not any(later.task.trains for later in order.later)
         after = measured_after(self.attempt, loaded, yardstick, tally.step) if measures else None
         result = self._result(grown, yardstick, before, after, None)

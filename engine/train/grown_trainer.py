@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from engine.evaluation.model import LoadedModel
 from engine.jobs.spec import Optimizer, TrainingSection
-from engine.train.batches import SequenceDataset
+from engine.schedule.rates import rate_curve, unfreeze_step
 from engine.train.grown_model import GrownModel
-from engine.train.grown_optimizer import GrownAdamW, Schedules, new_rate, parameter_groups, unfreeze_step
+from engine.train.grown_optimizer import GrownAdamW, new_rate, parameter_groups
 from engine.train.parts import Kind
 from engine.train.trained_weights import load_trained, save_trained
 from engine.train.trainer import TokenTrainer
@@ -35,14 +35,13 @@ class GrownTrainer(TokenTrainer):
     def __init__(
         self,
         loaded: LoadedModel,
-        dataset: SequenceDataset,
+        dataset: Dataset[Any],
         arguments: TrainingArguments,
         grown: GrownModel,
         training: TrainingSection,
     ) -> None:
-        super().__init__(loaded, dataset, arguments, loss_chunk_tokens=training.loss_chunk_tokens)
+        super().__init__(loaded, dataset, arguments, training)
         self.grown = grown
-        self.training = training
         self.carried: Moments = {}
         self.grown_optimizer: GrownAdamW | None = None
         self.add_callback(_Joining(self))
@@ -87,20 +86,13 @@ class GrownTrainer(TokenTrainer):
                 self.grown_optimizer.state[parameter] = kept
         self.carried = {}
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
+    def rate_factors(self, steps: int) -> list[Callable[[int], float]]:
         """A factor per part: only new parameters warm up again, old ones begin when they join."""
-        training = self.training
-        joins = unfreeze_step(training, num_training_steps) if self.grown.joins_later else 0
-        schedules = Schedules(
-            training.schedule, num_training_steps, training.warmup_ratio, training.new_warmup_ratio, joins
-        )
         assert self.optimizer is not None
-        factors: list[Callable[[int], float]] = [schedules.of(group["part"]) for group in self.optimizer.param_groups]
-        self.lr_scheduler = LambdaLR(self.optimizer, factors)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
+        joins = unfreeze_step(self.training, steps) if self.grown.joins_later else 0
+        curve = rate_curve(self.training, steps, old_from=joins)
+        parts = [group["part"] for group in self.optimizer.param_groups]
+        return [curve.new_factor if part == Kind.NEW else curve.factor for part in parts]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What learns, and nothing that the model's own files hold already."""

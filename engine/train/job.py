@@ -7,8 +7,9 @@ inside the phases that need them, so that bad data is refused before the first o
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,25 +19,27 @@ from engine.jobs import events as ev
 from engine.jobs.spec import Task
 from engine.models.source import ModelRef
 from engine.train import checkpointing, report
-from engine.train.attempt import Attempt, Outcome, find_model, prepare_data
-from engine.train.data_hash import rows_sha256
+from engine.train.attempt import Attempt, Outcome, find_model
+from engine.train.course import read_setbacks
+from engine.train.documents_log import DocumentsLog
+from engine.train.endings import rules_of
+from engine.train.job_data import JobData, prepare_job
 from engine.train.measuring import measured_after, measured_before, write_samples, yardstick_of
-from engine.train.questions import total_steps
 from engine.train.tally import Tally
 from engine.train.window import Window, find_window, readers_of
 
 __all__ = ["Attempt", "Outcome", "run"]
 
 if TYPE_CHECKING:
-    from engine.data.load import PreparedData
+    from engine.distributed.parallel import Parallel
     from engine.evaluation.measure import Measurement, Yardstick
     from engine.evaluation.model import LoadedModel
-    from engine.train.batches import SequenceDataset
     from engine.train.length_reports import Before
     from engine.train.long_parts import LongParts
     from engine.train.loop import RunCallback
+    from engine.train.ranked_loop import Leading
     from engine.train.short_gate import ShortGate
-    from engine.train.step_batches import StepDataset
+    from engine.train.stage_data import StageData
     from engine.train.trainer import TokenTrainer
 
 
@@ -50,24 +53,33 @@ def run(attempt: Attempt) -> Outcome:
         from engine.train import grown_job
 
         return grown_job.run(attempt)
-    ref = find_model(attempt)
-    data = prepare_data(attempt, ref)
-    window = find_window(attempt, ref)
+    with attempt.leader_first():
+        ref = find_model(attempt)
+    if attempt.company is not None:
+        from engine.train.ranked import settle
+
+        settle(attempt, ref)
+    data = prepare_job(attempt, ref)
+    with attempt.leader_first():
+        window = find_window(attempt, ref)
     attempt.obey_before_training()
-    return _Job(attempt, ref, data, window).run()
+    job = _Job(attempt, ref, data, window)
+    return job.follow() if attempt.follows else job.run()
 
 
 class _Job:
     """The phases after the data is known; each method is one of them."""
 
-    def __init__(self, attempt: Attempt, ref: ModelRef, data: PreparedData, window: Window | None) -> None:
+    def __init__(self, attempt: Attempt, ref: ModelRef, data: JobData, window: Window | None) -> None:
         self.attempt = attempt
         self.spec = attempt.spec
         self.window = window
         self.ref = window.ref if window is not None else ref
-        self.data = data
-        self.data_sha256 = rows_sha256((data.train, data.heldout, data.base_text))
+        self.job_data, self.data = data, data.rows
+        self.data_sha256 = data.sha256
+        self.documents: DocumentsLog | None = None
         self.notes: list[str] = []
+        self.parallel: Parallel | None = None
         if window is not None:
             self.notes += window.notes
             for sentence in window.notes:
@@ -81,23 +93,15 @@ class _Job:
 
     def run(self) -> Outcome:
         attempt = self.attempt
-        tally = Tally()
-        if attempt.resume is not None:
-            tally = Tally.of(attempt.resume.progress)
-            current = self.progress(tally)
-            self.note(
-                *checkpointing.check_same_run(
-                    attempt.resume, attempt.run_dir, data_sha256=self.data_sha256, current=current
-                )
-            )
-        parts, dataset = self._load()
+        tally = self._begin()
+        parts, data = self._load()
         yardstick = yardstick_of(self.spec, self.data)
         attempt.obey_before_training()
         before = measured_before(attempt, parts.loaded, yardstick, parts.as_before)
         lengths = parts.lengths_before()
         gate = parts.gate(self.data)
         attempt.obey_before_training()
-        callback = self._train(parts, dataset, yardstick, tally, gate)
+        callback = self._train(parts, data, yardstick, tally, gate)
         if callback.ending == "paused":
             return Outcome("paused", tally.step, callback.ending_reason, "Resume it when you like.")
         try:
@@ -108,6 +112,29 @@ class _Job:
             what = "There is no room left to write the results; the last checkpoint is kept."
             attempt.warn(what, "Free some space, then resume the run: nothing is trained again.")
             return Outcome("paused", tally.step, what, "Free some space, then resume the run.")
+
+    def _begin(self) -> Tally:
+        """As the checkpoint left it, if there is one."""
+        resume, run_dir = self.attempt.resume, self.attempt.run_dir
+        tally = Tally.of(resume.progress) if resume is not None else Tally()
+        if resume is not None:
+            current = self.progress(tally)
+            self.note(*checkpointing.check_same_run(resume, run_dir, data_sha256=self.data_sha256, current=current))
+        if self.spec.stream.record_documents:
+            self.documents = DocumentsLog(run_dir, tally.step)
+        return tally
+
+    def follow(self) -> Outcome:
+        """A rank that does not lead: its part of the training, and of what the leader measures. It leaves with the
+        leader, never by itself."""
+        from engine.train.ranked_loop import follow_training
+
+        parts, data = self._load()
+        parallel = self.parallel
+        assert parallel is not None
+        follow_training(self.attempt.run_dir, self._trainer(parts, data), parallel, self.attempt.resume)
+        parallel.company.follow(parallel.answers())
+        return Outcome("finished", 0)
 
     def _results(self, parts: LongParts, sides: Sides, callback: RunCallback) -> Outcome:
         """Adapter, measurements and card; a stopped run gets the adapter only, one that the gate ended the last good
@@ -127,87 +154,71 @@ class _Job:
 
     def progress(self, tally: Tally) -> checkpointing.Progress:
         """What goes into a checkpoint beside the Trainer's state."""
-        attempt = self.attempt
-        return checkpointing.Progress(
-            step=tally.step,
-            spec_hash=attempt.spec_hash,
-            data_sha256=self.data_sha256,
-            threads=attempt.threads,
-            versions=attempt.versions,
-            device=attempt.device.torch_device.partition(":")[0],
-            complete=tally.complete,
-            early_stopped=tally.early_stopped,
-            best_eval_loss=tally.best_eval_loss,
-            evaluations_without_gain=tally.evaluations_without_gain,
-            training_seconds=tally.training_seconds,
-            tokens=tally.tokens,
-            trained_tokens=tally.trained_tokens,
-            pieces=tally.pieces,
-        )
+        return self.attempt.progress(tally, self.data_sha256)
 
     # ── phases ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _load(self) -> tuple[LongParts, SequenceDataset | StepDataset]:
+    def _load(self) -> tuple[LongParts, StageData]:
         attempt, spec = self.attempt, self.spec
         attempt.phase("loading model", "importing libraries")
         from engine.train import model as models
         from engine.train.environment import quiet_libraries, seed_everything
         from engine.train.long_parts import long_parts
+        from engine.train.ranked import base_device, parallel_of
 
         quiet_libraries()
         models.check_hardware(spec, attempt.device)
         kind = spec.quantization_kind
         attempt.phase("loading model", f"in 4 bit ({kind})" if kind != "none" else "")
         assert self.ref.path is not None
-        base = models.load_base(models.base_request(spec, self.ref.path, attempt.device))
+        request = models.base_request(spec, self.ref.path, attempt.device)
+        base = models.load_base(replace(request, device=base_device(attempt)))
         parameters = int(base.num_parameters())
         seed_everything(spec.training.seed)  # the adapter's start is drawn from here
         model = models.add_adapter(base, spec.adapter, extras=models.extras_of(spec))
         loaded = models.ready(model, base, self.data.tokenizer, attempt.device)
+        if attempt.company is not None:
+            self.parallel = parallel_of(attempt, model, base)
         parts = long_parts(attempt, base, loaded, self.window)
         parts.check()
-        dataset, steps = self._dataset(loaded)
-        lessons = getattr(dataset, "lessons", dataset)
+        data = self._stage_data(loaded)
+        lessons = getattr(data.dataset, "lessons", data.dataset)
         attempt.journal.write(
             ev.Plan(
                 t=time.time(),
-                total_steps=steps,
-                rows=len(self.data.train),
+                total_steps=data.steps,
+                rows=data.rows,
                 tokens_per_epoch=lessons.tokens,
                 trained_tokens_per_epoch=lessons.trained_tokens,
                 parameters=parameters,
                 trainable_parameters=models.trainable_parameters(model),
             )
         )
-        return parts, dataset
+        return parts, data
 
-    def _dataset(self, loaded: LoadedModel) -> tuple[SequenceDataset | StepDataset, int]:
-        """What is trained on, and how many steps that is."""
-        from engine.train.batches import make_dataset
-        from engine.train.lessons import plan_lessons, wants_plan
-        from engine.train.step_batches import StepDataset
+    def _stage_data(self, loaded: LoadedModel) -> StageData:
+        from engine.train.stage_data import StageStart, stage_data
 
-        spec = self.spec
-        if not wants_plan(spec):
-            sequences = make_dataset(self.data.train, spec.data.max_length, packing=spec.data.packing)
-            return sequences, total_steps(spec, len(sequences))
-        planned = plan_lessons(spec, self.data.train, self.window)
-        self.note(*planned.words)
-        return StepDataset(planned.lessons, loaded.pad_id), len(planned.lessons.steps)
+        setbacks = read_setbacks(self.attempt.run_dir)
+        start = StageStart(loaded.pad_id, self.window, setbacks=setbacks, ranked=self.parallel is not None)
+        data = stage_data(self.spec, self.job_data, start)
+        self.note(*data.words)
+        return data
 
-    def _trainer(self, parts: LongParts, dataset: SequenceDataset | StepDataset) -> TokenTrainer:
+    def _trainer(self, parts: LongParts, data: StageData) -> TokenTrainer:
         from engine.train.step_batches import PlannedSteps
         from engine.train.trainer import TokenTrainer, training_arguments
 
         output, loaded = checkpointing.trainer_output(self.attempt.run_dir), parts.loaded
-        chunk = self.spec.training.loss_chunk_tokens
-        planned = len(dataset) if isinstance(dataset, PlannedSteps) else 0
+        planned = data.steps if isinstance(data.dataset, PlannedSteps) else 0
         arguments = training_arguments(self.spec, output, loaded, planned_steps=planned)
-        return TokenTrainer(loaded, dataset, arguments, loss_chunk_tokens=chunk, original=parts.original)
+        return TokenTrainer(
+            loaded, data.dataset, arguments, self.spec.training, original=parts.original, parallel=self.parallel
+        )
 
     def _train(
         self,
         parts: LongParts,
-        dataset: SequenceDataset | StepDataset,
+        data: StageData,
         yardstick: Yardstick,
         tally: Tally,
         gate: ShortGate | None,
@@ -222,6 +233,8 @@ class _Job:
             answers = answer_all(loaded, yardstick.questions, yardstick.max_new_tokens)
             write_samples(attempt, step, yardstick, answers)
 
+        trainer = self._trainer(parts, data)
+        leading = None if self.parallel is None else self._leading(trainer)
         context = LoopContext(
             run_dir=attempt.run_dir,
             spec=self.spec,
@@ -233,20 +246,27 @@ class _Job:
             sample=sample,
             progress=self.progress,
             worked_seconds=attempt.worked_seconds,
+            rules=rules_of(self.spec),
+            stream=data.stream,
+            documents=self.documents,
             gate=gate,
+            leading=leading,
         )
-        trainer = self._trainer(parts, dataset)
         callback = RunCallback(context, trainer, tally)
         resume = attempt.resume
         if resume is not None and tally.complete:
             # Trained to the end already; a later phase was interrupted.
-            _load_adapter(loaded, resume.path)
+            if leading is not None and leading.shards:
+                leading.load_trained()
+            else:
+                _load_adapter(loaded, resume.path)
             return callback
         trainer.add_callback(callback)
         attempt.phase("training")
         attempt.signals.defer()
         try:
-            trainer.train(resume_from_checkpoint=str(resume.path) if resume is not None else None)
+            with leading.training() if leading is not None else contextlib.nullcontext():
+                trainer.train(resume_from_checkpoint=str(resume.path) if resume is not None else None)
         except Exception as error:
             if not checkpointing.is_full_disk(error, while_saving=callback.saving):
                 raise
@@ -258,6 +278,11 @@ class _Job:
         if callback.ending != "paused":
             attempt.signals.undefer()
         return callback
+
+    def _leading(self, trainer: TokenTrainer) -> Leading | None:
+        from engine.train.ranked_loop import leading_of
+
+        return leading_of(self.attempt.run_dir, trainer, self.attempt.resume)
 
     def _say_paused(self, callback: RunCallback) -> None:
         if "room" not in callback.ending_reason:
@@ -272,7 +297,8 @@ class _Job:
 
         self.attempt.phase("saving", "adapter")
         extended = self.window is not None and self.window.plan is not None
-        path = save_adapter(self.attempt.run_dir, loaded.model, self.ref, extended=extended)
+        values = None if self.parallel is None else self.parallel.whole()
+        path = save_adapter(self.attempt.run_dir, loaded.model, self.ref, extended=extended, values=values)
         return card.Adapter(
             path=path.relative_to(self.attempt.run_dir).as_posix(),
             size_bytes=folder_bytes(path),
@@ -289,6 +315,8 @@ class _Job:
         if tally.early_stopped:
             why = "the held-out loss no longer fell; the adapter is that of the last step"
             self.notes.append(f"Stopped early at step {tally.step}: {why}.")
+        if tally.ended:
+            self.notes.append(f"Ended at step {tally.step}: {tally.ended}")
         attempt.phase("writing card")
         facts = report.Facts(
             run_dir=attempt.run_dir,

@@ -28,8 +28,10 @@ class Planned:
 
 
 def wants_plan(spec: JobSpec) -> bool:
-    """Whether steps are made up by a plan; else the Trainer draws sequences by itself."""
-    return bool(spec.training.tokens_per_step or spec.context.curriculum or spec.context.window != "full")
+    """Whether steps are made up by a plan; else the Trainer draws sequences by itself. Going back after a leap of the
+    loss passes over steps, which only a plan can."""
+    planned = spec.training.tokens_per_step or spec.context.curriculum or spec.context.window != "full"
+    return bool(planned or spec.stop.spike_factor)
 
 
 def plan_lessons(spec: JobSpec, rows: Sequence[EncodedRow], window: Window | None) -> Planned:

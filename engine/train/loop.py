@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import TrainerCallback
@@ -25,15 +25,23 @@ from engine.jobs import events as ev
 from engine.jobs.journal import JournalWriter
 from engine.jobs.spec import JobSpec
 from engine.jobs.summary import cost_usd
+from engine.schedule.stops import is_spike
 from engine.train import checkpointing
+from engine.train.documents_log import DocumentsLog
+from engine.train.endings import Rules
 from engine.train.meters import peak_of
 from engine.train.model import trainable_parameters
 from engine.train.pieces import Split
 from engine.train.short_gate import ShortGate, Verdict
 from engine.train.signals import PauseSignals
+from engine.train.spikes import Leap, go_back
 from engine.train.tally import Tally
 from engine.train.trainer import TokenTrainer
 from engine.units import format_usd
+
+if TYPE_CHECKING:
+    from engine.train.ranked_loop import Leading
+    from engine.train.stream_batches import StreamSteps
 
 MEMORY_CHECK_STEPS = 20
 STATE_BYTES_PER_PARAMETER = 12
@@ -65,8 +73,18 @@ class LoopContext:
     """Files that a checkpoint must have."""
     checkpoint_parameters: int = 0
     """How many parameters a checkpoint holds; 0 for those that learn now."""
+    stage: int = 0
+    """Of a staged job, from 0."""
+    rules: Rules | None = None
+    """That end the stage or the job early."""
+    stream: StreamSteps | None = None
+    """The data, where it is streamed text."""
+    documents: DocumentsLog | None = None
+    """Where to write down what each step was made of."""
     gate: ShortGate | None = None
     """Looks at short text in every evaluation, and after the last step."""
+    leading: Leading | None = None
+    """Where other ranks train too."""
 
 
 class RunCallback(TrainerCallback):
@@ -88,11 +106,15 @@ class RunCallback(TrainerCallback):
         self._mark = time.perf_counter()
         self._peak_bytes = 0
         trainer.pieces = tally.pieces
+        trainer.first_step = context.first_step
         trainer.on_split = self._tell_split
 
     # ── called by the Trainer ─────────────────────────────────────────────────────────────────────────────────────
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The clock of the first step starts here."""
+        if self.context.leading is not None:
+            self.context.leading.begin()
+        self.trainer.renew_rates()
         self._mark = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
@@ -105,13 +127,16 @@ class RunCallback(TrainerCallback):
         if logs is None or "loss" not in logs:
             return control  # the Trainer's summary at the end
         state.log_history.clear()  # the journal has it; the list would grow with every step
+        if self.context.leading is not None:
+            self.context.leading.step_is_done(self.context.first_step + int(state.global_step))
         self._record(state, logs)
         step = self.tally.step
         last = int(state.global_step) >= state.max_steps
-        self._evaluate(step, last)
+        evaluated = self._evaluate(step, last)
         self._look_at_short_text(step, last)
         command = self._command(step)
-        self.tally.complete = last or self.tally.early_stopped
+        self._obey_rules(evaluated=evaluated)
+        self.tally.complete = last or self.tally.early_stopped or bool(self.tally.ended)
         wanted = step % self.context.spec.checkpoint.every_steps == 0 or command == "checkpoint"
         control.should_training_stop = control.should_training_stop or self.tally.complete or bool(self.ending)
         passed = self.verdict is not None and self.verdict.passed
@@ -120,14 +145,29 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = control.should_training_stop or not control.should_save
         if step <= 3 or step % MEMORY_CHECK_STEPS == 0 or control.should_training_stop:
             self.report_memory()
+        if self.context.leading is not None:
+            self._decide_for_all(self.context.leading, state, control)
         self._mark = time.perf_counter()
         return control
+
+    def _decide_for_all(self, leading: Leading, state: Any, control: Any) -> None:
+        """What all ranks do next; where each has its shards, a save is done by all of them here and now."""
+        if leading.decide(stop=control.should_training_stop, save=control.should_save):
+            control.should_save = False
+            leading.save()
+            self.on_save(None, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The Trainer has written a folder: seal it and put it in its place."""
         context = self.context
+        if context.documents is not None:
+            context.documents.sync()
+        together = context.leading is not None and context.leading.shards
         path = checkpointing.take_over(
-            context.run_dir, context.progress(self.tally), written_step=state.global_step, required=context.required
+            context.run_dir,
+            context.progress(self.tally),
+            written_step=state.global_step,
+            required=checkpointing.REQUIRED_SHARDED if together else context.required,
         )
         self.saving = False
         if context.gate is not None and self.verdict is not None and self.verdict.passed:
@@ -154,20 +194,15 @@ class RunCallback(TrainerCallback):
     def _record(self, state: Any, logs: dict[str, float]) -> None:
         loss = float(logs["loss"])
         step = self.context.first_step + int(state.global_step)
-        if not math.isfinite(loss):
-            raise EngineError(
-                "train.loss_not_finite",
-                f"The loss became {loss} at step {step}; training on would only spread it.",
-                cause="Usually the learning rate is too high.",
-                next_step="Start a new run with a third of training.learning_rate.",
-                exit_code=ExitCode.RUN_FAILED,
-            )
+        self._look_for_a_leap(step, loss)
         seconds = time.perf_counter() - self._mark
         tally, trainer = self.tally, self.trainer
         tally.step = step
         tally.training_seconds += seconds
         tally.tokens += trainer.step_tokens
         tally.trained_tokens += trainer.step_trained_tokens
+        tally.recent_losses = [*tally.recent_losses, loss][-self.context.spec.stop.spike_window :]
+        self._record_documents(int(state.global_step))
         self.context.journal.write(
             ev.Step(
                 t=time.time(),
@@ -180,8 +215,35 @@ class RunCallback(TrainerCallback):
                 step_seconds=seconds,
                 wait_seconds=trainer.step_wait_seconds,
                 epoch=trainer.epochs_done(state),
+                domains=self.context.stream.domains_of(int(state.global_step) - 1) if self.context.stream else {},
             )
         )
+
+    def _look_for_a_leap(self, step: int, loss: float) -> None:
+        """Before the step counts. Planned steps can be passed over; drawn ones only end here."""
+        context, planned = self.context, self.trainer.planned
+        rules = context.spec.stop
+        if planned is not None and is_spike(rules, loss, self.tally.recent_losses):
+            leap = Leap(context.stage, context.first_step, step, loss, planned.course)
+            go_back(context.run_dir, context.journal, rules, leap, self.tally)
+        if not math.isfinite(loss):
+            raise EngineError(
+                "train.loss_not_finite",
+                f"The loss became {loss} at step {step}; training on would only spread it.",
+                cause="Usually the learning rate is too high.",
+                next_step="Start a new run with a third of training.learning_rate, or set stop.spike_factor, for "
+                "example 2: the run then goes back and on by itself.",
+                exit_code=ExitCode.RUN_FAILED,
+            )
+
+    def _record_documents(self, done: int) -> None:
+        """Where the streams stand after `done` steps of the stage, and what the last of them was made of."""
+        context = self.context
+        if context.stream is None:
+            return
+        self.tally.position = dict(context.stream.position_after(done).tokens)
+        if context.documents is not None:
+            context.documents.add(self.tally.step, context.stream.documents_of(done - 1))
 
     def _tell_split(self, split: Split) -> None:
         """Memory ran out in the step under way; it was computed again, and later attempts begin as it ended."""
@@ -200,11 +262,12 @@ class RunCallback(TrainerCallback):
             sync=True,
         )
 
-    def _evaluate(self, step: int, last: bool) -> None:
-        """Held-out loss and samples every so many steps; after the last step the card's measurement does both."""
+    def _evaluate(self, step: int, last: bool) -> bool:
+        """Held-out loss and samples every so many steps; after the last step the card's measurement does both.
+        Returns whether it was done."""
         context, section = self.context, self.context.spec.evaluation
         if not section.every_steps or step % section.every_steps or last or context.evaluate is None:
-            return
+            return False
         began = time.perf_counter()
         context.journal.write(ev.Phase(t=time.time(), name="evaluating"))
         loss = context.evaluate()
@@ -217,6 +280,20 @@ class RunCallback(TrainerCallback):
             tally.evaluations_without_gain += 1
         patience = section.early_stop_patience
         tally.early_stopped = 0 < patience <= tally.evaluations_without_gain
+        tally.eval_losses = [*tally.eval_losses, loss]
+        return True
+
+    def _obey_rules(self, *, evaluated: bool) -> None:
+        """[stop], and what a stage says of its own end."""
+        rules, worked = self.context.rules, self.context.worked_seconds()
+        if rules is None or self.ending:
+            return
+        if (ended := rules.stage_ends(self.tally, worked, evaluated=evaluated)) is not None:
+            self.tally.ended = ended.words
+            self.context.journal.write(ev.Log(t=time.time(), message=ended.words))
+        elif (over := rules.job_ends(worked)) is not None:
+            self.ending, self.ending_reason = "stopped", over.words
+            self.context.journal.write(ev.Warn(t=time.time(), message=over.words))
 
     def _look_at_short_text(self, step: int, last: bool) -> None:
         gate, every = self.context.gate, self.context.spec.evaluation.every_steps

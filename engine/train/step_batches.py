@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from engine.train.batches import Collator, SequenceDataset, TensorSequence
+from engine.train.course import Course
 from engine.train.skipped_positions import skipped_positions
 from engine.train.step_plan import MicroBatch, Pool, Step
 
@@ -25,6 +26,11 @@ ORIGINAL = "original_positions"
 @runtime_checkable
 class PlannedSteps(Protocol):
     """A data set of whole steps, taken in order: item i is the list of micro-batches of step i + 1."""
+
+    @property
+    def course(self) -> Course:
+        """Which window of the plan each step takes."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -84,8 +90,9 @@ class Lessons:
 class StepDataset(Dataset[list[dict[str, Any]]]):
     """Item i is the list of micro-batches of step i + 1."""
 
-    def __init__(self, lessons: Lessons, pad_id: int) -> None:
+    def __init__(self, lessons: Lessons, pad_id: int, course: Course | None = None) -> None:
         self.lessons = lessons
+        self.course = course or Course(windows=len(lessons.steps))
         self._collator = Collator(pad_id)
         self._passes = lessons.passes
 
@@ -94,7 +101,8 @@ class StepDataset(Dataset[list[dict[str, Any]]]):
 
     def passes_after(self, steps: int) -> float:
         """Passes over the data after so many steps."""
-        return self._passes[steps - 1] if steps else 0.0
+        rounds, last = divmod(self.course.windows_before(steps), len(self._passes))
+        return rounds * self._passes[-1] + (self._passes[last - 1] if last else 0.0)
 
     @property
     def tokens(self) -> int:
@@ -106,7 +114,8 @@ class StepDataset(Dataset[list[dict[str, Any]]]):
         return self.lessons.trained_tokens
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
-        return [self._batch(index, number, batch) for number, batch in enumerate(self.lessons.steps[index])]
+        window = self.course.window_of(index) % len(self)
+        return [self._batch(window, number, batch) for number, batch in enumerate(self.lessons.steps[window])]
 
     def _batch(self, step: int, number: int, batch: MicroBatch) -> dict[str, Any]:
         sequences: Sequence[TensorSequence] = [self.lessons.sequences[batch.pool][index] for index in batch.indices]

@@ -5,7 +5,7 @@ Owns the counters. Must not know how they are counted, nor import anything heavy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.train.checkpointing import Progress
 
@@ -24,6 +24,25 @@ class Tally:
     early_stopped: bool = False
     pieces: int = 1
     """In which micro-batches are computed since memory ran out."""
+    position: dict[str, int] = field(default_factory=dict)
+    """Of streams: tokens that were taken of each source, over all stages."""
+    stage_position: dict[str, int] = field(default_factory=dict)
+    """The same when the stage began."""
+    stage_worked_from: float = 0.0
+    """Seconds with a worker alive before the stage began."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last steps of the stage, oldest first: what a leap is told by."""
+    eval_losses: list[float] = field(default_factory=list)
+    """Held-out losses of the stage, oldest first."""
+    ended: str = ""
+    """The rule that ended the stage, in words."""
+
+    def begin_stage(self, worked_seconds: float) -> None:
+        """What is counted per stage begins anew."""
+        self.complete = self.early_stopped = False
+        self.best_eval_loss, self.evaluations_without_gain = None, 0
+        self.stage_position, self.stage_worked_from = dict(self.position), worked_seconds
+        self.recent_losses, self.eval_losses, self.ended = [], [], ""
 
     @classmethod
     def of(cls, progress: Progress) -> Tally:
@@ -38,4 +57,10 @@ class Tally:
             complete=progress.complete,
             early_stopped=progress.early_stopped,
             pieces=progress.pieces,
+            position=dict(progress.position),
+            stage_position=dict(progress.stage_position),
+            stage_worked_from=progress.stage_worked_from,
+            recent_losses=list(progress.recent_losses),
+            eval_losses=list(progress.eval_losses),
+            ended=progress.ended,
         )

@@ -16,20 +16,27 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from engine.evaluation.head import Wanted
 from engine.evaluation.model import LoadedModel
 from engine.helper_process import is_out_of_memory
-from engine.jobs.spec import JobSpec, Optimizer
+from engine.jobs.spec import JobSpec, Optimizer, TrainingSection
+from engine.schedule.rates import rate_curve
 from engine.train.batches import Collator
+from engine.train.course import Course
 from engine.train.pieces import RandomState, Split, release, row_does_not_fit, rows_of, split
+from engine.train.shares import share_of
 from engine.train.step_batches import ORIGINAL, PlannedSteps, only_item
+
+if TYPE_CHECKING:
+    from engine.distributed.parallel import Parallel
 
 OPTIMIZERS = {
     Optimizer.ADAMW: "adamw_torch_fused",
@@ -58,10 +65,6 @@ def training_arguments(
         gradient_accumulation_steps=1 if planned_steps else training.gradient_accumulation,
         train_sampling_strategy="sequential" if planned_steps else "random",
         learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule.value
-        if training.schedule.value != "constant" or not training.warmup_ratio
-        else "constant_with_warmup",
-        warmup_steps=training.warmup_ratio,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=OPTIMIZERS[training.optimizer],
@@ -93,10 +96,13 @@ class TokenTrainer(Trainer):
         loaded: LoadedModel,
         dataset: Dataset[Any],
         arguments: TrainingArguments,
+        training: TrainingSection,
         *,
-        loss_chunk_tokens: int = 0,
         original: Rotation = contextlib.nullcontext,
+        parallel: Parallel | None = None,
     ) -> None:
+        """`training`: of the stage, whose rates it follows. `parallel`: the model on several ranks, each of which
+        computes its share of every planned step."""
         self.planned = dataset if isinstance(dataset, PlannedSteps) else None
         super().__init__(
             model=loaded.model,
@@ -106,7 +112,8 @@ class TokenTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.loaded = loaded
-        self.loss_chunk_tokens = loss_chunk_tokens
+        self.training = training
+        self.loss_chunk_tokens = training.loss_chunk_tokens
         self.step_tokens = 0
         """Tokens of the current optimizer step, padding not counted."""
         self.step_trained_tokens = 0
@@ -116,6 +123,9 @@ class TokenTrainer(Trainer):
         """In which every micro-batch is computed."""
         self.on_split: Callable[[Split], None] = lambda _split: None
         """Told when memory ran out and the step was computed in more pieces than before."""
+        self.first_step = 0
+        """Steps done before this training began."""
+        self.parallel = parallel
         self._original = original
         self._computed: list[dict[str, Any]] = []
         """Micro-batches of the current step that were computed, or are being."""
@@ -124,6 +134,39 @@ class TokenTrainer(Trainer):
         self._random_state: RandomState | None = None
         """At the beginning of the current step."""
 
+    # ── the learning rate ─────────────────────────────────────────────────────────────────────────────────────────
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """A factor per group of parameters, and what is left of it after leaps of the loss."""
+        assert self.optimizer is not None
+        factors = [self._after_setbacks(one) for one in self.rate_factors(num_training_steps)]
+        self.lr_scheduler = LambdaLR(self.optimizer, factors)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def rate_factors(self, steps: int) -> list[Callable[[int], float]]:
+        """Of each group of the optimizer, as LambdaLR wants them."""
+        assert self.optimizer is not None
+        curve = rate_curve(self.training, steps)
+        return [curve.factor] * len(self.optimizer.param_groups)
+
+    def _after_setbacks(self, factor: Callable[[int], float]) -> Callable[[int], float]:
+        course = self.planned.course if self.planned is not None else Course()
+        return lambda step: factor(step) * course.rate_factor(step) if course.setbacks else factor(step)
+
+    def renew_rates(self) -> None:
+        """Those of the next step, worked out again: a checkpoint holds what they were to be before a setback."""
+        scheduler = self.lr_scheduler
+        assert isinstance(scheduler, LambdaLR)
+        assert self.optimizer is not None
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        rates = [base * factor(scheduler.last_epoch) for base, factor in pairs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
+    # ── a step ────────────────────────────────────────────────────────────────────────────────────────────────────
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step, or the one item that holds them, and how many trained tokens they
         have together."""
@@ -147,6 +190,8 @@ class TokenTrainer(Trainer):
         """Forward and backward of a micro-batch, or of all of a planned step; returns its part of the step's loss.
         Raises EngineError `train.row_does_not_fit`."""
         batches = inputs if isinstance(inputs, list) else [inputs]
+        if self.parallel is not None:
+            return self._shared_step(self.parallel, model, batches, num_items_in_batch)
         if self._random_state is None:
             self._random_state = RandomState.now()
         self._computed += batches
@@ -155,6 +200,26 @@ class TokenTrainer(Trainer):
             loss = self._again(model, num_items_in_batch, failure)
         self._told_losses.append(loss)
         return loss
+
+    def _shared_step(self, parallel: Parallel, model: Any, batches: Sequence[dict[str, Any]], count: Any) -> Tensor:
+        """This rank's share of a planned step; returns the whole step's loss. What dropout draws follows from the
+        step's number and the micro-batch's, so that it is the same for any number of ranks that divide it equally."""
+        company, step = parallel.company, self.first_step + int(self.state.global_step) + 1
+        own = share_of(batches, company.place.rank, company.world, self.pieces)
+        losses = []
+        for number, batch in enumerate(own):
+            company.life.doing(f"step {step}: micro-batch {number + 1} of {len(own)}", step=step, in_step=True)
+            torch.manual_seed(hash((self.args.seed, step, number * company.world + company.place.rank)) % 2**63)
+            original = self._original() if batch.get(ORIGINAL) else contextlib.nullcontext()
+            try:
+                with original, parallel.part(last=number + 1 == len(own)):
+                    losses.append(super().training_step(model, batch, count))
+            except Exception as error:
+                if is_out_of_memory(error) and self.pieces >= max(rows_of(one) for one in batches):
+                    raise row_does_not_fit(int(batch["input_ids"].shape[1]), str(error)[:300]) from error
+                raise  # another attempt computes smaller pieces, on every rank
+        company.life.doing(f"step {step}: update", step=step, in_step=True)
+        return company.total(torch.stack(losses).sum() / company.world)
 
     def _tried(self, model: Any, batches: Sequence[dict[str, Any]], count: Any) -> tuple[Tensor | None, str]:
         """The loss; or None, and the library's words, where memory ran out. Returning drops the failed frames, which
@@ -199,12 +264,21 @@ class TokenTrainer(Trainer):
     ) -> Any:
         """Cross-entropy of the trained tokens over `num_items_in_batch`."""
         # `model` is self.loaded.model, wrapped for mixed precision where that is on; pieces of the head are not.
+        parallel = self.parallel
+        model = model if parallel is None else parallel.called
         mask = inputs.get("attention_mask")
         wanted = Wanted(inputs["input_ids"], inputs["position_ids"], inputs["positions"], mask)
         with self.loaded.autocast() if self.loss_chunk_tokens else contextlib.nullcontext():
             loss = self.loaded.head.loss_at(model, wanted, inputs["targets"], self.loss_chunk_tokens)
         loss = loss / num_items_in_batch
+        if parallel is not None:
+            loss = loss * parallel.company.world  # gradients are averaged over ranks
         return (loss, None) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Shards are read by all ranks together, once there is an optimizer (`engine.train.ranked_loop`)."""
+        if self.parallel is None or not self.parallel.company.shards:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def epochs_done(self, state: Any) -> float:
         """Passes over the data after the present step; of planned steps the Trainer's own count is of the whole job."""

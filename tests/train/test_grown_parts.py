@@ -20,7 +20,8 @@ from engine.surgery.expand import ExpandRequest, expand
 from engine.train.carried_moments import grow_moments, read_moments, write_moments
 from engine.train.environment import Device
 from engine.train.grown_model import GrownModel, load_grown
-from engine.train.grown_optimizer import GrownAdamW, Schedules, parameter_groups, unfreeze_step
+from engine.schedule.rates import rate_curve, unfreeze_step
+from engine.train.grown_optimizer import GrownAdamW, parameter_groups
 from engine.train.model_output import write_model
 from engine.train.parts import Kind, Part, parts_of
 
@@ -127,8 +128,8 @@ def test_the_state_of_a_widened_matrix_survives_a_checkpoint() -> None:
 
 
 def test_only_new_parameters_warm_up_again() -> None:
-    schedules = Schedules(Schedule.COSINE, 100, warmup_ratio=0.0, new_warmup_ratio=0.2)
-    old, new = schedules.of("old"), schedules.of("new")
+    curve = rate_curve(TrainingSection(warmup_ratio=0.0, new_warmup_ratio=0.2), 100)
+    old, new = curve.factor, curve.new_factor
     assert old(0) == 1.0
     assert [new(0), new(10)] == [0.0, 0.5]
     assert new(20) == pytest.approx(1.0)
@@ -136,23 +137,8 @@ def test_only_new_parameters_warm_up_again() -> None:
     assert new(99) < 0.01
 
 
-def test_without_growth_the_schedule_is_that_of_transformers() -> None:
-    from transformers import get_scheduler
-
-    parameter = nn.Parameter(torch.zeros(1))
-    for schedule in Schedule:
-        optimizer = torch.optim.SGD([parameter], lr=1.0)
-        name = "constant_with_warmup" if schedule is Schedule.CONSTANT else schedule.value
-        theirs = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=30)
-        ours = Schedules(schedule, 30, 0.1, 0.0).of("old")
-        for step in range(30):
-            assert ours(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12), (schedule, step)
-            optimizer.step()
-            theirs.step()
-
-
 def test_old_entries_join_with_a_warm_up_of_their_own_under_the_common_decay() -> None:
-    old = Schedules(Schedule.LINEAR, 100, 0.1, 0.0, old_from=40).of("old")
+    old = rate_curve(TrainingSection(schedule=Schedule.LINEAR, warmup_ratio=0.1), 100, old_from=40).factor
     assert [old(0), old(39), old(40)] == [0.0, 0.0, 0.0]
     assert 0 < old(43) < old(46) == pytest.approx(1 - 36 / 90)
 

@@ -30,8 +30,7 @@ from engine.train.model import AdapterExtras, BaseRequest, add_adapter, load_bas
 from engine.train.original_positions import original_rotation
 from engine.train.skipped_positions import check_attention_reaches_across, skipped_positions
 from engine.train.step_batches import StepDataset
-from engine.train.step_trainer import StepTrainer
-from engine.train.trainer import training_arguments
+from engine.train.trainer import TokenTrainer, training_arguments
 from engine.train.window import Window
 from tests.support.live_bytes import watch
 from tests.train.conftest import SpecMaker
@@ -316,7 +315,7 @@ def test_a_folder_extended_before_the_job_still_knows_its_original_positions(
 
 
 # ── steps of several micro-batches ────────────────────────────────────────────────────────────────────────────────
-def trained(spec: Any, data: PreparedData, window: Window, folder: Path) -> tuple[dict[str, Tensor], StepTrainer]:
+def trained(spec: Any, data: PreparedData, window: Window, folder: Path) -> tuple[dict[str, Tensor], TokenTrainer]:
     """Everything that learned, after the spec's steps."""
     assert window.ref.path is not None
     base = load_base(BaseRequest(window.ref.path, "none", True, torch.float32, "cpu"))
@@ -326,7 +325,7 @@ def trained(spec: Any, data: PreparedData, window: Window, folder: Path) -> tupl
     loaded = ready(model, base, data.tokenizer, DEVICE)
     dataset = StepDataset(plan_lessons(spec, data.train, window).lessons, loaded.pad_id)
     arguments = training_arguments(spec, folder, loaded, planned_steps=len(dataset))
-    trainer = StepTrainer(loaded, dataset, arguments, original=original_rotation(base, window))
+    trainer = TokenTrainer(loaded, dataset, arguments, spec.training, original=original_rotation(base, window))
     trainer.train()
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}, trainer
 

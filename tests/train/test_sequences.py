@@ -96,7 +96,7 @@ def train_losses(make_spec: SpecMaker, tiny_model: Path, data: PreparedData, tmp
     model = add_adapter(base, spec.adapter, gradient_checkpointing=spec.training.gradient_checkpointing)
     loaded = ready(model, base, data.tokenizer, DEVICE)
     arguments = training_arguments(spec, tmp_path, loaded)
-    TokenTrainer(loaded, make_dataset(data.train, 96, packing=False), arguments).train()
+    TokenTrainer(loaded, make_dataset(data.train, 96, packing=False), arguments, spec.training).train()
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
