@@ -1,4 +1,4 @@
-"""`python -m bench [startup|display|training|surgery|growth|context|needles ...]`: all benchmarks, or the named ones.
+"""`python -m bench [startup|display|training|surgery|growth|context|needles|corpus ...]`: all benchmarks, or the named ones.
 
 `brief` prints a table and is not among "all". `growth` takes about 20 minutes and `context` two to three hours.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("startup", "display", "training", "surgery", "growth", "context", "needles")
+NAMES = ("startup", "display", "training", "surgery", "growth", "context", "needles", "corpus")
 TABLES = ("brief",)
 """Not measured, so not among "all"."""
 

@@ -15,7 +15,6 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,9 @@ class TextTokenizer:
         counts: list[int] = []
         for group in _groups(texts, counts):
             encodings = self._tokenizer.encode_batch_fast(group)
-            ids = array("I", chain.from_iterable(encoding.ids for encoding in encodings))
+            ids = array("I")
+            for encoding in encodings:
+                ids.fromlist(encoding.ids)
             parts.append(np.frombuffer(ids, np.uint32))
             lengths.extend(len(encoding) for encoding in encodings)
         return self._framed(np.concatenate(parts), np.add.reduceat(lengths, np.cumsum([0, *counts[:-1]])))
