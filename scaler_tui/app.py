@@ -298,6 +298,15 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         elif approach == APPROACH:
             self.push_screen(ContextScreen())
         else:
+            self.open_decided(approach)
+
+    def open_decided(self, approach: str) -> None:
+        """What follows when the model to train is decided: the text where large text was answered, else the review."""
+        from scaler_tui.screens.text import TextScreen
+
+        if self.wizard.trains_on_text:
+            self.push_screen(TextScreen(approach))
+        else:
             self.open_review(approach)
 
     def open_review(self, approach: str) -> None:

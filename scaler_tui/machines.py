@@ -23,3 +23,25 @@ def machine_for(gpu: str, answers: Answers | None = None) -> Machine:
     from engine.advise.planned_machine import planned_machine
 
     return planned_machine(answers, machine)
+
+
+def free_bytes_for(approach: str, machine: Machine) -> int:
+    """Free memory of the device (each of equal ones, where the approach is sharded) that an approach trains on."""
+    from engine.advise.approaches import find_approach
+    from engine.advise.devices import equal_devices, single_device
+
+    return (equal_devices if find_approach(approach).shards else single_device)(machine).free_bytes
+
+
+def planned(answers: Answers, detected: Machine) -> Machine:
+    """The machine that the answers mean. Raises EngineError for a card that nobody knows."""
+    from engine.advise.planned_machine import planned_machine
+
+    return planned_machine(answers, detected)
+
+
+def simulated(card: str, detected: Machine, *, rented: bool) -> Machine:
+    """Another card in this machine. Raises EngineError for one that nobody knows."""
+    from engine.advise.planned_machine import simulated_machine
+
+    return simulated_machine(card, detected, rented=rented)

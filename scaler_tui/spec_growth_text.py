@@ -8,6 +8,7 @@ from __future__ import annotations
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_growth import SIZES, ExpansionSection, StageSection
 from engine.jobs.spec_section import Task
+from engine.units import format_count, format_usd
 
 LEARNS = {
     Task.EXPAND: "nothing: the model is grown and proven",
@@ -60,4 +61,20 @@ def _stage_words(spec: JobSpec, stage: StageSection) -> str:
     grown = f"grow {size_words(stage)}, then " if stage.grows else ""
     steps = f", {stage.max_steps:,} steps" if stage.max_steps else f", {stage.epochs:g} epochs" if stage.epochs else ""
     learns = "nothing more" if task is Task.EXPAND else f"train {LEARNS.get(task, task.value)}"
-    return f"{grown}{learns}{steps}"
+    return f"{grown}{learns}{steps}{_own_words(stage)}"
+
+
+def _own_words(stage: StageSection) -> str:
+    """What a stage says about its text, length and end."""
+    parts = [f"{format_count(stage.max_tokens)} tokens"] if stage.max_tokens else []
+    parts += [f"sequences of {stage.max_length:,}"] if stage.max_length else []
+    parts += [f"rate {stage.learning_rate:g}"] if stage.learning_rate else []
+    if stage.weights:
+        total = sum(stage.weights.values()) or 1.0
+        parts.append(" and ".join(f"{name} {weight / total:.0%}" for name, weight in stage.weights.items()))
+    if stage.stop_plateau_evaluations:
+        parts.append(f"ends after {stage.stop_plateau_evaluations} evaluations without gain")
+    parts += [f"ends at a loss of {stage.stop_loss:g}"] if stage.stop_loss else []
+    parts += [f"ends after {stage.stop_hours:g} hours"] if stage.stop_hours else []
+    parts += [f"ends at {format_usd(stage.stop_usd)}"] if stage.stop_usd else []
+    return "".join(f", {part}" for part in parts)

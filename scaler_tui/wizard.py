@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from scaler_tui.data_file import TEXT, existing_file
+from scaler_tui.machines import planned, simulated
 from scaler_tui.window import APPROACH as LONGER
 from scaler_tui.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
     from typing import Any
 
     from engine.advise.answers import Answers
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
     from engine.models.architecture import Architecture
+    from scaler_tui.text_plan import TextKey, TextPlan
 
 
 class Wizard:
@@ -50,6 +52,7 @@ class Wizard:
         """Approach -> the plan that was chosen for an expansion."""
         self.window = Window()
         """What was decided about a longer window."""
+        self._text: TextPlan | None = None
         self._what_if = ""
         self._checked: tuple[str, str, int] | None = None
         self._session: Session | None = None
@@ -101,9 +104,9 @@ class Wizard:
         session = self.session
         question = session.current
         if question.id == "card" and self.detected is not None:
-            _simulate(str(value), self.detected, rented=session.answers().rented)
-        if question.id == "data" and value not in ("", "demo"):
-            value = str(_existing_file(str(value)))
+            simulated(str(value), self.detected, rented=session.answers().rented)
+        if question.id == "data" and value not in ("", "demo", TEXT):
+            value = str(existing_file(str(value)))
         model = self.model_source
         report = session.answer(value)
         if question.id in ("hardware", "card"):
@@ -137,7 +140,7 @@ class Wizard:
             raise EngineError(
                 "hardware.pending", "This machine is still being looked at.", next_step="Try again in a second."
             )
-        _simulate(text, self.detected, rented=False)
+        simulated(text, self.detected, rented=False)
         self._what_if = text
         self._answer_what_if()
         self.plan_for_answers()
@@ -168,10 +171,10 @@ class Wizard:
             return
         if self._session is None:
             if self._what_if:
-                self.machine = _simulate(self._what_if, self.detected, rented=False)
+                self.machine = simulated(self._what_if, self.detected, rented=False)
             return
         try:
-            self.machine = _planned(self._session.answers(), self.detected)
+            self.machine = planned(self._session.answers(), self.detected)
         except EngineError:  # a card in saved answers that the profiles no longer know
             self._session.set_answer("hardware", "this")
 
@@ -190,8 +193,27 @@ class Wizard:
     # ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────
     @property
     def data_file(self) -> str:
-        """The data file that was answered; "" when there is none yet."""
-        return self.session.answers().text("data")
+        """The data file that was answered; "" when there is none yet, and for large text."""
+        return self.session.answers().text("data").removeprefix(TEXT if self.trains_on_text else "")
+
+    @property
+    def trains_on_text(self) -> bool:
+        """Whether large text is trained on instead of rows."""
+        return self.session.answers().text("data") == TEXT
+
+    @property
+    def text(self) -> TextPlan:
+        """What was decided about it; as it was the last time."""
+        if self._text is None:
+            from scaler_tui.text_plan import TextPlan, kept
+
+            self._text = TextPlan(kept())
+        return self._text
+
+    def count_text(self) -> None:
+        """The tokens to be trained on take the place of a guess."""
+        if self.trains_on_text:
+            self.session.measured_tokens = self.text.wanted_tokens or None
 
     @property
     def data_key(self) -> tuple[str, str, int]:
@@ -261,7 +283,7 @@ class Wizard:
         if self.machine is None or self.detected is None or self.architecture is None:
             return None
         try:
-            machine = _planned(answers, self.detected)
+            machine = planned(answers, self.detected)
         except EngineError:
             machine = self.machine
         return build_matrix(self.architecture, machine, answers, grown, self.window_choice)
@@ -290,8 +312,14 @@ class Wizard:
         assert self.machine is not None
         assert self.architecture is not None
         longer = self.window_choice if approach == LONGER else None
-        wish = JobWish(force=force, grown=self.grown.get(approach), context=longer)
-        return build_spec(self.architecture, self.machine, self.session.answers(), approach=approach, wish=wish)
+        train = "demo" if self.trains_on_text else ""
+        wish = JobWish(train=train, force=force, grown=self.grown.get(approach), context=longer)
+        spec = build_spec(self.architecture, self.machine, self.session.answers(), approach=approach, wish=wish)
+        return self.text.promised(self.text.applied(spec), self.text_key(approach)) if self.trains_on_text else spec
+
+    def text_key(self, approach: str) -> TextKey:
+        """What the estimate of a job on large text depends on."""
+        return self.text.choice, approach, self.machine, self.grown.get(approach), self.text.sizes
 
     def frank_words(self, approach: str, grown: Grown | None = None) -> tuple[FrankWord, ...]:
         """What must be said before an approach starts, about the plan `grown` (None: the chosen one); empty where
@@ -315,7 +343,8 @@ class Wizard:
             return None
         answers, longer = self.session.answers(), self.window_choice
         grown = self.grown.get(approach)
-        return row_of(approach, self.architecture, self.machine, answers, grown, longer, own_data=True)
+        row = row_of(approach, self.architecture, self.machine, answers, grown, longer, own_data=True)
+        return self.text.row(row, self.text_key(approach)) if self.trains_on_text else row
 
     def growth_setting(self, approach: str) -> Setting | None:
         """For whom expansion plans are made; None until machine and model are known."""
@@ -359,36 +388,3 @@ class Wizard:
     def card(self) -> str:
         """The card that is planned for instead of this machine's, as `--gpu` takes it; "" for this machine."""
         return self.session.answers().text("card") if self.machine is not None and self.machine.simulated else ""
-
-
-def free_bytes_for(approach: str, machine: Machine) -> int:
-    """Free memory of the device (each of equal ones, where the approach is sharded) that an approach trains on."""
-    from engine.advise.approaches import find_approach
-    from engine.advise.devices import equal_devices, single_device
-
-    return (equal_devices if find_approach(approach).shards else single_device)(machine).free_bytes
-
-
-def _existing_file(text: str) -> Path:
-    from pathlib import Path
-
-    path = Path(text).expanduser().absolute()
-    if path.is_file():
-        return path
-    raise EngineError(
-        "data.not_found",
-        f"{path} is a folder." if path.is_dir() else f"There is no file {path}.",
-        next_step="Type the path of a .jsonl, .json, .csv, .parquet or .txt file.",
-    )
-
-
-def _planned(answers: Answers, detected: Machine) -> Machine:
-    from engine.advise.planned_machine import planned_machine
-
-    return planned_machine(answers, detected)
-
-
-def _simulate(card: str, detected: Machine, *, rented: bool) -> Machine:
-    from engine.advise.planned_machine import simulated_machine
-
-    return simulated_machine(card, detected, rented=rented)

@@ -316,4 +316,4 @@ class ContextScreen(FramedScreen):
     def action_choose(self) -> None:
         """On to the review."""
         if self.facts is not None and self.problem is None:
-            self.scaler.open_review(APPROACH)
+            self.scaler.open_decided(APPROACH)

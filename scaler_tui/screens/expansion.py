@@ -337,4 +337,4 @@ class ExpansionScreen(FramedScreen):
         if self.option is None or self._waits:
             return
         self.scaler.wizard.grown[self.approach] = self.option.grown
-        self.scaler.open_review(self.approach)
+        self.scaler.open_decided(self.approach)

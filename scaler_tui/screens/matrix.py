@@ -177,7 +177,7 @@ class MatrixScreen(FramedScreen):
             bar.display = False
             self.query_one("#detail", Static).update("")
             return
-        from scaler_tui.wizard import free_bytes_for
+        from scaler_tui.machines import free_bytes_for
 
         on_gpu = row.vram.likely > 0
         bar.display = not self._cell
@@ -209,7 +209,7 @@ class MatrixScreen(FramedScreen):
     def _figures(self, row: ApproachRow) -> Content:
         """The open cell taken apart."""
         from engine.advise.explain import Column, explain
-        from scaler_tui.wizard import free_bytes_for
+        from scaler_tui.machines import free_bytes_for
 
         column, heading = _CELLS[self._cell]
         if column == "vram" and not row.vram.likely:

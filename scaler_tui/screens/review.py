@@ -19,15 +19,22 @@ from textual.widgets import Static
 
 from engine.advise.approaches import frank_line
 from engine.advise.refined import is_long
-from engine.errors import EngineError, ExitCode
+from engine.errors import EngineError
 from engine.estimate.estimate import Verdict
 from scaler_tui.feeds.data_check import DataChecked
 from scaler_tui.feeds.estimate_feed import TIERS, EstimateRefined, refine_in_thread
+from scaler_tui.feeds.schedule_feed import SchedulePlanned, lay_out_text
 from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.frank import agree, must_agree
 from scaler_tui.screens.base import BACK_KEYS, FramedScreen
 from scaler_tui.widgets.fit_bar import FitBar
-from scaler_tui.widgets.review_words import REFUSED, refined_words, refused_content, savings_content
+from scaler_tui.widgets.review_words import (
+    REFUSED,
+    not_startable,
+    refined_words,
+    refused_content,
+    savings_content,
+)
 from scaler_tui.widgets.spec_words import data_line, growth_price_lines, price_lines, setting_lines
 
 if TYPE_CHECKING:
@@ -53,6 +60,13 @@ class ReviewScreen(FramedScreen):
         Binding("y", "refine('dry-run')", "Dry run", tooltip="Rehearse it on fake tensors: exact memory, in seconds"),
         Binding("p", "refine('probe')", "Probe", tooltip="Measure memory and speed on this machine, about a minute"),
         Binding("m", "matrix", "Matrix"),
+        Binding(
+            "s",
+            "text_part('schedule')",
+            "Schedule",
+            tooltip="Rate, length, mix, size over the tokens",
+        ),
+        Binding("l", "text_part('limits')", "Limits", tooltip="Benchmarks, what may be lost, loss spikes, processes"),
         Binding("f", "name_data", "Name a file", tooltip="Back to the question about data"),
         Binding("x", "this_machine", "This machine", tooltip="Plan for the real machine instead of the simulated one"),
         Binding("up,k", "scroll(-1)", "Scroll", show=False),
@@ -118,6 +132,8 @@ class ReviewScreen(FramedScreen):
             if self.spec is not None:
                 self._forget_stale_figures(self.spec)
                 self.scaler.check_data(only_local=True)
+                if wizard.trains_on_text:
+                    lay_out_text(self, wizard, self.approach, self.spec)
         elif wizard.model_problem is not None:
             self.spec, self.refusal = None, wizard.model_problem
         self.show_page()
@@ -137,6 +153,17 @@ class ReviewScreen(FramedScreen):
             self.refined[message.tier] = message.figures or message.error
             self.show_page()
             self.refresh_bindings()
+
+    def on_schedule_planned(self, message: SchedulePlanned) -> None:
+        """The stages were estimated: memory, hours and money follow."""
+        message.stop()
+        if message.key == self.scaler.wizard.text_key(self.approach):
+            if message.job is not None:
+                self.scaler.wizard.text.laid_out = (message.key, message.job)
+                self.make_spec()
+            elif message.error is not None:
+                self.spec, self.refusal = None, message.error
+                self.show_page()
 
     @property
     def better(self) -> Refined | None:
@@ -163,7 +190,7 @@ class ReviewScreen(FramedScreen):
         trains = self.spec is None or self.spec.needs_data or self.spec.context.extends
         bar.display = row is not None and machine is not None and not self.scaler.launching and trains
         if row is not None and machine is not None:
-            from scaler_tui.wizard import free_bytes_for
+            from scaler_tui.machines import free_bytes_for
 
             on_gpu = row.vram.likely > 0
             bar.legend = self.size.width >= 76
@@ -214,7 +241,7 @@ class ReviewScreen(FramedScreen):
         lines = [("Approach", f"{row.title if row else spec.task} on {spec.model.source}")]
         lines.append(("Machine", wizard.machine.label + sim))
         own = Path(spec.data.train).name == Path(wizard.data_file).name  # not where another demo set is trained on
-        lines += [data_line(spec, wizard.data_words if own else "")] if spec.needs_data else []
+        lines += [data_line(spec, wizard.data_words if own else "")] if spec.needs_data and not spec.streams else []
         return lines + setting_lines(spec)
 
     def _after_bar(self, spec: JobSpec) -> list[tuple[str, str]]:
@@ -278,6 +305,8 @@ class ReviewScreen(FramedScreen):
             return wizard.machine is not None and wizard.machine.simulated
         if action == "data":
             return bool(wizard.data_file)
+        if action == "text_part":
+            return wizard.trains_on_text
         return True
 
     def action_scroll(self, lines: int) -> None:
@@ -308,6 +337,13 @@ class ReviewScreen(FramedScreen):
     def action_data(self) -> None:
         """The report on the rows."""
         self.scaler.open_data()
+
+    def action_text_part(self, part: str) -> None:
+        """The schedule, drawn; or benchmarks, limits, processes."""
+        from scaler_tui.screens.limits import LimitsScreen
+        from scaler_tui.screens.schedule import ScheduleScreen
+
+        self.app.push_screen((ScheduleScreen if part == "schedule" else LimitsScreen)(self.approach))
 
     def action_matrix(self) -> None:
         """The full matrix."""
@@ -350,38 +386,10 @@ class ReviewScreen(FramedScreen):
         """Start; what cannot run here says why."""
         if self.spec is None or self.scaler.launching:
             return
-        refusal = self._not_startable()
+        refusal = not_startable(self.scaler.wizard, self.spec, self.row, self.approach, forced=self.forced)
         if refusal is not None:
             self.scaler.show_error(refusal)
             return
         self.scaler.start_run(self.spec, force=self.forced)
         self.show_page()
         self.refresh_bindings()
-
-    def _not_startable(self) -> EngineError | None:
-        wizard, row = self.scaler.wizard, self.row
-        if wizard.machine is not None and wizard.machine.simulated:
-            return EngineError(
-                "review.simulated",
-                "This plan is for a simulated machine, so it cannot start here.",
-                next_step="Write the spec (w), copy it to that machine, and run: scaler-wizard run spec.toml. "
-                "Or plan for this machine (x).",
-            )
-        if must_agree(self.approach):
-            return EngineError(
-                "plan.not_understood",
-                f"{row.title if row else 'This'} is research, and its warnings are not agreed to yet.",
-                next_step="Read the lines at the top of the page, and press a. You are asked only once.",
-            )
-        trains = self.spec is not None and self.spec.needs_data
-        if row is not None and row.verdict is Verdict.NO and trains and not self.forced:
-            return EngineError(
-                "fit.no",
-                f"{row.title} does not fit this machine.",
-                cause=row.verdict_reason,
-                next_step="Choose a row that fits, a smaller model, or another card.",
-                exit_code=ExitCode.DOES_NOT_FIT,
-            )
-        if wizard.data_problem is not None and wizard.data_is_checked:
-            return wizard.data_problem
-        return None

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from engine.errors import EngineError
+from engine.errors import EngineError, ExitCode
+from engine.estimate.estimate import Verdict
+from scaler_tui.frank import must_agree
 
 if TYPE_CHECKING:
     from engine.advise.figures import Refined
     from engine.advise.matrix import ApproachRow
+    from engine.jobs.spec import JobSpec
+    from scaler_tui.wizard import Wizard
 
 REFUSED = "plan.does_not_fit"
 """The engine's refusal that the user may overrule."""
@@ -53,6 +57,37 @@ def savings_content(row: ApproachRow | None, width: int) -> Content:
         parts += _numbered([fix.sentence for fix in (fixes or savings)[:MOST_SAVINGS]], width)
     parts += [f"{line}\n" for line in textwrap.wrap(_room(row), max(width, MINIMUM_WIDTH))]
     return Content.assemble(*parts)
+
+
+def not_startable(
+    wizard: Wizard, spec: JobSpec | None, row: ApproachRow | None, approach: str, *, forced: bool
+) -> EngineError | None:
+    """Why a plan cannot start here and now; None where it can."""
+    if wizard.machine is not None and wizard.machine.simulated:
+        return EngineError(
+            "review.simulated",
+            "This plan is for a simulated machine, so it cannot start here.",
+            next_step="Write the spec (w), copy it to that machine, and run: scaler-wizard run spec.toml. "
+            "Or plan for this machine (x).",
+        )
+    if must_agree(approach):
+        return EngineError(
+            "plan.not_understood",
+            f"{row.title if row else 'This'} is research, and its warnings are not agreed to yet.",
+            next_step="Read the lines at the top of the page, and press a. You are asked only once.",
+        )
+    trains = spec is not None and spec.needs_data
+    if row is not None and row.verdict is Verdict.NO and trains and not forced:
+        return EngineError(
+            "fit.no",
+            f"{row.title} does not fit this machine.",
+            cause=row.verdict_reason,
+            next_step="Choose a row that fits, a smaller model, or another card.",
+            exit_code=ExitCode.DOES_NOT_FIT,
+        )
+    if wizard.data_problem is not None and wizard.data_is_checked:
+        return wizard.data_problem
+    return None
 
 
 def refined_words(answer: Refined | EngineError | None) -> str:

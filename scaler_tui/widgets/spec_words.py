@@ -10,9 +10,10 @@ from engine.advise.grown import Grown
 from engine.advise.matrix import ApproachRow
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_section import Task
-from engine.units import format_bytes, format_duration, format_hours, format_range, format_usd
+from engine.units import format_bytes, format_count, format_duration, format_hours, format_range, format_usd
 from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
+from scaler_tui.spec_stream_text import stream_lines
 
 
 def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
@@ -20,7 +21,7 @@ def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
     if spec.task is Task.EXTEND:
         return [*context_lines(spec), ("Saved", "a model folder; its weights are links to the ones that are there")]
     if not spec.task.trains_adapter:
-        return [*growth_lines(spec), *context_lines(spec), *_model_lines(spec)]
+        return [*growth_lines(spec), *context_lines(spec), *stream_lines(spec), *_model_lines(spec)]
     adapter = spec.adapter
     extras = (", rsLoRA" if adapter.rslora else "") + (", DoRA" if adapter.dora else "")
     base = "unquantised"
@@ -30,6 +31,7 @@ def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
     merged = "; merged model at the end" if spec.output.merge else "; an adapter at the end"
     return [
         *context_lines(spec),
+        *stream_lines(spec),
         _sequence_line(spec),
         ("Adapter", f"rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}{extras}"),
         ("Base", f"{base}, compute {spec.training.dtype}"),
@@ -48,12 +50,16 @@ def _model_lines(spec: JobSpec) -> list[tuple[str, str]]:
 
 def _sequence_line(spec: JobSpec) -> tuple[str, str]:
     packing = "packed" if spec.data.packing else "padded"
+    if spec.streams:
+        return "Sequence", f"{spec.data.max_length} tokens, always full; documents in one cannot see each other"
     return "Sequence", f"{spec.data.max_length} tokens, {packing}, loss on {spec.data.train_on}"
 
 
 def _training_line(spec: JobSpec) -> tuple[str, str]:
     training = spec.training
     passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    if training.max_tokens:
+        passes = "tokens as in the stages" if spec.stages else f"{format_count(training.max_tokens)} tokens"
     checkpointing = ", gradient checkpointing" if training.gradient_checkpointing else ""
     new = f", {training.new_learning_rate:g} for new parameters" if training.new_learning_rate else ""
     batch = f"batch {training.batch_size} x {training.gradient_accumulation}"
