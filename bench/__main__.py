@@ -1,6 +1,7 @@
-"""`python -m bench [startup|display|training|surgery|growth|context|needles|corpus ...]`: all benchmarks, or the named ones.
+"""`python -m bench [NAME ...]`: all benchmarks, or the named ones.
 
-`brief` prints a table and is not among "all". `growth` takes about 20 minutes and `context` two to three hours.
+`brief` prints a table and is not among "all". `growth` takes about 20 minutes, `lab` half an hour and
+`context` two to three hours.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("startup", "display", "training", "surgery", "growth", "context", "needles", "corpus")
+NAMES = ("startup", "display", "training", "surgery", "growth", "context", "needles", "corpus", "lab")
 TABLES = ("brief",)
 """Not measured, so not among "all"."""
 

@@ -13,6 +13,7 @@ from engine.advise.answers import Answers
 from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import Approach, TargetModel, find_approach, load_approaches
 from engine.advise.context import ContextChoice, window_words
+from engine.advise.demo_labs import measured_performance
 from engine.advise.fit import Plan, calibration_for, plan_of
 from engine.advise.grown import Grown
 from engine.advise.matrix import ApproachRow, Matrix
@@ -141,7 +142,7 @@ def _filled(plan: Plan, found: Appraisal) -> ApproachRow:
         disk=found.disk,
         hours=found.hours,
         cost_usd=found.cost_usd,
-        performance=approach.performance,
+        performance=measured_performance(approach.id, architecture.source) or approach.performance,
         reason=approach.reason,
         runnable=runs_here(approach, plan, found.verdict),
         not_runnable_reason=""

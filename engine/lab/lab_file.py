@@ -84,6 +84,9 @@ class ArmSection(Section, frozen=True, kw_only=True):
             description="random only: library (transformers' own) or identity (layers that start as the identity).",
         ),
     ] = "library"
+    approach: Annotated[
+        str, Meta(description="The row of the comparison matrix that this arm is an example of; only for the record.")
+    ] = ""
     spec: Annotated[dict[str, Any], Meta(description="Keys of a spec that this arm sets.")] = {}  # noqa: RUF012
 
 

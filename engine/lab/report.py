@@ -100,7 +100,11 @@ def make_report(lab: Lab, folder: LabFolder) -> Report:
             f"Lab {lab.file.name} has no runs yet.",
             next_step="Run it without --report first.",
         )
-    runs = collect(lab, folder, record)
+    return report_of(lab, record, collect(lab, folder, record))
+
+
+def report_of(lab: Lab, record: Record, runs: tuple[RunResult, ...]) -> Report:
+    """From results, wherever they were kept."""
     ground = Ground(runs, record.sizes, {arm.name: arm.start for arm in lab.arms})
     return Report(
         name=lab.file.name,

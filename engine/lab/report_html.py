@@ -19,7 +19,7 @@ from engine.lab.verdicts import Comparison, Verdict
 from engine.units import format_count, format_duration
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 38
-_COLOURS = ("#0b7285", "#c2550a", "#2b7a3d", "#7b4ea3", "#b3261e", "#8a6d00", "#3b5bdb", "#a61e6b")
+COLOURS = ("#0b7285", "#c2550a", "#2b7a3d", "#7b4ea3", "#b3261e", "#8a6d00", "#3b5bdb", "#a61e6b")
 _DARK = ("#56c2d6", "#f0a05a", "#79c98a", "#c09be0", "#f28b82", "#d9bf5b", "#91a7ff", "#f06595")
 _DASHES = ("", "7 4", "2 3", "10 3 2 3")
 _UNITS = {
@@ -50,8 +50,8 @@ def _style(arms: int) -> str:
     """Colours repeat after eight arms; dashes tell those apart."""
     rules, dark = [], []
     for index in range(arms):
-        dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
-        rules.append(f".arm{index} {{ color:{_COLOURS[index % len(_COLOURS)]}; stroke-dasharray:{dash or 'none'} }}")
+        dash = _DASHES[index // len(COLOURS) % len(_DASHES)]
+        rules.append(f".arm{index} {{ color:{COLOURS[index % len(COLOURS)]}; stroke-dasharray:{dash or 'none'} }}")
         dark.append(f".arm{index} {{ color:{_DARK[index % len(_DARK)]} }}")
     return (
         "<style>.arm { fill:none; stroke:currentColor; stroke-width:2.2; stroke-linejoin:round } "

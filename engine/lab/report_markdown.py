@@ -79,7 +79,7 @@ def figure_words(verdict: Verdict, figure: ArmFigure) -> str:
     text = written(figure.mean, verdict.figure, verdict.per)
     if figure.low is not None and figure.high is not None and figure.high > figure.low:
         half = written_difference((figure.high - figure.low) / 2, verdict.figure, verdict.per).lstrip("+")
-        text += f" ± {half}"
+        text += f" ± {half.removesuffix(' points') if text.endswith('%') else half}"
     return f"{text} ({figure.missing} missing)" if figure.missing else text
 
 

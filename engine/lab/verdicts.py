@@ -232,11 +232,13 @@ def _open_words(one: Comparison, goal: GoalSection) -> str:
 
 
 def _range(one: Comparison, goal: GoalSection) -> str:
-    middle = written_difference(one.difference, goal.figure, goal.per)
-    if one.low is None or one.high is None or one.low == one.high:
-        return middle
-    low, high = (written_difference(edge, goal.figure, goal.per) for edge in (one.low, one.high))
-    return f"{middle} ({low} to {high})"
+    """ "+24.0 (−1.2 to +49.2) points"."""
+    known = one.low is not None and one.high is not None and one.low < one.high
+    edges = (one.difference, one.low, one.high) if known else (one.difference,)
+    texts = [written_difference(edge or 0.0, goal.figure, goal.per) for edge in edges]
+    unit = " points" if texts[0].endswith(" points") else ""
+    middle, *around = (text.removesuffix(unit) for text in texts)
+    return f"{middle}{f' ({around[0]} to {around[1]})' if around else ''}{unit}"
 
 
 def _late_words(goal: GoalSection, late: Sequence[ArmFigure]) -> str:
