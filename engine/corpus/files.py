@@ -79,10 +79,19 @@ def _paths(path: Path) -> list[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     found: list[Path] = []
-    for inner, folders, names in os.walk(folder):
+    for inner, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(inner, name) for name in sorted(names) if not name.startswith(".")]
     return [path for path in found if path.is_file()]
+
+
+def _unreadable(error: OSError) -> None:
+    raise EngineError(
+        "corpus.unreadable_folder",
+        f"The folder {error.filename} cannot be read.",
+        cause=error.strerror or str(error),
+        next_step="Make it readable, or name the files to read by a pattern that leaves it out.",
+    )
 
 
 def _without_notes(paths: list[Path]) -> list[Path]:
