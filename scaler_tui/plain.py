@@ -12,9 +12,11 @@ from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_duration, format_hours, format_usd
 from scaler_tui.plain_context import choose_window
 from scaler_tui.plain_growth import choose_growth
+from scaler_tui.plain_text import choose_text
 from scaler_tui.prompts import Back, Left, choose, prepare, read, say
 from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
+from scaler_tui.spec_stream_text import stream_lines
 from scaler_tui.window import APPROACH as LONGER
 from scaler_tui.wizard import Wizard
 
@@ -272,6 +274,8 @@ def _decide(wizard: Wizard) -> int:
                 choose_growth(wizard, approach)
             elif matrix.row(approach).runnable and approach == LONGER:
                 choose_window(wizard)
+            if matrix.row(approach).runnable and wizard.trains_on_text:
+                choose_text(wizard, approach)
             return _finish(wizard, wizard.spec_for(approach))
         except Back:
             _show(matrix)
@@ -287,8 +291,8 @@ def _finish(wizard: Wizard, spec: JobSpec) -> int:
 
     p = spec.prediction
     say()
-    for label, words in (*growth_lines(spec), *context_lines(spec)):
-        say(f"{label}: {words}.")
+    for label, words in (*growth_lines(spec), *context_lines(spec), *stream_lines(spec)):
+        say(f"{label}: {words.rstrip('.')}." if label else f"  {words}.")
     if p.origin:
         say(
             f"Memory {_span(format_bytes(p.memory_bytes_low), format_bytes(p.memory_bytes_high))}, "
