@@ -34,6 +34,10 @@ _PEER_TEXTS = ("gloo", "Connection closed by peer", "Connection reset by peer", 
 T = TypeVar("T")
 
 
+Answers = dict["Word", Callable[[], object]]
+"""What a follower does for the leader."""
+
+
 class Word(IntEnum):
     """What the leader asks of the followers while it works alone."""
 
@@ -113,7 +117,7 @@ class Company:
         """Leader: what comes next is done by it alone."""
         self.leading = True
 
-    def follow(self, answers: dict[Word, Callable[[], None]] | None = None) -> None:
+    def follow(self, answers: Answers) -> None:
         """Follower: do what the leader asks until it goes on together with all."""
         self.life.doing("waiting for rank 0")
         while True:
@@ -121,7 +125,7 @@ class Company:
             dist.broadcast(word, src=0, group=self.control)
             if Word(int(word)) is Word.GO:
                 return
-            (answers or {})[Word(int(word))]()
+            answers[Word(int(word))]()
 
 
 def meet(place: Place, life: Life, run_dir: Path, *, device: str, device_name: str, strategy: str) -> Company:

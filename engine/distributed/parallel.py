@@ -25,7 +25,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.distributed.company import Company, Word
+from engine.distributed.company import Answers, Company, Word
 
 
 class Parallel:
@@ -52,7 +52,10 @@ class Parallel:
         else:
             self.company.follow(self.answers())
 
-    def answers(self) -> dict[Word, Any]:
+    def more_learns(self) -> None:
+        """Other parameters learn from here on than before; every rank calls this."""
+
+    def answers(self) -> Answers:
         """What a follower does while the leader works alone."""
         return {}
 
@@ -67,10 +70,13 @@ class Copies(Parallel):
 
     def __init__(self, company: Company, model: Any, base: Any, *, device: str, dtype: torch.dtype) -> None:
         super().__init__(company, model, base, device=device, dtype=dtype)
-        self.wrap()
+        self._wrap()
 
-    def wrap(self) -> None:
-        """Again whenever other parameters learn than before."""
+    def more_learns(self) -> None:
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Buckets are made for the parameters that learn now."""
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 dist.broadcast(parameter.data, src=0)
@@ -136,7 +142,7 @@ class Shards(Parallel):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def answers(self) -> dict[Word, Any]:
+    def answers(self) -> Answers:
         return {Word.FORWARD: self._empty_pass, Word.GATHER: self._gather}
 
     @torch.no_grad()

@@ -216,7 +216,7 @@ def attend(launchers: Launchers) -> ranks.Trouble | None:
             launchers.end()
             return trouble
         if over:
-            return None
+            return ranks.cut_off(ranks.read_signs(launchers.run_dir, launchers.crew.world))
         launchers.wait(ranks.POLL_SECONDS)
 
 
@@ -229,8 +229,11 @@ class Patience:
     restarts: int = 0
     pieces: int = 1
 
-    def again(self, trouble: ranks.Trouble, run_dir: Path) -> ev.Recovery | None:
-        """The restart as an event; None when the trouble would come again, or too often."""
+    def again(self, trouble: ranks.Trouble, run_dir: Path) -> tuple[bool, ev.Recovery | None]:
+        """Whether to start again, and the event that says so where the journal does not have it yet. Not where the
+        trouble would come again, or has come too often."""
+        if trouble.kind == "again":
+            return True, None
         back = checkpoints.newest_step(run_dir)
         where = f"from the checkpoint of step {back}" if back else "from the beginning: there was no checkpoint yet"
         if trouble.kind == "out of memory":
@@ -244,9 +247,9 @@ class Patience:
             remedy = f"All processes were ended and start again {where} (restart {self.restarts} of "
             remedy += f"{self.crew.restarts})."
         else:
-            return None
+            return False, None
         what = trouble.what if trouble.failure is None else f"{trouble.what} {trouble.failure.cause}".rstrip()
-        return ev.Recovery(
+        return True, ev.Recovery(
             t=time.time(), step=trouble.step, trouble=trouble.kind, what=what, back_to_step=back, remedy=remedy
         )
 

@@ -23,14 +23,15 @@ POLL_SECONDS = 1.0
 SLOW_FACTOR = 4.0
 """A step's part may take so many times the longest one so far before its process counts as hung."""
 WORKING, LEFT, FAILED = "working", "left", "failed"
-PEER, MEMORY, ERROR = "peer", "memory", "error"
+PEER, MEMORY, ERROR, AGAIN = "peer", "memory", "error", "again"
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a process gave up, in words."""
 
     kind: str = ERROR
-    """PEER: another process was gone; MEMORY ran out; ERROR: what would happen again."""
+    """PEER: another process was gone; MEMORY ran out; AGAIN: the run is to go on from its last checkpoint in another
+    way, which the journal says; ERROR: what would happen again."""
     what: str
     cause: str = ""
     next_step: str = ""
@@ -110,7 +111,8 @@ class Trouble:
     """Something that ends this attempt."""
 
     kind: str
-    """ "process lost", "process hung", "out of memory", or "failed": what would happen again."""
+    """ "process lost", "process hung", "out of memory", "again" where the journal has it already, or "failed": what
+    would happen again."""
     ranks: tuple[int, ...]
     step: int
     what: str
@@ -218,9 +220,19 @@ def failed(signs: Sequence[Sign]) -> Trouble | None:
         return None
     first = min(own, key=lambda sign: sign.failed_at)
     assert first.failure is not None
-    kind = "out of memory" if first.failure.kind == MEMORY else "failed"
+    kind = {MEMORY: "out of memory", AGAIN: "again"}.get(first.failure.kind, "failed")
     what = f"{first.who[0].upper()}{first.who[1:]}: {first.failure.what}"
     return Trouble(kind, (first.rank,), first.step, what, first.failure, first.pieces)
+
+
+def cut_off(signs: Sequence[Sign]) -> Trouble | None:
+    """Processes that lost the others, where none of them says why."""
+    torn = [sign for sign in signs if sign.failure is not None and sign.failure.kind == PEER]
+    if not torn or any(sign.rank == 0 and sign.state == LEFT for sign in signs):
+        return None
+    first = min(torn, key=lambda sign: sign.failed_at)
+    what = f"{first.who[0].upper()}{first.who[1:]} lost the connection to the others ({first.doing})."
+    return Trouble("process lost", (first.rank,), first.step, what, first.failure)
 
 
 def own_sign(rank: int, world: int) -> Sign:

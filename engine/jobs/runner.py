@@ -129,10 +129,11 @@ class Runner:
             report, outcome = scene.diagnose(self.launchers.exit_code or 0)
             if trouble is None or outcome in ("finished", "stopped", "paused"):
                 return self._leave(report, outcome)
-            recovery = patience.again(trouble, self.run_dir) if not self.terminations else None
-            if recovery is None:
+            again, recovery = patience.again(trouble, self.run_dir) if not self.terminations else (False, None)
+            if not again:
                 return self._leave(crew_obituary(trouble, crew, self.run_dir, report.exit_code), "failed")
-            self._write(recovery, tries=WRITE_TRIES)
+            if recovery is not None:
+                self._write(recovery, tries=WRITE_TRIES)
             checkpoints.sweep(self.run_dir)
             self.attempt += 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from engine.train.parts import Kind
 from engine.train.trained_weights import load_trained, save_trained
 from engine.train.trainer import TokenTrainer
 
+if TYPE_CHECKING:
+    from engine.distributed.parallel import Parallel
+
 Moments = Mapping[str, Mapping[str, Tensor]]
 """Parameter name -> optimizer state as `GrownAdamW` keeps it: moments of the stage before, grown."""
 
@@ -39,8 +42,9 @@ class GrownTrainer(TokenTrainer):
         arguments: TrainingArguments,
         grown: GrownModel,
         training: TrainingSection,
+        parallel: Parallel | None = None,
     ) -> None:
-        super().__init__(loaded, dataset, arguments, training)
+        super().__init__(loaded, dataset, arguments, training, parallel=parallel)
         self.grown = grown
         self.carried: Moments = {}
         self.grown_optimizer: GrownAdamW | None = None
@@ -100,6 +104,8 @@ class GrownTrainer(TokenTrainer):
         save_trained(Path(output_dir), self.grown.ever_learning())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.parallel is not None and self.parallel.company.shards:
+            return  # read by all ranks together, once there is an optimizer (`engine.train.ranked_loop`)
         load_trained(Path(resume_from_checkpoint), self.grown.ever_learning())
 
 
@@ -139,6 +145,8 @@ class _Joining(TrainerCallback):
             self._hooks.pop().remove()
         for _, parameter in self._trainer.grown.ever_learning():
             parameter.requires_grad_(True)
+        if self._trainer.parallel is not None:
+            self._trainer.parallel.more_learns()
         if self._trainer.grown_optimizer is not None:
             self._trainer.grown_optimizer.old_waits = False
 

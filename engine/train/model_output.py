@@ -31,13 +31,22 @@ _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-def write_model(target: Path, source: Path, grown: GrownModel, *, shard_bytes: int, full_precision: bool) -> None:
-    """Write `target`, whole or not at all. With `full_precision` what learned keeps its 32 bits (a stage follows);
+def write_model(
+    target: Path,
+    source: Path,
+    grown: GrownModel,
+    *,
+    shard_bytes: int,
+    full_precision: bool,
+    values: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write `target`, whole or not at all. `values`: what learned by its name, where the model has only a share of it.
+    With `full_precision` what learned keeps its 32 bits (a stage follows);
     without, matrices have the type that the config names, and vectors the type they had."""
     tensors = read_headers(source).tensors
     config = check_folder(source)
     named = _STORED.get(str(config.get("dtype") or config.get("torch_dtype")), "F32")
-    learned = StoredValues(grown.model, dict(grown.ever_learning()), tensors)
+    learned = StoredValues(grown.model, values or dict(grown.ever_learning()), tensors)
 
     def dtype_of(tensor: TensorHeader) -> str:
         if tensor.name not in learned:

@@ -90,9 +90,12 @@ def _ended(run_dir: Path, journal: JournalWriter, signals: PauseSignals, life: L
         return _attempt(run_dir, journal, signals, life)
     except PauseRequested as pause:
         return _interrupted(run_dir, pause)
-    except GoBack:
+    except GoBack as back:
         if signals.reason:  # the wish would be forgotten
             return _interrupted(run_dir, PauseRequested(signals.reason))
+        if life is not None:
+            life.fail(ranks.Failure(kind=ranks.AGAIN, what=str(back)))
+            return None
         raise
     except BaseException as error:
         if life is not None and life.leaves_with_leader():

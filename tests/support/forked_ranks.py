@@ -1,14 +1,17 @@
 """Runs of the real worker as several ranks, forked from one process that has imported everything already.
 
 `python -m tests.support.forked_ranks RUN_DIR=WORLD ...` does one attempt at each run, one run after the other; 0 stands
-for a worker alone. What torchrun would set is set here, so that a test pays for the imports once.
+for a worker alone, and RUN_DIR=WORLD! for ranks that are all killed (-9) when the first checkpoint is there. What
+torchrun would set is set here, so that a test pays for the imports once.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from engine.train.environment import prepare_process
@@ -20,18 +23,18 @@ def main(arguments: list[str]) -> int:
     import peft  # noqa: F401
     import torch
 
-
     torch.set_num_threads(1)
     worst = 0
     for argument in arguments:
         run_dir, _, world = argument.rpartition("=")
-        worst = max(worst, attempt(Path(run_dir), int(world)))
+        code = attempt(Path(run_dir), int(world.rstrip("!")), killed="!" in world)
+        worst = max(worst, code)
     return worst
 
 
-def attempt(run_dir: Path, world: int) -> int:
-    """Fork the ranks of one attempt and wait for them."""
-    from engine.jobs import ranks
+def attempt(run_dir: Path, world: int, *, killed: bool) -> int:
+    """Fork the ranks of one attempt and wait for them; the worst exit code, 0 where they were meant to be killed."""
+    from engine.jobs import checkpoints, ranks
 
     ranks.clear_signs(run_dir)
     with socket.socket() as probe:
@@ -47,6 +50,13 @@ def attempt(run_dir: Path, world: int) -> int:
                 os.environ.update({name: str(value) for name, value in (place | meeting).items()})
             os._exit(_work(run_dir))
         children.append(child)
+    if killed:
+        while not checkpoints.newest_step(run_dir) and os.waitpid(children[0], os.WNOHANG)[0] == 0:
+            time.sleep(0.005)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        return 0
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
