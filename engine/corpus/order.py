@@ -11,6 +11,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ class _EpochLayout:
 
 
 class StreamOrder:
-    """Where token t of the endless stream lies."""
+    """Where token t of the endless stream lies. Threads may share it."""
 
     def __init__(
         self, name: str, seed: int, block_tokens: Integers, documents_of: Callable[[int], BlockLayout], *, shuffle: bool
@@ -54,15 +55,17 @@ class StreamOrder:
         self._shuffle = shuffle
         self._epochs: OrderedDict[int, _EpochLayout] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], BlockLayout] = OrderedDict()
+        self._remembering = Lock()
         self.epoch_tokens = int(block_tokens.sum())
 
     def find(self, token: int) -> tuple[int, BlockLayout, int]:
         """(epoch, block, offset in the block) of a token of the endless stream."""
         epoch, within = divmod(token, self.epoch_tokens)
-        layout = self._epoch(epoch)
-        place = int(np.searchsorted(layout.ends, within, side="right"))
-        before = int(layout.ends[place - 1]) if place else 0
-        return epoch, self._block(epoch, int(layout.blocks[place])), within - before
+        with self._remembering:
+            layout = self._epoch(epoch)
+            place = int(np.searchsorted(layout.ends, within, side="right"))
+            before = int(layout.ends[place - 1]) if place else 0
+            return epoch, self._block(epoch, int(layout.blocks[place])), within - before
 
     def _epoch(self, epoch: int) -> _EpochLayout:
         found = self._epochs.get(epoch)

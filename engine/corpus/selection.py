@@ -129,15 +129,17 @@ def _counted(mask: Mask, lengths: NDArray[np.uint32]) -> Counted:
 
 def _heldout(source: Taken, kept: Mask, lengths: NDArray[np.uint32], stream: StreamSection) -> Mask:
     """By digest, so that a document is held out in every job or in none; the first ones up to heldout_tokens. Of few
-    documents the one with the smallest digest, so that every source of two has one."""
+    documents the one with the smallest digest, so that every source of two has one, and never more than half."""
     found = np.zeros(source.documents, np.bool_)
-    if not stream.heldout_share or not stream.heldout_tokens or kept.sum() < 2:
+    half = int(kept.sum()) // 2
+    if not stream.heldout_share or not stream.heldout_tokens or not half:
         return found
     digests = np.concatenate([part["digest_low"] & np.uint64(_HASH_RANGE - 1) for part in source.parts])
     below = np.flatnonzero(kept & (digests < round(stream.heldout_share * _HASH_RANGE)))
     if not len(below):
         candidates = np.flatnonzero(kept)
         below = candidates[[int(np.argmin(digests[candidates]))]]
+    below = below[:half]
     before = np.cumsum(lengths[below], dtype=np.int64) - lengths[below]
     found[below[before < stream.heldout_tokens]] = True
     return found

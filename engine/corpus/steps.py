@@ -13,6 +13,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from types import MappingProxyType
 
 from engine.errors import EngineError
@@ -43,7 +44,8 @@ class Slice:
 
 
 class StreamPlan:
-    """The steps of one stage, from 0; a later stage begins at the position that this one ends at."""
+    """The steps of one stage, from 0; a later stage begins at the position that this one ends at. Threads may share
+    it: a step is read ahead while another one is computed."""
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class StreamPlan:
         self._start = start or Position()
         self._before = array("q", [0])
         """Sequences before step n; grows as far as it was asked for."""
+        self._growing = Lock()
 
     def step(self, number: int) -> tuple[Slice, ...]:
         """The sequences of step `number`, counted from 0 within the stage."""
@@ -96,9 +99,10 @@ class StreamPlan:
         return self._sequences_before(step) * self._tokens
 
     def _sequences_before(self, step: int) -> int:
-        while len(self._before) <= step:
-            self._before.append(self._before[-1] + self._sequences_of_step(len(self._before) - 1))
-        return self._before[step]
+        with self._growing:
+            while len(self._before) <= step:
+                self._before.append(self._before[-1] + self._sequences_of_step(len(self._before) - 1))
+            return self._before[step]
 
     def _counts(self, sequences: int) -> tuple[int, ...]:
         """How many of the first `sequences` each domain gets: its rounded share of what those before it left.

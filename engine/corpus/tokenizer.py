@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from engine.corpus.order import Integers
 from engine.corpus.shards import token_type
-from engine.data.long_documents import SEGMENT_CHARACTERS
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
 
-_SEGMENT_CHARACTERS = SEGMENT_CHARACTERS * 16
-"""Longer documents are tokenised in parts, since the library needs some 50 bytes per byte of text."""
-_GROUP_CHARACTERS = 4 << 20
+_SEGMENT_CHARACTERS = 1 << 17
+"""Longer documents are tokenised in parts: the library needs some 80 bytes per character, and a core works on each."""
+_GROUP_CHARACTERS = 1 << 20
+"""Tokenised in one call."""
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
@@ -56,7 +56,7 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[Any], Integers]:
         """Ids of all documents one behind the other, and where each ends. Text of special tokens becomes those
-        tokens, as everywhere else; a document of more than a million characters is cut for this between two words."""
+        tokens, as everywhere else; a document of more than 131,072 characters is cut for this between two words."""
         if not texts:
             return np.empty(0, self.kind), np.empty(0, np.int64)
         parts: list[NDArray[np.uint32]] = []

@@ -16,12 +16,15 @@ import pytest
 
 from engine.corpus.corpus import Corpus
 from engine.corpus.faults import FaultKind
+from engine.corpus.prepare import prepare_corpus
 from engine.corpus.shards import ShardRecord, read_record
 from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
 from engine.jobs import lock
+from engine.jobs.spec_stream import SourceSection
 from engine.resources import demo_model_dir
 from tests.support.corpora import all_ids, prepared, stream_of, texts, write_rows
+from tests.support.odd_tokenizers import spaced
 
 
 def folder_of(corpus: Corpus) -> Path:
@@ -51,6 +54,25 @@ def test_shards_hold_every_document_once_with_its_end_token(tmp_path: Path) -> N
     assert all_ids(corpus) == wanted
     assert corpus.report.sources[0].shards > 3
     assert corpus.report.sources[0].text_bytes == sum(len(row.encode()) for row in rows)
+
+
+def test_a_long_document_has_the_tokens_of_the_whole(tmp_path: Path) -> None:
+    row = " ".join(texts(2000))
+    assert len(row) > 1 << 18
+    corpus = prepared({"text": write_rows(tmp_path / "rows.jsonl", [row, "short"])}, stream_of(tmp_path / "c"))
+    assert tuple(corpus.domains[0].document_ids(0).tolist()[:-1]) == ChatTokenizer.load(demo_model_dir()).encode(row)
+
+
+def test_start_tokens_that_a_tokenizer_adds_stand_before_every_document(tmp_path: Path) -> None:
+    folder = spaced(tmp_path / "model")
+    source = SourceSection(name="text", path=str(write_rows(tmp_path / "rows.jsonl", ["hello there", "a town"])))
+    stream = stream_of(tmp_path / "c", shuffle_documents=0, heldout_share=0.4)
+    corpus = prepare_corpus([source], stream, folder, None, [])
+    tokenizer = ChatTokenizer.load(folder)
+    documents = [corpus.domains[0].document_ids(number).tolist() for number in range(2)]
+    assert documents == [[*tokenizer.text_ids(row), tokenizer.eos_id] for row in ("hello there", "a town")]
+    assert tokenizer.start_ids
+    assert corpus.domains[0].heldout[0].text in ("hello there", "a town")
 
 
 def test_a_second_job_finds_the_tokens_and_reads_nothing(tmp_path: Path) -> None:

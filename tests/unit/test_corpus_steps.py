@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -222,6 +224,26 @@ def test_another_seed_and_another_shuffle_are_another_corpus(tmp_path: Path) -> 
     source = {"web": write_rows(tmp_path / "web.jsonl", texts(60))}
     prints = {prepared(source, stream_of(tmp_path / "c", shuffle_documents=count)).fingerprint for count in (0, 16, 32)}
     assert len(prints) == 3
+
+
+def test_threads_that_share_a_plan_and_a_domain_get_what_one_alone_gets() -> None:
+    """A step is read ahead by one thread while another one asks what it was made of."""
+    alone, shared = plan_of((0.7, 0.3)), plan_of((0.7, 0.3))
+    wanted = [alone.step(number) for number in range(2000)]
+    ids = domain_of([3] * 200, shuffle=10).read(0, 20_000).ids
+    domain = domain_of([3] * 200, shuffle=10)
+
+    def walked(_: int) -> bool:
+        steps = [shared.step(number) for number in range(2000)] == wanted
+        return steps and all((domain.read(at, 100).ids == ids[at : at + 100]).all() for at in range(0, 20_000, 100))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(walked, range(4)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_slice_says_where_it_is() -> None:
