@@ -10,9 +10,9 @@ from functools import lru_cache
 import msgspec
 
 from engine.profiles import load_profile
+from engine.resources import demo_model_dir
 
 FILE = "measured/demo-labs.toml"
-DEMO = "demo"
 
 
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,8 +36,9 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def measured_performance(approach: str, model: str) -> str:
-    """ "" unless `model` is the demo and a lab had this approach. Raises EngineError when the file is wrong."""
-    if model != DEMO:
+    """ "" unless `model` (an architecture's source) is the demo and a lab had this approach. Raises EngineError when
+    the file is wrong."""
+    if model not in ("demo", str(demo_model_dir())):
         return ""
     return next((one.cited for one in _results() if one.approach == approach), "")
 
