@@ -22,7 +22,7 @@ from scaler_tui.cli_expand import add_expand
 from scaler_tui.cli_flags import json_flag, machine_flag
 from scaler_tui.cli_lab import add_lab
 from scaler_tui.cli_mix import add_mix
-from scaler_tui.cli_remote import add_remote
+from scaler_tui.cli_remote import add_export, add_remote
 from scaler_tui.cli_schedule import add_schedule
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"
@@ -127,6 +127,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_mix(add)
     add_corpus(add)
     add_remote(add)
+    add_export(add)
     add_lab(add)
     add_schedule(add)
     _add_runs(add)
@@ -157,6 +158,10 @@ def _add_looks(add: Callable[..., argparse.ArgumentParser], *, with_answers: boo
         help="of a longer window: full, pose or mixed; the gentlest that fits when left out",
     )  # fmt: skip
     plan.add_argument("--zero-shot", action="store_true", help="of a longer window: measured, not trained; minutes")
+    plan.add_argument(
+        "--source", action="append", default=[], metavar="PATH[=WEIGHT]",
+        help="with --data text: a file, a folder, a pattern or hub:owner/name to go on training on, and its share",
+    )  # fmt: skip
     plan.add_argument("--name", default="", help="a name for the run")
     plan.add_argument("--write", "-o", metavar="SPEC", default="-", help="a new file; - is standard output")
     for command in (matrix, plan):

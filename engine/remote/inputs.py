@@ -83,6 +83,17 @@ def collect(spec: JobSpec, on_bytes: Callable[[int], None] = lambda _: None) -> 
     return tuple(found.values())
 
 
+def source_of(named: Named) -> tuple[Path, str] | None:
+    """The one file or folder to be copied for a value, and what follows it in the value's new form; None for what needs
+    no copy. Raises EngineError `remote.input`."""
+    paths, tail, root = _paths_of(named)
+    if paths is None:
+        return None
+    if not paths:
+        raise _unreadable(named, "Nothing is there.")
+    return (paths[0], "") if paths == [root / tail] else (root, tail)
+
+
 def with_places(spec: JobSpec, places: Mapping[str, str]) -> JobSpec:
     """The spec for the other machine: `places` says where each named value is there. Outputs and caches are the
     run's own there."""

@@ -111,11 +111,22 @@ def _job(arguments: argparse.Namespace) -> Job:
     )
     path = Path(arguments.model)
     if path.suffix == ".toml" or path.is_file():
-        return _job_of_spec(path, arguments, settings)
+        _refuse_answers(arguments)
+        return job_of_spec(path, arguments.gpu, settings)
     return _job_of_answers(arguments, settings)
 
 
-def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) -> Job:
+def _refuse_answers(arguments: argparse.Namespace) -> None:
+    answered = [name for name, value in vars(arguments).items() if name.startswith("answer_") and value is not None]
+    if arguments.approach or answered:
+        flag = "approach" if arguments.approach else answered[0].removeprefix("answer_").replace("_", "-")
+        raise EngineError(
+            "usage", f"--{flag} goes with a model; a spec says itself what it does.", next_step=f"Leave --{flag} out."
+        )
+
+
+def job_of_spec(path: Path, gpu: str, settings: Settings) -> Job:
+    """A spec held against this machine, or the one `gpu` names. Raises EngineError."""
     from engine.advise.overrides import spec_with
     from engine.advise.spec_growth import growth_of
     from engine.advise.spec_plan import appraise_spec, load_of_spec
@@ -123,21 +134,15 @@ def _job_of_spec(path: Path, arguments: argparse.Namespace, settings: Settings) 
     from engine.models.analyze import analyze_model
     from engine.models.resolve import resolve_model
 
-    answered = [name for name, value in vars(arguments).items() if name.startswith("answer_") and value is not None]
-    if arguments.approach or answered:
-        flag = "approach" if arguments.approach else answered[0].removeprefix("answer_").replace("_", "-")
-        raise EngineError(
-            "usage", f"--{flag} goes with a model; a spec says itself what it does.", next_step=f"Leave --{flag} out."
-        )
     spec = with_absolute_paths(spec_with(load_spec(path), settings), path.parent.absolute())
-    machine = machine_for(arguments.gpu)
+    machine = machine_for(gpu)
     ref = resolve_model(spec.model.source, revision=spec.model.revision)
     architecture = analyze_model(ref)
     if spec.needs_data and (spec.streams or spec.stages):
         from scaler_tui.commands.schedule import estimate_of
 
         with naming_lines(path):
-            stages = estimate_of(spec, arguments.gpu)
+            stages = estimate_of(spec, gpu)
         return Job(stages.whole, spec, ref, growth=growth_of(spec, ref, architecture), stages=stages)
     shape = _data_shape(spec, ref)
     counted = shape if shape.heldout_tokens or shape.width else None
