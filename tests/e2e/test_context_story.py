@@ -16,7 +16,7 @@ from scaler_tui.window import RaceKey
 from tests.support.cli import cli
 from tests.support.tmux import Terminal
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 def to_window(terminal: Terminal) -> None:
