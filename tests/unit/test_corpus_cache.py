@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +188,22 @@ def test_a_source_that_is_not_needed_is_not_even_looked_for(tmp_path: Path) -> N
     assert [domain.name for domain in corpus.domains] == ["text"]
 
 
+def test_a_data_set_is_cached_gone_on_with_and_used_when_it_cannot_be_reached(tmp_path: Path) -> None:
+    for number in range(2):
+        write_rows(tmp_path / "data" / f"train-{number}.jsonl", texts(60, seed=number))
+    source = {"text": f"hub:{tmp_path / 'data'}"}
+    some = prepared(source, stream_of(tmp_path / "c"), {"text": 2000})
+    everything = prepared(source, stream_of(tmp_path / "c"))
+    assert everything.report.sources[0].documents == 120
+    assert all_ids(everything) == all_ids(prepared(source, stream_of(tmp_path / "other")))
+    shutil.rmtree(tmp_path / "data")
+    assert prepared(source, stream_of(tmp_path / "c"), {"text": 2000}).fingerprint == some.fingerprint
+    assert prepared(source, stream_of(tmp_path / "c")).fingerprint == everything.fingerprint
+    with pytest.raises(EngineError) as told:
+        prepared(source, stream_of(tmp_path / "empty"))
+    assert told.value.code == "corpus.hub"
+
+
 def test_no_more_than_max_tokens_is_read(tmp_path: Path) -> None:
     source = {"text": write_rows(tmp_path / "rows.jsonl", texts(300))}
     corpus = prepared(source, stream_of(tmp_path / "c"), {"text": 10**9}, max_tokens=2000)
@@ -261,6 +279,24 @@ def test_a_kill_loses_the_shard_being_written_and_nothing_else(tmp_path: Path, a
     assert resumed.fingerprint == uninterrupted.fingerprint
     assert all_ids(resumed) == all_ids(uninterrupted)
     assert [record.end for record in records(folder)] == [record.end for record in records(folder_of(uninterrupted))]
+
+
+def test_a_full_disk_says_so_and_what_was_written_before_is_kept(tmp_path: Path) -> None:
+    source = {"text": write_rows(tmp_path / "rows.jsonl", texts(200))}
+    stream = stream_of(tmp_path / "c")
+    some = prepared(source, stream, {"text": 2000})
+    kept = written(folder_of(some))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # no file may grow beyond it, as on a disk without room
+    try:
+        with pytest.raises(EngineError) as told:
+            prepared(source, msgspec.structs.replace(stream, shard_tokens=1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.code == "disk.full"
+    assert written(folder_of(some)) == kept
+    assert not list(folder_of(some).glob(".*.part"))
+    assert all_ids(prepared(source, stream)) == all_ids(prepared(source, stream_of(tmp_path / "other")))
 
 
 def test_two_processes_share_the_work_instead_of_disturbing_each_other(tmp_path: Path) -> None:
