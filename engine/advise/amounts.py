@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.advise.answers import Answers
+from engine.advise.answers import TEXT, Answers
 from engine.advise.context import answers_at_length, measuring_tokens
 from engine.estimate.calibration import Calibration
 from engine.estimate.cards import DeviceSpeed, cpu_speed, gpu_speed
@@ -165,7 +165,7 @@ def disk_with(load: Load, work: Workload) -> Estimate:
 
 
 def _file_bytes(source: str) -> int:
-    if not source:
+    if source in ("", TEXT):
         return 0
     path = demo_rows_file(source, "train") or Path(source).expanduser()
     try:

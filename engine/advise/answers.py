@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from engine.advise.questions import AnswerValue, check_answer, load_graph
 
+TEXT = "text"
+"""Answer to the question about data: large text; which, is said by sources with weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -52,6 +55,11 @@ class Answers:
     def context(self) -> int:
         """Tokens to be read at once."""
         return int(self.number("context"))
+
+    @property
+    def trains_on_text(self) -> bool:
+        """Whether it goes on training on large text, read as a stream, instead of rows."""
+        return self.text("data") == TEXT
 
     @property
     def rented(self) -> bool:

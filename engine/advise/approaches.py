@@ -51,6 +51,8 @@ class Approach(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     shards: bool = False
     """State may be divided over equal cards (ZeRO-3/FSDP)."""
     teacher: bool = False
+    text: bool = False
+    """Only where large text is trained on."""
 
     @property
     def not_runnable_reason(self) -> str:
@@ -68,6 +70,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefer: tuple[str, ...]
     why: str
     source: str
+    data: tuple[str, ...] = ()
+    """Only with these answers to the question about data; empty: with any."""
     warnings: tuple[str, ...] = ()
 
 
@@ -117,6 +121,7 @@ def frank_line() -> str:
     return _file().frank_line
 
 
-def rule_for(goal: str) -> Rule:
-    """The rule of a goal; the first rule when none names it."""
-    return next((rule for rule in _file().rule if goal in rule.goal), _file().rule[0])
+def rule_for(goal: str, data: str = "") -> Rule:
+    """The first rule for a goal and the answer about data; the first that asks for no data when none names it."""
+    rules = [rule for rule in _file().rule if not rule.data or data in rule.data]
+    return next((rule for rule in rules if goal in rule.goal), rules[0])

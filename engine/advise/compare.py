@@ -1,6 +1,7 @@
 """The comparison matrix: every approach for one model on one machine under the given answers, in milliseconds.
 
-Owns rows, their words, and the JSON form. Must not know how it is drawn; never leaves an approach out.
+Owns rows, their words, and the JSON form. Must not know how it is drawn; leaves an approach out only
+where its data was not chosen (large text).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def build_matrix(
             answers,
         )
         for approach in load_approaches()
+        if answers.trains_on_text or not approach.text
     )
     advice = recommend(rows, answers)
     return Matrix(

@@ -6,7 +6,7 @@ Owns the translation into `JobSpec`. Must not know how a spec is stored or run.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -15,13 +15,14 @@ from engine.advise.answers import Answers
 from engine.advise.appraisal import Appraisal, appraise
 from engine.advise.approaches import TargetModel, find_approach
 from engine.advise.compare import runs_here
-from engine.advise.context import DEMO, DEMO_DOCUMENTS, ContextChoice, answers_at_length
+from engine.advise.context import DEMO, DEMO_DOCUMENTS, FULL, ContextChoice, answers_at_length
 from engine.advise.context_spec import context_spec
 from engine.advise.fit import INSTALL_BITSANDBYTES, Plan, calibration_for, missing_library, plan_of
 from engine.advise.grown import Grown, expansion_section
 from engine.advise.recipes import Recipe
 from engine.advise.refusal import context_refusal, refusal_of
 from engine.advise.spec_plan import predict, prediction_of, workload_of
+from engine.advise.text_spec import FULL_RATE, text_spec
 from engine.errors import EngineError
 from engine.estimate.cost import Tariff, hourly_rent
 from engine.estimate.estimate import Verdict
@@ -38,6 +39,7 @@ from engine.jobs.spec import (
     Optimizer,
     OutputSection,
     Schedule,
+    SourceSection,
     Task,
     TrainingSection,
 )
@@ -46,8 +48,6 @@ from engine.models.model_profiles import find_model_profile
 
 __all__ = ["JobWish", "build_spec", "draft_spec", "grown_spec", "predict", "workload_of"]
 
-FULL_RATE = 0.1
-"""Of an adapter's learning rate, for whole weights. Source: QLoRA and LoRA papers, adapters want about ten times it."""
 NEW_RATE = 0.4
 """Of an adapter's learning rate, for parameters that growth added: more than old ones, they know nothing yet."""
 NEW_WARMUP = 0.1
@@ -74,6 +74,8 @@ class JobWish:
     """The plan chosen for an expansion; needed by approaches that grow."""
     context: ContextChoice | None = None
     """What was decided about a longer window; None leaves all of it to the program."""
+    sources: tuple[SourceSection, ...] = ()
+    """Of large text, where the answer about data is that."""
 
 
 def build_spec(
@@ -83,7 +85,7 @@ def build_spec(
 
     Raises EngineError `plan.does_not_fit` (exit code 4) with the cheapest fixes, or `approach.*` when it cannot run.
     """
-    chosen, wish = find_approach(approach), wish or JobWish()
+    chosen, wish = find_approach(approach), _on_text(wish or JobWish(), answers)
     answers = answers_at_length(answers) if chosen.longer else answers
     plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), wish.grown, wish.context)
     if plan.impediment:
@@ -112,7 +114,7 @@ def build_spec(
         )
     if found.verdict is Verdict.NO and not wish.force:
         raise refusal_of(found, "plan.does_not_fit")
-    train = wish.train or answers.text("data")
+    train = wish.train or ("demo" if answers.trains_on_text else answers.text("data"))
     if chosen.longer and train == DEMO:
         train = DEMO_DOCUMENTS
     if not train:
@@ -122,11 +124,22 @@ def build_spec(
             next_step="Name a file (--data FILE), or use --data demo with the demo model.",
         )
     spec = draft_spec(plan, answers, machine, train=train, name=wish.name)
-    tokens = data_tokens(answers if train == answers.text("data") else answers.with_values(data=train))
+    on_text = answers.trains_on_text
+    tokens = data_tokens(answers if on_text or train == answers.text("data") else answers.with_values(data=train))
+    if on_text:
+        spec = text_spec(spec, plan, wish.sources, tokens[1])
     if wish.grown is not None:
         spec = grown_spec(spec, plan, wish.grown)
+    if wish.grown is not None or on_text:
         return msgspec.structs.replace(spec, prediction=prediction_of(found))
     return msgspec.structs.replace(spec, prediction=predict(spec, plan.final, machine, tokens_per_epoch=tokens))
+
+
+def _on_text(wish: JobWish, answers: Answers) -> JobWish:
+    """Large text has sequences of one length: no other window than the full one goes with it."""
+    if not answers.trains_on_text:
+        return wish
+    return replace(wish, context=replace(wish.context or ContextChoice(), window=FULL, curriculum=()))
 
 
 def _measured_spec(plan: Plan, found: Appraisal, answers: Answers, machine: Machine, wish: JobWish) -> JobSpec:
@@ -204,6 +217,8 @@ def _training(work: Workload, recipe: Recipe) -> TrainingSection:
         schedule=Schedule(recipe.text("schedule")),
         optimizer=Optimizer(recipe.text("optimizer")),
         gradient_checkpointing=work.checkpointing,
+        decay_ratio=recipe.number_or("decay_ratio", TrainingSection().decay_ratio),
+        final_rate_ratio=recipe.number_or("final_rate_ratio", 0.0),
     )
 
 

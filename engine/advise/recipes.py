@@ -68,6 +68,10 @@ class Recipe:
             raise EngineError("recipe.value", f"Recipe '{self.id}': '{key}' is no number.")
         return float(value)
 
+    def number_or(self, key: str, otherwise: float) -> float:
+        """A numeric setting that only some recipes have."""
+        return self.number(key) if key in self.settings else otherwise
+
     def whole(self, key: str) -> int:
         """A whole-number setting."""
         return round(self.number(key))
@@ -118,6 +122,8 @@ def choose_recipe(answers: Answers, machine: Machine, architecture: Architecture
     """
     card_class = card_class_of(max((gpu.vram_bytes for gpu in machine.gpus), default=None))
     tiny = architecture.parameters < 20_000_000
+    if answers.trains_on_text and not longer:
+        return _recipe(answers.goal, TINY_TEXT if tiny else LARGE_TEXT, card_class)
     if longer:
         return _recipe(LONG_GOAL, TINY_LONG if tiny else answers.model, card_class)
     return _recipe(answers.goal, "demo" if tiny else answers.model, card_class)
@@ -125,6 +131,7 @@ def choose_recipe(answers: Answers, machine: Machine, architecture: Architecture
 
 LONG_GOAL = "long-documents"
 TINY_LONG = "demo-long"
+LARGE_TEXT, TINY_TEXT = "large-text", "large-text-demo"
 """As `models` of a recipe name it."""
 
 

@@ -28,7 +28,7 @@ class Advice:
 
 def recommend(rows: tuple[ApproachRow, ...], answers: Answers) -> Advice:
     """The preferred approach of the goal that fits; if none does, the nearest that does, and why not the wish."""
-    rule = rule_for(answers.goal)
+    rule = rule_for(answers.goal, answers.text("data"))
     by_id = {row.id: row for row in rows}
     wanted = tuple(by_id[name] for name in rule.prefer if name in by_id)
     preferred = tuple(row for row in wanted if not row.impediment)

@@ -202,7 +202,7 @@ def _approach_of(spec: JobSpec, method: Method) -> str:
     if method is Method.NEW_BLOCKS:
         return "block-expansion"
     if method is Method.FULL:
-        return "partial-expansion"
+        return "partial-expansion" if spec.grows or spec.task.needs_growth else "continue"
     return "lora" if spec.quantization_kind == "none" else "qlora"
 
 

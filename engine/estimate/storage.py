@@ -80,6 +80,8 @@ def _kept_bytes(work: Workload) -> float:
 def _state_bytes(work: Workload) -> float:
     """The optimizer's states of all cards together, wherever they are."""
     paged = work.optimizer is OptimizerKind.PAGED_ADAMW_8BIT
+    if not (paged or work.optimizer_on_host):
+        return optimizer_bytes(work)
     kind = OptimizerKind.ADAMW_8BIT if paged else work.optimizer
     return optimizer_bytes(replace(work, optimizer_on_host=False, optimizer=kind))
 

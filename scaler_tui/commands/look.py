@@ -17,11 +17,12 @@ from scaler_tui import output
 from scaler_tui.machines import machine_for
 
 if TYPE_CHECKING:
+    from engine.advise.answers import Answers
     from engine.advise.context import ContextChoice
     from engine.advise.matrix import ApproachRow, Matrix
     from engine.advise.session import Session
     from engine.expansion.support import ExpansionSupport
-    from engine.jobs.spec import JobSpec
+    from engine.jobs.spec import JobSpec, SourceSection
     from engine.models.source import ModelRef
 
 
@@ -214,12 +215,18 @@ def plan(arguments: argparse.Namespace) -> int:
     architecture = analyze_model(ref)
     approach = arguments.approach or build_matrix(architecture, machine, answers).recommended
     grown = recommended_growth(Setting(approach, architecture, machine, answers), ref, arguments.growth)
-    wish = JobWish(name=arguments.name[:80], grown=grown, context=_window_choice(arguments, approach))
+    wish = JobWish(
+        name=arguments.name[:80],
+        grown=grown,
+        context=_window_choice(arguments, approach),
+        sources=_sources(arguments, answers),
+    )
     spec = build_spec(architecture, machine, answers, approach=approach, wish=wish)
     _check_window(spec, ref)
     require_agreement(approach, architecture, machine, answers, grown, agreed=arguments.understood)
     target = None if arguments.write == "-" else Path(arguments.write)
-    _note_missing_data(spec.data.train)
+    if not answers.trains_on_text:
+        _note_missing_data(spec.data.train)
     if target is not None:
         write_spec(spec, target)
     if arguments.json:
@@ -229,6 +236,25 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         output.say(f"Wrote {target}. Run it: scaler-wizard run {target}")
     return int(ExitCode.DONE)
+
+
+def _sources(arguments: argparse.Namespace, answers: Answers) -> tuple[SourceSection, ...]:
+    """The text that the flags name. Raises EngineError where there is none, or the answer about data is another."""
+    from engine.advise.text_spec import sources_of
+
+    if arguments.source and not answers.trains_on_text:
+        raise EngineError(
+            "usage",
+            "--source names large text, but --data is not text.",
+            next_step="Add --data text, and with --data-tokens how many tokens to train on.",
+        )
+    if answers.trains_on_text and not arguments.source:
+        raise EngineError(
+            "plan.no_data",
+            "It is not said which text to train on.",
+            next_step="Name it with --source PATH, once or more, each with its weight: --source books/=0.7.",
+        )
+    return sources_of(arguments.source)
 
 
 def _window_choice(arguments: argparse.Namespace, approach: str) -> ContextChoice | None:

@@ -257,7 +257,9 @@ def test_capacity_figures_are_marked_as_judgement() -> None:
 
 
 def test_every_recipe_value_has_a_reason_and_a_source() -> None:
-    assert {file.id for file in load_recipes()} == {"demo", "domain", "style", "extraction", "long", "long-demo"}
+    assert {file.id for file in load_recipes()} == {
+        "demo", "domain", "style", "extraction", "long", "long-demo", "text", "text-demo",
+    }  # fmt: skip
     for file in load_recipes():
         for settings in (file.base, *file.card.values()):
             for setting in settings.values():
