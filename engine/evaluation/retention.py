@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
-from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError, ExitCode
 from engine.evaluation.benchmarks import run_tasks
 from engine.evaluation.comparison import Broken, broken_limits, compare, loss_of, require_names
@@ -35,41 +33,20 @@ from engine.evaluation.findings import (
 )
 from engine.evaluation.length_log import CellLog
 from engine.evaluation.model import LoadedModel
-from engine.evaluation.suite_text import BASE_TEXT, cut_documents, digest, read_suite
+from engine.evaluation.suite_text import digest
 from engine.evaluation.suites import measure_suite
 from engine.evaluation.tasks import Asked, load_tasks
+from engine.evaluation.watch_order import WatchOrder, identity, suite_texts, told_before
 from engine.jobs import card
 from engine.jobs import events as ev
 from engine.jobs.events import RetentionReport
-from engine.jobs.journal import JournalTail
-from engine.jobs.spec import JobSpec
+
+__all__ = ["Comparison", "Decision", "Watch", "WatchOrder"]
 
 LOG = "evaluation.jsonl"
 """In the run directory."""
-BASE_TEXT_TOKENS = 32_768
 STOP, HOLD = "stop", "hold"
 AsBefore = Callable[[], contextlib.AbstractContextManager[object]]
-
-
-@dataclass(frozen=True, slots=True)
-class WatchOrder:
-    """What is followed, and where it is told."""
-
-    run_dir: Path
-    spec: JobSpec
-    """Of the whole job."""
-    spec_hash: str
-    folder: Path
-    """With the model's tokenizer as transformers reads it."""
-    tokenizer: ChatTokenizer
-    window: int
-    """Tokens the parent model was made for; 0 where its config does not say."""
-    tell: Callable[[ev.AnyEvent], None]
-    phase: Callable[[str, str, int, int], None] = lambda *_: None
-    """(what is going on, which suite or task, done, of how many)."""
-    heldout: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Source -> its held-out documents."""
-    resumed_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +91,14 @@ class Watch:
     def __init__(self, order: WatchOrder) -> None:
         """Reads the texts and loads the tasks. Raises EngineError `suite.*`, `benchmarks.*`, `retention.unknown`."""
         self.order = order
-        self.suites = _suite_texts(order)
+        self.suites = suite_texts(order)
         self.asked: tuple[Asked, ...] = load_tasks(order.spec.evaluation.tasks)
         self.limits = order.spec.retention
         self._check_limits()
         self._log = CellLog(order.run_dir / LOG, order.spec_hash)
         self._log.forget(lambda cell: _step_of(cell) > order.resumed_step)
         self._check_texts()
-        self._told = _told_before(order)
+        self._told = told_before(order)
         self._before = Found()
         self._ever_kept = True
         self._excess: float | None = None
@@ -167,9 +144,7 @@ class Watch:
 
     def knows_before(self) -> bool:
         """Whether an earlier attempt measured the parent: then `before` needs no model of it."""
-        suites = all(self._log.find(_cell(0, suite.name, "suite"), SuiteSums) for suite in self.suites)
-        limit = self.order.spec.evaluation.tasks_limit
-        return suites and all(self._log.find(_task_cell(0, one.name, limit), _Tasks) for one in self.asked)
+        return self._known(0) is not None
 
     def look(self, model: LoadedModel, step: int, *, last: bool = False) -> Decision:
         """While training: suites, and benchmarks on a part of their questions, where either is due at this step."""
@@ -194,6 +169,30 @@ class Watch:
         if stage:
             self._keep_stage(stage, name, step, result)
         return result
+
+    @property
+    def parent(self) -> Found:
+        """The parent model, once `before` has measured or found it."""
+        return self._before
+
+    def recall(self, step: int) -> Comparison | None:
+        """What `after` found at `step` in an earlier attempt; None where that is not known."""
+        before, found = self._known(0), self._known(step)
+        if before is None or found is None:
+            return None
+        self._before = before
+        reports = compare(before, found)
+        return Comparison(found, reports, broken_limits(reports, self.limits))
+
+    def _known(self, step: int) -> Found | None:
+        """Everything that was measured at a step on all questions; None where any of it is missing."""
+        suites = [self._log.find(_cell(step, suite.name, "suite"), SuiteSums) for suite in self.suites]
+        limit = self.order.spec.evaluation.tasks_limit
+        tasks = [self._log.find(_task_cell(step, one.name, limit), _Tasks) for one in self.asked]
+        if None in suites or None in tasks:
+            return None
+        results = (result for one in tasks if one is not None for result in one.results)
+        return Found(tuple(one for one in suites if one is not None), tuple(results))
 
     def stages(self) -> tuple[card.StageRetention, ...]:
         """Of stages that have ended, earlier attempts' too."""
@@ -319,26 +318,10 @@ class Watch:
 
     def _tell(self, event: ev.AnyEvent) -> None:
         """Once per run: a resumed attempt that finds a figure does not say it again."""
-        known = _identity(event)
+        known = identity(event)
         if known not in self._told:
             self._told.add(known)
             self.order.tell(event)
-
-
-def _suite_texts(order: WatchOrder) -> tuple[SuiteText, ...]:
-    spec, tokenizer, window = order.spec, order.tokenizer, order.window
-    found = [
-        read_suite(suite.name, suite.path, suite.field, tokenizer, window, suite.max_tokens) for suite in spec.suites
-    ]
-    for source, texts in order.heldout.items():
-        most = spec.stream.heldout_tokens or sum(map(len, texts))
-        documents = cut_documents(texts, tokenizer, window, most)
-        if documents:
-            found.append(SuiteText(source, documents))
-    named = {suite.name for suite in found}
-    if spec.data.base_text and BASE_TEXT not in named:
-        found.append(read_suite(BASE_TEXT, spec.data.base_text, "text", tokenizer, window, BASE_TEXT_TOKENS))
-    return tuple(found)
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -355,25 +338,3 @@ def _task_cell(step: int, name: str, limit: int) -> str:
 
 def _step_of(cell: str) -> int:
     return int(cell.partition("/")[0])
-
-
-Identity = tuple[str, int, str, str, bool]
-
-
-def _identity(event: ev.AnyEvent) -> Identity:
-    match event:
-        case ev.SuiteScore():
-            return "suite", event.step, event.suite, "", False
-        case ev.BenchmarkScore():
-            return "benchmark", event.step, event.task, event.metric, event.part
-        case ev.Retention():
-            return "retention", event.step, ",".join(report.on for report in event.reports), "", False
-        case _:
-            return type(event).__name__, 0, "", "", False
-
-
-def _told_before(order: WatchOrder) -> set[Identity]:
-    """What the journal has of steps that the run goes on from."""
-    kinds = (ev.SuiteScore, ev.BenchmarkScore, ev.Retention)
-    told = (event for event in JournalTail(order.run_dir).stream() if isinstance(event, kinds))
-    return {_identity(event) for event in told if event.step <= order.resumed_step}

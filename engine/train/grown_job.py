@@ -35,7 +35,10 @@ from engine.train.output import folder_bytes
 from engine.train.tally import Tally
 
 if TYPE_CHECKING:
-    from engine.train.grown_stage import StageResult
+    from engine.evaluation.retention import Watch
+    from engine.train.grown_stage import StageOrder
+    from engine.train.stage_result import StageResult
+    from engine.train.watching import Followed
 
 STAGES = "stages"
 MODEL = "model"
@@ -46,9 +49,15 @@ _CLAIMED = "claimed"
 
 def run(attempt: Attempt) -> Outcome:
     """Everything. Raises EngineError, PauseRequested, or whatever a library raises."""
-    ref = find_model(attempt)
+    with attempt.leader_first():
+        ref = find_model(attempt)
+    if attempt.company is not None:
+        from engine.train.ranked import settle
+
+        settle(attempt, ref)
     data = prepare_job(attempt, ref) if attempt.spec.needs_data else None
-    return _GrownJob(attempt, ref, data).run()
+    job = _GrownJob(attempt, ref, data)
+    return job.follow() if attempt.follows else job.run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +89,14 @@ class _GrownJob:
     def __init__(self, attempt: Attempt, ref: ModelRef, data: JobData | None) -> None:
         assert ref.path is not None
         self.attempt, self.data = attempt, data
-        self.source = ref.path
+        self.ref, self.source = ref, ref.path
         self.stages = attempt.spec.staged()
         out = attempt.spec.expansion.out
         self.final = Path(out) if out else attempt.run_dir / layout.OUTPUT / MODEL
         self.notes: list[str] = []
         self.tally = Tally.of(attempt.resume.progress) if attempt.resume is not None else Tally()
         records = attempt.spec.stream.record_documents
+        self.watch: Watch | None = None
         self.documents = DocumentsLog(attempt.run_dir, self.tally.step) if records else None
 
     def folders(self, index: int) -> StageFolders:
@@ -110,8 +120,20 @@ class _GrownJob:
                 if result.outcome is not None:
                     return result.outcome
             self._tell_stage(index, spec, "end", self.tally.step)
-        self._finish(result)
-        return Outcome("finished", self.tally.step)
+        return Outcome("finished", self.tally.step, self._finish(result))
+
+    def follow(self) -> Outcome:
+        """A rank that does not lead: no growth and no results, its part of every training. It leaves with the leader,
+        never by itself."""
+        from engine.distributed.company import Answers
+        from engine.train.grown_stage import follow_stage
+
+        company, answers = self.attempt.company, Answers()
+        assert company is not None
+        while True:
+            company.follow(answers)
+            index, self.tally = company.tell((0, self.tally))
+            answers = follow_stage(self._order(index, self.stages[index])).answers()
 
     def _claim_output(self) -> None:
         """The first attempt makes sure that nothing is in the way; later ones know the place as theirs."""
@@ -191,18 +213,31 @@ class _GrownJob:
 
     # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _train(self, index: int, spec: JobSpec) -> StageResult:
-        from engine.train.grown_stage import StageOrder, train_stage
+        from engine.train.grown_stage import train_stage
+
+        if (company := self.attempt.company) is not None:
+            company.go()
+            company.tell((index, self.tally))
+            company.alone()
+        result = train_stage(self._order(index, spec))
+        gc.collect()
+        return result
+
+    def _order(self, index: int, spec: JobSpec) -> StageOrder:
+        from engine.train.grown_stage import StageOrder
 
         assert self.data is not None
         last = index == len(self.stages) - 1
         folders = self.folders(index)
-        order = StageOrder(
+        watch = None if self.attempt.follows else self._watched(index, spec)
+        return StageOrder(
             attempt=self.attempt,
             spec=spec,
             index=index,
             later=self.stages[index + 1 :],
             data=self.data,
             documents=self.documents,
+            watch=watch,
             folder=folders.model if spec.expansion.grows else self._model_before(index),
             certificate=self._certificate(index),
             moments=self._moments(index),
@@ -212,9 +247,36 @@ class _GrownJob:
             notes=self.notes,
             tally=self.tally,
         )
-        result = train_stage(order)
-        gc.collect()
-        return result
+
+    def _watched(self, index: int, spec: JobSpec) -> Watch:
+        """The job's watch. Where growth has changed the model before any training, the parent is measured from its own
+        folder; else what is about to be trained computes the same."""
+        from engine.train.limits import Limits
+        from engine.train.watching import open_watch, parent_model
+
+        assert self.data is not None
+        watch = self.watch = self.watch or open_watch(self.attempt, self.ref, self.data)
+        grown = [
+            read_certificate(self.folders(one).own) for one in range(index + 1) if self.stages[one].expansion.grows
+        ]
+        if all(one is None or one.exact for one in grown):
+            return watch
+        if not watch.is_empty and not watch.knows_before():
+            self.attempt.phase("loading model", "the parent")
+            with parent_model(self.attempt, spec, self.source, self.data) as parent:
+                watch.before(parent)
+        if not Limits(self.attempt.run_dir, (), index).good_step:
+            watch.starts_elsewhere()
+        return watch
+
+    def _followed(self, result: StageResult) -> Followed | None:
+        """What the card gets; None where nothing was compared."""
+        from engine.train.watching import Followed, open_watch
+
+        assert self.data is not None
+        watch = self.watch = self.watch or open_watch(self.attempt, self.ref, self.data)
+        compared = result.compared or watch.recall(self.tally.step)
+        return None if compared is None else Followed(watch.parent, compared, watch.stages())
 
     def _place_when_stopped(self) -> Path:
         """The job's output, unless its last stage is growth, which needs that place free."""
@@ -240,13 +302,17 @@ class _GrownJob:
         """What an earlier attempt found out in this stage, where it trained."""
         if not self.stages[index].task.trains or self.data is None:
             return None
-        from engine.train.grown_stage import kept_result
+        from engine.train.stage_result import kept_result
 
         return kept_result(self.folders(index).own, self.stages[index], self.data.rows)
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def _finish(self, result: StageResult | None) -> None:
+    def _finish(self, result: StageResult | None) -> str:
+        """The card; returns what is to be said at the end."""
         attempt = self.attempt
+        followed = self._followed(result) if result is not None else None
+        held = followed.after.held if followed is not None else ""
+        place = self._result_place(held)
         attempt.phase("writing card")
         growths = self._growths()
         parameters = growths[-1].parameters_after if growths else 0
@@ -267,8 +333,8 @@ class _GrownJob:
             after=result.after if result is not None else None,
             questions=result.questions if result is not None else (),
             adapter=card.Adapter(
-                path=shown_path(self.final, attempt.run_dir),
-                size_bytes=folder_bytes(self.final),
+                path=shown_path(place, attempt.run_dir),
+                size_bytes=folder_bytes(place),
                 parameters=result.trained_parameters if result is not None else parameters,
                 kind="model",
             ),
@@ -276,12 +342,23 @@ class _GrownJob:
             notes=tuple(self.notes),
             growths=growths,
         )
-        write_card(attempt.run_dir, report.build_card(facts))
+        found = report.build_card(facts)
+        write_card(attempt.run_dir, found if followed is None else followed.on(found))
         attempt.journal.write(ev.CardReady(t=time.time()))
         for index in range(len(self.stages)):
             folders = self.folders(index)
             for path in (folders.model, folders.trained, folders.moments):
                 shutil.rmtree(path, ignore_errors=True)
+        return f"Not promoted: {held}. It lies in {shown_path(place, attempt.run_dir)}." if held else ""
+
+    def _result_place(self, held: str) -> Path:
+        """Where the result is; one that a growth ended is taken out of its place when it is held."""
+        from engine.train.watching import held_place, hold
+
+        if not held:
+            return self.final
+        place = held_place(self.attempt.run_dir, self.final.name)
+        return place if place.is_dir() and not self.final.is_dir() else hold(self.attempt.run_dir, self.final)
 
     def _growths(self) -> tuple[card.GrowthResult, ...]:
         found = []

@@ -5,21 +5,21 @@ Owns the phases of a stage. Must not know which stage it is beyond its numbers, 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 
-from engine.data.load import PreparedData
 from engine.errors import EngineError
-from engine.evaluation.answers import Question, answer_all
+from engine.evaluation.answers import answer_all
 from engine.evaluation.measure import Measurement
+from engine.evaluation.retention import Comparison, Watch
 from engine.evaluation.rows import score_rows
 from engine.expansion.certificate import Certificate
-from engine.jobs import checkpoints, layout
+from engine.jobs import checkpoints
 from engine.jobs import events as ev
 from engine.jobs.spec import JobSpec
 from engine.train import checkpointing
@@ -34,21 +34,26 @@ from engine.train.grown_model import GrownModel, load_grown
 from engine.train.grown_optimizer import GrownAdamW
 from engine.train.grown_trainer import GrownTrainer
 from engine.train.job_data import JobData
+from engine.train.limits import Limits, WatchLimit
 from engine.train.loop import LoopContext, RunCallback
 from engine.train.measuring import measured_after, measured_before, write_samples, yardstick_of
 from engine.train.model_output import write_model
 from engine.train.parts import require_certificate
+from engine.train.ranked import base_device, parallel_of
+from engine.train.ranked_loop import Leading, leading_of
 from engine.train.stage_data import StageData, StageStart, count_steps, stage_data
+from engine.train.stage_result import StageResult, keep_result
 from engine.train.step_batches import PlannedSteps
 from engine.train.tally import Tally
 from engine.train.trained_weights import load_trained
 from engine.train.trainer import training_arguments
+from engine.train.watching import held_place
 
 if TYPE_CHECKING:
+    from engine.distributed.parallel import Parallel
     from engine.evaluation.measure import Yardstick
     from engine.evaluation.model import LoadedModel
 
-RESULT = "result.json"
 _GB = 1_000_000_000
 
 
@@ -64,6 +69,8 @@ class StageOrder:
     """The stages after it."""
     data: JobData
     documents: DocumentsLog | None
+    watch: Watch | None
+    """None on a rank that follows."""
     folder: Path
     certificate: Certificate | None
     moments: Path | None
@@ -82,50 +89,14 @@ class StageOrder:
         return not self.later
 
 
-@dataclass(frozen=True, slots=True)
-class StageResult:
-    """How a stage ended; `outcome` is set when the run ends here."""
-
-    data_sha256: str
-    before: Measurement
-    after: Measurement | None
-    questions: tuple[Question, ...]
-    trained_parameters: int
-    outcome: Outcome | None = None
-
-
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """`stages/NN/result.json`: what the card needs of a stage that ended in an earlier attempt."""
-
-    data_sha256: str
-    before: Measurement
-    after: Measurement | None
-    trained_parameters: int
-
-
-def keep_result(folder: Path, result: StageResult) -> None:
-    """For a later attempt, which does not train this stage again."""
-    kept = _Kept(
-        data_sha256=result.data_sha256,
-        before=result.before,
-        after=result.after,
-        trained_parameters=result.trained_parameters,
-    )
-    layout.write_atomic(folder / RESULT, msgspec.json.format(msgspec.json.encode(kept)))
-
-
-def kept_result(folder: Path, spec: JobSpec, data: PreparedData) -> StageResult | None:
-    """None where the stage has not ended."""
-    if not (folder / RESULT).is_file():
-        return None
-    kept = msgspec.json.decode((folder / RESULT).read_bytes(), type=_Kept)
-    questions = tuple(yardstick_of(spec, data).questions)
-    return StageResult(kept.data_sha256, kept.before, kept.after, questions, kept.trained_parameters)
-
-
 def train_stage(order: StageOrder) -> StageResult:
     """Raises EngineError, PauseRequested, or whatever a library raises."""
     return _Stage(order).run()
+
+
+def follow_stage(order: StageOrder) -> Parallel:
+    """The same on a rank that does not lead."""
+    return _Stage(order).follow()
 
 
 class _Stage:
@@ -140,6 +111,13 @@ class _Stage:
         if self.resume is None:
             self.tally.begin_stage(self.attempt.worked_seconds())
         self.optimizer: GrownAdamW | None = None
+        self.parallel: Parallel | None = None
+
+    @property
+    def watch(self) -> Watch:
+        """Of the leader."""
+        assert self.order.watch is not None
+        return self.order.watch
 
     def run(self) -> StageResult:
         attempt = self.attempt
@@ -149,6 +127,7 @@ class _Stage:
         yardstick = yardstick_of(self.spec, self.data)
         attempt.obey_before_training()
         before = measured_before(attempt, loaded, yardstick)
+        self.watch.before(loaded)
         attempt.obey_before_training()
         callback = self._train(grown, loaded, data, yardstick)
         if callback.ending == "paused":
@@ -203,8 +182,10 @@ class _Stage:
         kind = spec.quantization_kind
         attempt.phase("loading model", f"old part in 4 bit ({kind})" if kind != "none" else "")
         seed_everything(spec.training.seed)
-        grown = load_grown(spec, self.order.folder, attempt.device, certificate)
+        place = replace(attempt.device, torch_device=base_device(attempt))
+        grown = load_grown(spec, self.order.folder, place, certificate)
         loaded = models.ready(grown.model, grown.model, self.data.tokenizer, attempt.device)
+        self.parallel = parallel_of(attempt, grown.model, grown.model)
         data = self._stage_data(loaded)
         later = sum(count_steps(one, self.order.data) for one in self.order.later if one.task.trains)
         lessons = getattr(data.dataset, "lessons", data.dataset)
@@ -224,20 +205,41 @@ class _Stage:
     def _stage_data(self, loaded: LoadedModel) -> StageData:
         """From where the stage before ended, and past what earlier leaps of the loss passed over."""
         setbacks = tuple(one for one in read_setbacks(self.attempt.run_dir) if one.stage == self.order.index)
-        start = StageStart(loaded.pad_id, position=self.tally.stage_position, setbacks=setbacks)
+        ranked = self.parallel is not None
+        start = StageStart(loaded.pad_id, position=self.tally.stage_position, setbacks=setbacks, ranked=ranked)
         data = stage_data(self.spec, self.order.data, start)
         for sentence in data.words:
             self.attempt.warn(sentence)
             self.order.notes.append(sentence)
         return data
 
-    def _train(self, grown: GrownModel, loaded: LoadedModel, data: StageData, yardstick: Yardstick) -> RunCallback:
-        attempt, resume = self.attempt, self.resume
-        output = checkpointing.trainer_output(attempt.run_dir)
+    def _trainer(self, grown: GrownModel, loaded: LoadedModel, data: StageData) -> GrownTrainer:
+        output = checkpointing.trainer_output(self.attempt.run_dir)
         planned = data.steps if isinstance(data.dataset, PlannedSteps) else 0
         arguments = training_arguments(self.spec, output, loaded, planned_steps=planned)
-        trainer = GrownTrainer(loaded, data.dataset, arguments, grown, self.spec.training)
-        callback = RunCallback(self._context(grown, loaded, data, yardstick), trainer, self.tally)
+        trainer = GrownTrainer(loaded, data.dataset, arguments, grown, self.spec.training, self.parallel)
+        if self.resume is None and self.order.moments is not None:
+            trainer.carried = read_moments(self.order.moments, grown, self.order.folder)
+        return trainer
+
+    def follow(self) -> Parallel:
+        """A rank that does not lead: its part of the training. Returns what it serves the leader with after it."""
+        from engine.train.ranked_loop import follow_training
+
+        grown, loaded, data = self._load()
+        parallel = self.parallel
+        assert parallel is not None
+        follow_training(self.attempt.run_dir, self._trainer(grown, loaded, data), parallel, self.resume)
+        return parallel
+
+    def _train(self, grown: GrownModel, loaded: LoadedModel, data: StageData, yardstick: Yardstick) -> RunCallback:
+        attempt, resume = self.attempt, self.resume
+        trainer = self._trainer(grown, loaded, data)
+        leading = leading_of(attempt.run_dir, trainer, resume)
+        callback = RunCallback(self._context(grown, loaded, data, yardstick, leading), trainer, self.tally)
+        if resume is not None and self.tally.complete and leading is not None and leading.shards:
+            leading.load_trained()
+            return callback
         if resume is not None and self.tally.complete:
             load_trained(resume.path, grown.ever_learning())  # trained to the end; a later phase was interrupted
             trainer.create_optimizer().load_state_dict(
@@ -245,13 +247,12 @@ class _Stage:
             )
             self.optimizer = trainer.grown_optimizer
             return callback
-        if resume is None and self.order.moments is not None:
-            trainer.carried = read_moments(self.order.moments, grown, self.order.folder)
         trainer.add_callback(callback)
         attempt.phase("training")
         attempt.signals.defer()
         try:
-            trainer.train(resume_from_checkpoint=str(resume.path) if resume is not None else None)
+            with leading.training() if leading is not None else contextlib.nullcontext():
+                trainer.train(resume_from_checkpoint=str(resume.path) if resume is not None else None)
         except Exception as error:
             if not checkpointing.is_full_disk(error, while_saving=callback.saving):
                 raise
@@ -267,7 +268,14 @@ class _Stage:
         self.optimizer = trainer.grown_optimizer
         return callback
 
-    def _context(self, grown: GrownModel, loaded: LoadedModel, data: StageData, yardstick: Yardstick) -> LoopContext:
+    def _context(
+        self,
+        grown: GrownModel,
+        loaded: LoadedModel,
+        data: StageData,
+        yardstick: Yardstick,
+        leading: Leading | None,
+    ) -> LoopContext:
         def sample(step: int) -> None:
             answers = answer_all(loaded, yardstick.questions, yardstick.max_new_tokens)
             write_samples(self.attempt, step, yardstick, answers)
@@ -290,7 +298,11 @@ class _Stage:
             documents=self.order.documents,
             required=checkpointing.REQUIRED_GROWN,
             checkpoint_parameters=sum(parameter.numel() for _, parameter in grown.ever_learning()),
+            limits=self._limits(loaded),
         )
+
+    def _limits(self, loaded: LoadedModel) -> Limits:
+        return Limits(self.attempt.run_dir, [WatchLimit(self.watch, loaded)], self.order.index)
 
     def _end(
         self,
@@ -303,6 +315,9 @@ class _Stage:
         """The model, what a later stage needs, and the measurement after the last training; a stopped run gets its
         model only."""
         order, tally = self.order, self.tally
+        if callback.closed:
+            outcome = self._closed(grown, callback)
+            return self._result(grown, yardstick, before, None, outcome)
         stopped = callback.ending == "stopped" and not tally.complete
         if order.moments_target is not None and self.optimizer is not None and not stopped:
             self.attempt.phase("saving", "optimizer moments")
@@ -319,13 +334,40 @@ class _Stage:
             order.notes.append(f"{stage} at step {tally.step}: {tally.ended}")
         measures = not any(later.task.trains for later in order.later)
         after = measured_after(self.attempt, loaded, yardstick, tally.step) if measures else None
-        result = self._result(grown, yardstick, before, after, None)
+        compared = self._compare(loaded)
+        result = replace(self._result(grown, yardstick, before, after, None), compared=compared)
         if not order.is_last:
             keep_result(order.target.parent, result)
-        self._write(order.target, grown, full_precision=not order.is_last)
+        held = order.is_last and compared.held
+        target = held_place(self.attempt.run_dir, order.target.name) if held else order.target
+        self._write(target, grown, full_precision=not order.is_last)
         return result
+
+    def _compare(self, loaded: LoadedModel) -> Comparison:
+        """With the parent, and kept for the card where the job has stages."""
+        stages, index = self.attempt.spec.stages, self.order.index
+        number, name = (index + 1, stages[index].name) if stages else (0, "")
+        return self.watch.after(loaded, self.tally.step, stage=number, name=name)
+
+    def _closed(self, grown: GrownModel, callback: RunCallback) -> Outcome:
+        """A limit was broken: back to the weights that kept all of them; where this stage has none, nothing is
+        promoted."""
+        limits, order = callback.context.limits, self.order
+        assert limits is not None
+        if limits.good_step:
+            load_trained(limits.folder, grown.ever_learning())
+            self._write(order.final, grown, full_precision=False)
+            return Outcome("stopped", limits.good_step, callback.ending_reason)
+        target = held_place(self.attempt.run_dir, order.final.name)
+        self._write(target, grown, full_precision=False)
+        where = target.relative_to(self.attempt.run_dir).as_posix()
+        what = f"{callback.ending_reason} Not promoted: the model lies in {where}."
+        return Outcome("stopped", self.tally.step, what)
 
     def _write(self, target: Path, grown: GrownModel, *, full_precision: bool) -> None:
         self.attempt.phase("saving", "model")
         shard_bytes = round(self.spec.expansion.shard_gb * _GB)
-        write_model(target, self.order.folder, grown, shard_bytes=shard_bytes, full_precision=full_precision)
+        values = None if self.parallel is None else self.parallel.whole()
+        write_model(
+            target, self.order.folder, grown, shard_bytes=shard_bytes, full_precision=full_precision, values=values
+        )

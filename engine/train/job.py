@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from engine.distributed.parallel import Parallel
     from engine.evaluation.measure import Measurement, Yardstick
     from engine.evaluation.model import LoadedModel
+    from engine.evaluation.retention import Watch
     from engine.train.length_reports import Before
+    from engine.train.limits import Limits
     from engine.train.long_parts import LongParts
     from engine.train.loop import RunCallback
     from engine.train.ranked_loop import Leading
-    from engine.train.short_gate import ShortGate
     from engine.train.stage_data import StageData
     from engine.train.trainer import TokenTrainer
 
@@ -92,20 +93,24 @@ class _Job:
             self.notes.append(sentence)
 
     def run(self) -> Outcome:
+        from engine.train.watching import open_watch
+
         attempt = self.attempt
         tally = self._begin()
+        watch = open_watch(attempt, self.ref, self.job_data)
         parts, data = self._load()
         yardstick = yardstick_of(self.spec, self.data)
         attempt.obey_before_training()
         before = measured_before(attempt, parts.loaded, yardstick, parts.as_before)
+        watch.before(parts.loaded, parts.as_before)
         lengths = parts.lengths_before()
-        gate = parts.gate(self.data)
+        limits = self._limits(parts, watch)
         attempt.obey_before_training()
-        callback = self._train(parts, data, yardstick, tally, gate)
+        callback = self._train(parts, data, yardstick, tally, limits)
         if callback.ending == "paused":
             return Outcome("paused", tally.step, callback.ending_reason, "Resume it when you like.")
         try:
-            return self._results(parts, Sides(yardstick, before, lengths), callback)
+            return self._results(parts, Sides(yardstick, before, lengths, watch), callback)
         except Exception as error:
             if not checkpointing.is_full_disk(error, while_saving=True):
                 raise
@@ -136,21 +141,42 @@ class _Job:
         parallel.company.follow(parallel.answers())
         return Outcome("finished", 0)
 
+    def _limits(self, parts: LongParts, watch: Watch) -> Limits:
+        """What must not be lost, short text and whatever the watch limits."""
+        from engine.train.limits import Limits, WatchLimit
+
+        gate = parts.gate(self.data)
+        limits = Limits(self.attempt.run_dir, [*([gate] if gate is not None else []), WatchLimit(watch, parts.loaded)])
+        if self.window is not None and not limits.good_step:
+            watch.starts_elsewhere()
+        return limits
+
     def _results(self, parts: LongParts, sides: Sides, callback: RunCallback) -> Outcome:
-        """Adapter, measurements and card; a stopped run gets the adapter only, one that the gate ended the last good
-        one."""
+        """Adapter, measurements and card; a stopped run gets the adapter only, one that a limit ended the last that
+        kept every limit."""
         tally = callback.tally
-        gate = callback.context.gate
-        step = tally.step
-        if callback.closed and gate is not None and gate.figures.good_step:
-            step = gate.figures.good_step
-            _load_adapter(parts.loaded, gate.good)
-        adapter = self._save_adapter(parts.loaded)
-        if callback.closed or (callback.ending == "stopped" and not tally.complete):
-            what = callback.ending_reason or "Stopped as asked; the adapter is saved."
-            return Outcome("stopped", step, what)
+        if callback.closed:
+            return self._closed(parts, callback)
+        if callback.ending == "stopped" and not tally.complete:
+            self._save_adapter(parts.loaded)
+            return Outcome("stopped", tally.step, callback.ending_reason or "Stopped as asked; the adapter is saved.")
+        after = sides.watch.after(parts.loaded, tally.step) if sides.watch.limits else None
+        adapter = self._save_adapter(parts.loaded, held=after.held if after is not None else "")
         self._finish(parts, sides, tally, adapter)
-        return Outcome("finished", tally.step)
+        what = f"Not promoted: {after.held}. It lies in {adapter.path}." if after is not None and after.held else ""
+        return Outcome("finished", tally.step, what)
+
+    def _closed(self, parts: LongParts, callback: RunCallback) -> Outcome:
+        """A limit was broken: back to the adapter that kept all of them; where there is none, nothing is promoted."""
+        limits = callback.context.limits
+        assert limits is not None
+        if limits.good_step:
+            _load_adapter(parts.loaded, limits.folder)
+            self._save_adapter(parts.loaded)
+            return Outcome("stopped", limits.good_step, callback.ending_reason)
+        adapter = self._save_adapter(parts.loaded, held=callback.ending_reason)
+        what = f"{callback.ending_reason} Not promoted: the adapter lies in {adapter.path}."
+        return Outcome("stopped", callback.tally.step, what)
 
     def progress(self, tally: Tally) -> checkpointing.Progress:
         """What goes into a checkpoint beside the Trainer's state."""
@@ -221,7 +247,7 @@ class _Job:
         data: StageData,
         yardstick: Yardstick,
         tally: Tally,
-        gate: ShortGate | None,
+        limits: Limits,
     ) -> RunCallback:
         from engine.evaluation.answers import answer_all
         from engine.evaluation.rows import score_rows
@@ -249,7 +275,7 @@ class _Job:
             rules=rules_of(self.spec),
             stream=data.stream,
             documents=self.documents,
-            gate=gate,
+            limits=limits,
             leading=leading,
         )
         callback = RunCallback(context, trainer, tally)
@@ -291,14 +317,17 @@ class _Job:
         kept = f"The checkpoint of step {step} is kept." if step else "There was no checkpoint yet."
         self.attempt.warn(f"{callback.ending_reason} {kept}", "Free some space, then resume the run.")
 
-    def _save_adapter(self, loaded: LoadedModel) -> card.Adapter:
+    def _save_adapter(self, loaded: LoadedModel, *, held: str = "") -> card.Adapter:
+        """`held`: why it is not promoted."""
         from engine.train.model import trainable_parameters
         from engine.train.output import folder_bytes, save_adapter
+        from engine.train.watching import hold
 
         self.attempt.phase("saving", "adapter")
         extended = self.window is not None and self.window.plan is not None
         values = None if self.parallel is None else self.parallel.whole()
         path = save_adapter(self.attempt.run_dir, loaded.model, self.ref, extended=extended, values=values)
+        path = hold(self.attempt.run_dir, path) if held else path
         return card.Adapter(
             path=path.relative_to(self.attempt.run_dir).as_posix(),
             size_bytes=folder_bytes(path),
@@ -307,11 +336,13 @@ class _Job:
 
     def _finish(self, parts: LongParts, sides: Sides, tally: Tally, adapter: card.Adapter) -> None:
         from engine.jobs.card_io import write_card
+        from engine.train.watching import Followed
 
         attempt, loaded = self.attempt, parts.loaded
         after = measured_after(attempt, loaded, sides.yardstick, tally.step)
+        followed = Followed(sides.watch.parent, sides.watch.after(loaded, tally.step))
         lengths = parts.lengths_after(sides.lengths, tally.step)
-        merged = self._merge(loaded, tally) if self.spec.output.merge else None
+        merged = self._merge(loaded, tally) if self.spec.output.merge and not followed.after.held else None
         if tally.early_stopped:
             why = "the held-out loss no longer fell; the adapter is that of the last step"
             self.notes.append(f"Stopped early at step {tally.step}: {why}.")
@@ -340,7 +371,7 @@ class _Job:
             lengths_after=lengths,
             readers=readers_of(self.window) if self.window is not None else (),
         )
-        write_card(attempt.run_dir, report.build_card(facts))
+        write_card(attempt.run_dir, followed.on(report.build_card(facts)))
         attempt.journal.write(ev.CardReady(t=time.time()))
 
     def _merge(self, loaded: LoadedModel, tally: Tally) -> card.MergeCheck:
@@ -361,6 +392,7 @@ class Sides:
     yardstick: Yardstick
     before: Measurement
     lengths: Before | None
+    watch: Watch
 
 
 def _load_adapter(loaded: LoadedModel, folder: Path) -> None:

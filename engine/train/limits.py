@@ -73,7 +73,14 @@ class Limits:
             return None
         closes = any(verdict.closes for verdict in seen)
         passed = not closes and len(seen) == len(found) and all(verdict.passed for verdict in seen)
-        return Verdict(passed, closes, " ".join(verdict.words for verdict in seen if verdict.words))
+        words = [verdict.words for verdict in seen if verdict.words]
+        return Verdict(passed, closes, " ".join([*words, self._what_follows()] if closes else words))
+
+    def _what_follows(self) -> str:
+        good = self.good_step
+        if not good:
+            return "No checkpoint of this training kept every limit."
+        return f"The result is that of step {good}, the last checkpoint that kept every limit."
 
     def keep(self, checkpoint: Path, step: int) -> None:
         """The weights in `checkpoint`, which has passed, are what a closed training ends with."""

@@ -54,7 +54,8 @@ class LongParts:
             return None
         length = self.window.original if self.window is not None else self.loaded.context_length
         folder = self.attempt.run_dir / CONTEXT
-        return open_gate(folder, self.loaded, data.base_text, length, bound, self.as_before)
+        every = self.attempt.spec.evaluation.every_steps
+        return open_gate(folder, self.loaded, data.base_text, length, bound, self.as_before, every)
 
     # ── length reports ────────────────────────────────────────────────────────────────────────────────────────────
     @property

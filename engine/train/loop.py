@@ -29,10 +29,10 @@ from engine.schedule.stops import is_spike
 from engine.train import checkpointing
 from engine.train.documents_log import DocumentsLog
 from engine.train.endings import Rules
+from engine.train.limits import Limits, Verdict
 from engine.train.meters import peak_of
 from engine.train.model import trainable_parameters
 from engine.train.pieces import Split
-from engine.train.short_gate import ShortGate, Verdict
 from engine.train.signals import PauseSignals
 from engine.train.spikes import Leap, go_back
 from engine.train.tally import Tally
@@ -81,8 +81,8 @@ class LoopContext:
     """The data, where it is streamed text."""
     documents: DocumentsLog | None = None
     """Where to write down what each step was made of."""
-    gate: ShortGate | None = None
-    """Looks at short text in every evaluation, and after the last step."""
+    limits: Limits | None = None
+    """Looks at what may be lost by training, and measures what is followed beside the loss."""
     leading: Leading | None = None
     """Where other ranks train too."""
 
@@ -102,7 +102,7 @@ class RunCallback(TrainerCallback):
         self.saving = False
         """A checkpoint is being written: a failure now is a failure of writing."""
         self.verdict: Verdict | None = None
-        """The gate's, of this step; None where it did not look."""
+        """The limits', of this step; None where none was looked at."""
         self._mark = time.perf_counter()
         self._peak_bytes = 0
         trainer.pieces = tally.pieces
@@ -133,7 +133,7 @@ class RunCallback(TrainerCallback):
         step = self.tally.step
         last = int(state.global_step) >= state.max_steps
         evaluated = self._evaluate(step, last)
-        self._look_at_short_text(step, last)
+        self._look_at_limits(step, last)
         command = self._command(step)
         self._obey_rules(evaluated=evaluated)
         self.tally.complete = last or self.tally.early_stopped or bool(self.tally.ended)
@@ -170,8 +170,8 @@ class RunCallback(TrainerCallback):
             required=checkpointing.REQUIRED_SHARDED if together else context.required,
         )
         self.saving = False
-        if context.gate is not None and self.verdict is not None and self.verdict.passed:
-            context.gate.keep(path, self.tally.step, self.verdict)
+        if context.limits is not None and self.verdict is not None and self.verdict.passed:
+            context.limits.keep(path, self.tally.step)
         checkpoints.prune(context.run_dir, context.spec.checkpoint.keep)
         context.journal.write(
             ev.Checkpoint(
@@ -187,7 +187,7 @@ class RunCallback(TrainerCallback):
 
     @property
     def closed(self) -> bool:
-        """Whether the gate ended the training: the step it looked at is not kept."""
+        """Whether a limit ended the training: the step that was looked at is not kept."""
         return self.verdict is not None and self.verdict.closes
 
     # ── parts of a step's end ─────────────────────────────────────────────────────────────────────────────────────
@@ -295,17 +295,12 @@ class RunCallback(TrainerCallback):
             self.ending, self.ending_reason = "stopped", over.words
             self.context.journal.write(ev.Warn(t=time.time(), message=over.words))
 
-    def _look_at_short_text(self, step: int, last: bool) -> None:
-        gate, every = self.context.gate, self.context.spec.evaluation.every_steps
-        self.verdict = None
-        if gate is None or (step % every and not last):
-            return
-        self.context.journal.write(ev.Phase(t=time.time(), name="evaluating", detail="short text"))
-        self.verdict = gate.look(step)
-        if self.verdict.passed:
-            self.context.journal.write(ev.Log(t=time.time(), message=self.verdict.words))
-        else:
-            self.context.journal.write(ev.Warn(t=time.time(), message=self.verdict.words))
+    def _look_at_limits(self, step: int, last: bool) -> None:
+        limits = self.context.limits
+        found = self.verdict = None if limits is None else limits.look(step, last=last)
+        if found is not None and found.words:
+            kind = ev.Log if found.passed else ev.Warn
+            self.context.journal.write(kind(t=time.time(), message=found.words))
 
     def _command(self, step: int) -> str:
         """Somebody's wish: a control file, a signal, or the budget."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.jobs import card
 from engine.jobs.fold import Fold
+from engine.jobs.fold_evaluation import Findings
 from engine.jobs.journal import JournalTail
 from engine.jobs.length_report import LengthReport
 from engine.jobs.series import Series
@@ -92,6 +93,7 @@ def build_card(facts: Facts) -> card.Card:
         lengths_after=facts.lengths_after,
         readers=facts.readers,
         stage_figures=stage_figures(JournalTail(facts.run_dir).stream()),
+        curves=_followed(state.findings),
         recoveries=tuple(state.findings.recoveries),
         ranks=state.findings.ranks,
     )
@@ -150,6 +152,21 @@ def predicted_and_measured(
             )
         )
     return pairs
+
+
+def _followed(findings: Findings) -> tuple[card.FollowedCurve, ...]:
+    """Suites, and the benchmarks that were asked more than once."""
+    curves = [
+        card.FollowedCurve(name=name, unit="bits per byte", points=_curve(series))
+        for name, series in findings.suites.items()
+    ]
+    points: dict[tuple[str, str], list[card.CurvePoint]] = {}
+    for score in findings.benchmarks:
+        points.setdefault((score.task, score.metric), []).append(card.CurvePoint(score.step, score.value))
+    curves += [
+        card.FollowedCurve(name=task, unit=metric, points=tuple(found)) for (task, metric), found in points.items()
+    ]
+    return tuple(curve for curve in curves if len(curve.points) > 1)
 
 
 def _curve(series: Series) -> tuple[card.CurvePoint, ...]:

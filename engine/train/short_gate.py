@@ -1,6 +1,7 @@
-"""The gate of a job with `context.max_short_loss`: short text must not get worse by more than was allowed.
+"""The limit of a job with `context.max_short_loss`: short text must not get worse by more than was allowed.
 
-Owns the figures and the verdict in words, and the adapter of the last evaluation that passed. Must not know the loop.
+Owns the figures and the verdict in words. Must not know the loop, nor what is kept of a step that passed
+(`engine.train.limits`).
 Short text is `data.base_text` in pieces of at most the original window; "before" is the model as it was, with its
 original positions, "now" the extended one as it would be served. Changes are of perplexity, so +0.05 is 5 % worse.
 
@@ -12,10 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -25,10 +23,9 @@ from engine.evaluation.model import LoadedModel
 from engine.evaluation.rows import score_rows
 from engine.jobs import layout
 from engine.train.cutting import cut_rows
+from engine.train.limits import Verdict
 
 KEPT = "short.json"
-GOOD = "good"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,61 +41,38 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     good_change: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One look at short text."""
-
-    change: float
-    """Relative to before: 0.004 is 0.4 % worse."""
-    passed: bool
-    closes: bool
-    """Whether training is to stop."""
-    words: str
-
-
 class ShortGate:
     """One per attempt."""
 
-    def __init__(self, folder: Path, figures: Figures, bound: float, now: Callable[[], float]) -> None:
-        self.folder, self.figures, self.bound = folder, figures, bound
+    def __init__(self, folder: Path, figures: Figures, bound: float, now: Callable[[], float], every: int) -> None:
+        """`every` so many steps it is looked at, and after the last one."""
+        self.folder, self.figures, self.bound, self.every = folder, figures, bound, every
         self._now = now
+        self._change = 0.0
 
-    def look(self, step: int) -> Verdict:
-        """Measure now and judge."""
+    def look(self, step: int, *, last: bool = False) -> Verdict | None:
+        """Measure now and judge; None where this step is not looked at."""
+        if not last and (not self.every or step % self.every):
+            return None
         figures = self.figures
-        change = _change(figures.before, self._now())
+        change = self._change = _change(figures.before, self._now())
         passed = change <= self.bound
         words = f"Short text is {_percent(change)} against the model before (bound {_percent(self.bound)})"
         if passed:
-            return Verdict(change, True, False, f"{words}.")
+            return Verdict(True, False, f"{words}.")
         start = _change(figures.before, figures.start)
         if figures.good_step:
-            kept = f"The adapter of step {figures.good_step} is kept, with short text {_percent(figures.good_change)}."
-            return Verdict(change, False, True, f"{words} at step {step}: training stops. {kept}")
+            was = f"At step {figures.good_step} it was {_percent(figures.good_change)}."
+            return Verdict(False, True, f"{words} at step {step}: training stops. {was}")
         if change >= start:
             way = "Use a gentler method, a smaller learning rate or more short text."
-            return Verdict(change, False, True, f"{words}, no better than before the first step: it stops. {way}")
-        return Verdict(change, False, False, f"{words}; it began at {_percent(start)} and is getting better.")
+            return Verdict(False, True, f"{words}, no better than before the first step: it stops. {way}")
+        return Verdict(False, False, f"{words}; it began at {_percent(start)} and is getting better.")
 
-    def keep(self, checkpoint: Path, step: int, verdict: Verdict) -> None:
-        """The checkpoint's adapter under a name of its own, so that pruning checkpoints does not take it."""
-        staging = self.folder / f".{GOOD}"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for name in ADAPTER_FILES:
-            try:
-                os.link(checkpoint / name, staging / name)
-            except OSError:
-                shutil.copyfile(checkpoint / name, staging / name)
-        shutil.rmtree(self.good, ignore_errors=True)
-        staging.rename(self.good)
-        self.figures = msgspec.structs.replace(self.figures, good_step=step, good_change=verdict.change)
+    def kept(self, step: int) -> None:
+        """The step that was looked at passed, and its checkpoint is kept."""
+        self.figures = msgspec.structs.replace(self.figures, good_step=step, good_change=self._change)
         write_figures(self.folder, self.figures)
-
-    @property
-    def good(self) -> Path:
-        """The adapter of the last evaluation that passed."""
-        return self.folder / GOOD
 
 
 def open_gate(
@@ -108,9 +82,10 @@ def open_gate(
     length: int,
     bound: float,
     before: Callable[[], contextlib.AbstractContextManager[object]],
+    every: int,
 ) -> ShortGate:
     """The gate, its two figures of the start measured once per run. `before` opens the model as it was; `length` is the
-    original window."""
+    original window; `every` so many steps it is looked at."""
     rows = cut_rows(base_text, length).rows
 
     def now() -> float:
@@ -118,7 +93,7 @@ def open_gate(
 
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         kept = msgspec.json.decode((folder / KEPT).read_bytes(), type=Figures)
-        return ShortGate(folder, kept, bound, now)
+        return ShortGate(folder, kept, bound, now, every)
     with before():
         untouched = score_rows(loaded, rows)
     with loaded.base_only():
@@ -126,7 +101,7 @@ def open_gate(
     figures = Figures(before=untouched.loss, start=start, tokens=untouched.tokens)
     folder.mkdir(exist_ok=True)
     write_figures(folder, figures)
-    return ShortGate(folder, figures, bound, now)
+    return ShortGate(folder, figures, bound, now, every)
 
 
 def write_figures(folder: Path, figures: Figures) -> None:

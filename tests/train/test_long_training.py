@@ -144,10 +144,10 @@ def test_the_gate_ends_a_job_that_loses_short_text_and_keeps_the_last_good_adapt
     assert any(f"Rows longer than {WINDOW} tokens" in event.message for event in done.of(ev.Warn))
     assert "Short text is +" in done.end.what
     good = done.end.step
-    assert f"The adapter of step {good} is kept" in done.end.what
+    assert f"The result is that of step {good}" in done.end.what
     last = max(event.step for event in done.of(ev.Step))
     assert 1 <= good == last - 1, "the first evaluation over the bound ends it"
-    kept = (done.run_dir / "context/good/adapter_model.safetensors").read_bytes()
+    kept = (done.run_dir / "good/adapter_model.safetensors").read_bytes()
     assert adapter_bytes(done) == kept
     assert not (done.run_dir / "card.json").exists()
 
