@@ -5,6 +5,7 @@ Owns the pointer and the keys. Values and their words are in `scaler_tui.limit_c
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +16,7 @@ from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from engine.errors import EngineError
 from scaler_tui import limit_choices
 from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.limit_choices import FIELDS, TITLES
@@ -50,6 +52,8 @@ class LimitsScreen(FramedScreen):
         self.approach = approach
         self.pointer = 0
         self.counts: tuple[CardCount, ...] = ()
+        self.sequences = 0
+        """Of a step; 0 while unknown."""
 
     def body(self) -> Iterable[Widget]:
         """Fields, the one for typing, values."""
@@ -98,12 +102,17 @@ class LimitsScreen(FramedScreen):
 
     def estimate(self) -> None:
         """What several cards would give."""
-        self.counts = limit_choices.count_rows(self.scaler.wizard.run_row(self.approach))
+        wizard = self.scaler.wizard
+        self.counts = limit_choices.count_rows(wizard.run_row(self.approach))
+        if wizard.machine is not None and wizard.architecture is not None:
+            with contextlib.suppress(EngineError):  # a spec that cannot be is explained where it is reviewed
+                training = wizard.spec_for(self.approach, force=True).training
+                self.sequences = training.batch_size * training.gradient_accumulation
         self.show_limits()
 
     def options(self, field: str) -> tuple[Option, ...]:
         """What a field may be."""
-        return limit_choices.options(self.plan, field, self.counts)
+        return limit_choices.options(self.plan, field, self.counts, self.sequences)
 
     # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────
     def show_limits(self) -> None:
