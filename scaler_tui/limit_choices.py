@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from engine.advise.text_spec import GENERAL
+from engine.jobs.spec_checks_stream import BASE_TEXT
 from engine.jobs.spec_suites import RetentionSection
 from engine.units import format_bytes, format_hours, format_usd
-from scaler_tui.text_plan import GENERAL, TextPlan
+from scaler_tui.text_plan import TextPlan
 from scaler_tui.window_choices import Option
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ TITLES = {
     "spikes": "Spikes",
     "processes": "Processes",
 }
-BASE_TEXT = "base_text"
 NOTHING = "none"
 COUNTS = (1, 2, 4, 8)
 LOSSES = (0.01, 0.02, 0.05, 0.1, 0.2)

@@ -7,7 +7,6 @@ what anything takes (the engine estimates the finished spec).
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from engine.advise.text_spec import GENERAL, LOOKS, SPIKE_FACTOR, source_name
 from engine.errors import EngineError
 from engine.jobs.spec_growth import SIZES, ExpansionSection, StageSection
 from engine.jobs.spec_stream import HUB, SourceSection
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 
 WEIGHT_STEP = 0.1
 MOST_WEIGHT = 100.0
-GENERAL = "general"
-"""The plain English that ships with the program, as a suite."""
-SPIKE_FACTOR = 3.0
-EVALUATIONS = 20
-"""Times that text and abilities are measured while training."""
-_NO_NAME = re.compile(r"[^a-z0-9_-]+")
-_ENDINGS = (".gz", ".zst", ".xz", ".bz2", ".jsonl", ".json", ".parquet", ".txt", ".md")
 
 
 class TextChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +82,7 @@ class TextPlan:
 
     def add(self, path: str) -> int:
         """A source at the end, called after its file; returns its place. Raises EngineError for a path that is none."""
-        section = SourceSection(name=self._free_name(path), path=_written(path))
+        section = SourceSection(name=source_name(path, [one.name for one in self.sources]), path=_written(path))
         self._take(sources=(*self.sources, section))
         return len(self.sources) - 1
 
@@ -148,14 +141,6 @@ class TextPlan:
         )
         gates = tuple(msgspec.structs.replace(gate, on=new) if gate.on == old else gate for gate in self.choice.gates)
         self._take(stages=stages, gates=gates)
-
-    def _free_name(self, path: str) -> str:
-        stem = path.removeprefix(HUB).rstrip("/").rsplit("/", 1)[-1].lower()
-        while any(stem.endswith(ending) for ending in _ENDINGS):
-            stem = stem.rsplit(".", 1)[0]
-        name = _NO_NAME.sub("-", stem).strip("-_")[:32] or "text"
-        taken = {source.name for source in self.sources} | {GENERAL, "base_text"}
-        return next(one for one in (name, *(f"{name}-{n}" for n in range(2, 1000))) if one not in taken)
 
     def _take(self, **values: object) -> None:
         self.choice = msgspec.structs.replace(self.choice, **values)
@@ -221,7 +206,7 @@ class TextPlan:
         stages, expansion = self._stages(spec)
         training = msgspec.structs.replace(spec.training, max_tokens=self.wanted_tokens, max_steps=0)
         steps = self._steps(spec)
-        every = max(steps // EVALUATIONS, 1)
+        every = max(steps // LOOKS, 1)
         return msgspec.structs.replace(
             spec,
             data=msgspec.structs.replace(spec.data, train="demo", heldout="", packing=True),
@@ -240,7 +225,7 @@ class TextPlan:
                 tasks=choice.tasks,
                 tasks_every_steps=every if choice.tasks and choice.tasks_meanwhile else 0,
             ),
-            checkpoint=msgspec.structs.replace(spec.checkpoint, every_steps=every),
+            checkpoint=msgspec.structs.replace(spec.checkpoint, every_steps=min(every, 500)),
             stop=msgspec.structs.replace(spec.stop, spike_factor=SPIKE_FACTOR if choice.spikes else 0.0),
             distributed=msgspec.structs.replace(spec.distributed, processes=choice.processes),
         )
