@@ -29,7 +29,7 @@ class Server:
 
     def __init__(self, place: Path, **environment: str) -> None:
         self.place = place
-        self.far_home = place / "far-home"
+        self.far_home = place / "far home"
         place.mkdir(parents=True)
         for name in ("host_key", "key", "wrong_key"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / name], check=True)

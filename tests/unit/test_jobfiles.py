@@ -1,0 +1,188 @@
+"""Job files for SkyPilot and dstack: what those tools accept, what is uploaded, and never over something."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from engine.jobs.spec_paths import named_files
+from engine.jobs.spec_toml import load_spec, with_absolute_paths
+from engine.remote.rent import dstack_name, sky_names
+from engine.resources import demo_model_dir
+from scaler_tui.cli import main
+from tests.support.cli import ROOT
+
+SCHEMAS = ROOT / "tests/data/schemas"
+SPEC = """\
+task = "lora"
+name = "Ship's log!"
+[model]
+source = "my model"
+[data]
+train = "rows/chat.jsonl"
+heldout = ""
+base_text = "general"
+"""
+STREAM = """\
+task = "full"
+name = "long text"
+[training]
+max_steps = 10
+[[sources]]
+name = "web"
+path = "text/*.txt"
+[[sources]]
+name = "code"
+path = "folder"
+[[suites]]
+name = "own"
+path = "suite.txt"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with specs and the files they name; it is the current one."""
+    folder = tmp_path / "place"
+    (folder / "rows").mkdir(parents=True)
+    for name in ("text", "folder"):
+        (folder / name).mkdir()
+        (folder / name / "a.txt").write_text("Some words to read, again and again.\n" * 200)
+    (folder / "suite.txt").write_text("Other words.\n" * 50)
+    shutil.copytree(demo_model_dir(), folder / "my model")
+    shutil.copy(ROOT / "tests/data/datasets/chat.jsonl", folder / "rows" / "chat.jsonl")
+    (folder / "spec.toml").write_text(SPEC)
+    (folder / "stream.toml").write_text(STREAM)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def exported(*words: str, code: int = 0) -> None:
+    assert main(["export", *words]) == code
+
+
+def checked(tool: str, document: dict[str, Any]) -> None:
+    """Against the schemas that were recorded from the tools themselves."""
+    schemas = json.loads((SCHEMAS / f"{tool}.json").read_text())
+    Draft202012Validator(schemas["task"]).validate(document)
+    if tool == "skypilot":
+        Draft202012Validator(schemas["resources"]).validate(document["resources"])
+        for mount in document["file_mounts"].values():
+            if isinstance(mount, dict):
+                Draft202012Validator(schemas["storage"]).validate(mount)
+
+
+def test_what_sky_gets_is_a_task_with_recovery_bucket_and_a_price_limit(place: Path) -> None:
+    exported(
+        "sky", "spec.toml", "--budget", "12", "--hours", "5", "--bucket", "s3://some-bucket/runs/a", "-o", "j.yaml"
+    )
+    job = yaml.safe_load(Path("j.yaml").read_text())
+    checked("skypilot", job)
+    assert job["name"] == "ship-s-log"
+    assert job["resources"]["use_spot"] is True
+    assert job["resources"]["max_hourly_cost"] > 0
+    assert job["resources"]["job_recovery"] == {"max_restarts_on_errors": 3}
+    kept = job["file_mounts"].pop("~/scaler/kept")
+    assert kept == {"source": "s3://some-bucket", "store": "S3", "mode": "MOUNT"}
+    assert all(Path(local).exists() for local in job["file_mounts"].values())
+    assert '--keep "$HOME/scaler/kept/runs/a"' in job["run"]
+    spec = load_spec(place / "j.files" / "spec.toml")
+    assert (spec.cost.budget_usd, spec.stop.hours) == (12, 5)
+    assert 0 < spec.cost.usd_per_hour <= job["resources"]["max_hourly_cost"]
+    assert {path.name for path in (place / "j.files").iterdir()} >= {"spec.toml", "constraints.txt"}
+
+
+def test_what_dstack_gets_is_a_task_that_is_retried_after_an_interruption(place: Path) -> None:
+    exported("dstack", "spec.toml", "--bucket", "s3://some-bucket/runs/a", "--gpu", "A100 80GB", "--hours", "5")
+    job = yaml.safe_load(Path("ship-s-log.dstack.yaml").read_text())
+    checked("dstack", job)
+    assert job["type"] == "task"
+    assert job["retry"]["on_events"] == ["no-capacity", "interruption", "error"]
+    assert job["spot_policy"] == "spot"
+    assert job["resources"]["gpu"] == {"name": "A100", "memory": "80GB", "count": 1}
+    assert (job["privileged"], job["max_duration"]) == (True, "7h")
+    assert "AWS_SECRET_ACCESS_KEY" in job["env"]
+    assert all(Path(entry["local_path"]).exists() for entry in job["files"])
+    exported("dstack", "spec.toml", "--volume", "kept", "--on-demand", "-o", "volume.yaml")
+    job = yaml.safe_load(Path("volume.yaml").read_text())
+    checked("dstack", job)
+    assert job["volumes"] == [{"name": "kept", "path": "/scaler/kept"}]
+    assert (job["spot_policy"], "privileged" in job) == ("on-demand", False)
+
+
+@pytest.mark.parametrize("name", ["spec.toml", "stream.toml"])
+def test_every_file_the_spec_names_is_uploaded_to_where_the_spec_then_looks(place: Path, name: str) -> None:
+    exported("sky", name, "-o", "j.yaml", "--gpu", "RTX 4090")
+    job = yaml.safe_load(Path("j.yaml").read_text())
+    there = place / "there"
+    for target, local in job["file_mounts"].items():
+        if isinstance(local, str):
+            path = there / target.removeprefix("~/scaler/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if Path(local).is_dir() else shutil.copy)(local, path)
+    before = named_files(with_absolute_paths(load_spec(place / name), place))
+    after = named_files(with_absolute_paths(load_spec(there / "job" / "spec.toml"), there / "job"))
+    assert [named.key for named in before] == [named.key for named in after]
+    for old, new in zip(before, after, strict=True):
+        assert new.value.startswith(str(there))
+        found = sorted(Path(new.value).parent.glob(Path(new.value).name))
+        assert [path.name for path in found if path.is_file()] == [
+            path.name for path in sorted(Path(old.value).parent.glob(Path(old.value).name)) if path.is_file()
+        ]
+        assert found
+
+
+def test_nothing_is_overwritten_unless_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported("sky", "spec.toml", "-o", "j.yaml")
+    before = Path("j.yaml").read_bytes()
+    exported("sky", "spec.toml", "-o", "j.yaml", "--gpu", "H100", code=2)
+    assert "j.yaml exists already" in capsys.readouterr().err
+    assert Path("j.yaml").read_bytes() == before
+    Path("k.files").mkdir()
+    exported("sky", "spec.toml", "-o", "k.yaml", code=2)
+    assert not Path("k.yaml").exists()
+    exported("sky", "spec.toml", "-o", "j.yaml", "--gpu", "H100", "--force")
+    assert "H100:1" in Path("j.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["dstack", "spec.toml"], 2, "export.nothing_kept"),
+        (["sky", "spec.toml", "--volume", "v"], 2, "usage"),
+        (["sky", "spec.toml", "--bucket", "ftp://x"], 2, "export.bucket"),
+        (["sky", "spec.toml", "--gpu", "RTX 4060 Ti 16GB"], 2, "export.card"),
+        (["sky", "missing.toml"], 2, "toml.unreadable"),
+        (["sky", "nodes.toml"], 2, "export.nodes"),
+        (["sky", "no-file.toml"], 2, "data.not_found"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, error: str
+) -> None:
+    (place / "nodes.toml").write_text(SPEC + "[distributed]\nnodes = 2\n")
+    (place / "no-file.toml").write_text('task = "lora"\n[data]\ntrain = "nothing.jsonl"\n')
+    exported(*words, "-o", "out.yaml", "--json", code=code)
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == error
+    assert not Path("out.yaml").exists()
+    assert not Path("out.files").exists()
+
+
+def test_every_card_with_a_price_has_a_name_for_one_of_the_tools() -> None:
+    from engine.errors import EngineError
+    from engine.hardware.gpu_profiles import load_gpu_profiles
+
+    def known(name: Any, card: Any) -> bool:
+        try:
+            return bool(name(card))
+        except EngineError:
+            return False
+
+    rented = [card for card in load_gpu_profiles() if card.rent_typical_usd_per_hour]
+    assert [card.name for card in rented if not (known(sky_names, card) or known(dstack_name, card))] == []
