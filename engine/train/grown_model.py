@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class GrownModel:
     task: Task
     joins_later: bool
     """Old parameters learn from some step on (new_coordinates that unfreezes)."""
+    trainable: tuple[str, ...] = ()
+    """Patterns of the names that learn; empty is all that the task trains."""
 
     def learning(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters that learn at the start."""
@@ -53,8 +56,11 @@ class GrownModel:
 
     def _of(self, kinds: set[Kind]) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.model.named_parameters():
-            if self.parts[name].kind in kinds:
+            if self.parts[name].kind in kinds and self._is_meant(name):
                 yield name, parameter
+
+    def _is_meant(self, name: str) -> bool:
+        return not self.trainable or any(fnmatchcase(name, pattern) for pattern in self.trainable)
 
 
 def load_grown(spec: JobSpec, folder: Path, device: Device, certificate: Certificate | None) -> GrownModel:
@@ -75,7 +81,8 @@ def load_grown(spec: JobSpec, folder: Path, device: Device, certificate: Certifi
     model = models.load_base(request)
     # The Trainer refuses models quantised as a whole unless adapters learn; here nothing that learns is packed.
     model.is_quantized = False
-    grown = GrownModel(model, parts, task, joins_later)
+    _require_matches(spec.training.trainable, model)
+    grown = GrownModel(model, parts, task, joins_later, spec.training.trainable)
     for _, parameter in grown.ever_learning():
         parameter.data = parameter.data.float()
     if not whole:
@@ -85,6 +92,21 @@ def load_grown(spec: JobSpec, folder: Path, device: Device, certificate: Certifi
     if spec.training.gradient_checkpointing:
         _checkpoint_activations(model, offload=spec.training.offload_activations)
     return grown
+
+
+def _require_matches(patterns: tuple[str, ...], model: Any) -> None:
+    """Raises EngineError `train.nothing_matches` for a pattern that names nothing."""
+    names = [name for name, _ in model.named_parameters()]
+    for number, pattern in enumerate(patterns, 1):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise EngineError(
+                "train.nothing_matches",
+                f'training.trainable[{number}] = "{pattern}" matches no parameter of the model.',
+                cause=f"Its parameters are called {names[0]}, {names[len(names) // 2]}, {names[-1]} and the like; a "
+                "head that is tied to the embeddings goes by their name.",
+                next_step='Write patterns such as "*.mlp.*"; * stands for anything.',
+                exit_code=ExitCode.RUN_FAILED,
+            )
 
 
 def _require_something(task: Task, parts: Mapping[str, Part], folder: Path) -> None:

@@ -98,13 +98,16 @@ def _corpus(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Corpus:
 
 
 def _needed(spec: JobSpec) -> dict[str, int] | None:
-    """Tokens of each source; None where a stage goes by epochs and all of it has to be read."""
+    """Tokens of each source, those that leaps of the loss may pass over among them; None where a stage goes by epochs
+    and all of it has to be read."""
     from engine.schedule.steps import needed_tokens
 
-    trained = [stage.training for stage in spec.staged() if stage.task.trains]
-    if not all(one.max_tokens or one.max_steps for one in trained):
+    trained = [stage for stage in spec.staged() if stage.task.trains]
+    if not all(one.training.max_tokens or one.training.max_steps for one in trained):
         return None
-    return dict(needed_tokens(spec, {}))
+    passed_over = spec.stop.spike_retries * spec.checkpoint.every_steps if spec.stop.spike_factor else 0
+    most = max(one.training.batch_size * one.training.gradient_accumulation * one.data.max_length for one in trained)
+    return {name: tokens + passed_over * most for name, tokens in needed_tokens(spec, {}).items()}
 
 
 def _questions(spec: JobSpec) -> Iterator[str]:

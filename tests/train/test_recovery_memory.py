@@ -22,6 +22,7 @@ from tests.train.test_resume_is_exact import losses
 
 pytestmark = pytest.mark.slow
 STEPS = 4
+PATIENCE_SECONDS = 900
 ROWS, WIDTH = 128, 128
 ROOM_BYTES = 270_000_000
 """A whole step takes 385 MB here, half of it half of that."""
@@ -86,13 +87,13 @@ def test_a_step_that_does_not_fit_is_computed_in_pieces_with_the_same_result(
 ) -> None:
     """The attempt after a kill -9 begins with the pieces that fit: nothing has to fail again."""
     spec = wide_spec(make_spec, tmp_path)
-    free = run_worker(spec)
+    free = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
     assert free.end.outcome == "finished", free.log[-3000:]
     assert not recoveries(free.run_dir)
 
     broken, limit = create_run(spec), limited_to(ROOM_BYTES)
     kill_when_saved(broken, limit, 2)
-    resumed = run_worker(broken, preamble=limit)
+    resumed = run_worker(broken, preamble=limit, timeout_seconds=PATIENCE_SECONDS)
     assert resumed.end.outcome == "finished", resumed.log[-3000:]
     assert [event.resumed_step for event in resumed.of(ev.Start)][-1] >= 2
 
@@ -115,7 +116,7 @@ def test_a_single_sequence_that_does_not_fit_ends_the_run_with_ways_out(
     spec = msgspec.structs.replace(
         spec, data=msgspec.structs.replace(spec.data, train=str(long), max_length=8192, packing=True)
     )
-    done = run_worker(spec, preamble=limited_to(0))
+    done = run_worker(spec, preamble=limited_to(0), timeout_seconds=PATIENCE_SECONDS)
     assert done.end.outcome == "failed", done.log[-3000:]
     assert "single sequence of 8,192 tokens" in done.end.what
     assert "gradient_checkpointing" in done.end.next_step

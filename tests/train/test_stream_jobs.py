@@ -1,11 +1,18 @@
-"""Text that is streamed as training data: where it stands is in every checkpoint, and every document is seen once."""
+"""Text that is streamed as training data: where it stands is in every checkpoint, and every document is seen once.
+
+The run grows the demo model twice and trains it three times, each time on another mix: killed anywhere, it ends as it
+would have.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
+import subprocess
+import time
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,106 +20,158 @@ import msgspec
 import pytest
 
 from engine.jobs import events as ev
-from engine.jobs.spec import JobSpec, SourceSection, StreamSection
-from engine.jobs.store import create_run
-from engine.train.documents_log import Line, read_documents
-from tests.train.conftest import WORDS, RunWorker, SpecMaker, write_jsonl
-from tests.train.test_resume_is_exact import adapter_bytes, kill_at_random, losses
+from engine.jobs.journal import JournalTail
+from engine.jobs.spec import JobSpec
+from engine.jobs.store import create_run, load_state
+from engine.resources import demo_dir
+from engine.train.documents_log import DocumentRecord, read_documents
+from tests.train.conftest import Finished, RunWorker, write_jsonl
+from tests.train.spawn import worker_command, worker_environment
+from tests.train.test_resume_is_exact import losses
 
 pytestmark = pytest.mark.slow
+KILLS = 5
 PATIENCE_SECONDS = 900
-LENGTH = 32
+STEPS = (8, 8, 8)
+TINY_SHARDS = 1024
+"""Tokens: so that a stream goes over many files."""
+STAGES: tuple[dict[str, Any], ...] = (
+    {"name": "short", "max_steps": STEPS[0], "max_length": 32, "weights": {"records": 1.0}, "trainable": ["*.mlp.*"]},
+    {"name": "wider", "max_steps": STEPS[1], "ffn": 640, "task": "new_coordinates", "unfreeze_after": 4.0},
+    {"name": "deeper", "max_steps": STEPS[2], "layers": 10, "weights": {"notes": 3.0, "records": 1.0}, "ramp_from": 2},
+)
 
 
-def write_texts(path: Path, count: int, words: int, seed: int) -> Path:
-    draw = random.Random(seed)
-    rows = [{"text": " ".join(draw.choice(WORDS) for _ in range(draw.randint(3, words)))} for _ in range(count)]
-    return write_jsonl(path, rows)
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> tuple[SourceSection, ...]:
-    """Two domains; a step is shorter than many a document and longer than others."""
-    web = write_texts(tmp_path / "web.jsonl", 60, 50, 1)
-    code = write_texts(tmp_path / "code.jsonl", 40, 20, 2)
-    return (
-        SourceSection(name="web", path=str(web), weight=3.0),
-        SourceSection(name="code", path=str(code), weight=1.0),
-    )
-
-
-def streamed(
-    make_spec: SpecMaker, sources: tuple[SourceSection, ...], cache: Path, task: str = "lora", **sections: Any
-) -> JobSpec:
-    tree: dict[str, Any] = {
-        "data": {"train": "demo", "heldout": "", "max_length": LENGTH, "base_text": ""},
-        "training": {"max_steps": 30, "batch_size": 2, "gradient_accumulation": 2},
-        "evaluation": {"exact_match_rows": 0},
+def progressive(folder: Path) -> JobSpec:
+    """Records are few enough to be read more than once."""
+    records = [json.loads(line) for line in (demo_dir() / "long" / "short.jsonl").read_text().splitlines()[:24]]
+    sources = [
+        {"name": "records", "path": str(write_jsonl(folder / "records.jsonl", records))},
+        {"name": "notes", "path": str(demo_dir() / "long" / "train.jsonl")},
+    ]
+    tree = {
+        "task": "full",
+        "model": {"source": "demo"},
+        "data": {"train": "demo", "heldout": "", "base_text": "", "max_length": 64},
+        "sources": sources,
+        "stream": {
+            "record_documents": True,
+            "cache": str(folder / "cache"),
+            "shard_tokens": TINY_SHARDS,
+            "shuffle_documents": 8,
+            "heldout_share": 0.02,
+            "heldout_tokens": 256,
+        },
+        "expansion": {"proof": False},
+        "training": {
+            "batch_size": 2,
+            "gradient_accumulation": 2,
+            "learning_rate": 1e-4,
+            "new_learning_rate": 5e-4,
+            "schedule": "wsd",
+            "final_rate_ratio": 0.1,
+            "threads": 1,
+        },
+        "evaluation": {"exact_match_rows": 0, "every_steps": 6, "max_new_tokens": 4},
+        "checkpoint": {"every_steps": 2},
+        "stages": STAGES,
     }
-    for name, changes in sections.items():
-        tree.setdefault(name, {}).update(changes)
-    spec = make_spec(task, **tree)
-    stream = StreamSection(record_documents=True, cache=str(cache), heldout_share=0.05, shuffle_documents=16)
-    return msgspec.structs.replace(spec, sources=sources, stream=stream)
+    return msgspec.convert(tree, JobSpec)
 
 
-def seen_spans(lines: Iterable[Line]) -> dict[tuple[str, int, int], list[tuple[int, int]]]:
-    """(source, epoch, document) -> spans of tokens in the order they were trained."""
-    found: dict[tuple[str, int, int], list[tuple[int, int]]] = defaultdict(list)
-    for line in lines:
-        for one in line.documents:
-            found[one.source, one.epoch, one.document].append((one.from_token, one.to_token))
+def kill_somewhere(run_dir: Path, generator: random.Random) -> str:
+    """Start the worker, let it come some way, kill it with -9: in its first steps, in growth, or where it comes from
+    one to the other. Returns where."""
+    tail = JournalTail(run_dir)
+    tail.read_new()
+    worker = subprocess.Popen(
+        worker_command(run_dir), env=worker_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wanted = generator.randint(0, 4)
+    in_growth = generator.random() < 0.5
+    steps, last, over = 0, "nothing", False
+    while worker.poll() is None and not over:
+        for event in tail.read_new():
+            last = f"{type(event).__name__} {getattr(event, 'name', '')}"
+            steps += isinstance(event, ev.Step)
+            training = isinstance(event, ev.Phase) and event.name == "training"
+            grows = isinstance(event, ev.Growth) and event.phase == "writing"
+            over = over or (grows and in_growth) or (steps >= wanted and (steps > 0 or training))
+        time.sleep(0.001)
+    time.sleep(generator.uniform(0, 0.15))
+    worker.kill()
+    worker.wait()
+    return f"{steps} steps, last {last}"
+
+
+def weights_of(done: Finished) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for path in sorted((done.run_dir / "output" / "model").glob("*.safetensors")):
+        found |= load_file(path)
     return found
 
 
-def assert_nothing_twice_or_left_out(run_dir: Path, whole_epochs: dict[str, int]) -> None:
-    """Spans of every document meet exactly; an epoch that another one follows holds every document to its end."""
-    spans = seen_spans(read_documents(run_dir))
-    lengths: dict[tuple[str, int], int] = {}
-    for (source, epoch, document), parts in sorted(spans.items()):
-        assert parts[0][0] == 0, "from its first token"
-        assert all(end == begin for (_, end), (begin, _) in zip(parts[:-1], parts[1:], strict=True))
-        if epoch < whole_epochs[source]:
-            assert lengths.setdefault((source, document), parts[-1][1]) == parts[-1][1], "to the same last token"
-    for source, epochs in whole_epochs.items():
-        documents = [{doc for name, at, doc in spans if (name, at) == (source, epoch)} for epoch in range(epochs)]
-        assert epochs >= 1
-        assert all(one == documents[0] for one in documents), "every epoch has every document"
-
-
-def last_whole_epochs(run_dir: Path) -> dict[str, int]:
-    latest: dict[str, int] = {}
+def assert_every_document_once(run_dir: Path) -> None:
+    """Its spans meet exactly; an epoch that another one follows holds every document, to its end."""
+    spans: dict[tuple[str, int], dict[int, list[DocumentRecord]]] = defaultdict(lambda: defaultdict(list))
     for line in read_documents(run_dir):
         for one in line.documents:
-            latest[one.source] = max(latest.get(one.source, 0), one.epoch)
-    return latest
+            spans[one.source, one.epoch][one.document].append(one)
+    assert max(epoch for source, epoch in spans if source == "records") >= 1, "more than one pass"
+    for documents in spans.values():
+        for parts in documents.values():
+            assert parts[0].from_token == 0
+            assert all(one.to_token == two.from_token for one, two in itertools.pairwise(parts))
+    ends = {key: {number: parts[-1].to_token for number, parts in found.items()} for key, found in spans.items()}
+    for source, epoch in ends:
+        if (source, epoch + 2) in ends:
+            assert ends[source, epoch] == ends[source, epoch + 1], "whole epochs have the same documents, whole"
 
 
-def test_killed_at_random_a_streamed_run_sees_every_document_once_and_ends_the_same(
-    make_spec: SpecMaker, run_worker: RunWorker, sources: tuple[SourceSection, ...], tmp_path: Path
-) -> None:
-    seed = random.SystemRandom().randrange(10**6)
+def test_a_progressive_growth_run_killed_five_times_changes_no_bit(tmp_path: Path, run_worker: RunWorker) -> None:
+    import torch
+
+    seed = int(os.environ.get("SCALER_WIZARD_KILL_SEED", "0")) or time.time_ns() % 10**9
     generator = random.Random(seed)
-    spec = streamed(
-        make_spec, sources, tmp_path / "cache", evaluation={"every_steps": 10}, checkpoint={"every_steps": 4}
-    )
+    spec = progressive(tmp_path)
     unbroken = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
     assert unbroken.end.outcome == "finished", unbroken.log[-3000:]
     broken = create_run(spec)
-    moments = [kill_at_random(broken, generator) for _ in range(3)]
+    moments = [kill_somewhere(broken, generator) for _ in range(KILLS)]
     resumed = run_worker(broken, timeout_seconds=PATIENCE_SECONDS)
     context = f"seed {seed}; killed after {moments}"
     assert resumed.end.outcome == "finished", context + resumed.log[-3000:]
+    assert len(resumed.of(ev.Start)) == KILLS + 1, context
+
     assert losses(broken) == losses(unbroken.run_dir), context
-    assert adapter_bytes(resumed) == adapter_bytes(unbroken), context
-
+    one, other = weights_of(unbroken), weights_of(resumed)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one), context
     assert (broken / "documents.jsonl").read_bytes() == (unbroken.run_dir / "documents.jsonl").read_bytes(), context
-    assert [line.step for line in read_documents(broken)] == list(range(1, 31))
-    assert_nothing_twice_or_left_out(broken, last_whole_epochs(broken))
+    assert [line.step for line in read_documents(broken)] == list(range(1, sum(STEPS) + 1))
+    assert_every_document_once(broken)
+    check_stages(unbroken, one)
 
-    steps = unbroken.of(ev.Step)
-    total = {name: sum(step.domains.get(name, 0) for step in steps) for name in ("web", "code")}
-    assert sum(total.values()) == sum(step.tokens for step in steps) == 30 * 4 * LENGTH
-    assert total["web"] == 3 * total["code"]
-    progress = json.loads((broken / "checkpoints" / "step-00000030" / "progress.json").read_text())
-    assert progress["position"] == total
+
+def check_stages(done: Finished, weights: dict[str, Any]) -> None:
+    """Each stage has its own mix, length, batch and rate, and the streams go on from one to the next."""
+    steps = done.of(ev.Step)
+    first, second, third = steps[:8], steps[8:16], steps[16:]
+    assert {step.tokens for step in first} == {4 * 32}
+    assert {step.tokens for step in second} == {4 * 64}
+    assert third[0].tokens == 2 * 64, "the batch grows"
+    assert third[-1].tokens == 4 * 64
+    assert all(set(step.domains) == {"records"} for step in first)
+    taken = {name: sum(step.domains.get(name, 0) for step in steps) for name in ("records", "notes")}
+    assert sum(taken.values()) == sum(step.tokens for step in steps)
+    progress = json.loads((done.run_dir / "checkpoints" / "step-00000024" / "progress.json").read_text())
+    assert progress["position"] == taken
+    assert third[-1].learning_rate < 0.5 * third[4].learning_rate, "wsd decays at the end"
+    state = load_state(done.run_dir)
+    assert (state.stage_index, state.step, state.total_steps) == (3, 24, 24)
+    assert weights["model.layers.0.mlp.up_proj.weight"].shape[0] == 640
+    waited = sum(step.wait_seconds for step in steps) / sum(step.step_seconds for step in steps)
+    print(f"waited {waited:.4%} of {sum(step.step_seconds for step in steps):.2f} s")
+    assert waited < 0.02
