@@ -95,15 +95,16 @@ class _GrownJob:
         self.final = Path(out) if out else attempt.run_dir / layout.OUTPUT / MODEL
         self.notes: list[str] = []
         self.tally = Tally.of(attempt.resume.progress) if attempt.resume is not None else Tally()
-        records = attempt.spec.stream.record_documents
         self.watch: Watch | None = None
-        self.documents = DocumentsLog(attempt.run_dir, self.tally.step) if records else None
+        self.documents: DocumentsLog | None = None
 
     def folders(self, index: int) -> StageFolders:
         return StageFolders(self.attempt.run_dir / STAGES / f"{index + 1:02}")
 
     def run(self) -> Outcome:
         self._claim_output()
+        if self.attempt.spec.stream.record_documents:
+            self.documents = DocumentsLog(self.attempt.run_dir, self.tally.step)
         resume = self.attempt.resume
         first = resume.progress.stage if resume is not None else 0
         result: StageResult | None = None
