@@ -299,6 +299,7 @@ class _Stage:
             required=checkpointing.REQUIRED_GROWN,
             checkpoint_parameters=sum(parameter.numel() for _, parameter in grown.ever_learning()),
             limits=self._limits(loaded),
+            leading=leading,
         )
 
     def _limits(self, loaded: LoadedModel) -> Limits:
