@@ -219,6 +219,10 @@ class _Reader:
             )
             raise self._refused(f"{place}.start", what, "lab.random")
         for number, stage in enumerate(spec.stages, 1):
+            for key in _BY_THE_LAB:
+                if key != "max_steps" and getattr(stage, key, None):
+                    what = f"arm '{section.name}': stages[{number}].{key} is decided by the lab; give max_steps."
+                    raise self._refused(f"{place}.spec.stages[{number}].{key}", what, "lab.decided")
             if spec.task_of(stage).trains and not stage.max_steps:
                 what = (
                     f"arm '{section.name}': stage {number} needs max_steps; the lab keeps the proportions of the "

@@ -93,9 +93,8 @@ def _dry_run(lab: Lab, folder: LabFolder, *, as_json: bool) -> int:
     output.say(sizes.how)
     for goal in lab.file.goals:
         output.say(f"Goal: {goal.name} ({goal.figure})")
-    output.say(
-        f"{seeds * len(sizes.arms)} runs ({seeds} seeds), one after the other: about {format_duration(seconds)} here."
-    )
+    runs, with_seeds = seeds * len(sizes.arms), f"{seeds} seed{'s' if seeds > 1 else ''}"
+    output.say(f"{runs} runs ({with_seeds}), one after the other: about {format_duration(seconds)} here.")
     return int(ExitCode.DONE)
 
 

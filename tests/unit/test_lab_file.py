@@ -76,6 +76,13 @@ def test_stages_need_steps_to_be_scaled(tmp_path: Path) -> None:
     assert "stage 2 needs max_steps" in error.what
 
 
+def test_stages_take_steps_from_the_lab_alone(tmp_path: Path) -> None:
+    staged = 'task = "full"\n\n[[arms.spec.stages]]\nmax_steps = 5\nepochs = 2.0\n'
+    error = refusal(tmp_path, 'task = "full"\n', staged)
+    assert "stages[1].epochs is decided by the lab" in error.what
+    assert f"line {line_with((tmp_path / 'small.toml').read_text(), 'epochs')}, " in error.what
+
+
 def test_one_arm_alone_is_no_comparison(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="arms"):
         small_lab(tmp_path, lambda text: text[: text.index('[[arms]]\nname = "full"')])
