@@ -75,7 +75,7 @@ def start_as_identity(model: Any) -> None:
     head = model.get_output_embeddings()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            module = name.rsplit(".", 1)[0]
+            module = name.removesuffix(".weight").removesuffix(".bias")  # fused experts have neither
             if parameter is embedding:
                 parameter.normal_(0.0, 1.0)
             elif module.endswith(_WRITERS):
