@@ -105,7 +105,6 @@ class SourceCache:
             if fresh != identity:
                 content = msgspec.json.format(msgspec.json.encode(fresh), indent=1)
                 write_atomic(self.folder / SOURCE_NAME, content + b"\n")
-            self.exhausted = bool(self.records and self.records[-1].last)
 
     def ensure(self, tokens: int | None) -> None:
         """Have shards with so many tokens, sound ones, or all that the source has; None is all.
@@ -115,6 +114,7 @@ class SourceCache:
         self.needed_tokens = tokens or 0
         with self._locked(), all_cores():
             started, made = time.monotonic(), self.made + self.redone
+            self._take_over()
             self._check(tokens)
             self._judge()
             while not self.exhausted and (tokens is None or self.tokens < tokens):
@@ -153,6 +153,12 @@ class SourceCache:
                 self._remove(number, count)
                 break
             self.records.append(record)
+
+    def _take_over(self) -> None:
+        """Shards that another process has made meanwhile."""
+        while (record := read_record(self.folder, len(self.records))) is not None and record.begin == self._end:
+            self.records.append(record)
+        self.exhausted = bool(self.records and self.records[-1].last)
 
     @property
     def _end(self) -> Cursor:

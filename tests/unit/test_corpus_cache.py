@@ -241,7 +241,8 @@ _PREPARE = """
 import sys
 from tests.support.corpora import prepared, stream_of
 from pathlib import Path
-print(prepared({"text": Path(sys.argv[1])}, stream_of(Path(sys.argv[2]))).fingerprint)
+corpus = prepared({"text": Path(sys.argv[1])}, stream_of(Path(sys.argv[2])))
+print(corpus.fingerprint, corpus.report.sources[0].shards_made)
 """
 
 
@@ -303,8 +304,10 @@ def test_a_full_disk_says_so_and_what_was_written_before_is_kept(tmp_path: Path)
 def test_two_processes_share_the_work_instead_of_disturbing_each_other(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", texts(250))
     children = [process(source, tmp_path / "c") for _ in range(2)]
-    told = {child.communicate(timeout=100)[0].strip() for child in children}
-    assert told == {prepared({"text": source}, stream_of(tmp_path / "other")).fingerprint}
+    told = [child.communicate(timeout=100)[0].split() for child in children]
+    alone = prepared({"text": source}, stream_of(tmp_path / "other"))
+    assert {fingerprint for fingerprint, _ in told} == {alone.fingerprint}
+    assert sum(int(made) for _, made in told) == alone.report.sources[0].shards_made
 
 
 def test_a_job_waits_for_the_one_that_reads_the_same_source(tmp_path: Path) -> None:
