@@ -39,8 +39,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     created: float
     spec_hash: str
+    """Names the job; checkpoints carry it."""
     program_version: str = ""
     host: str = ""
+    moved_hash: str = ""
+    """Of the spec as it lies here, where the files it names have moved since; else "" (`engine.remote.keep`)."""
     v: int = 1
 
 
@@ -165,7 +168,7 @@ def _lost(state: RunState, cause: str) -> RunState:
 def frozen_spec(run_dir: Path, record: RunRecord) -> JobSpec:
     """The spec the run was started with. Raises EngineError when the file was damaged or edited since."""
     spec = load_spec(run_dir / layout.SPEC)
-    if spec_hash(spec) != record.spec_hash:
+    if spec_hash(spec) != (record.moved_hash or record.spec_hash):
         raise EngineError(
             "run.spec_changed",
             f"{run_dir / layout.SPEC} is not the spec this run was started with.",

@@ -3,7 +3,7 @@
 Owns that folder's layout. Buckets can write whole new files and remove them, and not much else: nothing is renamed,
 appended to or overwritten there. Must not know which cloud it is.
 
-    KEEP/<16 digits of the spec's hash>/
+    KEEP/<16 digits of the hash of the spec as it is written>/
       state-00000012-<16 digits of its SHA-256>.tar    journals, spec, cards, certificates; a list of the large files
       large/<SHA-256>                                  models and moments of stages
       checkpoints/step-00000050/...                    whole checkpoints; their own manifests say whether they are
@@ -29,7 +29,8 @@ import msgspec
 from engine.errors import EngineError, ExitCode
 from engine.jobs import checkpoints, layout
 from engine.jobs.spec import JobSpec
-from engine.jobs.spec_toml import spec_hash
+from engine.jobs.spec_toml import dump_spec, spec_hash, with_absolute_paths
+from engine.jobs.summary import frozen_spec, read_record
 from engine.paths import ensure_writable, runs_dir
 from engine.remote.far.following import APPENDED, LARGEST_WHOLE_BYTES, SKIPPED_FOLDERS, WHOLE
 
@@ -52,7 +53,7 @@ class LargeFile(msgspec.Struct, frozen=True):
 
 
 class Keeper:
-    """Copies what is new of one run into its folder."""
+    """Copies what is new of one run into its folder; `spec` is as it is written, its file names relative."""
 
     def __init__(self, run_dir: Path, spec: JobSpec, keep: Path) -> None:
         self.run_dir = run_dir
@@ -171,22 +172,23 @@ def keeping(run_dir: Path, spec: JobSpec, keep: Path) -> Iterator[Keeper]:
             ) from error
 
 
-def restore(keep: Path, spec: JobSpec) -> Path | None:
+def restore(keep: Path, spec: JobSpec, base: Path) -> Path | None:
     """The run of this spec that was kept, as a run directory here; None when there is none. One that is here already
-    is left as it is: it is the newer one. Raises EngineError."""
+    is left as it is: it is the newer one. File names in `spec` are relative to `base`: the run is told where they are
+    on this machine. Raises EngineError."""
     place = _place(keep, spec)
     for _, path in _states(place):
         content = path.read_bytes()
         match = _STATE.fullmatch(path.name)
         if match is None or hashlib.sha256(content).hexdigest()[:16] != match.group(2):
             continue  # its upload was not complete when the machine went
-        found = _unpacked(content, place)
+        found = _unpacked(content, place, with_absolute_paths(spec, base.absolute()))
         if found is not None:
             return found
     return None
 
 
-def _unpacked(content: bytes, place: Path) -> Path | None:
+def _unpacked(content: bytes, place: Path, spec: JobSpec) -> Path | None:
     """None when a large file that belongs to this state was not complete."""
     parent = ensure_writable(runs_dir())
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -201,6 +203,7 @@ def _unpacked(content: bytes, place: Path) -> Path | None:
     if not _put_large(run_dir, place):
         shutil.rmtree(staging)
         return None
+    _rename_files(run_dir, spec)
     for name in (layout.CONTROL, layout.CHECKPOINTS):
         (run_dir / name).mkdir(exist_ok=True)
     for name in (layout.CHECKPOINTS, layout.OUTPUT):
@@ -209,6 +212,15 @@ def _unpacked(content: bytes, place: Path) -> Path | None:
     run_dir.rename(target)
     staging.rmdir()
     return target
+
+
+def _rename_files(run_dir: Path, spec: JobSpec) -> None:
+    """The same job with this machine's file names: another cloud has another home folder."""
+    record = read_record(run_dir)
+    moved = msgspec.structs.replace(spec, prediction=frozen_spec(run_dir, record).prediction)
+    layout.write_atomic(run_dir / layout.SPEC, dump_spec(moved).encode())
+    record = msgspec.structs.replace(record, moved_hash=spec_hash(moved))
+    layout.write_atomic(run_dir / layout.RUN, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
 
 
 def _put_large(run_dir: Path, place: Path) -> bool:

@@ -25,6 +25,8 @@ PACKAGES = ("engine", "scaler_tui")
 _ROOT = Path(__file__).resolve().parents[2]
 _LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "WHEEL")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_DENSE = ".safetensors"
+"""Does not get smaller."""
 _NEVER = (".pyc", ".pyo", ".part", ".log")
 
 
@@ -83,7 +85,7 @@ def _zipped(files: dict[str, bytes], info: str) -> bytes:
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.external_attr = 0o644 << 16
-    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.compress_type = zipfile.ZIP_STORED if name.endswith(_DENSE) else zipfile.ZIP_DEFLATED
     archive.writestr(entry, content)
 
 

@@ -124,7 +124,6 @@ def _gives_up(error: BaseException, life: Life) -> bool:
 
 
 def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals, life: Life | None) -> ev.End:
-    from engine.jobs.spec_toml import spec_hash
     from engine.jobs.store import load_run_spec
     from engine.jobs.summary import read_record
     from engine.train import checkpointing
@@ -168,7 +167,7 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals, life:
     attempt = job.Attempt(
         run_dir=run_dir,
         spec=spec,
-        spec_hash=spec_hash(spec),
+        spec_hash=record.spec_hash,
         created=record.created,
         journal=journal,
         signals=signals,

@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.5
 def run_kept(arguments: argparse.Namespace) -> int:
     """Start the spec, or go on with what is kept of it; returns the exit code. Raises EngineError."""
     from engine.jobs.launch import launch
-    from engine.jobs.spec_toml import load_spec, with_absolute_paths
+    from engine.jobs.spec_toml import load_spec
     from engine.remote.keep import restore
     from scaler_tui.commands.work import checked_file
     from scaler_tui.preflight import create
@@ -36,8 +36,8 @@ def run_kept(arguments: argparse.Namespace) -> int:
             f"There is no folder {keep}.",
             next_step="Mount it first; what should go on is looked for there.",
         )
-    spec = with_absolute_paths(load_spec(arguments.spec), arguments.spec.parent.absolute())
-    found = restore(keep, spec)
+    spec = load_spec(arguments.spec)
+    found = restore(keep, spec, arguments.spec.parent)
     if found is None:
         run_dir = create(checked_file(arguments))
         launch(run_dir)
