@@ -9,6 +9,12 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.jobs.event_parts import DriftReport as DriftReport
+from engine.jobs.event_parts import GpuMeter as GpuMeter
+from engine.jobs.event_parts import LivenessReport as LivenessReport
+from engine.jobs.event_parts import ProofReport as ProofReport
+from engine.jobs.event_parts import RetentionReport as RetentionReport
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     """Fields every line has."""
@@ -104,28 +110,6 @@ class BenchmarkScore(Event, tag="benchmark", frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
-class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one ability against the parent model."""
-
-    on: str
-    """A benchmark, a suite, a source or "base_text"."""
-    unit: str
-    """ "accuracy" (higher is better) or "bits per byte" (lower is better)."""
-    before: float
-    after: float
-    delta: float
-    """after - before."""
-    low: float
-    """95 % interval of delta, by paired bootstrap."""
-    high: float
-    pairs: int
-    """Questions or documents that both were asked."""
-    verdict: str
-    """ "lost", "kept", "gained", or "unclear": the interval holds zero and reaches beyond what would matter."""
-    words: str
-    """ "arithmetic fell from 91 % to 78 %, significant"."""
-
-
 class Retention(Event, tag="retention", frozen=True, kw_only=True):
     """Every ability at `step` against the parent model."""
 
@@ -167,15 +151,6 @@ class Sample(Event, tag="sample", frozen=True, kw_only=True):
     prompt: str
     text: str
     expected: str = ""
-
-
-class GpuMeter(msgspec.Struct, frozen=True):
-    index: int
-    used_bytes: int
-    total_bytes: int
-    utilization_percent: float | None = None
-    temperature_celsius: float | None = None
-    power_watts: float | None = None
 
 
 class Meter(Event, tag="meter", frozen=True, kw_only=True):
@@ -260,49 +235,6 @@ class Growth(Event, tag="growth", frozen=True, kw_only=True):
     """What is worked on: a file, a layer."""
     parameters_before: int = 0
     parameters_after: int = 0
-
-
-class DriftReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`engine.expansion.certificate.Drift`, as the journal keeps it."""
-
-    max_abs_logit_diff: float = 0.0
-    mean_abs_logit_diff: float = 0.0
-    max_rel_logit_diff: float = 0.0
-    mean_kl: float = 0.0
-    top1_agreement: float = 0.0
-
-
-class LivenessReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`engine.expansion.certificate.Liveness`, as the journal keeps it."""
-
-    checked: bool = False
-    alive: bool = False
-    new_tensors: int = 0
-    dead: tuple[str, ...] = ()
-    twins: tuple[str, ...] = ()
-    reason: str = ""
-
-
-class ProofReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`engine.expansion.certificate.Proof`, field by field, as the journal and the card keep it."""
-
-    passed: bool
-    exact_claimed: bool
-    reason: str = ""
-    text: str = ""
-    tokens: int = 0
-    method: str = ""
-    float32: DriftReport | None = None
-    arithmetic: DriftReport | None = None
-    bfloat16: DriftReport | None = None
-    bfloat16_source: DriftReport | None = None
-    generation_tokens: int = 0
-    generation_identical: bool | None = None
-    reloaded: bool | None = None
-    perplexity_before: float | None = None
-    perplexity_after: float | None = None
-    liveness: LivenessReport = LivenessReport()
-    seconds: float = 0.0
 
 
 class ProofReady(Event, tag="proof", frozen=True, kw_only=True):
