@@ -35,18 +35,22 @@ import scaler_tui.race_process as race_process  # noqa: E402
 from engine.errors import EngineError  # noqa: E402
 from engine.hardware.simulate import simulate  # noqa: E402
 from engine.jobs.card_io import write_card  # noqa: E402
+from engine.jobs.spec import StageSection  # noqa: E402
 from scaler_tui.app import ScalerApp, Start  # noqa: E402
 from scaler_tui.feeds.startup import StartupNews  # noqa: E402
 from scaler_tui.terminal import RenderPolicy  # noqa: E402
+from scaler_tui.text_plan import Checked  # noqa: E402
 from tests.support.context_runs import RACE, SEARCH, context_card  # noqa: E402
+from tests.support.continuation_runs import Continuation, continuation_card, write_continuation  # noqa: E402
 from tests.support.golden_runs import Golden, golden_card, write_golden  # noqa: E402
 from tests.support.growth_runs import GrowthRun, grown_folder, write_growth_run  # noqa: E402
 from tests.support.screen_host import until, visible  # noqa: E402
 from tests.support.wizard_app import WORKSTATION  # noqa: E402
+from tests.unit.test_text_plan import report_of  # noqa: E402
 
 SIZES = ((80, 24), (120, 40))
 THEMES = ("dark", "light")
-LARGE_PNG = ("question", "matrix", "run-running", "card", "race")
+LARGE_PNG = ("question", "matrix", "run-running", "card", "race", "schedule")
 """Screens whose large picture is kept as PNG too; all of them would be megabytes."""
 _PRINTS = "import sys; sys.stdout.write(open(sys.argv[1]).read())"
 """Stands in for the measuring process: prints a recording."""
@@ -213,6 +217,83 @@ async def lengths(app: ScalerApp, pilot: Pilot[Any]) -> None:
     await shows(app, pilot, "needle, before")
 
 
+async def continuing(app: ScalerApp, pilot: Pilot[Any], key: str, text: str) -> None:
+    """A recorded run on large text: two processes, a growing model, a recovery a moment ago."""
+    app.open_run(write_continuation(Continuation()))
+    await shows(app, pilot, "Recovered")
+    await pilot.press(key)
+    await shows(app, pilot, text)
+
+
+async def evaluation(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    await continuing(app, pilot, "5", "c general")
+
+
+async def retention(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    await continuing(app, pilot, "6", "Arithmetic fell")
+
+
+async def abilities(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """The card of such a run, at what became of the model's abilities."""
+    from scaler_tui.screens.card import CardScreen
+
+    run_dir = write_continuation(Continuation(outcome="finished", steps=240))
+    write_card(run_dir, continuation_card(run_dir, held="demo_arithmetic lost 13 points, and 5 are allowed."))
+    app.push_screen(CardScreen(run_dir))
+    await until(pilot, lambda: "not promoted" in " ".join(visible(app).split()))
+
+
+SOURCES = (("court-rulings", 0.6, 310_000_000), ("statutes", 0.3, 84_000_000), ("plain-english", 0.1, 2_100_000_000))
+"""Name, weight, tokens."""
+
+
+async def text(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """Large text for the demo model on another card, counted."""
+    from scaler_tui.screens.text import TextScreen
+
+    app.wizard.plan_for_card("RTX 4090")
+    await questions(app, pilot)
+    app.wizard.session.set_answer("data", "text")
+    plan = app.wizard.text
+    plan.forget_checks("demo")
+    for place, (name, weight, tokens) in enumerate(SOURCES):
+        plan.add(f"hub:registry/{name}")
+        plan.change(place, weight=weight)
+        plan.end_check(plan.sources[place], Checked(report_of(plan.sources[place], tokens)))
+    plan.decide(tokens=30_000_000)
+    app.wizard.count_text()
+    app.push_screen(TextScreen("continue"))
+    await shows(app, pilot, "plain-english")
+
+
+async def schedule(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """Three stages of it: short sequences, a wider model, a deeper one."""
+    await text(app, pilot)
+    app.wizard.text.decide(
+        stages=(
+            StageSection(name="short", max_tokens=10_000_000, max_length=128),
+            StageSection(name="wider", hidden=320, max_tokens=10_000_000),
+            StageSection(
+                name="deeper",
+                layers=12,
+                max_tokens=10_000_000,
+                weights={"court-rulings": 0.3, "statutes": 0.5, "plain-english": 0.2},
+                stop_plateau_evaluations=3,
+            ),
+        )
+    )
+    await pilot.press("enter")
+    await shows(app, pilot, "deeper")
+    await pilot.press("down", "down")
+
+
+async def limits(app: ScalerApp, pilot: Pilot[Any]) -> None:
+    """What may be lost, and what several cards would give."""
+    await text(app, pilot)
+    await pilot.press("l", "right", "down", "down", "3", "down", "down", "down", "down")
+    await shows(app, pilot, "tokens/s")
+
+
 async def helping(app: ScalerApp, pilot: Pilot[Any]) -> None:
     await question(app, pilot)
     await pilot.press("question_mark")
@@ -249,6 +330,12 @@ SCENES: dict[str, Scene] = {
     "race": race,
     "search": search,
     "lengths": lengths,
+    "text": text,
+    "schedule": schedule,
+    "limits": limits,
+    "run-evaluation": evaluation,
+    "run-retention": retention,
+    "card-abilities": abilities,
     "help": helping,
     "problem": problem,
 }

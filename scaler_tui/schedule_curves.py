@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 POINTS = 400
 """Of a curve: more than a terminal has columns of dots."""
+PLACES = 4000
+"""Of the axis, whatever the job's length: stages begin where they do."""
 CURVES = ("rate", "length", "mix", "size")
 TITLES = {"rate": "Learning rate", "length": "Length", "mix": "Mix", "size": "Parameters"}
 HEAD = ("#", "stage", "tokens", "steps", "length", "batch", "rate", "model", "memory", "time", "cost", "fits?")
@@ -53,12 +55,14 @@ def curves(schedule: JobSchedule, which: str) -> tuple[Curve, ...]:
     )
 
 
-def scale(tokens: float) -> tuple[float, str]:
-    """(divisor, what the axis counts) for a job of so many tokens."""
-    for divisor, name in ((1e9, "G tokens"), (1e6, "M tokens"), (1e3, "K tokens")):
-        if tokens >= 20 * divisor:
-            return divisor, name
-    return 1.0, "tokens"
+def placed(tokens: float, total: float) -> int:
+    """A number of tokens as a place on an axis of PLACES."""
+    return round(PLACES * tokens / total) if total else 0
+
+
+def words_of_place(place: int, total: float) -> str:
+    """The tokens at a place."""
+    return format_count(total * place / PLACES)
 
 
 def legend(found: Sequence[Curve], which: str) -> str:
@@ -133,6 +137,6 @@ def mix_words(layout: StageLayout) -> str:
     """ "web 70 % (22M tokens, read 0.4 times), code 30 % (9.8M tokens)"."""
     return ", ".join(
         f"{one.name} {one.share * 100:.0f} % ({format_count(one.tokens)} tokens"
-        + (f", read {one.passes:.2g} times)" if one.known else ")")
+        + (f", read {one.passes:.1f} times)" if one.known and one.passes >= 0.1 else ")")
         for one in layout.mix
     )

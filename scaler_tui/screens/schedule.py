@@ -7,6 +7,8 @@ and time from the engine.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
     from engine.schedule.layout import JobSchedule
 
+STYLES = Path(__file__).parent.parent / "styles"
 WIDE, TALL = 110, 34
 """Cells and rows from which all four curves are shown; as the style sheet has them."""
 
@@ -40,6 +43,7 @@ class ScheduleScreen(FramedScreen):
     """Curves above, stages below, the words of the pointed one at the end."""
 
     place = "schedule"
+    CSS_PATH: ClassVar[list[str | PurePath]] = [STYLES / "chart.tcss"]
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "choose", "Review"),
@@ -178,14 +182,16 @@ class ScheduleScreen(FramedScreen):
         self.query_one("#stage-words", Static).update(self._words(width))
 
     def _draw(self, name: str, schedule: JobSchedule, *, titled: bool) -> None:
-        divisor, noun = schedule_curves.scale(schedule.tokens)
+        total = schedule.tokens
         found = schedule_curves.curves(schedule, name)
-        lines = [
-            ChartLine(curve.letter, [_point(tokens / divisor, value) for tokens, value in curve.values])
-            for curve in found
-        ]
-        total = max(round(schedule.tokens / divisor), 1)
-        self.query_one(f"#chart-{name}", LineChart).show(ChartData(total_steps=total, noun=noun, lines=lines))
+        lines = [ChartLine(curve.letter, _points(curve.values, total)) for curve in found]
+        chart = ChartData(
+            total_steps=schedule_curves.PLACES,
+            noun="tokens",
+            lines=lines,
+            tick=partial(schedule_curves.words_of_place, total=total),
+        )
+        self.query_one(f"#chart-{name}", LineChart).show(chart)
         words = schedule_curves.legend(found, name)
         title = f"{schedule_curves.TITLES[name]}: {words}" if titled else words
         room = self.size.width // (2 if titled else 1) - 2
@@ -312,6 +318,7 @@ class ScheduleScreen(FramedScreen):
             self.scaler.open_review(self.approach)
 
 
-def _point(tokens: float, value: float) -> Bucket:
-    place = round(tokens)
-    return Bucket(place, place, value, value, value, 1)
+def _points(values: Iterable[tuple[float, float]], total: float) -> list[Bucket]:
+    """Of (tokens, value)."""
+    places = [(schedule_curves.placed(tokens, total), value) for tokens, value in values]
+    return [Bucket(place, place, value, value, value, 1) for place, value in places]

@@ -8,7 +8,7 @@ Must not know Textual, colours, files or where a series comes from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import cycle, pairwise
@@ -104,6 +104,8 @@ class ChartData:
     """What the x axis counts."""
     empty: str = "The curve appears after the first step."
     lines: Sequence[ChartLine] = ()
+    tick: Callable[[int], str] = "{:,}".format
+    """The words for a place on the x axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +315,7 @@ def draw(data: ChartData, width: int, height: int, mode: ChartMode) -> Picture:
     plot.letters(data.lines)
     rows = _with_y_axis(plot, ticks, labels, gutter)
     if axis_rows:
-        rows += _x_axis(plot, gutter, width, data.noun)
+        rows += _x_axis(plot, gutter, width, data)
     return Picture(tuple(tuple(row) for row in rows), plot.capacity, plot.low, plot.high)
 
 
@@ -330,17 +332,17 @@ def _with_y_axis(plot: _Plot, ticks: Sequence[float], labels: Sequence[str], gut
     return rows
 
 
-def _x_axis(plot: _Plot, gutter: int, width: int, noun: str) -> list[list[Cell]]:
+def _x_axis(plot: _Plot, gutter: int, width: int, data: ChartData) -> list[list[Cell]]:
     line: list[Cell] = [EMPTY] * gutter + [(plot.marks.corner, Role.AXIS)] + [(plot.marks.line, Role.AXIS)] * plot.width
     labels: list[Cell] = [EMPTY] * width
     free_from = 0
     # The ends first: they must be there; the middle ones where room is left.
-    last = f"{plot.capacity:,}"
+    last = data.tick(plot.capacity)
     last_start = width - len(last)
     for quarter in (0, 1, 2, 3, 4):
         step = plot.capacity * quarter // 4
         x = gutter + 1 + min(plot.width * quarter // 4, plot.width - 1)
-        text = f"{step:,}" if quarter else f"{noun} 0"
+        text = data.tick(step) if quarter else f"{data.noun} 0"
         start = last_start if quarter == 4 else max(x - (len(text) // 2 if quarter else 1), 0)
         if start < free_from or (quarter < 4 and start + len(text) >= last_start):
             continue
