@@ -138,6 +138,9 @@ class Shards(Parallel):
     def go(self) -> None:
         """No layer stays gathered: optimizers have to find shards, and ranks the same things to gather."""
         super().go()
+        self._let_go()
+
+    def _let_go(self) -> None:
         for module in self.base.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -155,10 +158,11 @@ class Shards(Parallel):
 
     def _gather(self) -> dict[str, Tensor]:
         """One parameter after the other, the same on every rank; kept by the leader only."""
+        self._let_go()
         found = {}
         for name, parameter in self._learning():
             assert isinstance(parameter, DTensor)
-            value = parameter.detach().full_tensor()
+            value: Tensor = parameter.full_tensor().detach()
             if self.company.leads:
                 found[name] = value.cpu()
         return found

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.optim import Optimizer
 
 from engine.distributed.company import Company
@@ -24,9 +25,9 @@ _PARAMETERS, _STATE = "parameters", "state"
 
 
 def save(company: Company, folder: Path, named: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
-    """Every rank calls this. Raises dcp.CheckpointException where any of them could not write."""
+    """Every rank calls this. Raises torch's CheckpointException where any of them could not write."""
     state = {name: dict(optimizer.state[parameter]) for name, parameter in named.items()}
-    dcp.save(
+    save_shards(
         {_PARAMETERS: {name: parameter.detach() for name, parameter in named.items()}, _STATE: state},
         checkpoint_id=folder / FOLDER,
         process_group=company.control,
@@ -39,7 +40,7 @@ def load(company: Company, folder: Path, named: Mapping[str, nn.Parameter], opti
     wanted: dict[str, Any] = {_PARAMETERS: {name: parameter.detach() for name, parameter in named.items()}}
     if optimizer is not None:
         wanted[_STATE] = {name: _fresh(parameter) for name, parameter in named.items()}
-    dcp.load(wanted, checkpoint_id=folder / FOLDER, process_group=company.control)
+    load_shards(wanted, checkpoint_id=folder / FOLDER, process_group=company.control)
     for name, parameter in named.items():
         if optimizer is not None:
             optimizer.state[parameter] = wanted[_STATE][name]

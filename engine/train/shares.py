@@ -46,10 +46,7 @@ def _pieces(batches: Sequence[dict[str, Any]], world: int, least: int) -> int:
 
 def _empty(batch: dict[str, Any]) -> dict[str, Any]:
     """A few tokens of one row, none of them trained."""
-    kept = {
-        name: batch[name][:1, :EMPTY_TOKENS]
-        for name in ("input_ids", "position_ids", "attention_mask")
-        if name in batch
-    }
+    grids = ("input_ids", "position_ids", "attention_mask")
+    kept: dict[str, Any] = {name: batch[name][:1, :EMPTY_TOKENS] for name in grids if name in batch}
     none = torch.zeros(0, dtype=torch.long)
     return {**batch, **kept, "positions": none, "targets": none}

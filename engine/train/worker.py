@@ -133,7 +133,8 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals, life:
     record = read_record(run_dir)
     leads = life is None or life.place.leads
     fold = fold_of(run_dir)
-    resume, messages = None, ()
+    resume: checkpointing.Resume | None = None
+    messages: tuple[str, ...] = ()
     if leads:
         checkpointing.discard_staging(run_dir)
         required = checkpointing.REQUIRED if spec.task.trains_adapter else checkpointing.REQUIRED_GROWN

@@ -69,10 +69,8 @@ def ended(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFa
             text=True,
             check=False,
         )
-    logs = [
-        path.read_text()[-1500:] for run in runs.values() for path in (run / "worker.log", *run.glob("ranks/*.log"))
-    ]
-    assert done.returncode == 0, [done.stderr[-1500:], *logs]
+    logs = [path for run in runs.values() for path in (*run.glob("worker.log"), *run.glob("ranks/*.log"))]
+    assert done.returncode == 0, [done.stderr[-1500:], *(path.read_text()[-1500:] for path in logs)]
     return {name: Ended(run_dir) for name, run_dir in runs.items()}
 
 
