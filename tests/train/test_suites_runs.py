@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +19,31 @@ from engine.jobs.card import Card
 from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
-from tests.train.conftest import WORDS, Finished, RunWorker, SpecMaker, write_jsonl
+from engine.resources import demo_dir
+from tests.train.conftest import Finished, RunWorker, SpecMaker, write_jsonl
 from tests.train.spawn import worker_command, worker_environment
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow
 
-CAPITALS = """
-task: capitals
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: loglikelihood
-doc_to_text: question
-doc_to_target: answer
-target_delimiter: ""
-num_fewshot: 0
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-"""
+PIECES = 12
+"""Documents of the text that is watched."""
 
 
 @pytest.fixture
-def followed(tmp_path: Path) -> dict[str, Any]:
-    """Two texts and a benchmark of one's own."""
-    rows = [{"question": f"Say {word}", "answer": " " + word} for word in WORDS * 2]
-    data = write_jsonl(tmp_path / "capitals.jsonl", rows)
-    (tmp_path / "capitals.yaml").write_text(CAPITALS.format(data=data))
-    words = [{"text": " ".join(WORDS[number:] + WORDS[:number])} for number in range(10)]
-    prose = [{"text": f"The {word} stood at the fjord, and nobody knew why it was number {word}."} for word in WORDS]
-    suites = [
-        {"name": name, "path": str(write_jsonl(tmp_path / f"{name}.jsonl", rows))}
-        for name, rows in (("words", words), ("prose", prose))
-    ]
-    return {"suites": suites, "tasks": (str(tmp_path / "capitals.yaml"),)}
+def demo(make_spec: SpecMaker, tmp_path: Path) -> Callable[..., JobSpec]:
+    """An adapter on the demo model, trained on one word over and over: what it could say before is soon lost."""
+    said = (demo_dir() / "finetune" / "base_text.jsonl").read_text().splitlines()[:PIECES]
+    (tmp_path / "prose.jsonl").write_text("".join(f"{row}\n" for row in said))
+    rows = write_jsonl(tmp_path / "one.jsonl", [{"text": "dune " * (8 + number)} for number in range(16)])
 
+    def make(limit: dict[str, Any], **sections: Any) -> JobSpec:
+        data = {"train": str(rows), "heldout": "", "heldout_fraction": 0.0, "base_text": "", "max_length": 32}
+        spec = make_spec("lora", model={"source": "demo"}, data=data, **sections)
+        suites = [{"name": "prose", "path": str(tmp_path / "prose.jsonl")}]
+        return msgspec.convert({**msgspec.to_builtins(spec), "suites": suites, "retention": [limit]}, JobSpec)
 
-@pytest.fixture
-def one_word(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "one.jsonl", [{"text": "dune " * (8 + number)} for number in range(24)])
-
-
-def spec_of(make_spec: SpecMaker, followed: dict[str, Any], *limits: dict[str, Any], **sections: Any) -> JobSpec:
-    evaluation = {"every_steps": 2, "tasks": followed["tasks"], "tasks_every_steps": 4, "tasks_part": 5}
-    evaluation |= sections.pop("evaluation", {})
-    spec = make_spec(sections.pop("task", "lora"), evaluation=evaluation, **sections)
-    tree = {**msgspec.to_builtins(spec), "suites": followed["suites"], "retention": list(limits)}
-    return msgspec.convert(tree, JobSpec)
+    return make
 
 
 def card_of(done: Finished) -> Card:
@@ -74,58 +51,50 @@ def card_of(done: Finished) -> Card:
 
 
 def test_a_result_that_lost_too_much_is_held_and_everything_is_on_the_card(
-    make_spec: SpecMaker, run_worker: RunWorker, followed: dict[str, Any], one_word: Path
+    demo: Callable[..., JobSpec], run_worker: RunWorker
 ) -> None:
-    """One word over and over at a rate that is far too high: other text gets much worse, and no limit allows it."""
-    spec = spec_of(
-        make_spec,
-        followed,
-        {"on": "prose", "most_lost": 0.02, "action": "hold"},
-        data={"train": str(one_word)},
-        training={"max_steps": 6, "learning_rate": 0.2},
+    spec = demo(
+        {"on": "prose", "most_lost": 0.05, "action": "hold"},
+        training={"max_steps": 4, "learning_rate": 0.05, "warmup_ratio": 0.0},
+        evaluation={"every_steps": 2, "tasks": ("demo",), "tasks_every_steps": 2, "tasks_part": 2, "tasks_limit": 3},
         output={"merge": True},
     )
     done = run_worker(spec)
     assert done.end.outcome == "finished", done.log[-3000:]
-    texts = [(event.step, event.suite) for event in done.of(ev.SuiteScore)]
-    names = ("words", "prose", "base_text")
-    assert texts == [(step, name) for step in (0, 2, 4, 6) for name in names]
-    asked = [(event.step, event.task, event.part, event.questions) for event in done.of(ev.BenchmarkScore)]
-    assert asked == [(0, "capitals", False, 20), (4, "capitals", True, 5), (6, "capitals", False, 20)]
+    assert [(event.step, event.suite) for event in done.of(ev.SuiteScore)] == [(n, "prose") for n in (0, 2, 4)]
+    asked = [(one.step, one.part, one.questions) for one in done.of(ev.BenchmarkScore) if one.task == "demo"]
+    assert asked == [(0, False, 15), (2, True, 10), (4, False, 15)]
     looks = {event.step: event for event in done.of(ev.Retention)}
-    assert list(looks) == [2, 4, 6]
-    assert {report.on for report in looks[4].reports} == {*names, "capitals"}
+    assert list(looks) == [2, 4]
+    assert {report.on for report in looks[2].reports} >= {"prose", "demo", "demo_arithmetic"}
 
     card = card_of(done)
     assert card.before is not None
     assert card.after is not None
-    assert [suite.name for suite in card.after.suites] == list(names)
-    assert card.before.benchmarks[0].questions == card.after.benchmarks[0].questions == 20
+    assert [suite.name for suite in card.after.suites] == ["prose"]
+    scores = [{one.task: one.value for one in side.benchmarks} for side in (card.before, card.after)]
+    assert scores[0]["demo"] == 1.0, "the demo knows its own skills"
+    assert scores[1]["demo"] < 0.5
     lost = {report.on: report for report in card.retention}["prose"]
-    assert lost.verdict == "lost"
-    assert lost.pairs == len(WORDS)
+    assert (lost.verdict, lost.pairs) == ("lost", PIECES)
+    assert {curve.name: [point.step for point in curve.points] for curve in card.curves}["prose"] == [0, 2, 4]
     assert card.held.startswith(lost.words)
-    assert {curve.name: [point.step for point in curve.points] for curve in card.curves}["prose"] == [0, 2, 4, 6]
     assert card.adapter.path == "output/held/adapter"
     assert (done.run_dir / card.adapter.path / "adapter_model.safetensors").is_file()
     assert not (done.run_dir / "output/adapter").exists()
     assert card.merged is None
-    assert "Not promoted" in done.end.what
-    assert lost.words in done.end.what
+    assert f"Not promoted: {lost.words}" in done.end.what
     assert "Not promoted." in (done.run_dir / "card.html").read_text()
 
 
 def test_a_broken_limit_ends_the_run_at_the_last_checkpoint_that_kept_it(
-    make_spec: SpecMaker, run_worker: RunWorker, followed: dict[str, Any], one_word: Path
+    demo: Callable[..., JobSpec], run_worker: RunWorker
 ) -> None:
     """The rate grows from nothing to far too much, so that the first looks are passed."""
-    spec = spec_of(
-        make_spec,
-        followed,
+    spec = demo(
         {"on": "prose", "most_lost": 0.05, "action": "stop"},
-        data={"train": str(one_word)},
-        training={"max_steps": 40, "learning_rate": 0.05, "warmup_ratio": 0.5},
-        evaluation={"every_steps": 1, "tasks": (), "tasks_every_steps": 0},
+        training={"max_steps": 20, "learning_rate": 0.02, "warmup_ratio": 0.9},
+        evaluation={"every_steps": 1},
         checkpoint={"every_steps": 100},
     )
     done = run_worker(spec)
@@ -133,7 +102,7 @@ def test_a_broken_limit_ends_the_run_at_the_last_checkpoint_that_kept_it(
     last = max(event.step for event in done.of(ev.Step))
     good = done.end.step
     assert 1 <= good == last - 1
-    assert "A retention limit is broken at step" in done.end.what
+    assert f"A retention limit is broken at step {last}" in done.end.what
     assert f"The result is that of step {good}" in done.end.what
     kept = (done.run_dir / "good/adapter_model.safetensors").read_bytes()
     assert (done.run_dir / "output/adapter/adapter_model.safetensors").read_bytes() == kept
@@ -141,29 +110,25 @@ def test_a_broken_limit_ends_the_run_at_the_last_checkpoint_that_kept_it(
 
 
 def test_stages_are_compared_with_the_parent_and_a_kill_costs_no_figure(
-    make_spec: SpecMaker, run_worker: RunWorker, followed: dict[str, Any]
+    make_spec: SpecMaker, run_worker: RunWorker
 ) -> None:
     """Killed after the parent was measured, then resumed: nothing of step 0 is measured or told twice."""
-    spec = spec_of(
-        make_spec,
-        followed,
-        task="full",
-        training={"max_steps": 2, "learning_rate": 1e-3},
-        evaluation={"every_steps": 1, "tasks_limit": 4},
+    spec = make_spec(
+        "full",
+        training={"max_steps": 1, "learning_rate": 1e-3},
         checkpoint={"every_steps": 1},
     )
-    tree = {**msgspec.to_builtins(spec), "stages": [{"name": "first"}, {"name": "wider", "ffn": 160}]}
-    run_dir = create_run(msgspec.convert(tree, JobSpec))
+    stages = [{"name": "first"}, {"name": "wider", "ffn": 160}]
+    run_dir = create_run(msgspec.convert({**msgspec.to_builtins(spec), "stages": stages}, JobSpec))
     _kill_at_first_step(run_dir)
     done = run_worker(run_dir)
     assert done.end.outcome == "finished", done.log[-3000:]
-    firsts = [event.suite for event in done.of(ev.SuiteScore) if event.step == 0]
-    assert sorted(firsts) == ["base_text", "prose", "words"]
+    assert len([event for event in done.of(ev.SuiteScore) if event.step == 0]) == 1
     cells = [json.loads(line)["cell"] for line in (run_dir / "evaluation.jsonl").read_text().splitlines()]
-    assert len([cell for cell in cells if cell.startswith("00000000/suite")]) == 3
+    assert cells.count("00000000/suite/base_text") == 1
     card = card_of(done)
-    assert [(stage.stage, stage.name, stage.step) for stage in card.stages] == [(1, "first", 2), (2, "wider", 4)]
-    assert {report.on for report in card.stages[0].reports} == {"words", "prose", "base_text", "capitals"}
+    assert [(stage.stage, stage.name, stage.step) for stage in card.stages] == [(1, "first", 1), (2, "wider", 2)]
+    assert [report.on for report in card.stages[0].reports] == ["base_text"]
     assert card.retention == card.stages[1].reports
 
 
