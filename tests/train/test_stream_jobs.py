@@ -6,11 +6,12 @@ would have.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import random
-import subprocess
+import signal
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -26,13 +27,12 @@ from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run, load_state
 from engine.resources import demo_dir
 from engine.train.documents_log import DocumentRecord, read_documents
-from tests.train.conftest import Finished, RunWorker, write_jsonl
-from tests.train.spawn import worker_command, worker_environment
+from tests.support.forked_workers import ForkedWorkers
+from tests.train.conftest import Finished, write_jsonl
 from tests.train.test_resume_is_exact import losses
 
 pytestmark = pytest.mark.slow
 KILLS = 5
-PATIENCE_SECONDS = 900
 STEPS = (6, 8, 8)
 """The first stage would go on, but its held-out loss ends it at the first look."""
 TINY_SHARDS = 1024
@@ -88,29 +88,33 @@ def progressive(folder: Path) -> JobSpec:
     return msgspec.convert(tree, JobSpec)
 
 
-def kill_somewhere(run_dir: Path, generator: random.Random) -> str:
+def kill_somewhere(workers: ForkedWorkers, run_dir: Path, generator: random.Random) -> str:
     """Start the worker, let it come some way, kill it with -9: in its first steps, in growth, or where it comes from
     one to the other. Returns where."""
     tail = JournalTail(run_dir)
     tail.read_new()
-    worker = subprocess.Popen(
-        worker_command(run_dir), env=worker_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    worker = workers.start(run_dir)
     wanted = generator.randint(0, 4)
     in_growth = generator.random() < 0.5
     steps, last, over = 0, "nothing", False
-    while worker.poll() is None and not over:
+    while not over and workers.is_alive(worker):
         for event in tail.read_new():
             last = f"{type(event).__name__} {getattr(event, 'name', '')}"
             steps += isinstance(event, ev.Step)
             training = isinstance(event, ev.Phase) and event.name == "training"
             grows = isinstance(event, ev.Growth) and event.phase == "writing"
-            over = over or (grows and in_growth) or (steps >= wanted and (steps > 0 or training))
+            enough = steps >= wanted and (steps > 0 or training)
+            over = over or enough or (grows and in_growth)
         time.sleep(0.001)
     time.sleep(generator.uniform(0, 0.15))
-    worker.kill()
-    worker.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    workers.wait()
     return f"{steps} steps, last {last}"
+
+
+def finished(workers: ForkedWorkers, run_dir: Path) -> Finished:
+    return Finished(run_dir, workers.run(run_dir))
 
 
 def weights_of(done: Finished) -> dict[str, Any]:
@@ -139,17 +143,17 @@ def assert_every_document_once(run_dir: Path) -> None:
             assert ends[source, epoch] == ends[source, epoch + 1], "whole epochs have the same documents, whole"
 
 
-def test_a_progressive_growth_run_killed_five_times_changes_no_bit(tmp_path: Path, run_worker: RunWorker) -> None:
+def test_a_progressive_growth_run_killed_five_times_changes_no_bit(tmp_path: Path, workers: ForkedWorkers) -> None:
     import torch
 
     seed = int(os.environ.get("SCALER_WIZARD_KILL_SEED", "0")) or time.time_ns() % 10**9
     generator = random.Random(seed)
     spec = progressive(tmp_path)
-    unbroken = run_worker(spec, timeout_seconds=PATIENCE_SECONDS)
+    unbroken = finished(workers, create_run(spec))
     assert unbroken.end.outcome == "finished", unbroken.log[-3000:]
     broken = create_run(spec)
-    moments = [kill_somewhere(broken, generator) for _ in range(KILLS)]
-    resumed = run_worker(broken, timeout_seconds=PATIENCE_SECONDS)
+    moments = [kill_somewhere(workers, broken, generator) for _ in range(KILLS)]
+    resumed = finished(workers, broken)
     context = f"seed {seed}; killed after {moments}"
     assert resumed.end.outcome == "finished", context + resumed.log[-3000:]
     assert len(resumed.of(ev.Start)) == KILLS + 1, context
