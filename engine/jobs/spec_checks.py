@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
-from engine.jobs.spec_checks_distributed import check_distributed
+from engine.jobs.spec_checks_distributed import check_distributed, check_stages_together
 from engine.jobs.spec_checks_evaluation import check_evaluation
 from engine.jobs.spec_checks_stages import WHOLE_TASKS, check_stages
 from engine.jobs.spec_checks_stream import check_mix, check_sources
@@ -30,6 +30,7 @@ def check_together(spec: JobSpec) -> None:
     check_evaluation(spec)
     if spec.stages:
         check_stages(spec)
+        check_stages_together(spec)
     elif spec.task is Task.EXPAND and not spec.expansion.grows:
         raise EngineError(
             "spec.no_growth",

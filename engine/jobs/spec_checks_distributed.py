@@ -41,6 +41,17 @@ def check_distributed(spec: JobSpec) -> None:
         _check_sharded(spec)
 
 
+def check_stages_together(spec: JobSpec) -> None:
+    """Of a job with stages. Raises EngineError `spec.conflict`."""
+    if spec.distributed.world > 1 and spec.distributed.strategy == "fsdp2":
+        raise conflict(
+            'distributed.strategy = "fsdp2" trains jobs of one stage.',
+            'Set distributed.strategy = "ddp"; or run the stages as jobs one after the other.',
+            "Between stages the optimizer's moments go along as whole tensors.",
+            key="distributed.strategy",
+        )
+
+
 def _check_share(spec: JobSpec) -> None:
     """Every process needs a sequence of every step."""
     training, world = spec.training, spec.distributed.world

@@ -45,7 +45,15 @@ def join(run_dir: Path, life: Life, device: Device) -> Company:
 
 
 def agree(company: Company, spec: JobSpec, resume: Resume | None) -> Resume | None:
-    """The leader's strategy and checkpoint, on every rank. Raises EngineError `ranks.not_sharded`."""
+    """The leader's strategy and checkpoint, on every rank. Raises EngineError `ranks.not_sharded`,
+    `ranks.nothing_to_divide`."""
+    if not any(stage.task.trains for stage in spec.staged()):
+        raise EngineError(
+            "ranks.nothing_to_divide",
+            f'A job with task = "{spec.task.value}" has no steps that {company.world} processes could divide.',
+            next_step="Start it with one process.",
+            exit_code=ExitCode.RUN_FAILED,
+        )
     wanted = spec.distributed.strategy
     if resume is not None:
         wanted = FSDP2 if resume.is_sharded else DDP
