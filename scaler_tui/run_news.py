@@ -43,10 +43,10 @@ class RunNews:
         texts = [f"{name} {one.bits_per_byte:.4f}" for name, one in found.suite_scores.items() if one.step == newest]
         if texts:
             yield f"Step {newest}, bits per byte: {', '.join(texts)}."
+        newest_of = {(one.task, one.metric): one for one in found.benchmarks if one.step == newest}
         asked = [
             f"{one.task} {one.metric} {score_text(one.metric, one.value, one.standard_error, unicode=False)}"
-            for one in found.benchmarks
-            if one.step == newest
+            for one in newest_of.values()
         ]
         if asked:
             yield f"Step {newest}, benchmarks: {', '.join(asked)}."
