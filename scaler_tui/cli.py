@@ -323,7 +323,7 @@ def _attach(arguments: argparse.Namespace) -> int:
     from scaler_tui.terminal import is_interactive
 
     run_dir = find_run(arguments.id)
-    bring_up_to_date(run_dir)
+    bring_up_to_date(run_dir, although_over=True)
     if not is_interactive():
         from scaler_tui.follow import watch
 

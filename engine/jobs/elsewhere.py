@@ -109,9 +109,10 @@ def warning_of(run_dir: Path, now: float | None = None) -> str:
     return f"Not followed from here {heard.replace('yet', 'any more')}; the run goes on on {host}. {step}"
 
 
-def follow(run_dir: Path) -> None:
-    """See that a process brings the mirror up to date; nothing for a run of this machine. Returns at once."""
-    if is_elsewhere(run_dir) and not is_followed(run_dir):
+def follow(run_dir: Path, *, although_over: bool = False) -> None:
+    """See that a process brings the mirror up to date; nothing for a run of this machine, nor, unless asked, for one
+    that was over when its host last said something. Returns when it has begun."""
+    if is_elsewhere(run_dir) and (although_over or link_of(run_dir).working) and not is_followed(run_dir):
         _ask(run_dir, "follow")
 
 

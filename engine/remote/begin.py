@@ -93,6 +93,7 @@ def begin(host: Host, spec: JobSpec, *, base: Path, wish: Wish, say: Say = silen
     sent = _copy(place, bundles, wheel, say)
     program = _program(place, spec, wheel, wish, say)
     places = {bundle.value: place_bundle(place.far, place.root, bundle) for bundle in bundles}
+    say("Checking and starting it there ...")
     there = _start(place, with_places(spec, places), program, force=wish.force)
     say(f"Started there as {there['id']}.")
     record = RemoteRecord(

@@ -102,7 +102,8 @@ class Tailer:
                 return int(ExitCode.DONE)
             except EngineError as error:
                 self._tell(connected=False, error=error)
-                if error.code not in (*PASSING, "remote.unknown_host"):  # it was known once: no network, no names
+                # A host was known once: without a network there are no names. Of a run that is over nothing new comes.
+                if error.code not in (*PASSING, "remote.unknown_host") or not self.link.working:
                     return int(error.exit_code)
             self._rest()
 

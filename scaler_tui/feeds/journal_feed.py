@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from textual.message import Message
 
 from engine.errors import EngineError
+from engine.jobs import elsewhere
 from engine.jobs.fold import Fold
 from engine.jobs.journal import JournalTail
 from engine.jobs.layout import SPEC
@@ -105,6 +106,8 @@ class JournalFeed:
         return self._thread.is_alive()
 
     def _run(self) -> None:
+        with contextlib.suppress(EngineError):  # a mirror that nobody follows says so itself
+            elsewhere.follow(self._run_dir)
         try:
             self._read_spec()
             self._follow()
