@@ -77,6 +77,5 @@ class RetentionPane(VerticalScroll):
 
     def show(self, snapshot: RunSnapshot) -> None:
         """Write the newest findings."""
-        text = self.query_one(FixedText)
-        width = max(text.content_size.width or self.app.size.width - 4, 30)
-        text.show(evaluation_words.retention_content(snapshot, width, unicode=self._unicode))
+        width = max(self.app.size.width - 4, 30)  # with room for the scroll bar, whether or not it is there yet
+        self.query_one(FixedText).show(evaluation_words.retention_content(snapshot, width, unicode=self._unicode))
