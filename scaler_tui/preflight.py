@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from engine.units import format_bytes
 if TYPE_CHECKING:
     from engine.advise.appraisal import Appraisal
     from engine.advise.spec_growth import SpecGrowth
-    from engine.advise.spec_stages import Text
+    from engine.advise.spec_stages import JobEstimate, Text
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
     from engine.models.architecture import Architecture
@@ -39,6 +39,8 @@ class Checked:
     """Why it would have been refused without `--force`; "" when it fits. It becomes the journal's first line."""
     disk_bytes: int
     """What the run directory will hold."""
+    job: JobEstimate | None = None
+    """Stage by stage, of a job that streams text or has stages."""
 
 
 def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
@@ -78,7 +80,8 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     notes = [*ref.notes, *window, *words, *job.warnings]
     if ref.needs_download:
         notes.append(_download_note(ref, architecture, machine))
-    return _checked(spec, job.whole, notes, force=force)
+    checked = _checked(spec, job.whole, notes, force=force)
+    return replace(checked, job=job if spec.streams or spec.stages else None)
 
 
 def text_of(spec: JobSpec, model_dir: Path | None) -> tuple[Text, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.jobs.spec_conflict import conflict
+from engine.jobs.spec_context import ContextSection
 from engine.jobs.spec_section import Task
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def check_distributed(spec: JobSpec) -> None:
     _check_share(spec)
     if section.strategy == "fsdp2":
         _check_sharded(spec)
+        _check_limits(spec)
 
 
 def check_stages_together(spec: JobSpec) -> None:
@@ -48,6 +50,26 @@ def check_stages_together(spec: JobSpec) -> None:
             'distributed.strategy = "fsdp2" trains jobs of one stage.',
             'Set distributed.strategy = "ddp"; or run the stages as jobs one after the other.',
             "Between stages the optimizer's moments go along as whole tensors.",
+            key="distributed.strategy",
+        )
+
+
+def check_shards(spec: JobSpec) -> None:
+    """Of the whole job: what shards do not go with, whatever its parts are. Raises EngineError `spec.conflict`."""
+    if spec.distributed.world == 1 or spec.distributed.strategy != "fsdp2":
+        return
+    if spec.stages:
+        raise conflict(
+            'distributed.strategy = "fsdp2" does not go with [[stages]].',
+            'Set distributed.strategy = "ddp" or "auto"; or make every stage a job of its own.',
+            "Between stages the optimizer's moments go along as whole tensors.",
+            key="distributed.strategy",
+        )
+    if spec.context != ContextSection():
+        raise conflict(
+            'distributed.strategy = "fsdp2" does not go with [context].',
+            'Set distributed.strategy = "ddp" or "auto"; or extend first (task = "extend"), then train that folder.',
+            "Windows are trained and measured with the whole model at hand.",
             key="distributed.strategy",
         )
 
@@ -90,6 +112,18 @@ def _check_sharded(spec: JobSpec) -> None:
             "8-bit states of bitsandbytes cannot be divided.",
             key="distributed.strategy",
         )
+
+
+def _check_limits(spec: JobSpec) -> None:
+    """A limit that ends the run goes back to an earlier checkpoint, which shards cannot."""
+    for number, limit in enumerate(spec.retention, 1):
+        if limit.action == "stop":
+            raise conflict(
+                f'retention[{number}].action = "stop" goes back to an earlier checkpoint, which '
+                'distributed.strategy = "fsdp2" cannot.',
+                'Set action = "hold", or distributed.strategy = "ddp".',
+                key=f"retention[{number}].action",
+            )
 
 
 def _field(spec: JobSpec) -> str:

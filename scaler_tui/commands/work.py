@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from engine.errors import EngineError, ExitCode
@@ -89,6 +90,15 @@ def _keep_hosts(run_dir: Path, hosts: Path | None) -> None:
 
 
 def _announced(checked: Checked) -> Checked:
+    """Says what is worth saying before anything is spent; of stages and streams the schedule with its figures."""
+    if checked.job is not None:
+        from scaler_tui.commands.schedule import look_of_stdout
+        from scaler_tui.schedule_text import job_lines
+
+        for line in job_lines(checked.job, look_of_stdout()):
+            output.note(line)
+        told = set(checked.job.warnings)
+        checked = replace(checked, notes=tuple(note for note in checked.notes if note not in told))
     for text in checked.notes:
         output.note(text)
     return checked

@@ -33,3 +33,53 @@ def test_what_ships_with_the_program_is_not_taken_for_a_file(tmp_path: Path) -> 
     spec = with_absolute_paths(JobSpec(data=DataSection(train="rows.jsonl", heldout="", base_text="general")), tmp_path)
     assert spec.data.base_text == "general"
     assert spec.data.train == str(tmp_path / "rows.jsonl")
+
+
+def refused_file(text: str, folder: Path) -> str:
+    """What `start` says of a spec file that it does not start."""
+    from engine.jobs.spec_toml import load_spec, naming_lines
+
+    path = folder / "job.toml"
+    path.write_text(text)
+    with pytest.raises(EngineError) as refused, naming_lines(path):
+        check(load_spec(path), base=folder, force=False)
+    assert list_runs() == []
+    return refused.value.what.removeprefix(f"{path}: ")
+
+
+def test_what_only_model_machine_and_text_can_tell_is_refused_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    (tmp_path / "web.txt").write_text("Some words of text. " * 200)
+    web = '[[sources]]\nname = "web"\npath = "web.txt"\n'
+    head = 'task = "full"\n'
+    shrinks = refused_file(f"{head}{web}[[stages]]\nmax_tokens = 9000\n[[stages]]\nlayers = 4\n", tmp_path)
+    assert shrinks == "line 8: stages[2].layers = 4 would shrink the model: it has 8 before this stage."
+    assert refused_file(f"{head}{web.replace('web.txt', 'gone.txt')}", tmp_path).startswith("line 4: Source 'web'")
+    nothing = refused_file(f'{head}{web}[training]\ntrainable = ["*.ffn.*"]\n', tmp_path)
+    assert nothing.startswith('line 6: training.trainable = "*.ffn.*" is the name of no parameter')
+    unknown = refused_file(f"{head}{web.replace('web.txt', 'hub:a/b')}[training]\nepochs = 2.0\n", tmp_path)
+    assert unknown.startswith("line 6: How many tokens source 'web' holds is not known")
+    few = refused_file("[training]\nbatch_size = 512\n[distributed]\nprocesses = 500\n", tmp_path)
+    assert few.startswith("line 4: 500 processes cannot share ")
+    task = tmp_path / "mine.yaml"
+    task.write_text("task: my_task\n")
+    limit = refused_file('[evaluation]\ntasks = ["mine.yaml"]\n[[retention]]\non = "your_task"\n', tmp_path)
+    assert limit.startswith('line 4: retention[1].on = "your_task" is nothing that this job measures')
+
+
+def test_a_stream_that_may_start_comes_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.jobs.spec import SourceSection, Task
+
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    (tmp_path / "web.txt").write_text("Some words of text. " * 2000)
+    spec = JobSpec(
+        task=Task.FULL,
+        sources=(SourceSection(name="web", path="web.txt"),),
+        training=TrainingSection(max_tokens=20_000),
+    )
+    checked = check(spec, base=tmp_path, force=False)
+    assert checked.job is not None
+    assert checked.spec.prediction.seconds_likely == pytest.approx(checked.job.whole.hours.likely * 3600, abs=0.1)
+    assert checked.spec.sources[0].path == str(tmp_path / "web.txt")
