@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_duration, format_hours, format_usd
+from scaler_tui.limit_choices import card_figures, count_rows
 from scaler_tui.plain_context import choose_window
 from scaler_tui.plain_growth import choose_growth
 from scaler_tui.plain_text import choose_text
@@ -276,15 +277,16 @@ def _decide(wizard: Wizard) -> int:
                 choose_window(wizard)
             if matrix.row(approach).runnable and wizard.trains_on_text:
                 choose_text(wizard, approach)
-            return _finish(wizard, wizard.spec_for(approach))
+            return _finish(wizard, approach, wizard.spec_for(approach))
         except Back:
             _show(matrix)
         except EngineError as error:
             _say_error(error)
 
 
-def _finish(wizard: Wizard, spec: JobSpec) -> int:
+def _finish(wizard: Wizard, approach: str, spec: JobSpec) -> int:
     """Start it, or write or show the spec. Raises Back, Left, and EngineError when it is refused."""
+    from engine.advise.sharded import words_of
     from engine.jobs.spec_toml import dump_spec
     from scaler_tui.commands.work import start_and_follow
     from scaler_tui.spec_file import write_spec
@@ -298,6 +300,8 @@ def _finish(wizard: Wizard, spec: JobSpec) -> int:
             f"Memory {_span(format_bytes(p.memory_bytes_low), format_bytes(p.memory_bytes_high))}, "
             f"time {_span(format_duration(p.seconds_low), format_duration(p.seconds_high))}, by {p.origin}."
         )
+    for count in count_rows(wizard.run_row(approach)) if spec.needs_data else ():
+        say(f"{words_of(count)}. {card_figures(count)}.")
     machine = wizard.machine
     labels = ["Write the spec to a file", "Show the spec"]
     if machine is not None and machine.simulated:

@@ -14,6 +14,7 @@ from textual.content import Content
 from engine.errors import EngineError, ExitCode
 from engine.estimate.estimate import Verdict
 from scaler_tui.frank import must_agree
+from scaler_tui.limit_choices import card_figures, count_rows
 
 if TYPE_CHECKING:
     from engine.advise.figures import Refined
@@ -56,7 +57,16 @@ def savings_content(row: ApproachRow | None, width: int) -> Content:
         parts.append((f"{heading}\n", "bold"))
         parts += _numbered([fix.sentence for fix in (fixes or savings)[:MOST_SAVINGS]], width)
     parts += [f"{line}\n" for line in textwrap.wrap(_room(row), max(width, MINIMUM_WIDTH))]
-    return Content.assemble(*parts)
+    return Content.assemble(*parts, *_cards(row))
+
+
+def _cards(row: ApproachRow) -> list[str | tuple[str, str]]:
+    """What several cards like the planned one would give; nothing on a CPU, and for steps too small to share."""
+    counts = count_rows(row)
+    if len(counts) < 2:
+        return []
+    lines = [f"  {row.cards} {'card ' if row.cards == 1 else 'cards'}  {card_figures(row)}\n" for row in counts]
+    return [("On several such cards\n", "bold"), *lines]
 
 
 def not_startable(
