@@ -146,8 +146,8 @@ def _interleaved(kinds: list[str], rounds: int) -> Iterator[str]:
 def main() -> int:
     """Both tokenizers; 1 where one of them misses the budget."""
     parser = argparse.ArgumentParser(prog="python -m bench.corpus")
-    parser.add_argument("--megabytes", type=float, default=8.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=16.0)
+    parser.add_argument("--rounds", type=int, default=3)
     options, _ = parser.parse_known_args()
     texts = documents(options.megabytes)
     with tempfile.TemporaryDirectory() as name:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine.corpus.order import DEFAULT_BLOCK_DOCUMENTS, BlockLayout, Integers, StreamOrder
 from engine.corpus.report import CorpusReport
-from engine.corpus.shards import Shard
+from engine.corpus.shards import Shard, Tokens
 from engine.errors import EngineError
 
 
@@ -84,7 +84,8 @@ class Domain:
         self.heldout = heldout
         self._shards = tuple(shards)
         self._kept = kept
-        self._first_documents = np.cumsum([0, *(len(shard.documents) for shard in shards)])
+        self._ends = tuple(shard.documents["end"] for shard in shards)
+        self._first_documents = np.cumsum([0, *(len(ends) for ends in self._ends)])
         self._block_documents = shuffle_documents or DEFAULT_BLOCK_DOCUMENTS
         blocks = -(-len(kept) // self._block_documents)
         tokens = np.array([self._block_layout(number).ends[-1:].sum() for number in range(blocks)], np.int64)
@@ -103,8 +104,8 @@ class Domain:
             if piece.from_token == 0:
                 starts.append(filled)
             length = piece.to_token - piece.from_token
-            shard, _, begin, _ = self._place(piece.document)
-            ids[filled : filled + length] = shard.tokens[begin + piece.from_token : begin + piece.to_token]
+            tokens, begin, _ = self._place(piece.document)
+            ids[filled : filled + length] = tokens[begin + piece.from_token : begin + piece.to_token]
             filled += length
         return Piece(ids, np.array(starts, np.int64))
 
@@ -114,8 +115,8 @@ class Domain:
 
     def document_ids(self, number: int) -> NDArray[np.uint32]:
         """All tokens of one document, its end token included."""
-        shard, _, begin, end = self._place(number)
-        return shard.tokens[begin:end].astype(np.uint32)
+        tokens, begin, end = self._place(number)
+        return tokens[begin:end].astype(np.uint32)
 
     def _walk(self, first: int, count: int) -> Iterator[DocumentPiece]:
         if count and not self.tokens:
@@ -123,7 +124,7 @@ class Domain:
         token, end = first, first + count
         while token < end:
             epoch, block, offset = self._order.find(token)
-            index = int(np.searchsorted(block.ends, offset, side="right"))
+            index = int(block.ends.searchsorted(offset, side="right"))
             while token < end and index < len(block.documents):
                 begin = int(block.ends[index - 1]) if index else 0
                 to_token = min(int(block.ends[index]) - begin, offset - begin + end - token)
@@ -132,13 +133,11 @@ class Domain:
                 offset = begin + to_token
                 index += 1
 
-    def _place(self, document: int) -> tuple[Shard, int, int, int]:
-        """(shard, index in it, first token, end) of a document."""
-        number = int(np.searchsorted(self._first_documents, document, side="right")) - 1
-        shard = self._shards[number]
-        index = document - int(self._first_documents[number])
-        begin = int(shard.documents["end"][index - 1]) if index else 0
-        return shard, index, begin, int(shard.documents["end"][index])
+    def _place(self, document: int) -> tuple[Tokens, int, int]:
+        """(its shard's tokens, first token in them, end) of a document."""
+        number = int(self._first_documents.searchsorted(document, side="right")) - 1
+        ends, index = self._ends[number], document - int(self._first_documents[number])
+        return self._shards[number].tokens, int(ends[index - 1]) if index else 0, int(ends[index])
 
     def _block_layout(self, number: int) -> BlockLayout:
         first = number * self._block_documents

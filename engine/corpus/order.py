@@ -63,7 +63,7 @@ class StreamOrder:
         epoch, within = divmod(token, self.epoch_tokens)
         with self._remembering:
             layout = self._epoch(epoch)
-            place = int(np.searchsorted(layout.ends, within, side="right"))
+            place = int(layout.ends.searchsorted(within, side="right"))
             before = int(layout.ends[place - 1]) if place else 0
             return epoch, self._block(epoch, int(layout.blocks[place])), within - before
 
