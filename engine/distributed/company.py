@@ -130,7 +130,7 @@ class Company:
 
 def meet(place: Place, life: Life, run_dir: Path, *, device: str, device_name: str, strategy: str) -> Company:
     """Wait for all ranks. Raises EngineError `ranks.other_folder` when they do not see the same run directory."""
-    life.doing("waiting for the others")
+    life.doing("waiting for the others", slow=True)
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=NO_LIMIT)
     control = dist.new_group(backend="gloo", timeout=NO_LIMIT)

@@ -26,7 +26,9 @@ class Life:
         self._run_dir = run_dir
         self.place = place
         self._lock = threading.Lock()
-        self._sign = msgspec.structs.replace(ranks.own_sign(place.rank, place.world), pieces=pieces, doing="starting")
+        self._sign = msgspec.structs.replace(
+            ranks.own_sign(place.rank, place.world), pieces=pieces, doing="starting", slow=True
+        )
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="signs", daemon=True)
 
@@ -35,12 +37,17 @@ class Life:
         self._write()
         self._thread.start()
 
-    def doing(self, words: str, *, step: int = -1, in_step: bool = False) -> None:
+    def doing(self, words: str, *, step: int = -1, in_step: bool = False, slow: bool = False) -> None:
         """What comes next. Costs nothing: it is written with the next sign."""
         with self._lock:
             sign = self._sign
             self._sign = msgspec.structs.replace(
-                sign, doing=words, moves=sign.moves + 1, in_step=in_step, step=sign.step if step < 0 else step
+                sign,
+                doing=words,
+                moves=sign.moves + 1,
+                in_step=in_step,
+                slow=slow,
+                step=sign.step if step < 0 else step,
             )
 
     def leave(self) -> None:

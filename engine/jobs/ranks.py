@@ -20,6 +20,8 @@ from engine.jobs.liveness import START_TOLERANCE_SECONDS, host_name, process_sta
 
 FOLDER = "ranks"
 POLL_SECONDS = 1.0
+PATIENCE_FACTOR = 10.0
+"""So many times longer may a process be silent that reads or writes files: it may hold the interpreter meanwhile."""
 SLOW_FACTOR = 4.0
 """A step's part may take so many times the longest one so far before its process counts as hung."""
 WORKING, LEFT, FAILED = "working", "left", "failed"
@@ -54,6 +56,8 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
     """Under way, or the last one."""
     in_step: bool = False
     """Computing a step, not waiting for another process to do something that may take long."""
+    slow: bool = False
+    """Doing what may keep its signs back: importing, reading or writing large files."""
     pieces: int = 1
     """In which micro-batches are computed (memory)."""
     state: str = WORKING
@@ -175,8 +179,12 @@ class Watch:
 
     def _silent(self, watched: Sequence[_Watched], now: float) -> Trouble | None:
         """No sign at all: the whole process is stopped, or its machine is out of reach."""
-        limit = self.hang_seconds - POLL_SECONDS
-        silent = [one for one in watched if one.sign.state == WORKING and now - one.beat_seen >= limit]
+        silent = [
+            one
+            for one in watched
+            if one.sign.state == WORKING
+            and now - one.beat_seen >= self.hang_seconds * (PATIENCE_FACTOR if one.sign.slow else 1.0) - POLL_SECONDS
+        ]
         if not silent or len(silent) == len(watched) > 1:  # all at once: then it is this reader that slept
             return None
         words = [f"{one.sign.who} gives no sign of life" for one in silent]

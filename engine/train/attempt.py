@@ -57,7 +57,7 @@ class Attempt:
     def phase(self, name: str, detail: str = "", done: int = 0, total: int = 0) -> None:
         """Say what is going on."""
         if self.company is not None:
-            self.company.life.doing(f"{name}: {detail}" if detail else name)
+            self.company.life.doing(f"{name}: {detail}" if detail else name, slow=True)
         self.journal.write(ev.Phase(t=time.time(), name=name, detail=detail, done=done, total=total))
 
     def warn(self, message: str, next_step: str = "") -> None:

@@ -135,7 +135,7 @@ def parallel_of(attempt: Attempt, model: Any, base: Any) -> Parallel | None:
     company, device = attempt.company, attempt.device
     if company is None:
         return None
-    company.life.doing(f"placing the model ({company.strategy})")
+    company.life.doing(f"placing the model ({company.strategy})", slow=True)
     if company.shards:
         offload = attempt.spec.distributed.cpu_offload
         return Shards(company, model, base, device=device.torch_device, dtype=device.compute_dtype, offload=offload)

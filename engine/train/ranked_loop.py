@@ -58,7 +58,7 @@ class ShardedTraining:
     def save(self) -> None:
         """Into the folder that `engine.train.checkpointing.take_over` takes."""
         state, company = self._trainer.state, self._parallel.company
-        company.life.doing(f"step {state.global_step}: saving")
+        company.life.doing(f"step {state.global_step}: saving", slow=True)
         folder = trainer_output(self._run_dir) / f"checkpoint-{state.global_step}"
         if company.leads:
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class Leading:
 
     def step_is_done(self, step: int) -> None:
         """From here on the leader works alone."""
-        self._company.life.doing(f"step {step} is done", step=step)
+        self._company.life.doing(f"step {step} is done", step=step, slow=True)
         self._company.alone()
 
     def decide(self, *, stop: bool, save: bool) -> bool:

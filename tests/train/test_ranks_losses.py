@@ -93,7 +93,7 @@ def _spec(name: str, model: Path, data: Path) -> JobSpec:
             "max_grad_norm": 0.5,
             "threads": 1,
         },
-        "evaluation": {"sample_prompts": ["Say amber"], "max_new_tokens": 4},
+        "evaluation": {"sample_prompts": ["Say amber"], "max_new_tokens": 4, "every_steps": 3},
         "checkpoint": {"every_steps": 2},
         "distributed": {"strategy": strategy or "auto"},
         **({} if task == "full" else {"adapter": {"rank": 4, "alpha": 8, "dropout": 0.0}}),
@@ -112,6 +112,16 @@ def test_the_losses_of_several_processes_are_those_of_one(ended: dict[str, Ended
         assert together[step].trained_tokens == event.trained_tokens
     assert max(event.grad_norm for event in alone.values()) > 0.5, "clipping was at work"
     assert len({event.tokens for event in alone.values()}) > 1, "steps differ in their tokens"
+
+
+@pytest.mark.parametrize("name", ["full ddp", "full fsdp2", "qlora ddp", "qlora fsdp2"])
+def test_what_the_leader_measures_alone_is_what_one_process_measures(ended: dict[str, Ended], name: str) -> None:
+    alone, together = ended[name.split()[0]], ended[name]
+    wanted = [(event.step, event.loss) for event in alone.of(ev.Eval)]
+    found = {event.step: event.loss for event in together.of(ev.Eval)}
+    assert [step for step, _ in wanted] == list(found) == [3, STEPS]
+    for step, loss in wanted:
+        assert found[step] == pytest.approx(loss, abs=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

@@ -65,6 +65,16 @@ def test_a_process_that_gives_no_sign_is_named_before_the_limit_is_over(two: Ran
     assert "step 3: micro-batch 1 of 2" in trouble.what
 
 
+def test_a_process_that_reads_large_files_may_be_silent_for_longer(two: Ranks) -> None:
+    two.step(0, 1)
+    two.write(1, in_step=False, slow=True, doing="loading model")
+    for second in range(0, 280, 10):
+        two.write(0)
+        assert two.watch.look(float(second)) is None
+    two.write(0)
+    assert two.watch.look(320.0) is not None
+
+
 def test_a_process_that_stays_behind_in_a_step_is_named_though_it_gives_signs(two: Ranks) -> None:
     for second, moves in ((0.0, 1), (2.0, 2), (4.0, 3)):
         two.step(3, moves)
