@@ -54,26 +54,6 @@ def check_stages_together(spec: JobSpec) -> None:
         )
 
 
-def check_shards(spec: JobSpec) -> None:
-    """Of the whole job: what shards do not go with, whatever its parts are. Raises EngineError `spec.conflict`."""
-    if spec.distributed.world == 1 or spec.distributed.strategy != "fsdp2":
-        return
-    if spec.stages:
-        raise conflict(
-            'distributed.strategy = "fsdp2" does not go with [[stages]].',
-            'Set distributed.strategy = "ddp" or "auto"; or make every stage a job of its own.',
-            "Between stages the optimizer's moments go along as whole tensors.",
-            key="distributed.strategy",
-        )
-    if spec.context != ContextSection():
-        raise conflict(
-            'distributed.strategy = "fsdp2" does not go with [context].',
-            'Set distributed.strategy = "ddp" or "auto"; or extend first (task = "extend"), then train that folder.',
-            "Windows are trained and measured with the whole model at hand.",
-            key="distributed.strategy",
-        )
-
-
 def _check_share(spec: JobSpec) -> None:
     """Every process needs a sequence of every step."""
     training, world = spec.training, spec.distributed.world
@@ -110,6 +90,14 @@ def _check_sharded(spec: JobSpec) -> None:
             f'distributed.strategy = "fsdp2" needs optimizer = "adamw", not "{spec.training.optimizer.value}".',
             'Set training.optimizer = "adamw"; its states are divided too, which saves more.',
             "8-bit states of bitsandbytes cannot be divided.",
+            key="distributed.strategy",
+        )
+
+    if spec.context != ContextSection():
+        raise conflict(
+            'distributed.strategy = "fsdp2" does not go with [context].',
+            'Set distributed.strategy = "ddp" or "auto"; or extend first (task = "extend"), then train that folder.',
+            "Windows are trained and measured with the whole model at hand.",
             key="distributed.strategy",
         )
 
