@@ -68,7 +68,7 @@ def ssh_error(host: str, said: str) -> EngineError:
             cause=cause,
             next_step=f"Is it on, and is the port right? Try: ssh {host}",
         )
-    if "Bad configuration option" in said or "configuration" in said.lower():
+    if "configuration" in said.lower() or "config file" in said.lower():
         return EngineError(
             "remote.ssh_config", "ssh does not understand its own configuration.", cause=cause, next_step="Correct it."
         )

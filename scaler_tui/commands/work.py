@@ -68,8 +68,10 @@ def _on_processes(spec: JobSpec, arguments: argparse.Namespace) -> JobSpec:
         changes["processes"] = arguments.processes
     if arguments.nodes is not None:
         from engine.jobs.crew import read_hosts
+        from engine.remote.hosts import check_hosts
 
         hosts = read_hosts(arguments.nodes)
+        check_hosts(hosts)
         changes["nodes"] = len(hosts)
         changes["processes"] = arguments.processes or hosts[0].slots or section.processes
     elif section.nodes > 1:

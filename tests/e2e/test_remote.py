@@ -17,9 +17,10 @@ import pytest
 
 from engine.errors import EngineError
 from engine.jobs import elsewhere
+from engine.jobs.crew import Host
 from engine.jobs.summary import RunSummary, summarize
 from engine.paths import runs_dir
-from engine.remote import farside, ssh
+from engine.remote import farside, hosts, ssh
 from engine.remote.send import Copy, Item
 from engine.remote.wheel import pack
 from engine.resources import demo_model_dir
@@ -256,3 +257,21 @@ def test_who_is_not_let_in_is_told_what_to_do(box: Server, spec: Path) -> None:
         farside.order(far, "look", home="/proc/nowhere")
     assert unwritable.value.code == "remote.disk"
     assert not cli("runs", "--json").json, "nothing was left behind"
+
+
+def test_machines_of_one_run_are_looked_at_before_it_starts(
+    box: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ssh.PROGRAM, box.program)
+    hosts.check_hosts((Host("localhost"), Host("box")))
+    with monkeypatch.context() as other:
+        other.setattr(hosts, "__version__", "0.0.9")
+        with pytest.raises(EngineError) as error:
+            hosts.check_hosts((Host("box"),))
+    assert error.value.code == "hosts.no_program"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCALER_WIZARD_HOME", "/proc/self/cwd/home")  # another folder in every process
+    with pytest.raises(EngineError) as error:
+        hosts.check_hosts((Host("box"),))
+    assert error.value.code == "hosts.not_shared"
+    assert not list((tmp_path / "home" / "runs").iterdir()), "nothing is left behind"
