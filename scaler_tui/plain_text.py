@@ -14,6 +14,7 @@ from scaler_tui.prompts import Back, choose, read, say
 from scaler_tui.text_plan import TextPlan, keep
 
 if TYPE_CHECKING:
+    from engine.advise.spec_stages import JobEstimate
     from engine.jobs.spec_stream import SourceSection
     from scaler_tui.window_choices import Option
     from scaler_tui.wizard import Wizard
@@ -38,6 +39,8 @@ def choose_text(wizard: Wizard, approach: str) -> None:
         number = choose("Text", MENU, suggested=1 if plan.sources else 2)
         try:
             if number == 1 and not plan.obstacle:
+                wizard.count_text()
+                _tell_schedule(wizard, approach)
                 break
             if number == 1:
                 say(f"  {plan.obstacle}")
@@ -51,9 +54,7 @@ def choose_text(wizard: Wizard, approach: str) -> None:
             continue
         except EngineError as error:
             _say_error(error)
-    wizard.count_text()
     keep(plan.choice)
-    _tell_schedule(wizard, approach)
 
 
 def _tell_sources(plan: TextPlan) -> None:
@@ -175,14 +176,14 @@ def _change_stage(wizard: Wizard, approach: str, place: int) -> None:
     text = read(f"  {stage_edits.PLACEHOLDERS[what]} [{stage_edits.typed(before.stages[place], what)}]: ")
     try:
         plan.decide(stages=stage_edits.with_typed(before.stages, place, what, text))
-        wizard.spec_for(approach, force=True)
+        _laid_out(wizard, approach)
     except EngineError as error:
         plan.decide(stages=before.stages)
         _say_error(error)
 
 
-def _tell_schedule(wizard: Wizard, approach: str) -> None:
-    """Every stage in sentences, with what it takes. Raises EngineError where it cannot be."""
+def _laid_out(wizard: Wizard, approach: str) -> JobEstimate:
+    """The job as it is chosen now. Raises EngineError where it cannot be."""
     from scaler_tui.feeds.schedule_feed import ScheduleAsked, amounts_of, plan_schedule
 
     assert wizard.machine is not None
@@ -191,6 +192,12 @@ def _tell_schedule(wizard: Wizard, approach: str) -> None:
     spec = wizard.spec_for(approach, force=True)
     job = plan_schedule(ScheduleAsked(key, spec, wizard.architecture, wizard.machine, amounts_of(wizard.text)))
     wizard.text.laid_out = (key, job)
+    return job
+
+
+def _tell_schedule(wizard: Wizard, approach: str) -> None:
+    """Every stage in sentences, with what it takes. Raises EngineError where it cannot be."""
+    job = _laid_out(wizard, approach)
     say()
     say("The schedule.")
     for stage in job.stages:

@@ -190,7 +190,7 @@ class TextPlan:
     def obstacle(self) -> str:
         """Why it cannot go on; "" when it can."""
         if not self.sources:
-            return "There is no source yet: a adds one."
+            return "There is no source yet."
         if not any(source.weight for source in self.sources):
             return "All weights are 0: there would be nothing to train on."
         for source in self.sources:

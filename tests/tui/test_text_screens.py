@@ -90,7 +90,7 @@ async def test_a_typed_path_is_read_by_the_command_and_its_faults_are_located(
     async with at_text(monkeypatch, tmp_path, sources=0) as (app, pilot):
         await until(pilot, lambda: "No source yet" in visible(app))
         await pilot.press("enter")
-        await until(pilot, lambda: "a adds one" in visible(app))
+        await until(pilot, lambda: "There is no source yet." in visible(app))
         await typed(app, pilot, "a", "/no/such/place", "#text-field")
         await until(pilot, lambda: "There is no file or folder /no/such/place" in visible(app))
         await typed(app, pilot, "a", str(tmp_path / "rows.jsonl"), "#text-field")
