@@ -16,11 +16,11 @@ from engine.advise.growth_plan import plan_growth, shape_of
 from engine.expansion.certificate import read_certificate
 from engine.jobs.spec import ExpansionSection, JobSpec, Schedule, Task, TrainingSection
 from engine.models.headers import read_headers
+from engine.schedule.rates import rate_curve, unfreeze_step
 from engine.surgery.expand import ExpandRequest, expand
 from engine.train.carried_moments import grow_moments, read_moments, write_moments
 from engine.train.environment import Device
 from engine.train.grown_model import GrownModel, load_grown
-from engine.schedule.rates import rate_curve, unfreeze_step
 from engine.train.grown_optimizer import GrownAdamW, parameter_groups
 from engine.train.model_output import write_model
 from engine.train.parts import Kind, Part, parts_of
