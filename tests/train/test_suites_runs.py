@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,8 @@ from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
 from engine.resources import demo_dir
-from tests.train.conftest import Finished, RunWorker, SpecMaker, write_jsonl
-from tests.train.spawn import worker_command, worker_environment
+from tests.support.forked_workers import ForkedWorkers
+from tests.train.conftest import Finished, SpecMaker, write_jsonl
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow
@@ -46,12 +45,16 @@ def demo(make_spec: SpecMaker, tmp_path: Path) -> Callable[..., JobSpec]:
     return make
 
 
+def finished(workers: ForkedWorkers, run_dir: Path) -> Finished:
+    return Finished(run_dir, workers.run(run_dir))
+
+
 def card_of(done: Finished) -> Card:
     return msgspec.json.decode((done.run_dir / "card.json").read_bytes(), type=Card)
 
 
 def test_a_result_that_lost_too_much_is_held_and_everything_is_on_the_card(
-    demo: Callable[..., JobSpec], run_worker: RunWorker
+    demo: Callable[..., JobSpec], workers: ForkedWorkers
 ) -> None:
     spec = demo(
         {"on": "prose", "most_lost": 0.05, "action": "hold"},
@@ -59,7 +62,7 @@ def test_a_result_that_lost_too_much_is_held_and_everything_is_on_the_card(
         evaluation={"every_steps": 2, "tasks": ("demo",), "tasks_every_steps": 2, "tasks_part": 2, "tasks_limit": 3},
         output={"merge": True},
     )
-    done = run_worker(spec)
+    done = finished(workers, create_run(spec))
     assert done.end.outcome == "finished", done.log[-3000:]
     assert [(event.step, event.suite) for event in done.of(ev.SuiteScore)] == [(n, "prose") for n in (0, 2, 4)]
     asked = [(one.step, one.part, one.questions) for one in done.of(ev.BenchmarkScore) if one.task == "demo"]
@@ -88,7 +91,7 @@ def test_a_result_that_lost_too_much_is_held_and_everything_is_on_the_card(
 
 
 def test_a_broken_limit_ends_the_run_at_the_last_checkpoint_that_kept_it(
-    demo: Callable[..., JobSpec], run_worker: RunWorker
+    demo: Callable[..., JobSpec], workers: ForkedWorkers
 ) -> None:
     """The rate grows from nothing to far too much, so that the first looks are passed."""
     spec = demo(
@@ -97,7 +100,7 @@ def test_a_broken_limit_ends_the_run_at_the_last_checkpoint_that_kept_it(
         evaluation={"every_steps": 1},
         checkpoint={"every_steps": 100},
     )
-    done = run_worker(spec)
+    done = finished(workers, create_run(spec))
     assert done.end.outcome == "stopped", done.log[-3000:]
     last = max(event.step for event in done.of(ev.Step))
     good = done.end.step
@@ -110,7 +113,7 @@ def test_a_broken_limit_ends_the_run_at_the_last_checkpoint_that_kept_it(
 
 
 def test_stages_are_compared_with_the_parent_and_a_kill_costs_no_figure(
-    make_spec: SpecMaker, run_worker: RunWorker
+    make_spec: SpecMaker, workers: ForkedWorkers
 ) -> None:
     """Killed after the parent was measured, then resumed: nothing of step 0 is measured or told twice."""
     spec = make_spec(
@@ -120,8 +123,8 @@ def test_stages_are_compared_with_the_parent_and_a_kill_costs_no_figure(
     )
     stages = [{"name": "first"}, {"name": "wider", "ffn": 160}]
     run_dir = create_run(msgspec.convert({**msgspec.to_builtins(spec), "stages": stages}, JobSpec))
-    _kill_at_first_step(run_dir)
-    done = run_worker(run_dir)
+    _kill_at_first_step(workers, run_dir)
+    done = finished(workers, run_dir)
     assert done.end.outcome == "finished", done.log[-3000:]
     assert len([event for event in done.of(ev.SuiteScore) if event.step == 0]) == 1
     cells = [json.loads(line)["cell"] for line in (run_dir / "evaluation.jsonl").read_text().splitlines()]
@@ -132,15 +135,10 @@ def test_stages_are_compared_with_the_parent_and_a_kill_costs_no_figure(
     assert card.retention == card.stages[1].reports
 
 
-def _kill_at_first_step(run_dir: Path) -> None:
-    process = subprocess.Popen(worker_command(run_dir, ""), env=worker_environment(), stdout=subprocess.DEVNULL)
-    try:
-        tail = JournalTail(run_dir)
-        until = time.monotonic() + 150
-        while not any(isinstance(event, ev.Step) for event in tail.read_new()):
-            assert process.poll() is None, (run_dir / "worker.log").read_text()[-3000:]
-            assert time.monotonic() < until
-            time.sleep(0.02)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+def _kill_at_first_step(workers: ForkedWorkers, run_dir: Path) -> None:
+    tail, worker, stepped = JournalTail(run_dir), workers.start(run_dir), False
+    while not stepped and workers.is_alive(worker):
+        stepped = any(isinstance(event, ev.Step) for event in tail.read_new())
+        time.sleep(0.001)
+    os.kill(worker, signal.SIGKILL)
+    assert workers.wait() == -signal.SIGKILL
