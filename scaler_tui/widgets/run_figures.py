@@ -16,6 +16,7 @@ from engine.jobs.summary import cost_usd
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
 from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
+from scaler_tui.spec_stream_text import stream_lines
 from scaler_tui.widgets.evaluation_words import WAIT_BUDGET, ranks_text, wait_text
 from scaler_tui.widgets.status_line import toned
 
@@ -177,11 +178,10 @@ def _marked(row: Promise, *, unicode: bool) -> str:
 
 
 def _data_rows(spec: JobSpec) -> list[tuple[str, str]]:
-    if not spec.streams:
-        return [("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row")]
-    total = sum(source.weight for source in spec.sources) or 1.0
-    mix = ", ".join(f"{source.name} {source.weight / total * 100:.0f} %" for source in spec.sources)
-    return [("data", f"{mix}; sequences of {spec.data.max_length:,} tokens")]
+    rows = [(label.lower(), words) for label, words in stream_lines(spec)]
+    if spec.streams:
+        return [*rows, ("sequences", f"{spec.data.max_length:,} tokens, always full")]
+    return [("data", f"{spec.data.train}, up to {spec.data.max_length} tokens a row"), *rows]
 
 
 def _spec_rows(spec: JobSpec) -> list[tuple[str, str]]:

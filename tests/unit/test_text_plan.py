@@ -17,6 +17,7 @@ from engine.jobs.spec_growth import ExpansionSection
 from engine.jobs.spec_toml import dump_spec, load_spec
 from scaler_tui import limit_choices, stage_edits
 from scaler_tui.text_plan import Checked, TextChoice, TextPlan, keep, kept
+from tests.unit.test_hygiene import HEAVY, modules_after
 
 
 def report_of(source: SourceSection, tokens: int, **more: object) -> SourceReport:
@@ -225,3 +226,19 @@ def test_more_processes_than_sequences_say_why_not(plan: TextPlan) -> None:
     shown = {option.value: option.why_not for option in limit_choices.options(plan, "processes", (), sequences=3)}
     assert not shown["2"]
     assert "only 3 sequences" in shown["4"]
+
+
+def test_choosing_text_and_drawing_its_schedule_need_nothing_heavy_in_the_wizard() -> None:
+    loaded = modules_after(
+        "import scaler_tui.screens.text, scaler_tui.screens.schedule, scaler_tui.screens.limits\n"
+        "from engine.advise.spec_stages import Text, estimate_job\n"
+        "from engine.hardware.detect import detect\n"
+        "from engine.jobs.spec import JobSpec, SourceSection, StageSection, Task, TrainingSection\n"
+        "from engine.models.analyze import analyze\n"
+        "from engine.models.resolve import resolve_model\n"
+        "from scaler_tui.feeds import corpus_check, schedule_feed\n"
+        "spec = JobSpec(task=Task.FULL, sources=(SourceSection(name='web', path='/x'),),\n"
+        "               training=TrainingSection(max_tokens=10**6), stages=(StageSection(hidden=320),))\n"
+        "assert estimate_job(spec, resolve_model('demo'), analyze('demo'), detect(), Text()).stages\n"
+    )
+    assert not loaded & (HEAVY | {"pydantic", "pyarrow", "datasets"})
