@@ -50,6 +50,11 @@ class Life:
                 step=sign.step if step < 0 else step,
             )
 
+    def computes_in(self, pieces: int) -> None:
+        """Into how many pieces micro-batches are split."""
+        with self._lock:
+            self._sign = msgspec.structs.replace(self._sign, pieces=pieces)
+
     def leave(self) -> None:
         """The last sign: all is done."""
         self._end(ranks.LEFT)

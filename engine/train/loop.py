@@ -105,6 +105,8 @@ class RunCallback(TrainerCallback):
         """The limits', of this step; None where none was looked at."""
         self._mark = time.perf_counter()
         self._peak_bytes = 0
+        if context.leading is not None:
+            tally.pieces = context.leading.pieces(tally.pieces)
         trainer.pieces = tally.pieces
         trainer.first_step = context.first_step
         trainer.on_split = self._tell_split

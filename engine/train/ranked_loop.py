@@ -107,6 +107,10 @@ class Leading:
         self._training.load_parameters(self._resume.path)
         self._company.alone()
 
+    def pieces(self, before: int) -> int:
+        """In how many micro-batches are computed from here on, on every rank; `before`: as a checkpoint says."""
+        return _agreed_pieces(self._parallel, before)
+
     def begin(self) -> None:
         """All ranks are about to train."""
         if self._resume is not None and self.shards:
@@ -168,12 +172,19 @@ class Following(TrainerCallback):
         return control
 
 
+def _agreed_pieces(parallel: Parallel, before: int) -> int:
+    """The same on every rank: from the checkpoint and from the runner, which tells all of them."""
+    pieces = max(before, pieces_wanted())
+    parallel.company.life.computes_in(pieces)
+    return pieces
+
+
 def follow_training(run_dir: Path, trainer: TokenTrainer, parallel: Parallel, resume: Resume | None) -> None:
     """A follower's part in a training: wait until the leader begins, train, and be at the leader's service again."""
     parallel.go()
     training = ShardedTraining(run_dir, trainer, parallel)
     if resume is None or not resume.progress.complete:
-        trainer.pieces = max(resume.progress.pieces if resume is not None else 1, pieces_wanted())
+        trainer.pieces = _agreed_pieces(parallel, resume.progress.pieces if resume is not None else 1)
         trainer.add_callback(Following(training, parallel, resume))
         trainer.train(resume_from_checkpoint=str(resume.path) if resume is not None else None)
     elif parallel.company.shards:

@@ -1,8 +1,9 @@
 """Runs of the real worker as several ranks, forked from one process that has imported everything already.
 
 `python -m tests.support.forked_ranks RUN_DIR=WORLD ...` does one attempt at each run, one run after the other; 0 stands
-for a worker alone, and RUN_DIR=WORLD! for ranks that are all killed (-9) when the first checkpoint is there. What
-torchrun would set is set here, so that a test pays for the imports once.
+for a worker alone, RUN_DIR=WORLD! for ranks that are all killed (-9) when the first checkpoint is there, and
+RUN_DIR=WORLD/PIECES for ranks that start after memory ran out. What torchrun and the runner would set is set here, so
+that a test pays for the imports once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from engine.jobs.crew import PIECES
 from engine.train.environment import prepare_process
 
 
@@ -27,6 +29,8 @@ def main(arguments: list[str]) -> int:
     worst = 0
     for argument in arguments:
         run_dir, _, world = argument.rpartition("=")
+        world, _, pieces = world.partition("/")
+        os.environ[PIECES] = pieces or "1"
         code = attempt(Path(run_dir), int(world.rstrip("!")), killed="!" in world)
         worst = max(worst, code)
     return worst

@@ -17,6 +17,7 @@ from engine.jobs.checkpoints import latest
 from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
+from engine.train.checkpointing import PROGRESS, Progress
 from tests.train.spawn import worker_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -53,7 +54,7 @@ def ended(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFa
         "full ddp": ["2!", "4"],
         "full fsdp2": ["2!", "4"],
         "qlora": ["0"],
-        "qlora ddp": ["2"],
+        "qlora ddp": ["2/2"],
         "qlora fsdp2": ["2"],
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -131,6 +132,13 @@ def test_a_run_goes_on_with_another_number_of_processes(ended: dict[str, Ended],
     start = run.of(ev.Start)[-1]
     assert 2 <= start.resumed_step < STEPS
     assert run.of(ev.End)[-1].outcome == "finished"
+
+
+def test_ranks_that_ran_out_of_memory_compute_the_same_in_pieces(ended: dict[str, Ended]) -> None:
+    """The losses are compared above; the checkpoint hands the number of pieces on."""
+    found = latest(ended["qlora ddp"].run_dir)
+    assert found.path is not None
+    assert msgspec.json.decode((found.path / PROGRESS).read_bytes(), type=Progress).pieces == 2
 
 
 def test_shards_of_a_checkpoint_are_sealed_like_every_file(ended: dict[str, Ended]) -> None:
