@@ -62,9 +62,8 @@ def _stop_words(spec: JobSpec) -> str:
     if stop.usd:
         parts.append(f"when {format_usd(stop.usd)} is spent")
     if stop.spike_factor:
-        parts.append(
-            f"goes back where the loss leaps above {stop.spike_factor:g} times the usual, at most {stop.spike_retries} times"
-        )
+        often = f"at most {stop.spike_retries} times"
+        parts.append(f"goes back where the loss leaps above {stop.spike_factor:g} times the usual, {often}")
     return "; ".join(parts)
 
 
