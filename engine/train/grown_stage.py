@@ -40,7 +40,6 @@ from engine.train.measuring import measured_after, measured_before, write_sample
 from engine.train.model_output import write_model
 from engine.train.parts import require_certificate
 from engine.train.ranked import base_device, parallel_of
-from engine.train.ranked_loop import Leading, leading_of
 from engine.train.stage_data import StageData, StageStart, count_steps, stage_data
 from engine.train.stage_result import StageResult, keep_result
 from engine.train.step_batches import PlannedSteps
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from engine.distributed.parallel import Parallel
     from engine.evaluation.measure import Yardstick
     from engine.evaluation.model import LoadedModel
+    from engine.train.ranked_loop import Leading
 
 _GB = 1_000_000_000
 
@@ -235,7 +235,11 @@ class _Stage:
     def _train(self, grown: GrownModel, loaded: LoadedModel, data: StageData, yardstick: Yardstick) -> RunCallback:
         attempt, resume = self.attempt, self.resume
         trainer = self._trainer(grown, loaded, data)
-        leading = leading_of(attempt.run_dir, trainer, resume)
+        leading = None
+        if self.parallel is not None:
+            from engine.train.ranked_loop import leading_of
+
+            leading = leading_of(attempt.run_dir, trainer, resume)
         callback = RunCallback(self._context(grown, loaded, data, yardstick, leading), trainer, self.tally)
         if resume is not None and self.tally.complete and leading is not None and leading.shards:
             leading.load_trained()
