@@ -299,7 +299,8 @@ def _details(stage: StageEstimate) -> str:
 def rate_words(layout: StageLayout) -> str:
     """ "wsd, 15 steps of warm-up; what grew 1e-3 with 100"."""
     curve = layout.rate
-    words = f"{curve.schedule.value}, {curve.warmup_steps} steps of warm-up"
+    warm = curve.warmup_steps
+    words = f"{curve.schedule.value}, {warm} step{'s' if warm != 1 else ''} of warm-up"
     if curve.final_ratio:
         words += f", down to {_rate(layout.peak * curve.final_ratio)}"
     if layout.has_new:

@@ -303,8 +303,7 @@ def _added(one: Estimate, *others: Estimate) -> Estimate:
 
 def _whole(stages: Sequence[StageEstimate], machine: Machine) -> Appraisal:
     """One appraisal for all: the stage that decides, with the hours and money of all and the fullest disk."""
-    trained = [stage for stage in stages if stage.found is not None]
-    deciding = min(trained, key=lambda stage: (_rank(stage), -_memory(stage)))
+    deciding = _deciding(stages)
     found = deciding.found
     assert found is not None
     if len(stages) == 1:
@@ -318,6 +317,20 @@ def _whole(stages: Sequence[StageEstimate], machine: Machine) -> Appraisal:
     if judgement.verdict is not Verdict.FITS:
         judgement = replace(judgement, reason=f"stage {deciding.layout.number}: {judgement.reason}")
     return replace(found, hours=hours, cost_usd=cost, disk=disk, judgement=judgement)
+
+
+def refined_whole(job: JobEstimate, better: Appraisal) -> Appraisal:
+    """The job with better figures (dry run, probe) of the stage that decides: its memory as it was found, hours and
+    money of all stages in the proportion in which those of this one changed."""
+    deciding = _deciding(job.stages)
+    share = better.hours.likely / deciding.hours.likely if deciding.hours.likely else 1.0
+    hours = replace(job.whole.hours.scaled(share), origin=better.hours.origin)
+    cost = replace(job.whole.cost_usd.scaled(share), origin=better.cost_usd.origin)
+    return replace(better, hours=hours, cost_usd=cost, disk=job.whole.disk)
+
+
+def _deciding(stages: Sequence[StageEstimate]) -> StageEstimate:
+    return min((one for one in stages if one.found is not None), key=lambda stage: (_rank(stage), -_memory(stage)))
 
 
 def _rank(stage: StageEstimate) -> int:

@@ -218,8 +218,14 @@ def _refined(job: Job, arguments: argparse.Namespace) -> Job:
             next_step="Leave the flag out: the formula covers it.",
         )
     if arguments.dry_run:
-        return replace(job, found=by_dry_run(job.found, job.spec, job.growth))
-    return replace(job, found=by_probe(job.found, job.spec, job.ref, force=arguments.again, progress=output.note))
+        found = by_dry_run(job.found, job.spec, job.growth)
+    else:
+        found = by_probe(job.found, job.spec, job.ref, force=arguments.again, progress=output.note)
+    if job.stages is not None:
+        from engine.advise.spec_stages import refined_whole
+
+        found = refined_whole(job.stages, found)
+    return replace(job, found=found)
 
 
 def _too_late(found: Appraisal, text: str, fastest: Offer | None) -> EngineError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 
 from engine.advise.spec_growth import growths_of
 from engine.advise.spec_plan import appraise_spec, load_of_spec
-from engine.advise.spec_stages import JobEstimate, Text, estimate_job
+from engine.advise.spec_stages import JobEstimate, Text, estimate_job, refined_whole
 from engine.advise.trainable import trained_share
 from engine.errors import EngineError
 from engine.estimate.data_shape import DataShape
@@ -220,3 +221,14 @@ def called(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "scaler_tui", *words], capture_output=True, text=True, check=False, timeout=120
     )
+
+
+def test_a_better_figure_of_one_stage_scales_the_hours_of_all() -> None:
+    job = estimated(staged())
+    deciding = job.stages[1].found
+    assert deciding is not None
+    better = replace(deciding, hours=deciding.hours.scaled(2.0), memory=deciding.memory.scaled(1.1))
+    whole = refined_whole(job, better)
+    assert whole.memory.likely == pytest.approx(1.1 * job.whole.memory.likely)
+    assert whole.hours.likely == pytest.approx(2 * job.whole.hours.likely)
+    assert whole.disk == job.whole.disk
