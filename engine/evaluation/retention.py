@@ -199,11 +199,6 @@ class Watch:
         found = [self._log.find(f"{0:08}/stage/{number}", card.StageRetention) for number in range(1, 1000)]
         return tuple(one for one in found if one is not None)
 
-    def rewind(self, step: int) -> None:
-        """The run went back to `step` by itself: what was measured after it is void."""
-        self._log.forget(lambda cell: _step_of(cell) > step)
-        self._told = {known for known in self._told if int(known[1]) <= step}
-
     def close(self) -> None:
         """Let go of the file."""
         self._log.close()

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.train.conftest import WORDS, SpecMaker, write_jsonl
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow
 
-QUESTIONS = 6
+QUESTIONS = 4
 
 
 @pytest.fixture(scope="session")
@@ -54,60 +55,78 @@ metric_list:
     return task
 
 
-def test_numbers_equal_those_of_lm_eval_on_the_same_folder(demo_task: Any) -> None:
+@pytest.fixture(scope="module")
+def demo_model() -> Iterator[Any]:
+    from engine.evaluation.loading import loaded
+
+    with loaded(demo_model_dir()) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def demo_results(demo_model: Any, demo_task: Any) -> Any:
+    from engine.evaluation.benchmarks import run_tasks
+
+    return run_tasks(demo_model, demo_model_dir(), demo_task, QUESTIONS)
+
+
+def test_numbers_equal_those_of_lm_eval_on_the_same_folder(demo_model: Any, demo_results: Any) -> None:
     """lm-eval loads the folder by itself, as its command line does; here the model is in memory already."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from engine.evaluation.benchmarks import batch_size, run_tasks
-    from engine.evaluation.loading import loaded
+    from engine.evaluation.benchmarks import batch_size
     from engine.evaluation.tasks import demo_tasks_dir
 
-    folder = demo_model_dir()
-    with loaded(folder) as model:
-        ours = run_tasks(model, folder, demo_task, QUESTIONS)
-        batch = batch_size(model)
     theirs = simple_evaluate(
         model="hf",
-        model_args=f"pretrained={folder},dtype=float32",
+        model_args=f"pretrained={demo_model_dir()},dtype=float32",
         tasks=["demo"],
         task_manager=TaskManager(include_path=str(demo_tasks_dir()), include_defaults=False),
         limit=QUESTIONS,
-        batch_size=batch,
+        batch_size=batch_size(demo_model),
         device="cpu",
     )
     assert theirs is not None
-    assert [one.task for one in ours] == [*theirs["samples"], "demo"]
-    for one in ours:
+    assert [one.task for one in demo_results] == [*theirs["samples"], "demo"]
+    for one in demo_results:
         result = theirs["results"][one.task]
         (metric,) = one.metrics
         assert metric.name == "acc"
         assert metric.value == result["acc,none"]
         assert metric.standard_error == result["acc_stderr,none"]
         assert one.questions == result["sample_len"]
-    for one in ours[:-1]:
+    for one in demo_results[:-1]:
         assert one.answers == {row["doc_id"]: row["acc"] for row in theirs["samples"][one.task]}
-    assert ours[-1].members == tuple(one.task for one in ours[:-1])
+    assert demo_results[-1].members == tuple(one.task for one in demo_results[:-1])
 
 
-def test_the_demos_skills_are_those_its_card_names(demo_task: Any) -> None:
+def test_the_demos_skills_are_those_its_card_names(demo_model: Any, demo_task: Any, demo_results: Any) -> None:
     """The first questions of each skill, by the way that scores.json was made: nothing is generated in either."""
     import torch
 
-    from engine.evaluation.benchmarks import run_tasks
-    from engine.evaluation.loading import loaded
-
     names = set(json.loads((demo_model_dir() / "scores.json").read_text())["skills"])
     assert {name.removeprefix("demo_") for name in demo_task.tasks} == names
-    with loaded(demo_model_dir()) as model:
-        found = {one.task: one for one in run_tasks(model, demo_model_dir(), demo_task, 3)}
-        for name, task in demo_task.loaded["tasks"].items():
-            for number, row in enumerate(list(task.eval_docs)[:3]):
-                given = model.tokenizer.encode(row["prompt"])
-                ids = [*given, *model.tokenizer.encode(row["answer"])]
-                with torch.no_grad():
-                    chosen = model.model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
-                assert found[name].answers[number] == float(chosen[len(given) - 1 : -1] == ids[len(given) :])
+    found = {one.task: one for one in demo_results}
+    for name, task in demo_task.loaded["tasks"].items():
+        for number, row in enumerate(list(task.eval_docs)[:2]):
+            given = demo_model.tokenizer.encode(row["prompt"])
+            ids = [*given, *demo_model.tokenizer.encode(row["answer"])]
+            with torch.no_grad():
+                chosen = demo_model.model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
+            assert found[name].answers[number] == float(chosen[len(given) - 1 : -1] == ids[len(given) :])
+
+
+def test_parts_are_the_first_questions_so_that_they_pair(demo_model: Any, demo_task: Any, demo_results: Any) -> None:
+    from engine.evaluation.benchmarks import run_tasks
+    from engine.evaluation.comparison import compare
+    from engine.evaluation.findings import Found
+
+    part = run_tasks(demo_model, demo_model_dir(), demo_task, 1)
+    reports = {report.on: report for report in compare(Found(tasks=demo_results), Found(tasks=part))}
+    assert reports["demo_arithmetic"].pairs == 1
+    assert reports["demo"].pairs == 5
+    assert all(report.delta == 0 for report in reports.values())
 
 
 def test_a_model_in_4_bits_with_an_adapter_is_asked_as_it_is_in_memory(
@@ -168,20 +187,6 @@ def _recorded_logits(loaded: Any, folder: Path, asked: Any) -> Any:
     finally:
         hook.remove()
     return kept[-1]
-
-
-def test_parts_are_the_first_questions_so_that_they_pair(demo_task: Any) -> None:
-    from engine.evaluation.benchmarks import run_tasks
-    from engine.evaluation.comparison import compare
-    from engine.evaluation.findings import Found
-    from engine.evaluation.loading import loaded
-
-    with loaded(demo_model_dir()) as model:
-        whole, part = (Found(tasks=run_tasks(model, demo_model_dir(), demo_task, limit)) for limit in (5, 2))
-    reports = {report.on: report for report in compare(whole, part)}
-    assert reports["demo_arithmetic"].pairs == 2
-    assert reports["demo"].pairs == 10
-    assert all(report.delta == 0 for report in reports.values())
 
 
 # ── what is missing ──────────────────────────────────────────────────────────────────────────────────────────────

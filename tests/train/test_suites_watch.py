@@ -150,16 +150,6 @@ def test_what_was_measured_after_the_checkpoint_is_measured_again(
     resumed.look(model, 5)
 
 
-def test_going_back_by_itself_voids_what_came_after(run: Run, model: Any) -> None:
-    watch = run.watch()
-    watch.before(model)
-    watch.look(model, 10)
-    watch.rewind(5)
-    watch.look(model, 10)
-    steps = [event.step for event in run.told if isinstance(event, ev.SuiteScore) and event.suite == "two"]
-    assert steps == [0, 10, 10]
-
-
 def test_another_text_under_the_same_name_is_refused(run: Run, model: Any, texts: Path) -> None:
     run.watch().before(model)
     write_jsonl(texts / "two.jsonl", [{"text": "something else"}])
@@ -199,8 +189,9 @@ def test_a_broken_limit_ends_the_run_and_one_to_hold_does_not(
         assert "two rose from" in verdict.words
         after = holding.after(model, 12)
         assert "two rose from" in after.held
-    assert [event.gate != "" for event in run.told if isinstance(event, ev.Retention)] == [False, True, True]
     assert holding.after(model, 20).held == ""
+    gates = [(event.step, event.gate != "") for event in run.told if isinstance(event, ev.Retention)]
+    assert gates == [(5, False), (10, True), (10, True), (12, True), (20, False)]
 
 
 def test_a_start_that_breaks_a_limit_may_heal(run: Run, model: Any, make_spec: SpecMaker, texts: Path) -> None:
