@@ -4,8 +4,8 @@
 0.9x); exit code 1 where it is missed. Alone means `encode_batch_fast` over texts that are in memory already, by batches
 or in one call, whichever costs less, its results thrown away. Ours begins with a file of JSON lines and ends with
 packed sequences: reading, digests, the comparison with an evaluation, shards on the disk, duplicates, order and
-positions included. The text is Python's own library; a tokenizer of usual size is trained on it. The ratio is the
-median over rounds, in each of which everything runs once.
+positions included. Both load the tokenizer. The text is Python's own library; a tokenizer of usual size is trained on
+it. The ratio is the median over rounds, in each of which everything runs once.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def usual_tokenizer(folder: Path, texts: list[str]) -> Path:
     return folder
 
 
-def in_batches(tokenizer: Tokenizer, texts: list[str]) -> int:
+def in_batches(folder: Path, texts: list[str]) -> int:
     """The library alone, some documents at a time; returns tokens."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokens = 0
     for begin in range(0, len(texts), BATCH_DOCUMENTS):
         batch = texts[begin : begin + BATCH_DOCUMENTS]
@@ -75,8 +76,9 @@ def in_batches(tokenizer: Tokenizer, texts: list[str]) -> int:
     return tokens
 
 
-def at_once(tokenizer: Tokenizer, texts: list[str]) -> int:
+def at_once(folder: Path, texts: list[str]) -> int:
     """The library alone, in one call; returns tokens."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     return sum(map(len, tokenizer.encode_batch_fast(texts, add_special_tokens=False)))
 
 
@@ -107,15 +109,14 @@ def _cpu_seconds() -> float:
 
 def compare(name: str, folder: Path, texts: list[str], source: Path, rounds: int) -> bool:
     """All three in turn; prints them and returns whether the budget is kept."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     evaluation = (profiles_dir() / "base_text.txt").read_text().splitlines()
     works: dict[str, Callable[[], int]] = {
-        "tokenizers, batches": lambda: in_batches(tokenizer, texts),
+        "tokenizers, batches": lambda: in_batches(folder, texts),
         "ours": lambda: ours(source, folder, evaluation),
-        "tokenizers, at once": lambda: at_once(tokenizer, texts),
+        "tokenizers, at once": lambda: at_once(folder, texts),
     }
     with all_cores():
-        works["tokenizers, batches"]()  # threads start, caches of words fill
+        works["tokenizers, batches"]()  # threads start
         found: dict[str, list[tuple[float, float, int]]] = {kind: [] for kind in works}
         for kind in _interleaved(list(works), rounds):
             found[kind].append(timed(works[kind]))
