@@ -72,8 +72,10 @@ class _Columns:
         kept = len(self.steps)
         while kept and self.steps[kept - 1] > step:
             kept -= 1
-        for column in (self.steps, self.tokens, self.seconds, self.waits, self.losses, *self.domains.values()):
-            del column[kept:]
+        for counted in (self.steps, self.tokens, *self.domains.values()):
+            del counted[kept:]
+        for measured in (self.seconds, self.waits, self.losses):
+            del measured[kept:]
 
     def slice_of(self, first: int, last: int) -> slice:
         """Rows of the steps first + 1 to last."""
