@@ -130,15 +130,15 @@ def test_the_formula_knows_the_rarer_options() -> None:
 
 # ── two depths against the whole ──────────────────────────────────────────────────────────────────────────────────
 DEEP = {
-    "llama": Rehearsal(config={**LLAMA, "num_hidden_layers": 16}, quantization="nf4", sequence=512, masked=True),
+    "llama": Rehearsal(config={**LLAMA, "num_hidden_layers": 10}, quantization="nf4", sequence=512, masked=True),
     "llama without checkpoints": Rehearsal(
-        config={**LLAMA, "num_hidden_layers": 16}, checkpointing=False, accumulation=2
+        config={**LLAMA, "num_hidden_layers": 10}, checkpointing=False, accumulation=2
     ),
-    "full training": Rehearsal(config={**LLAMA, "num_hidden_layers": 12}, method="full", foreach=True),
+    "full training": Rehearsal(config={**LLAMA, "num_hidden_layers": 8}, method="full", foreach=True),
     "a pattern of six": Rehearsal(
         config={**LLAMA, "model_type": "gemma3_text", "head_dim": 64, "num_hidden_layers": 30}, sequence=5000
     ),
-    "every third block is new": Rehearsal(config={**LLAMA, "num_hidden_layers": 24}, method="new blocks", new_layers=8),
+    "every third block is new": Rehearsal(config={**LLAMA, "num_hidden_layers": 15}, method="new blocks", new_layers=5),
 }
 
 
