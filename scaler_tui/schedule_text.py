@@ -87,10 +87,12 @@ def stage_lines(job: JobEstimate, look: Look | None = None) -> Iterator[str]:
     for stage in job.stages:
         yield row.format(*_cells(stage)).rstrip()
         yield from _wrapped(_details(stage), look, "     ")
+        yield from _wrapped(_ranges(stage), look, "     ")
     if len(job.stages) > 1:
         whole = job.whole
         cells = ("", "all", f"{job.schedule.steps:,}", format_count(job.schedule.tokens), "", "", "", "")
-        sums = (format_bytes(whole.memory.likely), format_hours(whole.hours.likely), format_usd(whole.cost_usd.likely))
+        takes = (format_bytes(whole.memory.likely), format_hours(whole.hours.likely))
+        sums = (*map(_short, takes), format_usd(whole.cost_usd.likely))
         yield row.format(*cells, *sums).rstrip()
 
 
@@ -292,8 +294,18 @@ def _details(stage: StageEstimate) -> str:
         words.append(f"only {', '.join(layout.trainable)} learn")
     if layout.stops:
         words.append(f"may end at {', '.join(layout.stops)}")
-    words.append(f"disk {format_bytes(stage.disk.likely)}")
     return "; ".join(words)
+
+
+def _ranges(stage: StageEstimate) -> str:
+    """Low to high of everything that the table has the likely figure of."""
+    figures = [("time", stage.hours, format_hours), ("cost", stage.cost_usd, format_usd)]
+    if stage.found is not None:
+        figures.insert(0, ("memory", stage.found.memory, format_bytes))
+    spans = [
+        f"{name} {format_range(form(one.low), form(one.high))} [{one.origin.value}]" for name, one, form in figures
+    ]
+    return f"{', '.join(spans)}, disk {format_bytes(stage.disk.likely)}"
 
 
 def rate_words(layout: StageLayout) -> str:
