@@ -144,8 +144,9 @@ def parallel_of(attempt: Attempt, model: Any, base: Any) -> Parallel | None:
 
 def give_up(error: BaseException) -> ranks.Failure:
     """The last words of a rank, for the runner."""
+    if not isinstance(error, EngineError) and is_peer_lost(error):
+        text = " ".join(str(error).split())[:300]
+        return ranks.Failure(kind=ranks.PEER, what="The connection to another process was lost.", cause=text)
     words = explain(error)
-    kind = ranks.ERROR
-    if not isinstance(error, EngineError):
-        kind = ranks.PEER if is_peer_lost(error) else ranks.MEMORY if is_out_of_memory(error) else ranks.ERROR
+    kind = ranks.MEMORY if not isinstance(error, EngineError) and is_out_of_memory(error) else ranks.ERROR
     return ranks.Failure(kind=kind, what=words.what, cause=words.cause, next_step=words.next_step)
