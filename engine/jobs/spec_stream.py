@@ -75,7 +75,7 @@ class StreamSection(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=1 << 20,
-            description="Text files are cut at blank lines into documents of about so many KB; 0 keeps each file whole.",
+            description="Text files are cut at blank lines into documents of about so many KB; 0 keeps each whole.",
         ),
     ] = 64
     heldout_share: Annotated[

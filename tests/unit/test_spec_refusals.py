@@ -71,7 +71,9 @@ def test_what_a_stage_inherits_and_cannot_use_is_left_out_of_it() -> None:
         "stop": {"hours": 2.0},
         "retention": [{"on": "web", "action": "hold"}],
         "distributed": {"processes": 1},
-        "stages": [{}, {"task": "expand", "layers": 9}, {"schedule": "constant", "max_steps": 5}, {"task": "new_blocks"}],
+        "stages": [
+            {}, {"task": "expand", "layers": 9}, {"schedule": "constant", "max_steps": 5}, {"task": "new_blocks"},
+        ],
     }  # fmt: skip
 
     first, grow, constant, blocks = msgspec.convert(tree, JobSpec).staged()
