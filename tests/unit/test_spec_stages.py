@@ -232,3 +232,11 @@ def test_a_better_figure_of_one_stage_scales_the_hours_of_all() -> None:
     assert whole.memory.likely == pytest.approx(1.1 * job.whole.memory.likely)
     assert whole.hours.likely == pytest.approx(2 * job.whole.hours.likely)
     assert whole.disk == job.whole.disk
+
+
+def test_an_operator_that_is_not_for_the_family_is_refused_with_its_stage() -> None:
+    ref = resolve_model("google/gemma-2-2b")
+    with pytest.raises(EngineError) as refused:
+        growths_of(staged(stages=(STAGES[0], StageSection(max_steps=1, experts=4))), ref, analyze_model(ref))
+    assert refused.value.what == "stages[2]: A gemma2 model cannot be turned into a mixture of experts."
+    assert refused.value.key == "stages[2].experts"
