@@ -129,7 +129,7 @@ def _evaluation_line(frame: _Frame, evaluation: Sequence[CurvePoint]) -> list[st
 
 def lines_plot(curves: Sequence[FollowedCurve], label: str) -> str:
     """Several curves over the steps, each with its name at its end, so that no legend and no colour is needed."""
-    shown = [(curve.name, [point for point in curve.points if math.isfinite(point.value)]) for curve in curves]
+    shown = [(curve.name, _newest(curve.points)) for curve in curves]
     shown = [(name, points) for name, points in shown if points]
     if not shown:
         return ""
@@ -149,6 +149,11 @@ def lines_plot(curves: Sequence[FollowedCurve], label: str) -> str:
         x = min(frame.x(points[-1].step) + 8, WIDTH - frame.right + 8)
         parts.append(f'<text class="tick name" x="{x:.1f}" y="{height + 4:.1f}">{escape(name[:_LONGEST_NAME])}</text>')
     return "\n".join([*parts, "</svg>"])
+
+
+def _newest(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """One point per step: at the end a part of the questions is asked, and then all of them."""
+    return list({point.step: point for point in points if math.isfinite(point.value)}.values())
 
 
 def _apart(heights: Sequence[float]) -> list[float]:

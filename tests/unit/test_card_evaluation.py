@@ -106,3 +106,9 @@ def test_a_curve_that_is_not_a_number_leaves_no_trace() -> None:
     broken = FollowedCurve(name="x", unit="bits per byte", points=(CurvePoint(0, float("nan")),))
     assert lines_plot([broken], "x") == ""
     assert delta_bar(float("nan"), 0.0, 0.1, 1.0, "x") == ""
+
+
+def test_of_two_measurements_at_a_step_the_newer_one_is_drawn() -> None:
+    points = (CurvePoint(0, 1.0), CurvePoint(9, 0.5), CurvePoint(9, 0.9))
+    tree = ElementTree.fromstring(lines_plot([FollowedCurve(name="x", unit="acc", points=points)], "x"))
+    assert [title.text for title in tree.iter("title")] == ["x, step 0: 1.0000", "x, step 9: 0.9000"]
