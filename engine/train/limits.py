@@ -41,6 +41,11 @@ class Verdict:
 class Limit(Protocol):
     """One thing that must not be lost."""
 
+    @property
+    def guards(self) -> bool:
+        """Whether it can end a training; else looking only measures."""
+        ...
+
     def look(self, step: int, *, last: bool) -> Verdict | None:
         """Measure and judge; None where this step is not looked at."""
         ...
@@ -67,12 +72,13 @@ class Limits:
 
     def look(self, step: int, *, last: bool) -> Verdict | None:
         """All limits in one verdict; None where none of them was looked at. Passed is only what all of them saw."""
-        found = [limit.look(step, last=last) for limit in self._limits]
-        seen = [verdict for verdict in found if verdict is not None]
+        found = [(limit.guards, limit.look(step, last=last)) for limit in self._limits]
+        guarding = [verdict for guards, verdict in found if guards]
+        seen = [verdict for verdict in guarding if verdict is not None]
         if not seen:
             return None
         closes = any(verdict.closes for verdict in seen)
-        passed = not closes and len(seen) == len(found) and all(verdict.passed for verdict in seen)
+        passed = not closes and len(seen) == len(guarding) and all(verdict.passed for verdict in seen)
         words = [verdict.words for verdict in seen if verdict.words]
         return Verdict(passed, closes, " ".join([*words, self._what_follows()] if closes else words))
 
@@ -119,10 +125,14 @@ class WatchLimit:
     watch: Watch
     model: LoadedModel
 
+    @property
+    def guards(self) -> bool:
+        return self.watch.may_stop
+
     def look(self, step: int, *, last: bool) -> Verdict | None:
         """Suites and benchmarks, where they are due."""
         found = self.watch.look(self.model, step, last=last)
-        if not found.looked or not self.watch.may_stop:
+        if not found.looked:
             return None
         return Verdict(found.passed, found.closes, found.words if not found.passed else "")
 

@@ -44,6 +44,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 class ShortGate:
     """One per attempt."""
 
+    guards = True
+
     def __init__(self, folder: Path, figures: Figures, bound: float, now: Callable[[], float], every: int) -> None:
         """`every` so many steps it is looked at, and after the last one."""
         self.folder, self.figures, self.bound, self.every = folder, figures, bound, every
