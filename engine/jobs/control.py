@@ -25,7 +25,8 @@ def request(run_dir: Path, command: str) -> None:
     if command not in layout.COMMANDS:
         raise EngineError("control.unknown", f"'{command}' is no command for a run.", next_step=f"Use {_spoken()}.")
     if elsewhere.is_elsewhere(run_dir):
-        return elsewhere.pass_on(run_dir, command)
+        elsewhere.pass_on(run_dir, command)
+        return
     state = quick_state(run_dir)
     if state.state.is_live:
         _write_request(run_dir, command)

@@ -116,17 +116,17 @@ def follow(run_dir: Path, *, although_over: bool = False) -> None:
         _ask(run_dir, "follow")
 
 
-def pass_on(run_dir: Path, command: str) -> None:
-    """Ask the host for `command`: pause, stop, checkpoint or resume. Raises EngineError: the host's own refusal, or
-    that it cannot be reached."""
-    _ask(run_dir, command)
+def pass_on(run_dir: Path, command: str) -> bytes:
+    """Ask the host for `command`: pause, stop, checkpoint, resume or merge; its answer as JSON. Raises EngineError: the
+    host's own refusal, or that it cannot be reached."""
+    return _ask(run_dir, command)
 
 
 class _Told(msgspec.Struct):
     error: dict[str, str]
 
 
-def _ask(run_dir: Path, word: str) -> None:
+def _ask(run_dir: Path, word: str) -> bytes:
     from engine.jobs.launch import child_environment, module_command
 
     result = subprocess.run(
@@ -138,7 +138,7 @@ def _ask(run_dir: Path, word: str) -> None:
         start_new_session=True,
     )
     if result.returncode == 0:
-        return
+        return result.stdout
     known = ExitCode(result.returncode) if result.returncode in set(ExitCode) else ExitCode.RUN_FAILED
     try:
         told = msgspec.json.decode((result.stdout.splitlines() or [b""])[-1], type=_Told).error

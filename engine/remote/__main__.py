@@ -1,7 +1,7 @@
-"""`python -m engine.remote tail RUN_DIR [--detach]`, and `follow`, `pause`, `checkpoint`, `stop`, `resume RUN_DIR`.
+"""`python -m engine.remote tail RUN_DIR [--detach]`; follow, pause, checkpoint, stop, resume or merge RUN_DIR.
 
-Owns these words. Whoever holds a mirror calls them in a process of its own (`engine.jobs.elsewhere`); an error is one
-line of JSON on standard output.
+Owns these words. Whoever holds a mirror calls them in a process of its own (`engine.jobs.elsewhere`); the host's answer
+and an error are one line of JSON on standard output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         if word == "follow":
             tail.start(run_dir)
         else:
-            passing.pass_on(run_dir, word)
+            sys.stdout.write(json.dumps(passing.pass_on(run_dir, word)) + "\n")
     except EngineError as error:
         sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
         return int(error.exit_code)

@@ -1,4 +1,4 @@
-"""What is asked of a mirror, asked of the run itself: pause, stop, checkpoint, resume.
+"""What is asked of a mirror, asked of the run itself: pause, stop, checkpoint, resume, merge.
 
 Owns passing a command on and seeing to the tail afterwards. The host decides; its refusal is ours. Must not know
 screens: they ask the mirror as they would ask any run (`engine.jobs.control`).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 
@@ -20,12 +21,12 @@ from engine.remote.begin import call
 RESUMED = "resume"
 
 
-def pass_on(run_dir: Path, command: str) -> None:
-    """Raises EngineError: the host's refusal, or that it cannot be reached."""
+def pass_on(run_dir: Path, command: str) -> Any:
+    """The host's answer as JSON. Raises EngineError: its refusal, or that it cannot be reached."""
     record = required_record(run_dir)
     far = tail.far_of(record)
     run_id = PurePosixPath(record.directory).name
-    call(far, [*record.program, command, run_id, "--json"], record.environment)
+    answer = call(far, [*record.program, command, run_id, "--json"], record.environment)
     if command == RESUMED:
         now = time.time()
         link = elsewhere.link_of(run_dir)
@@ -33,6 +34,7 @@ def pass_on(run_dir: Path, command: str) -> None:
             run_dir, msgspec.structs.replace(link, heard=now, looked=now, connected=True, working=True)
         )
     tail.start(run_dir)
+    return answer
 
 
 def required_record(run_dir: Path) -> RemoteRecord:

@@ -149,11 +149,14 @@ def _merged(run_dir: Path, check: MergeCheck) -> str:
 
 def merge(arguments: argparse.Namespace) -> int:
     """Merge in a process of its own: this one never imports torch."""
+    from engine.jobs import elsewhere
     from engine.jobs.card import MergeCheck
     from engine.jobs.launch import child_environment, module_command
     from engine.jobs.store import find_run
 
     run_dir = find_run(arguments.id)
+    if elsewhere.is_elsewhere(run_dir):
+        return _merge_elsewhere(run_dir, as_json=arguments.json)
     if not arguments.json:
         output.note(f"Merging the adapter of {run_dir.name}; this takes a while for a large model ...")
     result = subprocess.run(
@@ -168,6 +171,20 @@ def merge(arguments: argparse.Namespace) -> int:
         raise _merge_error(run_dir, line, result.stderr.decode(errors="replace"), result.returncode)
     check = msgspec.json.decode(line, type=MergeCheck)
     output.emit_json(check) if arguments.json else output.say(_merged(run_dir, check))
+    return int(ExitCode.DONE)
+
+
+def _merge_elsewhere(run_dir: Path, *, as_json: bool) -> int:
+    """On its host, which has the base model. Raises EngineError."""
+    from engine.jobs import elsewhere
+    from engine.jobs.card import MergeCheck
+
+    check = msgspec.json.decode(elsewhere.pass_on(run_dir, "merge"), type=MergeCheck)
+    if as_json:
+        output.emit_json(check)
+    else:
+        output.say(_merged(run_dir, check))
+        output.note(f"It lies on its host. Bring it here: scaler-wizard remote fetch {run_dir.name}")
     return int(ExitCode.DONE)
 
 
