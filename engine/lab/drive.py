@@ -26,7 +26,8 @@ from engine.jobs import lock
 from engine.jobs.control import resume
 from engine.jobs.journal import JournalTail
 from engine.jobs.launch import child_environment, launch, module_command
-from engine.jobs.spec import JobSpec
+from engine.jobs.spec import EvaluationSection, JobSpec, StopSection
+from engine.jobs.spec_growth import STOP_OVERRIDES
 from engine.jobs.state import RunPhase
 from engine.jobs.store import create_run, load_state
 from engine.lab.folder import LOG, RANDOM, LabFolder, Record
@@ -205,11 +206,12 @@ def _let_go(run_dir: Path) -> None:
 
 
 def _unmeasured(spec: JobSpec) -> JobSpec:
-    """The same steps with nothing beside them."""
+    """The same steps with nothing beside them, and no rule that could end them."""
     change = msgspec.structs.replace
-    evaluation = change(spec.evaluation, every_steps=0, exact_match_rows=0, tasks=(), lengths=(), sample_prompts=())
+    evaluation = EvaluationSection(exact_match_rows=0, max_new_tokens=1)
+    stages = tuple(change(stage, **{f"stop_{rule}": None for rule in STOP_OVERRIDES}) for stage in spec.stages)
     name = f"{spec.name.rpartition(', seed')[0]}, {TIMING}"
-    return change(spec, name=name, evaluation=evaluation, suites=(), retention=())
+    return change(spec, name=name, evaluation=evaluation, suites=(), retention=(), stop=StopSection(), stages=stages)
 
 
 def _helper(module: str, arguments: list[str], log: Path) -> None:

@@ -22,7 +22,7 @@ from engine.estimate.data_shape import DataShape
 from engine.estimate.flops import step_work
 from engine.hardware.detect import detect
 from engine.hardware.machine import Machine
-from engine.jobs.spec import JobSpec
+from engine.jobs.spec import JobSpec, StopSection
 from engine.jobs.spec_toml import with_absolute_paths
 from engine.lab.lab_file import Arm, BudgetKind, Lab, Start
 from engine.models.analyze import analyze_model
@@ -180,7 +180,7 @@ class Counter:
         for steps in (few, many):
             training = msgspec.structs.replace(part.training, max_steps=steps)
             evaluation = msgspec.structs.replace(part.evaluation, every_steps=0)
-            spec = msgspec.structs.replace(part, training=training, evaluation=evaluation)
+            spec = msgspec.structs.replace(part, training=training, evaluation=evaluation, stop=StopSection())
             load = load_of_spec(spec, architecture, self._machine, data.tokens, base_on_disk=True, data=data)
             found = appraise_spec(spec, architecture, self._machine, load, growth=growth)
             hours.append(found.hours.likely * 3600)

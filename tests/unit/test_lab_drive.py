@@ -166,7 +166,10 @@ def test_a_budget_in_seconds_is_divided_by_steps_that_were_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = small_lab(
-        tmp_path, lambda text: text.replace('kind = "flops"\namount = 1e11', 'kind = "wall-clock"\namount = 2')
+        tmp_path,
+        lambda text: text.replace('kind = "flops"\namount = 1e11', 'kind = "wall-clock"\namount = 2').replace(
+            "exact_match_rows = 4", "exact_match_rows = 4\nevery_steps = 5\n[spec.stop]\nplateau_evaluations = 3"
+        ),
     )
     folder = make(folder_of(lab))
     monkeypatch.setenv("FAKE_DELAY", "0.02")
