@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,16 +81,21 @@ def _words(texts: Sequence[str]) -> tuple[Hashes, Integers]:
     return _hashed(folded, begins, ends), np.searchsorted(ends_of_texts, begins, side="right")
 
 
-def _folded(text: str) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+def _folded(text: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Code points in lower case, and of each: outside words (0), in a word (1), or a word by itself (2)."""
-    lower, kinds = _tables()
     if text.isascii():
-        codes = np.frombuffer(text.encode("ascii"), np.uint8)
-        return lower[codes], kinds[codes]
+        content = text.lower().encode("ascii")
+        return np.frombuffer(content, np.uint8), np.frombuffer(content.translate(_ascii_kinds()), np.uint8)
+    lower, kinds = _tables()
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     inside = np.minimum(codes, _PLANE - 1)
     beyond = codes >= _PLANE
     return np.where(beyond, codes, lower[inside]), np.where(beyond, np.uint8(2), kinds[inside])
+
+
+@cache
+def _ascii_kinds() -> bytes:
+    return bytes(int(chr(code).isalnum() and code < 128) for code in range(256))
 
 
 @cache
@@ -109,8 +115,12 @@ def _tables() -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
 
 def _borders(kinds: NDArray[np.uint8]) -> tuple[Integers, Integers]:
     """Where words begin and end."""
-    before = np.concatenate((np.zeros(1, np.uint8), kinds))
-    after = np.concatenate((kinds, np.zeros(1, np.uint8)))
+    outside = np.zeros(1, np.uint8)
+    if kinds.max(initial=0) < 2:
+        edges = np.flatnonzero(np.diff(kinds, prepend=outside, append=outside))
+        return edges[0::2], edges[1::2]
+    before = np.concatenate((outside, kinds))
+    after = np.concatenate((kinds, outside))
     # A border lies where the kind changes, and on both sides of a character that is a word by itself.
     border = (before != after) | (after == 2)
     begins = border & (after > 0)
@@ -118,7 +128,7 @@ def _borders(kinds: NDArray[np.uint8]) -> tuple[Integers, Integers]:
     return np.flatnonzero(begins), np.flatnonzero(ends)
 
 
-def _hashed(codes: NDArray[np.uint32], begins: Integers, ends: Integers) -> Hashes:
+def _hashed(codes: NDArray[Any], begins: Integers, ends: Integers) -> Hashes:
     """Hash of each word: its characters as digits of a number, wherever in the batch it stands."""
     found = np.empty(len(begins), np.uint64)
     for first in range(0, len(codes), _BLOCK):
