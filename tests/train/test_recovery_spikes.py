@@ -31,16 +31,15 @@ from tests.train.conftest import Finished, SpecMaker, write_jsonl
 from tests.train.test_resume_is_exact import adapter_bytes, losses
 
 LENGTH, SEQUENCES = 32, 4
-STEPS = 14
-BAD_ROWS = range(40, 42)
+STEPS = 12
+BAD_ROW = 38
 """Text that no model expects, in the middle of text that is learned in a few steps."""
 
 
 def spiky(make_spec: SpecMaker, folder: Path) -> JobSpec:
     draw = random.Random(3)
     rows = [{"text": "amber birch cobalt dune ember " * 5} for _ in range(160)]
-    for number in BAD_ROWS:
-        rows[number] = {"text": "".join(chr(draw.randint(0x4E00, 0x9FA5)) for _ in range(24))}
+    rows[BAD_ROW] = {"text": "".join(chr(draw.randint(0x4E00, 0x9FA5)) for _ in range(40))}  # most of step 9's tokens
     spec = make_spec(
         "lora",
         data={"train": "demo", "heldout": "", "base_text": "", "max_length": LENGTH},
@@ -89,26 +88,21 @@ def test_a_leap_is_passed_over_at_half_the_rate_and_a_kill_afterwards_changes_no
     unbroken = Finished(run_dir, workers.run(run_dir))
     assert unbroken.end.outcome == "finished", unbroken.log[-3000:]
     found = unbroken.of(ev.Recovery)
-    assert {one.trouble for one in found} == {"loss spike"}
+    assert [one.trouble for one in found] == ["loss spike"]
     assert len(unbroken.of(ev.Start)) == 1 + len(found), "the worker began again by itself"
     kept = losses(unbroken.run_dir)
     assert sorted(kept) == list(range(1, STEPS + 1))
-    first = found[0]
-    assert first.back_to_step % 3 == 0
-    assert first.back_to_step > 0
+    (first,) = found
+    assert (first.step, first.back_to_step) == (9, 6)
     assert kept[first.back_to_step][1] == 3e-2
-    assert kept[first.back_to_step + 1][1] < 3e-2, "from the first step on"
-    assert kept[STEPS][1] == 3e-2 * 0.5 ** len(found)
+    assert {kept[step][1] for step in range(7, STEPS + 1)} == {1.5e-2}, "from the first step on"
     assert load_state(unbroken.run_dir).findings.recoveries == found
 
-    leapt = {(one.step, one.back_to_step) for one in found}
-    passed = [(one.back_to + 1, one.step + 1) for one in read_setbacks(unbroken.run_dir)]
-    assert {(step, begin - 1) for begin, step in passed} == leapt
     lines = list(read_documents(unbroken.run_dir))
     assert [line.step for line in lines] == list(range(1, STEPS + 1))
     spans = [(one.document, one.from_token) for line in lines for one in line.documents]
     assert spans == sorted(spans), "no text twice"
-    assert not {document for document, _ in spans} & set(BAD_ROWS), "what made it leap is passed over"
+    assert BAD_ROW not in {document for document, _ in spans}, "what made it leap is passed over"
 
     broken = create_run(spec)
     kill_when_recovered(workers, broken, 1)
