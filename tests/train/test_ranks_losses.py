@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 6
 TOLERANCE = 1e-5
+GROWTH = [{"max_steps": 2}, {"ffn": 192, "task": "new_coordinates", "max_steps": 4, "unfreeze_after": 2.0}]
+"""Two steps, then a wider model whose old coordinates join after two more."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def ended(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFa
         "qlora": ["0"],
         "qlora ddp": ["2/2"],
         "qlora fsdp2": ["2"],
+        "staged": ["0"],
+        "staged ddp": ["2"],
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCALER_WIZARD_HOME", str(home))
@@ -78,7 +82,7 @@ def ended(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFa
 def _spec(name: str, model: Path, data: Path) -> JobSpec:
     task, _, strategy = name.partition(" ")
     tree = {
-        "task": task,
+        "task": "full" if task == "staged" else task,
         "model": {"source": str(model)},
         "data": {
             "train": str(data / "train.jsonl"),
@@ -97,12 +101,13 @@ def _spec(name: str, model: Path, data: Path) -> JobSpec:
         "evaluation": {"sample_prompts": ["Say amber"], "max_new_tokens": 4, "every_steps": 3},
         "checkpoint": {"every_steps": 2},
         "distributed": {"strategy": strategy or "auto"},
-        **({} if task == "full" else {"adapter": {"rank": 4, "alpha": 8, "dropout": 0.0}}),
+        **({"adapter": {"rank": 4, "alpha": 8, "dropout": 0.0}} if task == "qlora" else {}),
+        **({"stages": GROWTH} if task == "staged" else {}),
     }
     return msgspec.convert(tree, JobSpec)
 
 
-@pytest.mark.parametrize("name", ["full ddp", "full fsdp2", "qlora ddp", "qlora fsdp2"])
+@pytest.mark.parametrize("name", ["full ddp", "full fsdp2", "qlora ddp", "qlora fsdp2", "staged ddp"])
 def test_the_losses_of_several_processes_are_those_of_one(ended: dict[str, Ended], name: str) -> None:
     alone, together = ended[name.split()[0]].steps, ended[name].steps
     assert list(together) == list(alone) == list(range(1, STEPS + 1))
