@@ -18,6 +18,8 @@ from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from engine.advise.appraisal import Appraisal
     from engine.advise.spec_growth import SpecGrowth
     from engine.advise.spec_stages import JobEstimate, Text
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
     from engine.models.architecture import Architecture
     from engine.models.source import ModelRef
+    from engine.schedule.amounts import SourceAmount
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,7 @@ def text_of(spec: JobSpec, model_dir: Path | None) -> tuple[Text, list[str]]:
         from engine.corpus.sizes import amounts_of
 
         amounts = amounts_of(spec, model_dir)
-        return Text(amounts), [
-            f"Data: nothing of {one.name} can be read: {one.unreadable}" for one in amounts if one.unreadable
-        ]
+        return Text(amounts), [*_text_words(spec, amounts)]
     from engine.data.load import survey
     from engine.data.shape import data_shape
 
@@ -199,6 +200,19 @@ def _download_note(ref: ModelRef, architecture: Architecture, machine: Machine) 
             exit_code=ExitCode.DOES_NOT_FIT,
         )
     return f"{ref.repo_id} is downloaded first: {format_bytes(needed)}."
+
+
+def _text_words(spec: JobSpec, amounts: Sequence[SourceAmount]) -> Iterator[str]:
+    """What is odd about the text, as far as a sample tells."""
+    share = spec.stream.heldout_share
+    for one in amounts:
+        if one.unreadable:
+            yield f"Data: nothing of {one.name} can be read: {one.unreadable}"
+        elif share and 0 < one.documents * share < 1:
+            yield (
+                f"Data: {one.name} has about {max(one.documents, 1):.0f} documents; with stream.heldout_share = "
+                f"{share:g} likely none is set aside, and it has no held-out loss of its own."
+            )
 
 
 def _require_cards(spec: JobSpec, machine: Machine) -> None:

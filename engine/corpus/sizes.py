@@ -72,15 +72,17 @@ def amount_of(source: SourceSection, stream: StreamSection, tokenizer_dir: Path 
     size_bytes = sum(file.size_bytes for file in files)
     counted = _counted(source, stream, tokenizer_dir) if tokenizer_dir is not None else None
     if counted is not None:
-        tokens = float(min(counted, source.max_tokens or counted))
-        return SourceAmount(source.name, len(files), size_bytes, tokens, tokens, tokens, AmountOrigin.COUNTED)
+        tokens = float(min(counted[0], source.max_tokens or counted[0]))
+        figures, origin = (tokens, tokens, tokens), AmountOrigin.COUNTED
+        documents = counted[1] * tokens / max(counted[0], 1)
+        return SourceAmount(source.name, len(files), size_bytes, *figures, origin, documents=documents)
     limits = Limits(stream.longest_document_mb << 20, stream.text_kb << 10)
     pieces = [_sampled(file, source.field, limits) for file in _spread(files)]
     return _from_sample(source, files, pieces, _encoder(tokenizer_dir))
 
 
-def _counted(source: SourceSection, stream: StreamSection, tokenizer_dir: Path) -> int | None:
-    """Tokens in the cache, where all of the source is there as its files are now."""
+def _counted(source: SourceSection, stream: StreamSection, tokenizer_dir: Path) -> tuple[int, int] | None:
+    """Tokens and documents in the cache, where all of the source is there as its files are now."""
     try:
         tokenizer = TextTokenizer(tokenizer_dir)
         text = TextSource(source, stream, tokenizer.sha256)
@@ -90,14 +92,14 @@ def _counted(source: SourceSection, stream: StreamSection, tokenizer_dir: Path) 
             return None
     except (EngineError, OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    tokens = 0
+    tokens = documents = 0
     for number in count():
         record = read_record(folder, number)
         if record is None:
             return None
-        tokens += record.tokens
+        tokens, documents = tokens + record.tokens, documents + record.documents
         if record.last:
-            return tokens
+            return tokens, documents
     return None
 
 
@@ -185,17 +187,20 @@ def _from_sample(
     if not read:
         why = "; ".join(piece.why for piece in pieces if piece.why)
         return SourceAmount(source.name, len(files), size_bytes, 0, 0, 0, AmountOrigin.UNKNOWN, unreadable=why)
-    tokens = 0.0
+    tokens = documents = 0.0
     for piece in read:
         own = sum(_tokens_in(text, encoder) for text in piece.texts)
-        tokens += own / len(piece.texts) * piece.rows if piece.rows else own * piece.unpacked_bytes / piece.read_bytes
-    per_byte = tokens / max(sum(piece.file_bytes for piece in pieces), 1)
+        whole = piece.rows / len(piece.texts) if piece.rows else piece.unpacked_bytes / piece.read_bytes
+        tokens, documents = tokens + own * whole, documents + len(piece.texts) * whole
+    sampled_bytes = max(sum(piece.file_bytes for piece in pieces), 1)
+    per_byte = tokens / sampled_bytes
     low, likely, high = (per_byte * size_bytes * factor for factor in (SAMPLED if encoder is not None else GUESSED))
     most = float(source.max_tokens) or high
     origin = AmountOrigin.SAMPLE if encoder is not None else AmountOrigin.SIZE
     shown = read[0].texts[0][:_SHOWN_CHARACTERS]
     figures = (min(low, most), min(likely, most), min(high, most))
-    return SourceAmount(source.name, len(files), size_bytes, *figures, origin, text=shown)
+    documents *= size_bytes / sampled_bytes * figures[1] / max(likely, 1.0)
+    return SourceAmount(source.name, len(files), size_bytes, *figures, origin, documents=documents, text=shown)
 
 
 def _tokens_in(text: str, encoder: Any) -> float:

@@ -35,6 +35,8 @@ class SourceAmount:
     """Tokens; 0 where nobody knows."""
     high: float
     origin: AmountOrigin
+    documents: float = 0.0
+    """About so many; 0 where nobody knows."""
     text: str = ""
     """A piece of its text, where it was sampled."""
     unreadable: str = ""

@@ -83,3 +83,4 @@ def test_a_stream_that_may_start_comes_with_its_figures(tmp_path: Path, monkeypa
     assert checked.job is not None
     assert checked.spec.prediction.seconds_likely == pytest.approx(checked.job.whole.hours.likely * 3600, abs=0.1)
     assert checked.spec.sources[0].path == str(tmp_path / "web.txt")
+    assert any("web has about 1 documents" in note and "held-out" in note for note in checked.notes)
