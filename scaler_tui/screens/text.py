@@ -146,6 +146,8 @@ class TextScreen(FramedScreen):
         parts: list[Content] = []
         if self.refused:
             parts.append(Content.styled(f"{self.signs.no} {self.refused}", "$text-error"))
+        if plan.sources and plan.obstacle and not self.refused:
+            parts.append(Content.styled(f"{self.signs.warn} {plan.obstacle}", "$text-warning"))
         if plan.sources:
             parts.append(source_words(plan, self.pointer, width - 2, self.signs))
         if not self.scaler.wizard.model_is_local:

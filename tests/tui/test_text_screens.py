@@ -76,6 +76,8 @@ async def test_sources_stand_with_weights_shares_and_tokens(
         await pilot.press("down", "0")
         await until(pilot, lambda: "100 %" in visible(app))
         assert app.wizard.text.sources[1].weight == 0
+        await pilot.press("up", "0")
+        await until(pilot, lambda: "All weights are 0" in visible(app))
         assert all(len(line) <= size[0] for line in visible(app).splitlines())
 
 
@@ -90,7 +92,7 @@ async def test_a_typed_path_is_read_by_the_command_and_its_faults_are_located(
     async with at_text(monkeypatch, tmp_path, sources=0) as (app, pilot):
         await until(pilot, lambda: "No source yet" in visible(app))
         await pilot.press("enter")
-        await until(pilot, lambda: "There is no source yet." in visible(app))
+        assert isinstance(app.screen, TextScreen), "there is nothing to go on with"
         await typed(app, pilot, "a", "/no/such/place", "#text-field")
         await until(pilot, lambda: "There is no file or folder /no/such/place" in visible(app))
         await typed(app, pilot, "a", str(tmp_path / "rows.jsonl"), "#text-field")
