@@ -6,6 +6,7 @@ again: what is there already is found by its hash.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,13 +160,15 @@ class Progress:
 
 
 def _program(place: Place, spec: JobSpec, wheel: Wheel, wish: Wish, say: Say) -> Program:
-    """Ready to be called there: in an environment made for this very wheel, or on the python that was named."""
+    """Ready to be called there, on the python that was named or in an environment with what it needs. The program
+    itself lies beside: a newer one finds the environment made."""
     far, root = place.far, place.root
     home = ("SCALER_WIZARD_HOME", place.home)
-    put = patiently(lambda: order(far, "wheel", root=root, name=wheel.name, sha=wheel.sha, unpack=bool(wish.python)))
+    put = patiently(lambda: order(far, "wheel", root=root, name=wheel.name, sha=wheel.sha))
+    environment = (home, ("PYTHONPATH", put["unpacked"]))
     extras = ["benchmarks"] if spec.evaluation.tasks else []
+    needed = (*wheel.requirements, *(["lm-eval"] if extras else []))
     if wish.python:
-        needed = [*wheel.requirements, *(["lm-eval"] if extras else [])]
         missing = order(far, "lacks", packages=needed)["missing"]
         if missing:
             raise EngineError(
@@ -173,10 +176,11 @@ def _program(place: Place, spec: JobSpec, wheel: Wheel, wish: Wish, say: Say) ->
                 f"{wish.python} on {far.host.name} lacks {', '.join(missing)}.",
                 next_step="Install them there, or leave --python out: an environment is then made.",
             )
-        return Program((far.python, "-P", "-m", "scaler_tui"), (home, ("PYTHONPATH", put["unpacked"])))
-    say("Looking for an environment with this version; making one takes some minutes, once ...")
-    key = "-".join([wheel.sha[:16], *extras])
-    constraints = installed_versions(wheel.requirements)
+        return Program((far.python, "-P", "-m", "scaler_tui"), environment)
+    say("Looking for an environment with the packages; making one takes some minutes, once ...")
+    constraints = installed_versions(needed)
+    needs = "\n".join([wheel.needs, *constraints, *extras, f"python {far.python}"])
+    key = hashlib.sha256(needs.encode()).hexdigest()[:16]
     made = patiently(
         lambda: order(
             far, "environment", root=root, key=key, wheel=put["wheel"], extras=extras, constraints=constraints
@@ -184,7 +188,7 @@ def _program(place: Place, spec: JobSpec, wheel: Wheel, wish: Wish, say: Say) ->
         say=say,
     )
     say("The environment was made." if made["made"] else "The environment is there.")
-    return Program((made["python"], "-P", "-m", "scaler_tui"), (home,))
+    return Program((made["python"], "-P", "-m", "scaler_tui"), environment)
 
 
 def _start(place: Place, spec: JobSpec, program: Program, *, force: bool) -> dict[str, Any]:

@@ -86,11 +86,10 @@ def attach(host: Host, wanted: str, wish: Wish) -> Path:
 
 
 def _program(place: Place, wish: Wish) -> Program | None:
-    """The newest environment made for us; with --python the newest program unpacked for one."""
+    """The newest program there, in the newest environment made for it or on the python that was named."""
     home = ("SCALER_WIZARD_HOME", place.home)
     found = order(place.far, "programs", root=place.root)
-    if found["environment"] and not wish.python:
-        return Program((found["environment"], "-P", "-m", "scaler_tui"), (home,))
-    if found["unpacked"]:
-        return Program((place.far.python, "-P", "-m", "scaler_tui"), (home, ("PYTHONPATH", found["unpacked"])))
-    return None
+    python = (wish.python and place.far.python) or found["environment"]
+    if not (python and found["unpacked"]):
+        return None
+    return Program((python, "-P", "-m", "scaler_tui"), (home, ("PYTHONPATH", found["unpacked"])))

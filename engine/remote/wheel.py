@@ -40,6 +40,8 @@ class Wheel:
     """SHA-256."""
     requirements: tuple[str, ...]
     """What it needs, without its extras: names as on the index."""
+    needs: str
+    """The same in full, with versions and extras; equal needs can share an environment."""
 
 
 def pack() -> Wheel:
@@ -49,14 +51,11 @@ def pack() -> Wheel:
     (info,) = {name.split("/")[0] for name in files if name.split("/")[0].endswith(".dist-info")}
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: scaler-wizard\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     content = _zipped(files, info)
-    needed = tuple(
-        _name_of(line.removeprefix("Requires-Dist:").strip())
-        for line in files[f"{info}/METADATA"].decode().split("\n\n")[0].splitlines()
-        if line.startswith("Requires-Dist:") and "extra ==" not in line
-    )
-    return Wheel(
-        f"{info.removesuffix('.dist-info')}-py3-none-any.whl", content, hashlib.sha256(content).hexdigest(), needed
-    )
+    lines = files[f"{info}/METADATA"].decode().split("\n\n")[0].splitlines()
+    needs = [line.removeprefix("Requires-Dist:").strip() for line in lines if line.startswith("Requires-Dist:")]
+    names = tuple(_name_of(need) for need in needs if "extra ==" not in need)
+    sha = hashlib.sha256(content).hexdigest()
+    return Wheel(f"{info.removesuffix('.dist-info')}-py3-none-any.whl", content, sha, names, "\n".join(sorted(needs)))
 
 
 def installed_versions(names: tuple[str, ...]) -> tuple[str, ...]:

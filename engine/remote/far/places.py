@@ -52,7 +52,7 @@ def _boot_id() -> str:
 
 
 def environment(order: dict[str, Any]) -> dict[str, Any]:
-    """A virtual environment with the wheel and what it needs, made once per `key`."""
+    """A virtual environment with what the wheel needs, made once per `key`."""
     root = Path(order["root"])
     place = root / "environments" / order["key"]
     python = place / "bin" / "python"
@@ -88,7 +88,7 @@ def _run(words: list[str], code: str, what: str) -> None:
 
 
 def wheel(order: dict[str, Any]) -> dict[str, Any]:
-    """The wheel under its own name, and unpacked, for a python that has everything else."""
+    """The wheel under its own name, and unpacked."""
     root = Path(order["root"])
     place = root / "wheels" / order["sha"][:16] / order["name"]
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def wheel(order: dict[str, Any]) -> dict[str, Any]:
         shutil.copyfile(blob_path(root, order["sha"]), staging)
         staging.replace(place)
     unpacked = root / "programs" / order["sha"][:16]
-    if order["unpack"] and not unpacked.is_dir():
+    if not unpacked.is_dir():
         staging = unpacked.with_name(f".{unpacked.name}.{os.getpid()}")
         with zipfile.ZipFile(place) as archive:
             archive.extractall(staging)
