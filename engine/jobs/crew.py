@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -137,10 +137,11 @@ class Launchers:
             if sign.is_here and not ranks.is_gone(sign):
                 with contextlib.suppress(OSError):
                     os.kill(sign.pid, signal.SIGKILL)
-        for host in {sign.host for sign in signs if not sign.is_here}:
-            pids = " ".join(str(sign.pid) for sign in signs if sign.host == host)
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                subprocess.run([*_ssh(), host, f"kill -9 {pids}"], timeout=_ENDING_SECONDS, capture_output=True)
+        elsewhere = ending_elsewhere(signs)
+        for host in self.crew.hosts if elsewhere else ():
+            if host.name not in LOCAL_HOSTS:
+                with contextlib.suppress(OSError, subprocess.SubprocessError):
+                    subprocess.run([*_ssh(), host.name, elsewhere], timeout=_ENDING_SECONDS, capture_output=True)
         deadline = time.monotonic() + _ENDING_SECONDS
         while self.exit_code is None and time.monotonic() < deadline:
             self.wait(ranks.POLL_SECONDS)
@@ -148,6 +149,19 @@ class Launchers:
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+
+def ending_elsewhere(signs: Sequence[ranks.Sign]) -> str:
+    """A shell line that ends the ranks of whichever other machine it runs on: the names in a list of machines need not
+    be those that the machines have for themselves. "" where all ranks are here."""
+    pids: dict[str, list[str]] = {}
+    for sign in signs:
+        if not sign.is_here:
+            pids.setdefault(sign.host, []).append(str(sign.pid))
+    lines = [
+        f'if [ "$(uname -n)" = {shlex.quote(host)} ]; then kill -9 {" ".join(ids)}; fi' for host, ids in pids.items()
+    ]
+    return "; ".join(lines)
 
 
 def start(crew: Crew, run_dir: Path, *, lock_handle: int, log: BinaryIO, environment: dict[str, str]) -> Launchers:

@@ -170,6 +170,18 @@ def test_what_would_happen_again_ends_the_run_in_its_own_words(tmp_path: Path) -
     assert (end.cause, end.next_step) == ("A cause.", "A step.")
 
 
+def test_ranks_of_other_machines_are_ended_by_the_name_those_have_for_themselves() -> None:
+    here = ranks.own_sign(0, 3)
+    there = [msgspec.structs.replace(here, rank=rank, pid=900_000 + rank, host="far away") for rank in (1, 2)]
+    assert crew.ending_elsewhere([here]) == ""
+    line = crew.ending_elsewhere([here, *there])
+    assert str(here.pid) not in line
+    told = "uname() { echo 'far away'; }; kill() { echo \"$@\"; }; "
+    done = subprocess.run(["sh", "-c", told + line], capture_output=True, text=True, check=True)
+    assert done.stdout == "-9 900001 900002\n"
+    assert subprocess.run(["sh", "-c", "kill() { echo; }; " + line], capture_output=True, check=True).stdout == b""
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
