@@ -65,7 +65,7 @@ def _tell_sources(plan: TextPlan) -> None:
         known = f", {format_count(tokens)} tokens" if tokens else ""
         say(f"  {source.name}: weight {source.weight:g}, {plan.share(place) * 100:.0f} percent{known}. {source.path}.")
     if plan.sources:
-        wanted = plan.wanted_tokens
+        wanted = plan.known_tokens
         say(f"  It trains on {format_count(wanted)} tokens." if wanted else "  Its tokens are not counted yet.")
 
 

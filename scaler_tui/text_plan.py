@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from engine.hardware.machine import Machine
     from engine.jobs.spec import JobSpec
 
-    TextKey = tuple["TextChoice", str, Machine | None, Grown | None, Mapping[str, float]]
-    """Choice, approach, machine, growth, sizes of sources."""
+    TextKey = tuple["TextChoice", str, Machine | None, Grown | None, Mapping[str, float], int]
+    """Choice, approach, machine, growth, sizes of sources, tokens to train on."""
 
 WEIGHT_STEP = 0.1
 MOST_WEIGHT = 100.0
@@ -72,6 +72,8 @@ class TextPlan:
     """By the source with weight 1; None while it is being read."""
     model: str = ""
     """Whose tokenizer counted."""
+    answered_tokens: int = 0
+    """About how much text there is, as it was answered before any was read."""
     laid_out: tuple[TextKey, JobEstimate] | None = None
     """The newest estimate, and what it was made for."""
 
@@ -182,9 +184,14 @@ class TextPlan:
         return {source.name: float(size) for source in self.sources if (size := self.tokens_of(source))}
 
     @property
-    def wanted_tokens(self) -> int:
-        """To train on: as chosen, else every known token once."""
+    def known_tokens(self) -> int:
+        """To train on: as chosen, else every counted token once; 0 while nothing is counted."""
         return self.choice.tokens or sum(self.tokens_of(source) for source in self.sources if source.weight)
+
+    @property
+    def wanted_tokens(self) -> int:
+        """To train on: as known, else as the question about data was answered."""
+        return self.known_tokens or self.answered_tokens
 
     @property
     def obstacle(self) -> str:

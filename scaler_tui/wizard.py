@@ -208,12 +208,13 @@ class Wizard:
             from scaler_tui.text_plan import TextPlan, kept
 
             self._text = TextPlan(kept())
+        self._text.answered_tokens = round(self.session.answers().number("data_tokens"))
         return self._text
 
     def count_text(self) -> None:
         """The tokens to be trained on take the place of a guess."""
         if self.trains_on_text:
-            self.session.measured_tokens = self.text.wanted_tokens or None
+            self.session.measured_tokens = self.text.known_tokens or None
 
     @property
     def data_key(self) -> tuple[str, str, int]:
@@ -319,7 +320,8 @@ class Wizard:
 
     def text_key(self, approach: str) -> TextKey:
         """What the estimate of a job on large text depends on."""
-        return self.text.choice, approach, self.machine, self.grown.get(approach), self.text.sizes
+        text = self.text
+        return text.choice, approach, self.machine, self.grown.get(approach), text.sizes, text.wanted_tokens
 
     def frank_words(self, approach: str, grown: Grown | None = None) -> tuple[FrankWord, ...]:
         """What must be said before an approach starts, about the plan `grown` (None: the chosen one); empty where

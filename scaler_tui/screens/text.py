@@ -158,8 +158,10 @@ class TextScreen(FramedScreen):
         plan = self.plan
         if plan.choice.tokens:
             return Content.assemble(("Trains on ", QUIET), (f"{format_count(plan.choice.tokens)} tokens", "bold"))
-        known = plan.wanted_tokens
+        known = plan.known_tokens
         counted = f"every token once: {format_count(known)}" if known else "every token once, when they are counted"
+        if not known and not self.scaler.wizard.model_is_local:
+            counted = f"about {format_count(plan.answered_tokens)} tokens, as answered"
         return Content.assemble(("Trains on ", QUIET), (counted, "bold"), ("  t types another number", QUIET))
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
