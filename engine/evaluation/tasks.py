@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
+from engine.jobs.spec_checks_evaluation import DEMO, DEMO_SKILLS
 from engine.resources import demo_dir
 
-DEMO = "demo"
+__all__ = ["DEMO", "Asked", "load_tasks", "question_texts", "require_lm_eval"]
+
 INSTALL = "Install it: pip install 'scaler-wizard[benchmarks]'"
 FEWSHOT_SEED = 1234
 """lm-eval's own, so that its command line asks the same questions."""
@@ -76,7 +78,7 @@ def _manager(names: Sequence[str]) -> Any:
     """lm-eval's index of tasks; its own thousands are looked through only where one of them is asked for."""
     from lm_eval.tasks import TaskManager
 
-    own = all(name == DEMO or name.endswith(_FILES) for name in names)
+    own = all(name in (DEMO, *DEMO_SKILLS) or name.endswith(_FILES) for name in names)
     return TaskManager(include_path=str(demo_tasks_dir()), include_defaults=not own)
 
 

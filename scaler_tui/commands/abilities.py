@@ -126,7 +126,8 @@ def _print(report: FolderReport) -> None:
     from scaler_tui.abilities_text import ordered, report_figures, score_text, sentence
 
     output.say(report.verdict)
-    output.say()
+    if report.retention:
+        output.say()
     for retained in ordered(report.retention):
         output.say(f"{retained.verdict:<8} {sentence(retained.words)}")
         output.say(f"         {report_figures(retained, unicode=False)}")
