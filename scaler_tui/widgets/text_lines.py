@@ -92,7 +92,9 @@ def source_words(plan: TextPlan, place: int, width: int, signs: Glyphs) -> Conte
     source = plan.sources[place]
     checked = plan.known(source)
     lines: list[Content] = [Content.assemble((source.path, "bold"), (f"  text in {source.field}", QUIET))]
-    if checked is None:
+    if source in plan.unread():
+        lines.append(Content("Not read yet."))
+    elif checked is None:
         lines.append(Content("Being read: files, faults, duplicates and tokens appear here. Nothing waits for it."))
     elif checked.problem is not None:
         error = checked.problem
