@@ -178,9 +178,3 @@ def is_peer_lost(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_TEXTS)
-
-
-def part() -> None:
-    """Give the groups back, in good order. Never waits for another rank."""
-    with contextlib.suppress(RuntimeError):
-        dist.destroy_process_group()

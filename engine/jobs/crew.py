@@ -26,7 +26,7 @@ from typing import BinaryIO
 import msgspec
 
 from engine.errors import EngineError
-from engine.jobs import checkpoints, layout, ranks
+from engine.jobs import checkpoints, ranks
 from engine.jobs import events as ev
 
 WORKER_MODULE = "engine.train.worker"
@@ -279,8 +279,3 @@ def obituary(trouble: ranks.Trouble, crew: Crew, run_dir: Path, exit_code: int) 
     elif crew.restarts:
         cause = f"It started again {crew.restarts} times before (distributed.restarts)."
     return ev.WorkerExit(t=time.time(), exit_code=exit_code, what=trouble.what, cause=cause, next_step=next_step)
-
-
-def logs_note(crew: Crew) -> str:
-    """Where the other ranks' output is."""
-    return f"{ranks.FOLDER}/*.log beside {layout.WORKER_LOG}" if crew.world > 1 else layout.WORKER_LOG
