@@ -26,6 +26,7 @@ from engine.remote.hashes import Hashes
 from engine.remote.inputs import collect, with_places
 from engine.remote.ssh import Host, parse_host
 from engine.resources import demo_model_dir
+from scaler_tui.cli import main
 from tests.support.fake_worker import recorded_run
 
 
@@ -251,3 +252,41 @@ def test_a_command_is_one_word_for_the_login_shell_there() -> None:
     shell = subprocess.run(["sh", "-c", words[-1]], capture_output=True, text=True, check=False)
     assert (shell.stdout, shell.returncode) == ("a b\n", 3)
     assert "-oBatchMode=yes" in words
+
+
+# ── the command line ──────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["box"], "usage"),
+        (["box", "spec.toml", "--list"], "usage"),
+        (["--list", "--attach", "x", "box"], "usage"),
+        (["-box", "spec.toml"], "usage"),
+        (["box", "missing.toml"], "toml.unreadable"),
+        (["fetch", "nothing"], "run.unknown"),
+    ],
+)
+def test_what_remote_cannot_do_is_refused_in_words(
+    words: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["remote", *words, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == error
+
+
+def test_a_run_of_this_machine_has_nothing_to_fetch(capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = recorded_run(5)
+    assert main(["remote", "fetch", run_dir.name, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "run.not_elsewhere"
+
+
+def test_a_spec_written_to_another_folder_names_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.jobs.spec import SourceSection
+    from scaler_tui.spec_file import write_spec
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sources = (SourceSection(name="web", path="text/*.txt"), SourceSection(name="hub", path="hub:owner/name"))
+    write_spec(JobSpec(sources=sources), Path("there") / "spec.toml")
+    found = with_absolute_paths(load_spec(Path("there") / "spec.toml"), tmp_path / "there")
+    assert Path(found.sources[0].path).resolve() == tmp_path / "text" / "*.txt"
+    assert found.sources[1].path == "hub:owner/name"
