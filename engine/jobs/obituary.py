@@ -90,11 +90,14 @@ class Scene:
             return f"The worker crashed ({name}).", self._log_cause("Native code (a driver or a library) failed.")
         return f"The worker was ended from outside ({name}).", f"Somebody sent it {name}."
 
+    def kernel_killed(self) -> bool:
+        """Whether the kernel has ended some process for lack of memory since this look."""
+        return any(count > self.out_of_memory_kills.get(name, 0) for name, count in out_of_memory_kills().items())
+
     def _killed_hard(self) -> tuple[str, str]:
-        kills = out_of_memory_kills()
         held = f" It held {format_bytes(self.last_resident_bytes)}" if self.last_resident_bytes else ""
         of = f" of {format_bytes(self.memory_limit_bytes)}" if self.memory_limit_bytes and held else ""
-        if any(count > self.out_of_memory_kills.get(name, 0) for name, count in kills.items()):
+        if self.kernel_killed():
             memory = f"{held}{of}." if held else ""
             return "The worker ran out of memory.", f"out of memory: the kernel killed it.{memory}"
         if self.memory_limit_bytes and self.last_resident_bytes > _NEARLY_ALL * self.memory_limit_bytes:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ WORKER_OVERRIDE = "SCALER_WIZARD_WORKER"
 ATTEMPT = "SCALER_WIZARD_ATTEMPT"
 """Tells the worker which attempt it is, counted from 1."""
 
+KERNEL_WORDS = "Meanwhile the kernel killed a process for lack of memory (RAM)."
 _LOCKED_EXIT_CODE = 3
 
 
@@ -129,6 +131,8 @@ class Runner:
             report, outcome = scene.diagnose(self.launchers.exit_code or 0)
             if trouble is None or outcome in ("finished", "stopped", "paused"):
                 return self._leave(report, outcome)
+            if trouble.kind == "process lost" and scene.kernel_killed():
+                trouble = replace(trouble, what=f"{trouble.what} {KERNEL_WORDS}")
             again, recovery = patience.again(trouble, self.run_dir) if not self.terminations else (False, None)
             if not again:
                 return self._leave(crew_obituary(trouble, crew, self.run_dir, report.exit_code), "failed")
