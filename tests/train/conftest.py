@@ -185,7 +185,7 @@ class Finished:
 RunWorker = Callable[..., Finished]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workers() -> Iterator[ForkedWorkers]:
     """Real workers without their imports' time."""
     with forked_workers() as found:
