@@ -95,7 +95,7 @@ def kill_somewhere(workers: ForkedWorkers, run_dir: Path, generator: random.Rand
     tail = JournalTail(run_dir)
     tail.read_new()
     worker = workers.start(run_dir)
-    wanted = generator.randint(1, 5)
+    wanted = generator.randint(2, 6)
     in_growth = generator.random() < 0.5
     steps, last, over = 0, "nothing", False
     while not over and workers.is_alive(worker):
