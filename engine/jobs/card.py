@@ -53,6 +53,11 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     suites: tuple[SuiteResult, ...] = ()
     benchmarks: tuple[BenchmarkResult, ...] = ()
 
+    @property
+    def has_task_loss(self) -> bool:
+        """Whether there were held-out rows at all."""
+        return self.task_tokens > 0
+
 
 class SampleComparison(msgspec.Struct, frozen=True, kw_only=True):
     """One fixed prompt, answered greedily by both."""

@@ -121,14 +121,11 @@ def _figures(card: Card) -> str:
     before, after = card.before, card.after
     if before is None or after is None:
         return ""
-    figures = [
-        _figure(
-            "Loss on held-out rows",
-            f"{before.task_loss:.3f}",
-            f"{after.task_loss:.3f}",
-            *_change(before.task_loss, after.task_loss),
-        )
-    ]
+    figures = []
+    if after.has_task_loss:
+        change = _change(before.task_loss, after.task_loss)
+        losses = (f"{before.task_loss:.3f}", f"{after.task_loss:.3f}")
+        figures.append(_figure("Loss on held-out rows", *losses, *change))
     if before.exact_match is not None and after.exact_match is not None:
         points = (after.exact_match - before.exact_match) * 100
         note = f"{points:+.1f} points over {after.exact_match_rows} rows"

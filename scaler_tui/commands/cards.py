@@ -119,7 +119,9 @@ def _score_rows(c: Card) -> list[list[str]]:
     before, after = c.before, c.after
     if before is None or after is None:
         return []
-    rows = [["Task loss (held-out rows)", f"{before.task_loss:.3f}", f"{after.task_loss:.3f}"]]
+    rows = []
+    if after.has_task_loss:
+        rows.append(["Task loss (held-out rows)", f"{before.task_loss:.3f}", f"{after.task_loss:.3f}"])
     if before.exact_match is not None and after.exact_match is not None:
         heading = f"Exact match ({after.exact_match_rows} held-out rows)"
         rows.append([heading, f"{before.exact_match:.0%}", f"{after.exact_match:.0%}"])

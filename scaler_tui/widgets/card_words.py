@@ -6,6 +6,7 @@ Owns wording and thresholds of the verdicts. Must not know widgets or how anythi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def score_rows(card: Card) -> list[ScoreRow]:
     before, after = card.before, card.after
     if before is None or after is None:
         return []
-    rows = [loss_row(before.task_loss, after.task_loss)]
+    rows = [loss_row(before.task_loss, after.task_loss)] if after.has_task_loss else []
     if before.exact_match is not None and after.exact_match is not None:
         rows.append(exact_row(before.exact_match, after.exact_match, after.exact_match_rows))
     if before.base_perplexity is not None and after.base_perplexity is not None:
@@ -110,22 +111,13 @@ def _growth_headline(card: Card, *, unicode: bool) -> Content:
 def headline(card: Card, *, unicode: bool) -> Content:
     """One or two sentences: did it learn, did it forget."""
     rows = {row.name: row for row in score_rows(card)}
-    if not rows:
+    if card.after is None:
         if card.lengths_after is not None and not card.growths:
             return toned("Nothing was trained; the window was made longer and measured.", "strong")
         return _growth_headline(card, unicode=unicode)
-    learned = rows.get("exact answers") or rows["task loss"]
     dash = "–" if unicode else "-"
-    first = {
-        "good": "It learned the task",
-        "warn": "It did not clearly learn the task",
-        "bad": "It got worse at the task",
-    }[rows["task loss"].tone]
-    text = f"{first}: {learned.name} {learned.before} before, {learned.after} after."
-    if any(figures.domains for figures in card.stage_figures):  # it streamed: there is no task, only text
-        text = text.replace("the task", "the text").replace("task loss", "held-out loss")
+    text, tone = _learned(card, rows)
     forgetting = rows.get("base perplexity")
-    tone = rows["task loss"].tone
     if forgetting is not None:
         text += f" Of what it knew, {forgetting.verdict}."
         tone = "warn" if tone == "good" and forgetting.tone != "good" else tone
@@ -136,6 +128,23 @@ def headline(card: Card, *, unicode: bool) -> Content:
         tone = "bad" if card.held else "warn" if tone == "good" else tone
     sign = {"good": "✓" if unicode else "+", "warn": "!", "bad": "✗" if unicode else "x"}[tone]
     return Content.assemble(toned(f"{sign} ", tone), toned(text.replace("–", dash), "strong"))
+
+
+def _learned(card: Card, rows: Mapping[str, ScoreRow]) -> tuple[str, str]:
+    """Whether it learned what it was trained on, in a sentence, and the tone of that."""
+    loss = rows.get("task loss")
+    if loss is None:
+        return "Whether it learned is unknown: no text was set aside to measure it.", "warn"
+    learned = rows.get("exact answers") or loss
+    first = {
+        "good": "It learned the task",
+        "warn": "It did not clearly learn the task",
+        "bad": "It got worse at the task",
+    }[loss.tone]
+    text = f"{first}: {learned.name} {learned.before} before, {learned.after} after."
+    if any(figures.domains for figures in card.stage_figures):  # it streamed: there is no task, only text
+        text = text.replace("the task", "the text").replace("task loss", "held-out loss")
+    return text, loss.tone
 
 
 def length_lines(card: Card, width: int, *, unicode: bool) -> Content:

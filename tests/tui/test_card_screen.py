@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine.jobs.card_html import render
 from engine.jobs.card_io import write_card
 from engine.jobs.layout import CARD, CARD_PAGE
 from scaler_tui.screens.card import CardScreen
@@ -165,3 +166,17 @@ def test_few_rows_cannot_prove_a_small_change() -> None:
 @pytest.mark.parametrize(("after", "words"), [(6.0, "nothing"), (6.4, "little"), (7.5, "some"), (12.0, "much")])
 def test_the_verdict_on_forgetting(after: float, words: str) -> None:
     assert card_words.forgetting_row(6.0, after).verdict.startswith(words)
+
+
+def test_without_held_out_text_no_loss_is_shown_and_nothing_is_said_to_be_learned() -> None:
+    run_dir = write_golden(Golden(steps=120, outcome="finished"))
+    card = golden_card(run_dir)
+    assert card.before is not None
+    assert card.after is not None
+    none = {"task_loss": 0.0, "task_tokens": 0, "exact_match": None}
+    card = msgspec.structs.replace(
+        card, before=msgspec.structs.replace(card.before, **none), after=msgspec.structs.replace(card.after, **none)
+    )
+    assert "task loss" not in {row.name for row in card_words.score_rows(card)}
+    assert "no text was set aside" in card_words.headline(card, unicode=True).plain
+    assert "Loss on held-out rows" not in render(card)
