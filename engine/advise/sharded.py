@@ -15,7 +15,7 @@ from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Verdict
 from engine.estimate.roofline import step_seconds
 from engine.estimate.speed import estimate_tokens_per_second
-from engine.estimate.workload import Method, Purpose, Workload
+from engine.estimate.workload import Method, OptimizerKind, Purpose, Workload
 from engine.hardware.machine import Machine
 
 COUNTS = (1, 2, 4, 8)
@@ -73,8 +73,9 @@ def spread(work: Workload, cards: int, strategy: Strategy, nodes: int = 1) -> Wo
 
 
 def can_be_sharded(work: Workload) -> bool:
-    """Whether FSDP2 takes the job: weights packed to 4 bits and partly frozen matrices are not divided."""
-    return not work.packed and work.method in (Method.ADAPTER, Method.FULL)
+    """Whether FSDP2 takes the job: partly frozen matrices are not divided, and bitsandbytes' optimizers know no shards."""
+    whole = (OptimizerKind.ADAMW, OptimizerKind.ADAMW_MIXED, OptimizerKind.SGD)
+    return work.method in (Method.ADAPTER, Method.FULL) and work.optimizer in whole
 
 
 def strategy_for(

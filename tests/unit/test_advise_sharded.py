@@ -88,9 +88,12 @@ def test_full_training_that_no_card_holds_is_shared_and_then_fits() -> None:
     assert [row.memory.likely for row in rows] == sorted((row.memory.likely for row in rows), reverse=True)
 
 
-def test_packed_weights_are_copied_never_shared() -> None:
-    assert not can_be_sharded(replace(WORK, packing=Packing4Bit.NF4_DOUBLE))
-    assert all(row.strategy is not Strategy.FSDP2 for row in counts("qlora", machine(card("RTX 4090", 24))))
+def test_states_in_eight_bits_and_partly_frozen_models_are_copied_never_shared() -> None:
+    full = Workload(LLAMA_3B, Method.FULL)
+    assert can_be_sharded(full)
+    assert can_be_sharded(replace(WORK, packing=Packing4Bit.NF4_DOUBLE))
+    assert not can_be_sharded(replace(full, optimizer=OptimizerKind.ADAMW_8BIT))
+    assert not can_be_sharded(replace(full, method=Method.NEW_BLOCKS, trained_layers=2))
 
 
 def test_there_are_never_more_cards_than_sequences_in_a_step() -> None:
