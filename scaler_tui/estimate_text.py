@@ -77,12 +77,15 @@ def card_count_lines(counts: Sequence[CardCount]) -> Iterator[str]:
             f"{row.tokens_per_second.likely:>9,.0f} {format_hours(row.hours.likely):>8} "
             f"{format_usd(row.cost_usd.likely):>9} {row.exchange_share:>6.0%} {speed:>6}"
         )
-    yield from textwrap.wrap(
-        "ddp: a whole copy each; fsdp2: a share of the model each; waits: share of a step spent on each other's data.",
-        WIDTH,
-        initial_indent="  ",
-        subsequent_indent="  ",
+    notes = (
+        "ddp: a whole copy each; fsdp2: a share of the model each; waits: share of a step spent on each other's data."
     )
+    for row in counts:
+        if row.edits:
+            keys = ", ".join(f'{key} = "{value}"' for key, value in row.edits)
+            notes += f" From {row.cards} cards on with {keys}."
+            break
+    yield from textwrap.wrap(notes, WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
 def _labelled(label: str, words: str) -> list[str]:

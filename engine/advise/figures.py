@@ -80,6 +80,7 @@ def _card_count(row: CardCount) -> dict[str, Any]:
         "cost_usd": _range(row.cost_usd),
         "exchange_share": row.exchange_share,
         "speedup": row.speedup,
+        "edits": dict(row.edits),
     }
 
 

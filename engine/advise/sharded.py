@@ -50,6 +50,8 @@ class CardCount:
     """Of a step: how long cards wait for each other's data."""
     speedup: float
     """Tokens per second over those of one card, or of the fewest cards that hold the job; 0 where these do not."""
+    edits: tuple[tuple[str, str], ...] = ()
+    """Keys of the spec that must change for this row, and their values."""
 
 
 def spread(work: Workload, cards: int, strategy: Strategy, nodes: int = 1) -> Workload:
@@ -73,9 +75,19 @@ def spread(work: Workload, cards: int, strategy: Strategy, nodes: int = 1) -> Wo
 
 
 def can_be_sharded(work: Workload) -> bool:
-    """Whether FSDP2 takes the job: partly frozen matrices are not divided, and bitsandbytes' optimizers know no shards."""
-    whole = (OptimizerKind.ADAMW, OptimizerKind.ADAMW_MIXED, OptimizerKind.SGD)
-    return work.method in (Method.ADAPTER, Method.FULL) and work.optimizer in whole
+    """Whether FSDP2 takes the job: partly frozen matrices are not divided, nor are the states of 8-bit optimizers."""
+    return work.method in (Method.ADAPTER, Method.FULL) and work.optimizer not in _EIGHT_BIT
+
+
+_EIGHT_BIT = (OptimizerKind.ADAMW_8BIT, OptimizerKind.PAGED_ADAMW_8BIT)
+
+
+def with_plain_states(work: Workload) -> Workload:
+    """The same job with torch's AdamW, whose states can be divided."""
+    if work.optimizer not in _EIGHT_BIT:
+        return work
+    mixed = work.method is not Method.ADAPTER and work.compute_bytes == 2
+    return replace(work, optimizer=OptimizerKind.ADAMW_MIXED if mixed else OptimizerKind.ADAMW)
 
 
 def strategy_for(
@@ -86,8 +98,13 @@ def strategy_for(
         return Strategy.ONE
     if not can_be_sharded(work):
         return Strategy.DDP
+    fits = _copies_fit(work, cards, devices, calibration, nodes)
+    return Strategy.DDP if fits else Strategy.FSDP2
+
+
+def _copies_fit(work: Workload, cards: int, devices: Devices, calibration: Calibration | None, nodes: int = 1) -> bool:
     bounds = memory_bounds_on(spread(work, cards, Strategy.DDP, nodes), calibration)
-    return Strategy.DDP if devices.verdict(*bounds) is Verdict.FITS else Strategy.FSDP2
+    return devices.verdict(*bounds) is Verdict.FITS
 
 
 def card_counts(plan: Plan, machine: Machine, load: Load, counts: tuple[int, ...] = COUNTS) -> tuple[CardCount, ...]:
@@ -107,8 +124,12 @@ def card_counts(plan: Plan, machine: Machine, load: Load, counts: tuple[int, ...
         if cards > single.batch * single.accumulation:
             break  # a step has fewer sequences than there would be cards
         devices = Devices((gpu,) * cards, plan.devices.free_bytes, plan.devices.total_bytes)
-        strategy = strategy_for(single, cards, devices, plan.calibration)
-        rows.append(_row(plan, machine, load, spread(single, cards, strategy), devices, strategy))
+        job = single
+        if cards > 1 and not _copies_fit(single, cards, devices, plan.calibration):
+            job = with_plain_states(single)  # where copies do not fit, shares may, and those need plain states
+        strategy = strategy_for(job, cards, devices, plan.calibration)
+        row = _row(plan, machine, load, spread(job, cards, strategy), devices, strategy)
+        rows.append(row if job is single else replace(row, edits=(("training.optimizer", "adamw"),)))
     running = next((row for row in rows if row.verdict is not Verdict.NO), None)
     base = running.tokens_per_second.likely if running is not None else 0.0
     return tuple(

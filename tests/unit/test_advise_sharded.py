@@ -85,6 +85,7 @@ def test_full_training_that_no_card_holds_is_shared_and_then_fits() -> None:
     assert rows[0].speedup == 0.0
     assert rows[-1].strategy is Strategy.FSDP2
     assert rows[-1].verdict is Verdict.FITS
+    assert rows[-1].edits == (("training.optimizer", "adamw"),)
     assert [row.memory.likely for row in rows] == sorted((row.memory.likely for row in rows), reverse=True)
 
 
