@@ -77,9 +77,7 @@ def card_count_lines(counts: Sequence[CardCount]) -> Iterator[str]:
             f"{row.tokens_per_second.likely:>9,.0f} {format_hours(row.hours.likely):>8} "
             f"{format_usd(row.cost_usd.likely):>9} {row.exchange_share:>6.0%} {speed:>6}"
         )
-    notes = (
-        "ddp: a whole copy each; fsdp2: a share of the model each; waits: share of a step spent on each other's data."
-    )
+    notes = "ddp: a whole copy each; fsdp2: a share each; waits: share of a step spent on each other's data."
     for row in counts:
         if row.edits:
             keys = ", ".join(f'{key} = "{value}"' for key, value in row.edits)
