@@ -224,7 +224,7 @@ def load_of_spec(
         counts = data.tokens
     low, likely, high = (count * spec.training.epochs * spec.task.trains for count in counts)
     here = is_on_disk(architecture) if base_on_disk is None else base_on_disk
-    price = spec.cost.usd_per_hour or machine.price_usd_per_hour or None
+    price, section = spec.cost.usd_per_hour or machine.price_usd_per_hour or None, spec.distributed
     return Load(
         tokens=(low, likely, high),
         disk=DiskPlan(
@@ -234,8 +234,10 @@ def load_of_spec(
             merged=spec.output.merge,
             checkpoints_kept=spec.checkpoint.keep,
         ),
-        # A price is the whole machine's; without one it is electricity, of every card.
-        tariff=Tariff(price is not None, price, spec.cost.usd_per_kwh or None, 1 if price else spec.distributed.world),
+        # A price is a whole machine's; without one it is electricity, of every card.
+        tariff=Tariff(
+            price is not None, price, spec.cost.usd_per_kwh or None, section.nodes if price else section.world
+        ),
         steps=spec.training.max_steps,
         epochs=spec.training.epochs,
         fill=data.fill if data is not None else PACKED_FILL if spec.data.packing else NO_PADDING,

@@ -251,7 +251,7 @@ class OutputSection(_Section, frozen=True, kw_only=True):
 
 
 class CostSection(_Section, frozen=True, kw_only=True):
-    usd_per_hour: Annotated[float, Meta(ge=0.0, description="Price of the rented machine; 0 for your own.")] = 0.0
+    usd_per_hour: Annotated[float, Meta(ge=0.0, description="Price of one rented machine; 0 for your own.")] = 0.0
     budget_usd: Annotated[
         float, Meta(ge=0.0, description="Checkpoint and stop when this much is spent; 0 means no limit.")
     ] = 0.0
@@ -320,12 +320,13 @@ class JobSpec(_Section, frozen=True, kw_only=True):
 
     @property
     def usd_per_hour(self) -> float:
-        """What an hour of this run costs: rent, and electricity where the spec has a tariff.
+        """What an hour of this run costs on all its machines: rent, and electricity where the spec has a tariff.
 
-        The power is the predicted one; a spec without a prediction counts as one middling card.
+        The power is the predicted one; a spec without a prediction counts as one middling card per machine.
         """
-        watts = self.prediction.watts or FALLBACK_WATTS
-        return self.cost.usd_per_hour + self.cost.usd_per_kwh * watts / 1000
+        nodes = self.distributed.nodes
+        watts = self.prediction.watts or FALLBACK_WATTS * nodes
+        return self.cost.usd_per_hour * nodes + self.cost.usd_per_kwh * watts / 1000
 
     @property
     def quantization_kind(self) -> str:

@@ -21,7 +21,7 @@ from engine.estimate.roofline import step_seconds
 from engine.estimate.state import gradient_bytes
 from engine.estimate.workload import Method, OptimizerKind, Packing4Bit, Workload
 from engine.hardware.machine import Machine
-from engine.jobs.spec import DistributedSection, JobSpec, Task, TrainingSection
+from engine.jobs.spec import CostSection, DistributedSection, JobSpec, Task, TrainingSection
 from tests.unit.planning import DEMO, LAPTOP, LLAMA_3B, card, machine
 
 ANSWERS = answers_of({"model": "llama-3.2-3b", "data_tokens": 20_000_000})
@@ -136,3 +136,15 @@ def test_processes_on_a_processor_share_its_cores_and_each_needs_its_memory() ->
     assert both.memory.likely == pytest.approx(2 * one.memory.likely)
     assert both.hours.likely == one.hours.likely
     assert sum(part.amount for part in both.memory.breakdown) == pytest.approx(both.memory.likely)
+
+
+def test_every_machine_is_paid_for_in_what_is_promised_and_in_what_a_budget_counts() -> None:
+    cost = CostSection(usd_per_hour=2.0)
+    one, four = (
+        JobSpec(task=Task.LORA, cost=cost, distributed=DistributedSection(processes=2, nodes=nodes)) for nodes in (1, 4)
+    )
+    assert (one.usd_per_hour, four.usd_per_hour) == (2.0, 8.0)
+    place = machine(*(card("RTX 4090", 24, index=i) for i in range(2)))
+    found = [appraise_spec(s, LLAMA_3B, place, load_of_spec(s, LLAMA_3B, place, 1e8)) for s in (one, four)]
+    rates = [appraisal.cost_usd.likely / appraisal.hours.likely for appraisal in found]
+    assert rates == pytest.approx([2.0, 8.0])
