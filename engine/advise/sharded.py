@@ -141,7 +141,9 @@ def _row(plan: Plan, machine: Machine, load: Load, work: Workload, devices: Devi
     device, calibration = device_of(plan, machine), plan.calibration
     memory = estimate_memory_on(work, calibration)
     hours = hours_with(load, work, device, calibration)
-    tariff = replace(load.tariff, cards=work.cards)
+    price = load.tariff.usd_per_hour  # of a machine with the cards that were planned; more cards cost as much more
+    price = price * work.cards / plan.work.cards if price is not None else None
+    tariff = replace(load.tariff, cards=work.cards, usd_per_hour=price)
     seconds = step_seconds(work, device, "likely")
     return CardCount(
         cards=work.cards,

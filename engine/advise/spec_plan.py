@@ -234,9 +234,11 @@ def load_of_spec(
             merged=spec.output.merge,
             checkpoints_kept=spec.checkpoint.keep,
         ),
-        # A price is a whole machine's; without one it is electricity, of every card.
         tariff=Tariff(
-            price is not None, price, spec.cost.usd_per_kwh or None, section.nodes if price else section.world
+            price is not None,
+            price * section.nodes if price is not None else None,
+            spec.cost.usd_per_kwh or None,
+            section.world,
         ),
         steps=spec.training.max_steps,
         epochs=spec.training.epochs,

@@ -141,10 +141,16 @@ def test_processes_on_a_processor_share_its_cores_and_each_needs_its_memory() ->
 def test_every_machine_is_paid_for_in_what_is_promised_and_in_what_a_budget_counts() -> None:
     cost = CostSection(usd_per_hour=2.0)
     one, four = (
-        JobSpec(task=Task.LORA, cost=cost, distributed=DistributedSection(processes=2, nodes=nodes)) for nodes in (1, 4)
+        JobSpec(
+            task=Task.LORA,
+            cost=cost,
+            training=TrainingSection(batch_size=8),
+            distributed=DistributedSection(processes=2, nodes=nodes),
+        )
+        for nodes in (1, 4)
     )
     assert (one.usd_per_hour, four.usd_per_hour) == (2.0, 8.0)
     place = machine(*(card("RTX 4090", 24, index=i) for i in range(2)))
     found = [appraise_spec(s, LLAMA_3B, place, load_of_spec(s, LLAMA_3B, place, 1e8)) for s in (one, four)]
     rates = [appraisal.cost_usd.likely / appraisal.hours.likely for appraisal in found]
-    assert rates == pytest.approx([2.0, 8.0])
+    assert rates == pytest.approx([2.0, 8.0], rel=0.15)  # hours of setting up are paid too
