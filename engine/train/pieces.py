@@ -32,6 +32,10 @@ class Split:
     """The library's words."""
 
 
+class StepOutOfMemory(MemoryError):
+    """Memory ran out in a micro-batch that can be computed in smaller pieces; the library's error is the cause."""
+
+
 def rows_of(batch: dict[str, Any]) -> int:
     """B of a micro-batch."""
     return int(batch["input_ids"].shape[0])

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from engine.distributed.company import Company, is_peer_lost, meet
 from engine.distributed.life import Life
 from engine.errors import EngineError, ExitCode
-from engine.helper_process import is_out_of_memory
 from engine.jobs import events as ev
 from engine.jobs import ranks
 from engine.jobs.crew import PIECES
@@ -23,6 +22,7 @@ from engine.models.source import ModelRef
 from engine.train.checkpointing import Resume
 from engine.train.environment import Device
 from engine.train.failure import explain
+from engine.train.pieces import StepOutOfMemory
 
 if TYPE_CHECKING:
     from engine.distributed.parallel import Parallel
@@ -143,10 +143,11 @@ def parallel_of(attempt: Attempt, model: Any, base: Any) -> Parallel | None:
 
 
 def give_up(error: BaseException) -> ranks.Failure:
-    """The last words of a rank, for the runner."""
+    """The last words of a rank, for the runner. Smaller pieces help where memory ran out in a step, and only there."""
     if not isinstance(error, EngineError) and is_peer_lost(error):
         text = " ".join(str(error).split())[:300]
         return ranks.Failure(kind=ranks.PEER, what="The connection to another process was lost.", cause=text)
-    words = explain(error)
-    kind = ranks.MEMORY if not isinstance(error, EngineError) and is_out_of_memory(error) else ranks.ERROR
+    in_step = isinstance(error, StepOutOfMemory)
+    words = explain(error.__cause__ or error if in_step else error)
+    kind = ranks.MEMORY if in_step else ranks.ERROR
     return ranks.Failure(kind=kind, what=words.what, cause=words.cause, next_step=words.next_step)

@@ -32,6 +32,14 @@ STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """What the leader knows of a training when it begins, and every rank must have the same."""
+
+    first_step: int
+    pieces: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What all ranks do after a step."""
 
@@ -58,7 +66,7 @@ class ShardedTraining:
     def save(self) -> None:
         """Into the folder that `engine.train.checkpointing.take_over` takes."""
         state, company = self._trainer.state, self._parallel.company
-        company.life.doing(f"step {state.global_step}: saving", slow=True)
+        company.life.doing(f"step {self._trainer.first_step + state.global_step}: saving", slow=True)
         folder = trainer_output(self._run_dir) / f"checkpoint-{state.global_step}"
         if company.leads:
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,8 +91,11 @@ class ShardedTraining:
 class Leading:
     """What the leader's callback adds to a step's end; `engine.train.loop` calls it."""
 
-    def __init__(self, training: ShardedTraining, parallel: Parallel, resume: Resume | None) -> None:
+    def __init__(
+        self, training: ShardedTraining, trainer: TokenTrainer, parallel: Parallel, resume: Resume | None
+    ) -> None:
         self._training = training
+        self._trainer = trainer
         self._parallel = parallel
         self._company = parallel.company
         self._resume = resume
@@ -97,6 +108,7 @@ class Leading:
     def training(self) -> Iterator[None]:
         """Around the whole training: all ranks begin it together, and after it the leader works alone."""
         self._parallel.go()
+        _begin_together(self._trainer, self._parallel)
         yield
         self._company.alone()
 
@@ -108,8 +120,8 @@ class Leading:
         self._company.alone()
 
     def pieces(self, before: int) -> int:
-        """In how many micro-batches are computed from here on, on every rank; `before`: as a checkpoint says."""
-        return _agreed_pieces(self._parallel, before)
+        """In how many micro-batches are computed from here on; `before`: as a checkpoint says."""
+        return max(before, pieces_wanted())
 
     def begin(self) -> None:
         """All ranks are about to train."""
@@ -137,21 +149,25 @@ def leading_of(run_dir: Path, trainer: TokenTrainer, resume: Resume | None) -> L
     """None for a worker alone."""
     if trainer.parallel is None:
         return None
-    return Leading(ShardedTraining(run_dir, trainer, trainer.parallel), trainer.parallel, resume)
+    return Leading(ShardedTraining(run_dir, trainer, trainer.parallel), trainer, trainer.parallel, resume)
 
 
 class Following(TrainerCallback):
     """The callback of every rank but the first."""
 
-    def __init__(self, training: ShardedTraining, parallel: Parallel, resume: Resume | None) -> None:
+    def __init__(
+        self, training: ShardedTraining, trainer: TokenTrainer, parallel: Parallel, resume: Resume | None
+    ) -> None:
         self._training = training
+        self._trainer = trainer
         self._parallel = parallel
         self._resume = resume
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """As the leader's."""
+        """As the leader's: a checkpoint holds the rates of before a setback."""
         if self._resume is not None and self._parallel.company.shards:
             self._training.load(self._resume.path)
+        self._trainer.renew_rates()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """`on_log` follows at once."""
@@ -172,20 +188,22 @@ class Following(TrainerCallback):
         return control
 
 
-def _agreed_pieces(parallel: Parallel, before: int) -> int:
-    """The same on every rank: from the checkpoint and from the runner, which tells all of them."""
-    pieces = max(before, pieces_wanted())
-    parallel.company.life.computes_in(pieces)
-    return pieces
+def _begin_together(trainer: TokenTrainer, parallel: Parallel) -> None:
+    """The leader's numbers on every rank: shares of a step and what dropout draws follow from them. A collective."""
+    told = parallel.company.tell(Beginning(trainer.first_step, trainer.pieces))
+    trainer.first_step, trainer.pieces = told.first_step, told.pieces
+    parallel.company.life.computes_in(told.pieces)
 
 
 def follow_training(run_dir: Path, trainer: TokenTrainer, parallel: Parallel, resume: Resume | None) -> None:
     """A follower's part in a training: wait until the leader begins, train, and be at the leader's service again."""
+    complete = resume is not None and resume.progress.complete
+    if complete and not parallel.company.shards:
+        return  # the leader reads what was trained by itself
     parallel.go()
     training = ShardedTraining(run_dir, trainer, parallel)
-    if resume is None or not resume.progress.complete:
-        trainer.pieces = _agreed_pieces(parallel, resume.progress.pieces if resume is not None else 1)
-        trainer.add_callback(Following(training, parallel, resume))
-        trainer.train(resume_from_checkpoint=str(resume.path) if resume is not None else None)
-    elif parallel.company.shards:
-        training.load_parameters(resume.path)
+    if resume is not None and complete:
+        return training.load_parameters(resume.path)
+    _begin_together(trainer, parallel)
+    trainer.add_callback(Following(training, trainer, parallel, resume))
+    trainer.train(resume_from_checkpoint=str(resume.path) if resume is not None else None)

@@ -31,7 +31,7 @@ from engine.jobs.spec import JobSpec, Optimizer, TrainingSection
 from engine.schedule.rates import rate_curve
 from engine.train.batches import Collator
 from engine.train.course import Course
-from engine.train.pieces import RandomState, Split, release, row_does_not_fit, rows_of, split
+from engine.train.pieces import RandomState, Split, StepOutOfMemory, release, row_does_not_fit, rows_of, split
 from engine.train.shares import share_of
 from engine.train.step_batches import ORIGINAL, PlannedSteps, only_item
 
@@ -215,9 +215,11 @@ class TokenTrainer(Trainer):
                 with original, parallel.part(last=number + 1 == len(own)):
                     losses.append(super().training_step(model, batch, count))
             except Exception as error:
-                if is_out_of_memory(error) and self.pieces >= max(rows_of(one) for one in batches):
+                if not is_out_of_memory(error):
+                    raise
+                if self.pieces >= max(rows_of(one) for one in batches):
                     raise row_does_not_fit(int(batch["input_ids"].shape[1]), str(error)[:300]) from error
-                raise  # another attempt computes smaller pieces, on every rank
+                raise StepOutOfMemory(str(error)) from error  # another attempt computes smaller ones, on every rank
         company.life.doing(f"step {step}: update", step=step, in_step=True)
         return company.total(torch.stack(losses).sum() / company.world)
 
