@@ -119,11 +119,12 @@ class Company:
 
     def follow(self, answers: Answers) -> None:
         """Follower: do what the leader asks until it goes on together with all."""
-        self.life.doing("waiting for rank 0")
+        self.life.doing("waiting for rank 0", waits=True)
         while True:
             word = torch.zeros(1, dtype=torch.int64)
             dist.broadcast(word, src=0, group=self.control)
             if Word(int(word)) is Word.GO:
+                self.life.doing("going on with all")
                 return
             answers[Word(int(word))]()
 

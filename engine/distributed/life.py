@@ -37,17 +37,22 @@ class Life:
         self._write()
         self._thread.start()
 
-    def doing(self, words: str, *, step: int = -1, in_step: bool = False, slow: bool = False) -> None:
+    def doing(
+        self, words: str, *, step: int = -1, in_step: bool = False, slow: bool = False, waits: bool = False
+    ) -> None:
         """What comes next. Costs nothing: it is written with the next sign."""
         with self._lock:
             sign = self._sign
+            step = sign.step if step < 0 else step
             self._sign = msgspec.structs.replace(
                 sign,
                 doing=words,
                 moves=sign.moves + 1,
                 in_step=in_step,
                 slow=slow,
-                step=sign.step if step < 0 else step,
+                step=step,
+                part=sign.part + 1 if step == sign.step else 1,
+                waits=waits,
             )
 
     def computes_in(self, pieces: int) -> None:

@@ -11,6 +11,7 @@ after bad input as well.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import shlex
 import signal
@@ -28,13 +29,20 @@ import msgspec
 from engine.errors import EngineError
 from engine.jobs import checkpoints, ranks
 from engine.jobs import events as ev
+from engine.jobs.liveness import host_name
 
 WORKER_MODULE = "engine.train.worker"
 SSH = "SCALER_WIZARD_SSH"
 """The command that reaches other machines, with its options."""
 PIECES = "SCALER_WIZARD_PIECES"
 """Tells the ranks into how many pieces micro-batches are split since memory ran out."""
-LOCAL_HOSTS = ("localhost",)
+LOCALHOST = "localhost"
+_SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+"""Says within 20 s when a machine is out of reach."""
+_SSH_FAILED = 255
+"""What ssh ends with when the connection was not made or was lost."""
+MOST_PIECES = 1024
+"""Micro-batches have no more rows that could be computed one by one."""
 _ENDING_SECONDS = 20.0
 _PORTS = 20_000
 _FIRST_PORT = 30_000
@@ -65,7 +73,7 @@ class Crew(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_hosts(path: Path) -> tuple[Host, ...]:
     """Lines `host[:slots]`; blank lines and # comments do not count. Raises EngineError `hosts.unreadable`,
-    `hosts.bad_line`, `hosts.none`."""
+    `hosts.bad_line`, `hosts.none`, `hosts.unequal`, `hosts.each_its_own`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -85,7 +93,35 @@ def read_hosts(path: Path) -> tuple[Host, ...]:
             cause="A spec counts processes per machine.",
             next_step="Write the same :slots behind every machine, or none.",
         )
+    _refuse_own_names(hosts, path)
     return hosts
+
+
+def _refuse_own_names(hosts: Sequence[Host], path: Path) -> None:
+    """All meet at the first one's address, under which the others must find it."""
+    own = [host.name for host in hosts if _is_loopback(host.name)]
+    if own and len(own) < len(hosts):
+        raise EngineError(
+            "hosts.each_its_own",
+            f"{path} has {own[0]} beside other machines.",
+            cause=f"{own[0]} is another machine on each of them, so they would not find each other.",
+            next_step=f"Write the name or address that the others know it by; this machine calls itself {host_name()}, "
+            "and under that name needs no ssh.",
+        )
+
+
+def _is_loopback(name: str) -> bool:
+    if name == LOCALHOST:
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name).is_loopback
+    return False
+
+
+def is_here(host: Host) -> bool:
+    """Whether this machine is meant, which takes no ssh."""
+    own = host_name()
+    return host.name in (LOCALHOST, own, own.partition(".")[0])
 
 
 def _host(text: str, number: int, path: Path) -> Host:
@@ -107,6 +143,8 @@ class Launchers:
     crew: Crew
     run_dir: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    dismissed: bool = False
+    """The first rank had left in good order, and the rest was ended here."""
 
     @property
     def first(self) -> subprocess.Popen[bytes]:
@@ -116,7 +154,14 @@ class Launchers:
     def exit_code(self) -> int | None:
         """The first that is not 0, once all have ended; None while one has not."""
         codes = [process.poll() for process in self.processes]
-        return None if None in codes else next((code for code in codes if code), 0)
+        if None in codes:
+            return None
+        return 0 if self.dismissed else next((code for code in codes if code), 0)
+
+    def lost_host(self) -> str:
+        """A machine to which the connection was lost or never made; "" while there is none."""
+        pairs = zip(self.crew.hosts, self.processes, strict=False)
+        return next((host.name for host, one in pairs if not is_here(host) and one.poll() == _SSH_FAILED), "")
 
     def wait(self, seconds: float) -> None:
         """Until one ends, or so long."""
@@ -139,7 +184,7 @@ class Launchers:
                     os.kill(sign.pid, signal.SIGKILL)
         elsewhere = ending_elsewhere(signs)
         for host in self.crew.hosts if elsewhere else ():
-            if host.name not in LOCAL_HOSTS:
+            if not is_here(host):
                 with contextlib.suppress(OSError, subprocess.SubprocessError):
                     subprocess.run([*_ssh(), host.name, elsewhere], timeout=_ENDING_SECONDS, capture_output=True)
         deadline = time.monotonic() + _ENDING_SECONDS
@@ -204,7 +249,7 @@ def commands(crew: Crew, run_dir: Path, environment: dict[str, str]) -> Iterator
             command += [f"--rdzv-endpoint={first}:{port}", f"--rdzv-conf=is_host={int(number == 0)}"]
             command += [f"--local-addr={host.name}"]
         command += ["--module", WORKER_MODULE, str(run_dir)]
-        yield command if host.name in LOCAL_HOSTS else _remote(host.name, command, run_dir, environment)
+        yield command if is_here(host) else _remote(host.name, command, run_dir, environment)
 
 
 def _remote(host: str, command: list[str], run_dir: Path, environment: dict[str, str]) -> list[str]:
@@ -216,31 +261,43 @@ def _remote(host: str, command: list[str], run_dir: Path, environment: dict[str,
 
 
 def _ssh() -> list[str]:
-    return shlex.split(os.environ.get(SSH, "ssh -o BatchMode=yes -o ConnectTimeout=15"))
+    return shlex.split(os.environ.get(SSH, _SSH))
 
 
 def attend(launchers: Launchers) -> ranks.Trouble | None:
     """Watch until all have ended. What was wrong, and then all of them were ended here; None when they ended by
-    themselves and none says why."""
+    themselves and none says why, or were ended after the first one had left."""
     watch = ranks.Watch(launchers.run_dir, launchers.crew.world, launchers.crew.hang_seconds)
     while True:
         over = launchers.exit_code is not None
         trouble = watch.look(time.monotonic())
+        if trouble is None and not watch.is_over and (host := launchers.lost_host()):
+            trouble = ranks.Trouble("process lost", (), watch.step, f"The connection to {host} (ssh) is lost.")
         if trouble is not None:
             launchers.end()
             return trouble
+        if watch.is_overdue:
+            launchers.end()
+            launchers.dismissed = True
+            return None
         if over:
             return ranks.cut_off(ranks.read_signs(launchers.run_dir, launchers.crew.world))
         launchers.wait(ranks.POLL_SECONDS)
 
 
 # ── what follows ──────────────────────────────────────────────────────────────────────────────────────────────────
+_RESTARTED = ("process lost", "process hung")
+
+
 @dataclass(slots=True)
 class Patience:
     """How often all processes were started again. Mutable: it is used up."""
 
     crew: Crew
     restarts: int = 0
+    """Because a process was lost or hung."""
+    splits: int = 0
+    """Because memory ran out in a step."""
     pieces: int = 1
 
     def again(self, trouble: ranks.Trouble, run_dir: Path) -> tuple[bool, ev.Recovery | None]:
@@ -250,13 +307,14 @@ class Patience:
             return True, None
         back = checkpoints.newest_step(run_dir)
         where = f"from the checkpoint of step {back}" if back else "from the beginning: there was no checkpoint yet"
-        if trouble.kind == "out of memory":
+        if trouble.kind == "out of memory" and max(self.pieces, trouble.pieces) < MOST_PIECES:
             self.pieces = max(self.pieces, trouble.pieces) * 2
+            self.splits += 1
             remedy = (
                 f"All processes go on {where}, every micro-batch in {self.pieces} pieces; the batch as a whole is "
-                "the same."
+                f"the same (restart {self.splits} for memory)."
             )
-        elif trouble.kind in ("process lost", "process hung") and self.restarts < self.crew.restarts:
+        elif trouble.kind in _RESTARTED and self.restarts < self.crew.restarts:
             self.restarts += 1
             remedy = f"All processes were ended and start again {where} (restart {self.restarts} of "
             remedy += f"{self.crew.restarts})."
@@ -276,6 +334,6 @@ def obituary(trouble: ranks.Trouble, crew: Crew, run_dir: Path, exit_code: int) 
     cause = ""
     if trouble.failure is not None:
         cause, next_step = trouble.failure.cause, trouble.failure.next_step or next_step
-    elif crew.restarts:
+    elif crew.restarts and trouble.kind in _RESTARTED:
         cause = f"It started again {crew.restarts} times before (distributed.restarts)."
     return ev.WorkerExit(t=time.time(), exit_code=exit_code, what=trouble.what, cause=cause, next_step=next_step)

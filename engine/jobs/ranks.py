@@ -3,7 +3,8 @@
 Owns the files `ranks/0000.json`, and the judgement who is lost or hung. Must not know torch, nor start or end anything
 (`engine.jobs.crew`). A process that is stopped or swapped out writes no signs at all; one that waits for ever in the
 middle of a step still does, so a sign also says what its process is doing and how often that has changed. Silence is
-measured on the reader's own clock: those of other machines are never compared.
+measured by what the reader has seen of its own clock: those of other machines are never compared, and what it slept
+itself does not count.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ PATIENCE_FACTOR = 10.0
 """So many times longer may a process be silent that reads or writes files: it may hold the interpreter meanwhile."""
 SLOW_FACTOR = 4.0
 """A step's part may take so many times the longest one so far before its process counts as hung."""
+PHASE_FACTOR = 120.0
+"""So many times longer may the first step stand still, and whatever is no step: nobody knows how long a benchmark or a
+save may take, but they say how far they are."""
+START_SECONDS = 300.0
+"""At least so long a process may take until its first sign: launchers wait for each other before they start any."""
+LOOK_SECONDS = 5.0
+"""A look counts for no more: what is longer is time that the reader itself was stopped."""
 WORKING, LEFT, FAILED = "working", "left", "failed"
 PEER, MEMORY, ERROR, AGAIN = "peer", "memory", "error", "again"
 
@@ -32,8 +40,9 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a process gave up, in words."""
 
     kind: str = ERROR
-    """PEER: another process was gone; MEMORY ran out; AGAIN: the run is to go on from its last checkpoint in another
-    way, which the journal says; ERROR: what would happen again."""
+    """PEER: another process was gone; MEMORY ran out in a step, whose micro-batches can be computed in smaller pieces;
+    AGAIN: the run is to go on from its last checkpoint in another way, which the journal says; ERROR: what would happen
+    again."""
     what: str
     cause: str = ""
     next_step: str = ""
@@ -53,7 +62,11 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
     """Rises whenever `doing` changes."""
     doing: str = ""
     step: int = 0
-    """Under way, or the last one."""
+    """Of the job; under way, or the last one."""
+    part: int = 0
+    """Rises with `moves` and begins anew with every step, so that it can be compared between processes."""
+    waits: bool = False
+    """For the first process, which works alone."""
     in_step: bool = False
     """Computing a step, not waiting for another process to do something that may take long."""
     slow: bool = False
@@ -145,16 +158,45 @@ class Watch:
     world: int
     hang_seconds: float
     _known: dict[int, _Watched] = field(default_factory=dict)
+    _looked: float | None = None
+    _seconds: float = 0.0
+    """Watched so far."""
+    _left: float | None = None
+    """When the first process had left."""
 
     def look(self, now: float) -> Trouble | None:
         """`now`: of a clock that only rises, in seconds. None while all is well, or nothing can be said."""
+        self._seconds += min(now - self._looked, LOOK_SECONDS) if self._looked is not None else 0.0
+        self._looked, now = now, self._seconds
         for sign in read_signs(self.run_dir, self.world):
             self._take(sign, now)
         watched = list(self._known.values())
-        if not watched or any(one.sign.rank == 0 and one.sign.state == LEFT for one in watched):
-            return None  # the first process says when all is done
         signs = [one.sign for one in watched]
-        return failed(signs) or self._lost(watched, now) or self._silent(watched, now) or self._stuck(watched, now)
+        if any(sign.rank == 0 and sign.state == LEFT for sign in signs):
+            self._left = now if self._left is None else self._left
+            return None  # the first process says when all is done
+        return (
+            failed(signs)
+            or self._lost(watched, now)
+            or self._silent(watched, now)
+            or self._stuck(watched, now)
+            or self._unseen(now)
+        )
+
+    @property
+    def step(self) -> int:
+        """The furthest that any has come to."""
+        return max((one.sign.step for one in self._known.values()), default=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the first process has left in good order."""
+        return self._left is not None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether all was done long ago: whoever has not left since then never will."""
+        return self._left is not None and self._seconds - self._left >= self.hang_seconds
 
     def _take(self, sign: Sign, now: float) -> None:
         known = self._known.get(sign.rank)
@@ -185,23 +227,37 @@ class Watch:
             if one.sign.state == WORKING
             and now - one.beat_seen >= self.hang_seconds * (PATIENCE_FACTOR if one.sign.slow else 1.0) - POLL_SECONDS
         ]
-        if not silent or len(silent) == len(watched) > 1:  # all at once: then it is this reader that slept
+        if not silent:
             return None
         words = [f"{one.sign.who} gives no sign of life" for one in silent]
         return _trouble("process hung", silent, now, words)
 
     def _stuck(self, watched: Sequence[_Watched], now: float) -> Trouble | None:
-        """All give signs, and the step does not move: those that have come least far hold the others up."""
-        if any(not one.sign.in_step or not one.moves_in_steps for one in watched):
-            return None  # nobody knows how long the first step, an evaluation or a save may take
+        """All give signs, and nothing moves: those that have come least far hold the others up."""
+        if not watched:
+            return None
         longest = max(one.longest_seconds for one in watched)
-        limit = max(self.hang_seconds - POLL_SECONDS, SLOW_FACTOR * longest)
+        if all(one.sign.in_step and one.moves_in_steps for one in watched):
+            limit = max(self.hang_seconds - POLL_SECONDS, SLOW_FACTOR * longest)
+        else:
+            limit = max(self.hang_seconds * PHASE_FACTOR, SLOW_FACTOR * longest)
         if any(now - one.move_seen < limit for one in watched):
             return None
-        least = min((one.sign.step, one.sign.moves) for one in watched)
-        behind = [one for one in watched if (one.sign.step, one.sign.moves) == least]
+        busy = [one for one in watched if not one.sign.waits] or watched
+        least = min((one.sign.step, one.sign.part) for one in busy)
+        behind = [one for one in busy if (one.sign.step, one.sign.part) == least]
         words = [f"{one.sign.who} does not get on" for one in behind]
         return _trouble("process hung", behind, now, words)
+
+    def _unseen(self, now: float) -> Trouble | None:
+        """Never began: its machine is out of reach, or the launchers have not found each other."""
+        missing = tuple(rank for rank in range(self.world) if rank not in self._known)
+        if not missing or now < max(START_SECONDS, self.hang_seconds * PATIENCE_FACTOR):
+            return None
+        named = ", ".join(str(rank) for rank in missing)
+        several = len(missing) > 1
+        what = f"Rank{'s' if several else ''} {named} of {self.world} {'have' if several else 'has'} not begun "
+        return Trouble("process hung", missing, self.step, f"{what}after {now:.0f} s.")
 
 
 def is_gone(sign: Sign) -> bool:

@@ -31,7 +31,13 @@ class DistributedSection(Section, frozen=True, kw_only=True):
     ] = False
     restarts: Annotated[int, Meta(ge=0, le=1000, description="How often a lost or hung process restarts all.")] = 3
     hang_seconds: Annotated[
-        float, Meta(ge=1, le=3600, description="A process that is silent for so long in a step counts as hung.")
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description="A process counts as hung that is silent for so long, or 10 times while it loads or saves; or "
+            "does not get on in a step for so long and 4 times its slowest part, or 120 times in any other phase.",
+        ),
     ] = 30.0
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine import __version__
 from engine.errors import EngineError
-from engine.jobs.crew import LOCAL_HOSTS, Host
+from engine.jobs.crew import Host, is_here
 from engine.jobs.launch import child_environment
 from engine.paths import ensure_writable, runs_dir
 from engine.remote.farside import Far, order, reach
@@ -29,7 +29,7 @@ def check_hosts(hosts: Sequence[Host]) -> None:
     sign.write_bytes(b"")
     try:
         for host in hosts:
-            if host.name not in LOCAL_HOSTS:
+            if not is_here(host):
                 _check(host.name, sign)
     finally:
         sign.unlink(missing_ok=True)
