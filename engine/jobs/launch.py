@@ -42,6 +42,8 @@ _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 def start(spec: JobSpec, *, base: Path | None = None, needed_bytes: int = MINIMUM_FREE_BYTES) -> Path:
     """Create a run and launch it; returns its directory. `needed_bytes` is the disk the whole job will take."""
+    if spec.distributed.nodes > 1:
+        raise nodes_missing(spec)
     require_free_disk(ensure_writable(runs_dir()), needed_bytes)
     run_dir = create_run(spec, base=base)
     launch(run_dir)
@@ -114,7 +116,8 @@ def launch(run_dir: Path, *, wait_seconds: float = LAUNCH_SECONDS, processes: in
 
 def crew_of(run_dir: Path, spec: JobSpec, processes: int = 0) -> Crew | None:
     """The processes of this run's next attempt; None for the one worker of most runs. A number of `processes` is
-    remembered in the run directory. Raises EngineError when its list of machines is bad."""
+    remembered in the run directory. Raises EngineError when its list of machines is bad, `run.nodes_missing` when it
+    needs one and has none."""
     section = spec.distributed
     remembered = run_dir / layout.PROCESSES
     if processes:
@@ -122,6 +125,8 @@ def crew_of(run_dir: Path, spec: JobSpec, processes: int = 0) -> Crew | None:
     elif remembered.is_file():
         processes = int(remembered.read_bytes())
     listed = run_dir / layout.HOSTS
+    if section.nodes > 1 and not listed.is_file():
+        raise nodes_missing(spec)
     if not processes and section.world == 1 and section.strategy != "fsdp2" and not listed.is_file():
         return None
     from engine.jobs.crew import Crew, Host, read_hosts
@@ -132,6 +137,16 @@ def crew_of(run_dir: Path, spec: JobSpec, processes: int = 0) -> Crew | None:
         hosts=tuple(Host(host.name) for host in hosts) if processes else hosts,
         restarts=section.restarts,
         hang_seconds=section.hang_seconds,
+    )
+
+
+def nodes_missing(spec: JobSpec) -> EngineError:
+    """A spec counts machines and does not name them."""
+    return EngineError(
+        "run.nodes_missing",
+        f"The spec wants {spec.distributed.nodes} machines (distributed.nodes); it is not said which.",
+        next_step="Start it with `scaler-wizard run SPEC --nodes hosts.txt`, a file with one machine per line: "
+        "host[:processes]; or set distributed.nodes = 1.",
     )
 
 

@@ -75,11 +75,9 @@ def _on_processes(spec: JobSpec, arguments: argparse.Namespace) -> JobSpec:
         changes["nodes"] = len(hosts)
         changes["processes"] = arguments.processes or hosts[0].slots or section.processes
     elif section.nodes > 1:
-        raise EngineError(
-            "run.nodes_missing",
-            f"The spec wants {section.nodes} machines (distributed.nodes); it is not said which.",
-            next_step="Add --nodes hosts.txt, a file with one machine per line: host[:processes].",
-        )
+        from engine.jobs.launch import nodes_missing
+
+        raise nodes_missing(spec)
     return msgspec.structs.replace(spec, distributed=msgspec.structs.replace(section, **changes)) if changes else spec
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine.errors import EngineError
 from engine.jobs import layout
-from engine.jobs.launch import crew_of
+from engine.jobs.crew import Crew, commands, read_hosts
+from engine.jobs.launch import crew_of, launch, start
+from engine.jobs.liveness import host_name
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_toml import dump_spec
+from engine.jobs.store import create_run
 from scaler_tui.cli import build_parser, main
 from scaler_tui.commands.work import _on_processes
 
@@ -70,3 +74,29 @@ def test_machines_of_a_run_keep_their_slots_until_a_number_is_named(tmp_path: Pa
     named = crew_of(tmp_path, spec, processes=1)
     assert named is not None
     assert named.world == 2
+
+
+def test_machines_that_nobody_has_named_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path))
+    spec = msgspec.convert(SPEC | {"distributed": {"nodes": 2}}, JobSpec)
+    with pytest.raises(EngineError) as refused:
+        start(spec)
+    assert refused.value.code == "run.nodes_missing"
+    assert not list(tmp_path.rglob(layout.SPEC)), "no run was made"
+    run_dir = create_run(spec)
+    for processes in (0, 4):
+        with pytest.raises(EngineError) as refused:
+            launch(run_dir, processes=processes)
+        assert refused.value.code == "run.nodes_missing"
+    assert not (run_dir / layout.RUNNER_JOURNAL).exists()
+
+
+def test_this_machine_is_known_by_its_own_name_and_takes_no_ssh(tmp_path: Path) -> None:
+    (tmp_path / "hosts.txt").write_text(f"{host_name()}:1\nnode2:1\n")
+    crew = Crew(processes=1, hosts=read_hosts(tmp_path / "hosts.txt"))
+    here, there = commands(crew, tmp_path, {})
+    assert here[0] != "ssh"
+    assert there[0] == "ssh"
+    assert any(word.startswith(f"--rdzv-endpoint={host_name()}:") for word in here)
