@@ -209,10 +209,10 @@ class SourceCache:
         try:
             for batch in encoded(self.source.read(self._end), self._tokenizer, self._wanted):
                 filling.add(batch, self._shard_tokens)
-                self._judge(filling)
-                self._say("reading", filling)
                 if tokens is not None and self.tokens + filling.tokens >= tokens:
                     break
+                self._judge(filling)
+                self._say("reading", filling)
             else:
                 self.exhausted = True
         except BaseException:
@@ -280,7 +280,10 @@ class _Filling:
         self._begin = self._end = begin
         self._writer: ShardWriter | None = None
         self._known: list[Known] = []
-        self._tally = FaultTally()
+        self._faults = FaultCounts()
+        """Before the shard's last document."""
+        self._behind = FaultTally()
+        """Behind it: the next document's shard has them, which may be made by another job. The last shard has all."""
 
     @property
     def tokens(self) -> int:
@@ -292,7 +295,7 @@ class _Filling:
 
     @property
     def faults(self) -> FaultCounts:
-        return self._tally.counts
+        return self._faults + self._behind.counts
 
     def add(self, batch: Encoded, shard_tokens: int) -> None:
         """Documents of a batch, into as many shards as they fill; 0 makes one of any size."""
@@ -308,7 +311,7 @@ class _Filling:
             first = last
         for at, fault in batch.faults:
             if at >= count:
-                self._tally.add(fault)
+                self._behind.add(fault)
 
     def _write(self, part: Encoded) -> None:
         if self._writer is None:
@@ -319,7 +322,8 @@ class _Filling:
         self._known.append(part.known)
         self._end = part.after[-1]
         for _, fault in part.faults:
-            self._tally.add(fault)
+            self._behind.add(fault)
+        self._faults, self._behind = self.faults, FaultTally()
 
     def close(self, *, last: bool, end: Cursor | None = None) -> None:
         """Finish what there is; at the end of a source also a shard without documents, which holds its faults."""
@@ -327,8 +331,8 @@ class _Filling:
             if not last and end is None:
                 return
             self._writer = self._cache.start_shard(self._number)
-        writer, known, faults = self._writer, self._known, self._tally.counts
-        self._writer, self._known, self._tally = None, [], FaultTally()
+        writer, known, faults = self._writer, self._known, self.faults if last else self._faults
+        self._writer, self._known, self._faults = None, [], FaultCounts()
         self._cache.finish_shard(
             self._number, writer, known, begin=self._begin, end=end or self._end, last=last, faults=faults
         )
