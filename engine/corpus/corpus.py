@@ -113,11 +113,6 @@ class Domain:
         """What `read` would return, by document."""
         return tuple(self._walk(first, count))
 
-    def document_ids(self, number: int) -> NDArray[np.uint32]:
-        """All tokens of one document, its end token included."""
-        tokens, begin, end = self._place(number)
-        return tokens[begin:end].astype(np.uint32)
-
     def _walk(self, first: int, count: int) -> Iterator[DocumentPiece]:
         if count and not self.tokens:
             raise EngineError("corpus.no_text", f"Source '{self.name}' has no document to train on.")

@@ -6,7 +6,8 @@ documents and [stream], never from what else happens to be in the cache, so that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,38 +85,37 @@ def take(shards: Sequence[Shard], tokens: int | None) -> int:
 
 
 def select(sources: Sequence[Taken], stream: StreamSection) -> list[Selection]:
-    """Of all sources together: what was in an earlier one is a duplicate in a later one."""
+    """Of all sources together: what was in an earlier one is a duplicate in a later one. No copy of what is held out is
+    kept in any of them, whether or not duplicates are."""
     parts = [part for source in sources for part in source.parts]
-    total = sum(source.documents for source in sources)
-    exact = exact_duplicates(parts) if stream.deduplicate != "off" else np.zeros(total, np.bool_)
-    near = np.zeros(total, np.bool_)
+    again = exact_duplicates(parts)
+    exact = again if stream.deduplicate != "off" else np.zeros_like(again)
+    near = np.zeros_like(again)
     if stream.deduplicate == "near":
         near = near_duplicates([known.signatures for source in sources for known in _cut(source)], exact)
-    found, first = [], 0
-    for source in sources:
-        mine = slice(first, first + source.documents)
-        found.append(_select(source, exact[mine], near[mine], stream))
-        first += source.documents
-    return found
+    marks = np.concatenate([again[:0], *(known.contaminated for source in sources for known in _cut(source))])
+    kept = ~exact & ~near & ~marks
+    contaminated = ~exact & ~near & marks
+    borders = np.cumsum([0, *(source.documents for source in sources)])
+    slices = [slice(first, last) for first, last in itertools.pairwise(borders)]
+    held = [_heldout(source, (kept & ~again)[mine], stream) for source, mine in zip(sources, slices, strict=True)]
+    heldout = np.concatenate([again[:0], *held])
+    copies = kept & ~heldout & _copies(parts, heldout)
+    masks = (kept & ~heldout & ~copies, exact | copies, near, contaminated, heldout)
+    return [_selection(source, *(mask[mine] for mask in masks)) for source, mine in zip(sources, slices, strict=True)]
 
 
 def _cut(source: Taken) -> list[Known]:
     return [known[: len(part)] for known, part in zip(source.known, source.parts, strict=True)]
 
 
-def _select(source: Taken, exact: Mask, near: Mask, stream: StreamSection) -> Selection:
+def _selection(source: Taken, kept: Mask, duplicates: Mask, near: Mask, contaminated: Mask, heldout: Mask) -> Selection:
     lengths = source.lengths()
-    kept = ~exact & ~near
-    marks = np.concatenate([np.zeros(0, np.bool_), *(known.contaminated for known in _cut(source))])
-    contaminated = kept & marks
-    kept &= ~marks
-    heldout = _heldout(source, kept, lengths, stream)
-    kept &= ~heldout
     counts = Counts(
         read=_counted(np.ones(source.documents, np.bool_), lengths),
         text_bytes=sum(int(part["text_bytes"].sum()) for part in source.parts),
         kept=_counted(kept, lengths),
-        duplicates=_counted(exact, lengths),
+        duplicates=_counted(duplicates, lengths),
         near_duplicates=_counted(near, lengths),
         contaminated=_counted(contaminated, lengths),
         heldout=_counted(heldout, lengths),
@@ -127,22 +127,40 @@ def _counted(mask: Mask, lengths: NDArray[np.uint32]) -> Counted:
     return Counted(documents=int(mask.sum()), tokens=int(lengths[mask].sum(dtype=np.int64)))
 
 
-def _heldout(source: Taken, kept: Mask, lengths: NDArray[np.uint32], stream: StreamSection) -> Mask:
-    """By digest, so that a document is held out in every job or in none; the first ones up to heldout_tokens. Of few
-    documents the one with the smallest digest, so that every source of two has one, and never more than half."""
+def _heldout(source: Taken, candidates: Mask, stream: StreamSection) -> Mask:
+    """By digest, so that more text of the source changes nothing: the first ones up to heldout_tokens. Of few documents
+    the one with the smallest digest, so that every source of two has one, and never more than half."""
     found = np.zeros(source.documents, np.bool_)
-    half = int(kept.sum()) // 2
+    half = int(candidates.sum()) // 2
     if not stream.heldout_share or not stream.heldout_tokens or not half:
         return found
     digests = np.concatenate([part["digest_low"] & np.uint64(_HASH_RANGE - 1) for part in source.parts])
-    below = np.flatnonzero(kept & (digests < round(stream.heldout_share * _HASH_RANGE)))
+    below = np.flatnonzero(candidates & (digests < round(stream.heldout_share * _HASH_RANGE)))
     if not len(below):
-        candidates = np.flatnonzero(kept)
-        below = candidates[[int(np.argmin(digests[candidates]))]]
+        numbers = np.flatnonzero(candidates)
+        below = numbers[[int(np.argmin(digests[numbers]))]]
     below = below[:half]
-    before = np.cumsum(lengths[below], dtype=np.int64) - lengths[below]
+    lengths = source.lengths()[below]
+    before = np.cumsum(lengths, dtype=np.int64) - lengths
     found[below[before < stream.heldout_tokens]] = True
     return found
+
+
+def _copies(parts: Sequence[Documents], heldout: Mask) -> Mask:
+    """(all documents of all parts,) whether its text is that of one that is held out, the one itself among them."""
+    borders = np.cumsum([0, *(len(part) for part in parts)])
+    pairs = list(zip(parts, itertools.pairwise(borders), strict=True))
+    held = {digest for part, (first, last) in pairs for digest in _digests(part[heldout[first:last]])}
+    lows = np.array([low for low, _ in held], np.uint64)
+    found = np.zeros_like(heldout)
+    for part, (first, _) in pairs:
+        alike = np.flatnonzero(np.isin(part["digest_low"], lows))
+        found[alike + first] = [digest in held for digest in _digests(part[alike])]
+    return found
+
+
+def _digests(part: Documents) -> Iterator[tuple[int, int]]:
+    return zip(part["digest_low"].tolist(), part["digest_high"].tolist(), strict=True)
 
 
 def heldout_documents(

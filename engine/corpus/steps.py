@@ -118,12 +118,3 @@ class StreamPlan:
             left -= count
             units_left -= unit
         return tuple(found)
-
-
-def needed_tokens(plans: Sequence[tuple[StreamPlan, int]]) -> dict[str, int]:
-    """Tokens of each domain that stages of so many steps take together; the last stage's plan knows where it began."""
-    taken: dict[str, int] = {}
-    for plan, steps in plans:
-        for name, tokens in plan.position_after(steps).tokens.items():
-            taken[name] = max(taken.get(name, 0), tokens)
-    return taken

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from engine.corpus.corpus import Corpus
+from engine.corpus.corpus import Corpus, Domain
 from engine.corpus.prepare import prepare_corpus
 from engine.jobs.spec_stream import SourceSection, StreamSection
 from engine.resources import demo_model_dir
@@ -52,6 +54,12 @@ def prepared(
     """A corpus of named paths; `changes` go to every source."""
     sections = [SourceSection(name=name, path=str(path), **changes) for name, path in sources.items()]
     return prepare_corpus(sections, stream, demo_model_dir(), needed, evaluation)
+
+
+def document_ids(domain: Domain, number: int) -> NDArray[np.uint32]:
+    """All tokens of a document, its end token included; also of one that is not trained on."""
+    tokens, begin, end = domain._place(number)
+    return tokens[begin:end].astype(np.uint32)
 
 
 def all_ids(corpus: Corpus, name: str = "text") -> list[int]:

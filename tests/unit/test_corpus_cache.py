@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from engine.corpus import tokenising
 from engine.corpus.corpus import Corpus
 from engine.corpus.faults import FaultKind
 from engine.corpus.prepare import prepare_corpus
@@ -25,7 +26,7 @@ from engine.errors import EngineError
 from engine.jobs import lock
 from engine.jobs.spec_stream import SourceSection
 from engine.resources import demo_model_dir
-from tests.support.corpora import all_ids, prepared, stream_of, texts, write_rows
+from tests.support.corpora import all_ids, document_ids, prepared, stream_of, texts, write_rows
 from tests.support.odd_tokenizers import spaced
 
 
@@ -62,7 +63,7 @@ def test_a_long_document_has_the_tokens_of_the_whole(tmp_path: Path) -> None:
     row = " ".join(texts(2000))
     assert len(row) > 1 << 18
     corpus = prepared({"text": write_rows(tmp_path / "rows.jsonl", [row, "short"])}, stream_of(tmp_path / "c"))
-    assert tuple(corpus.domains[0].document_ids(0).tolist()[:-1]) == ChatTokenizer.load(demo_model_dir()).encode(row)
+    assert tuple(document_ids(corpus.domains[0], 0).tolist()[:-1]) == ChatTokenizer.load(demo_model_dir()).encode(row)
 
 
 def test_start_tokens_that_a_tokenizer_adds_stand_before_every_document(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_start_tokens_that_a_tokenizer_adds_stand_before_every_document(tmp_path
     stream = stream_of(tmp_path / "c", shuffle_documents=0, heldout_share=0.4)
     corpus = prepare_corpus([source], stream, folder, None, [])
     tokenizer = ChatTokenizer.load(folder)
-    documents = [corpus.domains[0].document_ids(number).tolist() for number in range(2)]
+    documents = [document_ids(corpus.domains[0], number).tolist() for number in range(2)]
     assert documents == [[*tokenizer.text_ids(row), tokenizer.eos_id] for row in ("hello there", "a town")]
     assert tokenizer.start_ids
     assert corpus.domains[0].heldout[0].text in ("hello there", "a town")
@@ -209,6 +210,22 @@ def test_no_more_than_max_tokens_is_read(tmp_path: Path) -> None:
     corpus = prepared(source, stream_of(tmp_path / "c"), {"text": 10**9}, max_tokens=2000)
     assert 2000 <= corpus.tokens < 2200
     assert prepared(source, stream_of(tmp_path / "c"), max_tokens=2000).fingerprint == corpus.fingerprint
+
+
+def test_faults_are_counted_once_however_often_a_source_is_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every batch ends with a fault: what is behind a shard's last document is met again by who reads on there."""
+    monkeypatch.setattr(tokenising, "_BATCH_DOCUMENTS", 2)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\nno row\n" for row in texts(40)))
+    for tokens in (1, 200, 400):
+        part = prepared({"text": path}, stream_of(tmp_path / "c"), {"text": tokens})
+        made = records(folder_of(part))
+        assert sum(one.faults.documents for one in made) == sum(one.documents for one in made) - 1
+    whole = prepared({"text": path}, stream_of(tmp_path / "c")).report.sources[0]
+    assert whole.faults.counts == {FaultKind.BAD_JSON: 40}
+    assert whole.faults == prepared({"text": path}, stream_of(tmp_path / "fresh")).report.sources[0].faults
 
 
 def test_a_cached_source_with_faults_is_refused_where_the_policy_says_so(tmp_path: Path) -> None:

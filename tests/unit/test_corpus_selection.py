@@ -16,7 +16,7 @@ from engine.corpus.contamination import EvaluationRuns
 from engine.corpus.duplicates import near_duplicates, signatures
 from engine.corpus.evaluation_texts import texts_of
 from engine.corpus.words import word_runs
-from tests.support.corpora import WORDS, prepared, stream_of, texts, write_rows
+from tests.support.corpora import WORDS, document_ids, prepared, stream_of, texts, write_rows
 
 
 def changed(text: str, count: int, draw: random.Random) -> str:
@@ -171,7 +171,7 @@ def test_held_out_documents_are_never_in_the_stream_and_have_their_text(tmp_path
     held = {document.text for document in domain.heldout}
     assert 10 < len(held) < 60
     assert held <= set(rows)
-    trained = {domain.document_ids(piece.document).tobytes() for piece in domain.documents_in(0, domain.tokens)}
+    trained = {document_ids(domain, piece.document).tobytes() for piece in domain.documents_in(0, domain.tokens)}
     assert not trained & {np.array(document.ids, np.uint32).tobytes() for document in domain.heldout}
     assert len(trained) + len(held) == 300
 
@@ -191,6 +191,37 @@ def test_held_out_text_ends_at_its_limit_and_of_two_documents_one_is_held_out(tm
     pair = {"text": write_rows(tmp_path / "pair.jsonl", texts(2))}
     corpus = prepared(pair, stream_of(tmp_path / "c", heldout_share=0.001))
     assert (len(corpus.domains[0].heldout), corpus.domains[0].documents) == (1, 1)
+
+
+@pytest.mark.parametrize("deduplicate", ["off", "exact", "near"])
+def test_no_copy_of_held_out_text_is_trained_on(tmp_path: Path, deduplicate: str) -> None:
+    """Whether copies are far or near, few documents or many, and whether duplicates are kept or not."""
+    rows = texts(60)
+    for share, count in ((0.2, 60), (0.001, 4)):
+        sources = {
+            "one": write_rows(tmp_path / f"{count}-1.jsonl", [*rows[:count], *rows[:count]]),
+            "two": write_rows(tmp_path / f"{count}-2.jsonl", [*texts(20, seed=2), *rows[:count]]),
+        }
+        stream = stream_of(tmp_path / "c", deduplicate=deduplicate, heldout_share=share, heldout_tokens=300)
+        corpus = prepared(sources, stream)
+        held = {document.ids for domain in corpus.domains for document in domain.heldout}
+        assert held
+        trained = [
+            tuple(document_ids(domain, piece.document).tolist())
+            for domain in corpus.domains
+            for piece in domain.documents_in(0, domain.tokens)
+        ]
+        assert not [ids for ids in trained if any(ids[: len(one)] == one for one in held)]
+        assert (len(trained) > len(set(trained))) == (deduplicate == "off")
+        for told in corpus.report.sources:
+            parts = (told.kept, told.duplicates, told.near_duplicates, told.contaminated, told.heldout)
+            assert sum(part.documents for part in parts) == told.documents
+
+
+def test_of_one_document_and_its_copies_nothing_is_held_out(tmp_path: Path) -> None:
+    source = {"text": write_rows(tmp_path / "rows.jsonl", texts(1) * 3)}
+    corpus = prepared(source, stream_of(tmp_path / "c", deduplicate="off", heldout_share=0.4))
+    assert (len(corpus.domains[0].heldout), corpus.domains[0].documents) == (0, 3)
 
 
 def test_what_is_dropped_is_made_up_for_by_reading_on(tmp_path: Path) -> None:

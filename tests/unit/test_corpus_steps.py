@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from engine.corpus.corpus import Corpus, Domain
 from engine.corpus.shards import DOCUMENT, Shard
-from engine.corpus.steps import Position, Slice, StreamPlan, needed_tokens
+from engine.corpus.steps import Position, Slice, StreamPlan
 from engine.errors import EngineError
-from tests.support.corpora import prepared, stream_of, texts, write_rows
+from tests.support.corpora import document_ids, prepared, stream_of, texts, write_rows
 
 Weights = st.lists(st.floats(0.001, 1000), min_size=1, max_size=6)
 
@@ -67,7 +67,6 @@ def test_a_later_stage_begins_where_the_one_before_ended() -> None:
     second = plan_of((0.1, 0.9), first.position_after(20))
     assert second.step(0)[0].first_token == first.position_after(20).of(second.step(0)[0].domain)
     assert second.tokens_before(2) == 16
-    assert needed_tokens([(first, 20), (second, 5)]) == dict(second.position_after(5).tokens)
 
 
 def test_a_domain_without_weight_is_not_read_and_no_weight_at_all_is_refused() -> None:
@@ -216,7 +215,7 @@ def test_over_kills_and_resumes_no_document_is_seen_twice_or_skipped_within_an_e
             assert len(found) == domain.documents
             for number, parts in found.items():
                 assert parts[0][0] == 0
-                assert parts[-1][1] == len(domain.document_ids(number))
+                assert parts[-1][1] == len(document_ids(domain, number))
                 assert all(one[1] == other[0] for one, other in pairwise(parts))
 
 
