@@ -83,17 +83,37 @@ def row_steps(training: TrainingSection, sequences: int) -> int:
 
 
 def needed_tokens(spec: JobSpec, tokens: Mapping[str, float]) -> Mapping[str, int]:
-    """How many tokens of each source the whole job takes at the most, over all stages: its share of every stage, and a
-    sequence more for the rounding.
+    """How many tokens of each source the whole job takes at the most, over all stages: its share of every stage, a
+    sequence more for the rounding, and what leaps of the loss may pass over.
 
     `tokens`: what every source holds, where that decides how long a stage is (epochs); sources of stages that end by
     max_tokens or max_steps need not be in it.
     """
     needed = dict.fromkeys((source.name for source in spec.sources), 0)
+    spare = 0
     for stage in spec.staged():
         if not stage.task.trains:
             continue
         found = stream_steps(stage, epoch_tokens(stage.sources, tokens))
+        spare = max(spare, _passed_over(spec, found))
         for name, share in shares(stage.sources).items():
             needed[name] += (math.ceil(share * found.sequences) + 1) * found.length if share else 0
-    return needed
+    return {name: count + spare if count else 0 for name, count in needed.items()}
+
+
+def _passed_over(spec: JobSpec, stage: StageSteps) -> int:
+    """The most tokens, maybe all of one source, that leaps of the loss pass over in a stage: the n-th goes back over n
+    checkpoints and never before the oldest or the beginning (`engine.train.spikes`). Losses that are no numbers are
+    looked for in every job, so this does not depend on stop.spike_factor."""
+    checkpoint = spec.checkpoint
+    counts = (min(number, checkpoint.keep + 1) for number in range(1, spec.stop.spike_retries + 1))
+    steps = sum(min(count * checkpoint.every_steps, stage.steps) for count in counts)
+    return steps * stage.sequences_of(stage.steps - 1) * stage.length
+
+
+def tokens_to_read(spec: JobSpec) -> Mapping[str, int] | None:
+    """`needed_tokens` where the spec alone says them; None where a stage goes by epochs and all there is is read."""
+    trained = [stage.training for stage in spec.staged() if stage.task.trains]
+    if not trained or not all(one.max_tokens or one.max_steps for one in trained):
+        return None
+    return needed_tokens(spec, {})

@@ -19,6 +19,7 @@ from engine.data.load import prepare, prepare_beside
 from engine.data.rows import EncodedRow, RowKind
 from engine.jobs.spec import DataSection, JobSpec
 from engine.models.source import ModelRef
+from engine.schedule.steps import tokens_to_read
 from engine.train.attempt import Attempt
 from engine.train.data_hash import rows_sha256
 
@@ -87,7 +88,7 @@ def _corpus(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Corpus:
         spec.sources,
         spec.stream,
         ref.path,
-        _needed(spec),
+        tokens_to_read(spec),
         chain(evaluation_texts(spec), own, _questions(spec)),
         tell,
         seed=spec.training.seed,
@@ -95,19 +96,6 @@ def _corpus(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Corpus:
     for report in corpus.report.sources:
         _tell_source(attempt, report)
     return corpus
-
-
-def _needed(spec: JobSpec) -> dict[str, int] | None:
-    """Tokens of each source, those that leaps of the loss may pass over among them; None where a stage goes by epochs
-    and all of it has to be read."""
-    from engine.schedule.steps import needed_tokens
-
-    trained = [stage for stage in spec.staged() if stage.task.trains]
-    if not all(one.training.max_tokens or one.training.max_steps for one in trained):
-        return None
-    passed_over = spec.stop.spike_retries * spec.checkpoint.every_steps if spec.stop.spike_factor else 0
-    most = max(one.training.batch_size * one.training.gradient_accumulation * one.data.max_length for one in trained)
-    return {name: tokens + passed_over * most for name, tokens in needed_tokens(spec, {}).items()}
 
 
 def _questions(spec: JobSpec) -> Iterator[str]:

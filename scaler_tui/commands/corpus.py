@@ -16,7 +16,6 @@ from scaler_tui import output
 
 if TYPE_CHECKING:
     from engine.corpus.report import Progress
-    from engine.jobs.spec import JobSpec
     from engine.jobs.spec_stream import SourceSection, StreamSection
 
 _NEXT_EVERY = 5
@@ -66,6 +65,7 @@ def _is_spec(paths: list[str]) -> bool:
 def _of_spec(arguments: argparse.Namespace) -> _Asked:
     from engine.corpus.evaluation_texts import evaluation_texts
     from engine.jobs.spec_toml import load_spec, with_absolute_paths
+    from engine.schedule.steps import tokens_to_read
 
     path = Path(arguments.paths[0]).expanduser()
     spec = with_absolute_paths(load_spec(path), path.absolute().parent)
@@ -81,20 +81,10 @@ def _of_spec(arguments: argparse.Namespace) -> _Asked:
         sources=spec.sources,
         stream=spec.stream,
         tokenizer_dir=_tokenizer_dir(spec.model.source),
-        needed=None if arguments.all else _needed(spec),
+        needed=None if arguments.all else tokens_to_read(spec),
         texts=evaluation_texts(spec),
         seed=spec.training.seed,
     )
-
-
-def _needed(spec: JobSpec) -> Mapping[str, int] | None:
-    """Tokens of each source that the job takes; None where a stage ends by passes over all there is."""
-    from engine.schedule.steps import needed_tokens
-
-    stages = [stage.training for stage in spec.staged() if stage.task.trains]
-    if not stages or any(not stage.max_tokens and not stage.max_steps for stage in stages):
-        return None
-    return needed_tokens(spec, {})
 
 
 def _of_paths(arguments: argparse.Namespace) -> _Asked:

@@ -20,6 +20,8 @@ source = "demo"
 base_text = ""
 [training]
 max_tokens = {tokens}
+[stop]
+spike_retries = 0
 [[sources]]
 name = "web"
 path = "web"

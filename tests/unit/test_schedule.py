@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.errors import EngineError
 from engine.jobs.spec import (
+    CheckpointSection,
     EvaluationSection,
     JobSpec,
     Schedule,
@@ -21,7 +22,7 @@ from engine.jobs.spec import (
 from engine.schedule.layout import ModelFacts, TextFacts, lay_out
 from engine.schedule.ramp import BatchRamp, ramp_for_sequences, ramp_for_steps
 from engine.schedule.rates import RateCurve, rate_curve, unfreeze_step
-from engine.schedule.steps import epoch_tokens, needed_tokens, shares, stream_steps
+from engine.schedule.steps import epoch_tokens, needed_tokens, shares, stream_steps, tokens_to_read
 from engine.schedule.stops import ended_by_loss, ended_by_spending, is_spike, plateau_gain, rule_words
 
 WEB, CODE = SourceSection(name="web", path="web.jsonl", weight=3.0), SourceSection(name="code", path="code.jsonl")
@@ -35,6 +36,12 @@ def stream_spec(*, stages: tuple[StageSection, ...] = (), **training: object) ->
         evaluation=EvaluationSection(every_steps=5),
         training=TrainingSection(**{"batch_size": 4, "gradient_accumulation": 2, **training}),  # type: ignore[arg-type]
     )
+
+
+def leaping(spec: JobSpec, retries: int, every_steps: int = 2) -> JobSpec:
+    """Only losses that are no numbers are leaps."""
+    checkpoint = CheckpointSection(every_steps=every_steps, keep=2)
+    return msgspec.structs.replace(spec, checkpoint=checkpoint, stop=StopSection(spike_retries=retries))
 
 
 def one_model(parameters: int = 1000) -> tuple[ModelFacts]:
@@ -151,9 +158,25 @@ def test_what_a_job_needs_of_a_source_is_summed_over_its_stages() -> None:
         StageSection(max_tokens=8 * 256 * 10),
         StageSection(max_tokens=8 * 128 * 10, max_length=128, weights={"code": 1.0}),
     )
-    needed = needed_tokens(stream_spec(stages=stages), {})
+    needed = needed_tokens(leaping(stream_spec(stages=stages), retries=0), {})
     assert needed["web"] == (60 + 1) * 256
     assert needed["code"] == (20 + 1) * 256 + (80 + 1) * 128
+
+
+def test_text_is_read_for_what_leaps_of_the_loss_may_pass_over() -> None:
+    """Also without a spike_factor: losses that are no numbers are gone back from all the same."""
+    spec, step = stream_spec(max_tokens=8 * 256 * 10), 8 * 256
+    plain, some, many = (needed_tokens(leaping(spec, count), {}) for count in (0, 3, 5))
+    assert some == {name: count + (2 + 4 + 6) * step for name, count in plain.items()}
+    assert many == {name: count + (2 + 4 + 6 + 6 + 6) * step for name, count in plain.items()}
+    seldom = needed_tokens(leaping(spec, 3, every_steps=50), {})
+    assert seldom == {name: count + 3 * 10 * step for name, count in plain.items()}, "a stage has no more steps"
+
+
+def test_what_is_read_is_known_beforehand_unless_a_stage_goes_by_epochs() -> None:
+    spec = stream_spec(max_tokens=8 * 256 * 10)
+    assert tokens_to_read(spec) == needed_tokens(spec, {})
+    assert tokens_to_read(stream_spec(epochs=1.0)) is None
 
 
 # ── the whole schedule ────────────────────────────────────────────────────────────────────────────────────────────
