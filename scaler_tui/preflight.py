@@ -203,15 +203,14 @@ def _download_note(ref: ModelRef, architecture: Architecture, machine: Machine) 
 
 
 def _text_words(spec: JobSpec, amounts: Sequence[SourceAmount]) -> Iterator[str]:
-    """What is odd about the text, as far as a sample tells."""
-    share = spec.stream.heldout_share
+    """What is odd about the text, as far as a sample tells. Of two documents one is held out, of one none."""
     for one in amounts:
         if one.unreadable:
             yield f"Data: nothing of {one.name} can be read: {one.unreadable}"
-        elif share and 0 < one.documents * share < 1:
+        elif spec.stream.heldout_share and spec.stream.heldout_tokens and 0 < one.documents < 1.5:
             yield (
-                f"Data: {one.name} has about {max(one.documents, 1):.0f} documents; with stream.heldout_share = "
-                f"{share:g} likely none is set aside, and it has no held-out loss of its own."
+                f"Data: {one.name} seems to be a single document, which is trained on; nothing is left to set aside, "
+                "and it has no held-out loss of its own."
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import EngineError, ExitCode
@@ -70,7 +71,7 @@ def test_what_only_model_machine_and_text_can_tell_is_refused_with_its_line(
 
 
 def test_a_stream_that_may_start_comes_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.jobs.spec import SourceSection, Task
+    from engine.jobs.spec import SourceSection, StreamSection, Task
 
     monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
     (tmp_path / "web.txt").write_text("Some words of text. " * 2000)
@@ -83,4 +84,8 @@ def test_a_stream_that_may_start_comes_with_its_figures(tmp_path: Path, monkeypa
     assert checked.job is not None
     assert checked.spec.prediction.seconds_likely == pytest.approx(checked.job.whole.hours.likely * 3600, abs=0.1)
     assert checked.spec.sources[0].path == str(tmp_path / "web.txt")
-    assert any("web has about 1 documents" in note and "held-out" in note for note in checked.notes)
+    alone = "web seems to be a single document"
+    assert any(alone in note and "no held-out loss" in note for note in checked.notes)
+    (tmp_path / "web.txt").write_text("\n\n".join("Some words of text. " * 500 for _ in range(20)))
+    few = check(msgspec.structs.replace(spec, stream=StreamSection(text_kb=1)), base=tmp_path, force=False)
+    assert not any("held-out" in note for note in few.notes), "of twenty documents one is set aside"
