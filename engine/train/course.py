@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import msgspec
 
@@ -56,7 +57,7 @@ def keep_setbacks(run_dir: Path, setbacks: Sequence[Setback]) -> None:
 
 
 class Course:
-    """The way through one stage's plan."""
+    """The way through one stage's plan. Threads may share it: a step is read ahead while another one is computed."""
 
     def __init__(self, setbacks: Sequence[Setback] = (), windows: int = 0) -> None:
         """`setbacks` of this stage; `windows` of a plan that ends, 0 for one that never does. After its end a plan
@@ -65,14 +66,16 @@ class Course:
         self._windows = windows
         self._found = array("q")
         """Window of step n; grows as far as it was asked for."""
+        self._growing = Lock()
 
     def window_of(self, step: int) -> int:
         """Never falls from step to step. Of a plan that ends it counts on: the plan's own number is the remainder."""
         if not self.setbacks and not self._windows:
             return step
-        while len(self._found) <= step:
-            self._found.append(self._next(len(self._found)))
-        return self._found[step]
+        with self._growing:
+            while len(self._found) <= step:
+                self._found.append(self._next(len(self._found)))
+            return self._found[step]
 
     def windows_before(self, step: int) -> int:
         """Windows behind the run when `step` steps are done, those that were passed over on the way included."""
