@@ -59,7 +59,10 @@ class Findings:
         say(event.t, "info", f"{event.suite}: {event.bits_per_byte:.4f} bits per byte at step {event.step}")
 
     def _benchmark(self, event: ev.BenchmarkScore, say: Say) -> None:
-        self.benchmarks = [*self.benchmarks, event][-SCORE_LIMIT:]
+        self.benchmarks = [*self.benchmarks, event]
+        if len(self.benchmarks) > SCORE_LIMIT:  # those before training are what all later ones are held against
+            oldest = next((at for at, score in enumerate(self.benchmarks) if score.step > 0), 0)
+            del self.benchmarks[oldest]
         error = "" if event.standard_error is None else f" ± {event.standard_error:.3f}"
         say(event.t, "info", f"{event.task}: {event.metric} {event.value:.3f}{error} at step {event.step}")
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from engine.jobs import events as ev
 from engine.jobs.fold import LOG_LIMIT, SERIES, Fold
+from engine.jobs.fold_evaluation import SCORE_LIMIT
 from engine.jobs.journal import JournalTail
 from engine.jobs.series import MAX_BUCKETS, Bucket, Series
 from engine.jobs.state import RunPhase
@@ -322,3 +323,13 @@ def test_growth_stage_and_proof_are_in_the_state() -> None:
     assert fold.state.proof.proof == proof
     fold.apply(ev.Growth(t=5.0, phase="planning"))
     assert fold.state.proof is None, "a second growth is not certified by the first one's proof"
+
+
+def test_benchmarks_before_training_stay_however_many_follow() -> None:
+    fold = Fold()
+    for step in range(SCORE_LIMIT + 50):
+        fold.apply(ev.BenchmarkScore(t=float(step), step=step, task="arithmetic", metric="acc", value=step / 10_000))
+    kept = fold.state.findings.benchmarks
+    assert len(kept) == SCORE_LIMIT
+    assert kept[0].step == 0
+    assert kept[-1].step == SCORE_LIMIT + 49
