@@ -5,6 +5,8 @@ Owns the verdicts, their words and the rule of the gate. Must not know models, r
     lost, gained   the interval leaves zero out and reaches beyond what would matter
     kept           a loss that matters is ruled out, and so is a gain that matters or the interval holds zero
     unclear        it holds zero and reaches beyond what would matter; or too few items to say
+
+The interval holds zero as well where so few items changed that chance may have done it (`engine.evaluation.bootstrap`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.errors import EngineError
-from engine.evaluation.bootstrap import FEWEST_PAIRS, Interval, Items, paired_interval
+from engine.evaluation.bootstrap import FEWEST_PAIRS, Interval, Items, paired_interval, sign_test
 from engine.evaluation.comparison import (
     ACCURACY,
     BITS_PER_BYTE,
@@ -109,9 +109,26 @@ def test_too_few_pairs_are_never_significant() -> None:
     few = FEWEST_PAIRS - 1
     ones = [1.0] * few
     found = paired_interval(Items(ones, ones), Items([0.0] * few, ones))
-    assert found.high < 0
+    assert found.low < found.high == 0
     assert not found.significant
     assert verdict_of(found, 1.0, 0.02) == "unclear"
+
+
+@pytest.mark.parametrize(("rose", "fell", "chance"), [(0, 4, 0.125), (0, 5, 0.0625), (6, 0, 0.03125), (1, 9, 11 / 512)])
+def test_the_sign_test_is_exact(rose: int, fell: int, chance: float) -> None:
+    assert sign_test(rose, fell) == pytest.approx(chance)
+    assert sign_test(3, 3) == sign_test(0, 0) == 1.0
+
+
+@pytest.mark.parametrize(("lost", "significant"), [(4, False), (5, False), (6, True)])
+def test_a_loss_that_a_coin_explains_is_not_significant_and_breaks_no_limit(lost: int, significant: bool) -> None:
+    before = {number: 1.0 for number in range(64)}
+    after = before | {number: 0.0 for number in range(lost)}
+    report = only(of_tasks(task("t", before)), of_tasks(task("t", after)))
+    assert is_significant(report) is significant
+    assert report.verdict == ("lost" if significant else "unclear")
+    assert ("not significant" in report.words) is not significant
+    assert bool(broken_limits([report], [limit("t", 0.03)])) is significant
 
 
 # ── verdicts and words ───────────────────────────────────────────────────────────────────────────────────────────
