@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,10 +45,18 @@ def add_verify(add: Add) -> None:
         "--quantization", choices=("none", "nf4", "fp4"), default="none", help="pack the second model so first"
     )
     command.add_argument(
-        "--tolerance", type=float, default=0.0, metavar="X", help="of logits, relative to their range (1e-4)"
-    )
+        "--tolerance", type=_tolerance, metavar="X",
+        help="of logits, relative to their range (1e-4); given, rounding to 16 bits is not allowed for",
+    )  # fmt: skip
     command.add_argument("--out", type=Path, metavar="FILE", help="also write the report, as JSON")
     json_flag(command)
+
+
+def _tolerance(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no tolerance; a number from 0 on")
+    return number
 
 
 def _count(text: str) -> int:

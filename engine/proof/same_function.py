@@ -42,6 +42,8 @@ ROUNDING_FACTOR = 2.0
 """Weights and activations are rounded separately; the first model in bfloat16 shows one of the two where its weights
 are stored in 16 bits already."""
 
+UNSTEADY = "The second folder, loaded once more, gives other logits: it computes no one function."
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionRequest:
@@ -55,8 +57,15 @@ class FunctionRequest:
     tokens: int | None = None
     quantization: str = "none"
     """Pack the second model so while loading it."""
-    tolerance: float = LARGEST_RELATIVE_DIFFERENCE
+    tolerance: float | None = None
+    """Of logits, relative to their range; given, it alone decides, and what 16 bits explain is no excuse. None is 1e-4,
+    or that rounding."""
     memory_bytes: int | None = None
+
+    @property
+    def allowed(self) -> float:
+        """Largest relative difference of logits that counts as the same."""
+        return LARGEST_RELATIVE_DIFFERENCE if self.tolerance is None else self.tolerance
 
 
 @dataclass(slots=True)
@@ -117,6 +126,10 @@ def _prepare(request: FunctionRequest, report: Report) -> _Work:
     kept = 3 * len(text.ids) * first.vocab * dtype.itemsize
     streamed = must_stream((first, second), dtype, Memory.measured(request.memory_bytes), kept)
     work = _Work(request, (first, second), dtype, streamed, text, torch.tensor([text.ids]), report)
+    if request.tokens is not None and request.tokens > len(text.ids):
+        longest = min(first.longest, second.longest)
+        why = f"the models' window has {longest:,}" if len(text.ids) >= longest else "the text has no more"
+        work.notes.append(f"Compared on {len(text.ids):,} tokens, not on {request.tokens:,}: {why}.")
     if _tokenizer_of(first) != _tokenizer_of(second):
         work.notes.append("Their tokenizer.json differ: the same ids may be other text.")
     return work
@@ -193,11 +206,13 @@ def _found(work: _Work, first: _Heard, second: _Heard, drift: Drift) -> Function
         parted = first_difference(first.continued, second.continued)
     else:
         work.notes.append("Generation was not tried: the models are larger than memory.")
-    small = drift.max_rel_logit_diff <= work.request.tolerance
+    small = drift.max_rel_logit_diff <= work.request.allowed
     tie = small and parted is not None and parted[1] <= 2 * drift.max_abs_logit_diff
     same = small and (parted is None or tie)
     rounding = None if same else _own_rounding(work, first.logits)
-    verdict = SAME if same else ROUNDING if _is_rounding(drift, rounding) else DIFFERENT
+    excused = work.request.tolerance is None and _is_rounding(drift, rounding)
+    reloaded = _reloaded(work, second.logits)
+    verdict = DIFFERENT if not reloaded else SAME if same else ROUNDING if excused else DIFFERENT
     layers, note = _layer_drifts(first.layers, second.layers)
     ids = work.ids[0]
     return FunctionReport(
@@ -206,11 +221,11 @@ def _found(work: _Work, first: _Heard, second: _Heard, drift: Drift) -> Function
         first_kind=work.sides[0].kind,
         second_kind=work.sides[1].kind,
         verdict=verdict,
-        words=_words(verdict, drift, rounding, layers),
+        words=_words(verdict, drift, rounding, layers) if reloaded else UNSTEADY,
         text=work.text.origin,
         tokens=len(work.text.ids),
         method="layer by layer" if work.streamed else "whole",
-        tolerance=work.request.tolerance,
+        tolerance=work.request.allowed,
         logits=_told(drift),
         identical=torch.equal(first.logits, second.logits),
         own_rounding=None if rounding is None else _told(rounding),
@@ -218,7 +233,7 @@ def _found(work: _Work, first: _Heard, second: _Heard, drift: Drift) -> Function
         generation_identical=None if first.continued is None else parted is None,
         generation_tie=tie,
         parted_at=-1 if parted is None else parted[0],
-        reloaded=_reloaded(work, second.logits),
+        reloaded=reloaded,
         perplexity_first=perplexity(first.logits, ids),
         perplexity_second=perplexity(second.logits, ids),
         layers=layers,

@@ -52,8 +52,6 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from engine.proof.gate import LARGEST_RELATIVE_DIFFERENCE
-
     parser = argparse.ArgumentParser(prog="python -m engine.proof.verify", description=__doc__)
     parser.add_argument("--first", type=Path, required=True, help="a model folder or an adapter's")
     parser.add_argument("--second", type=Path, required=True, help="the one to compare with it")
@@ -62,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", type=Path, help="text to compare on instead of the demo corpus")
     parser.add_argument("--tokens", type=int, help="how many tokens of it")
     parser.add_argument("--quantization", choices=("none", "nf4", "fp4"), default="none", help="of the second model")
-    parser.add_argument("--tolerance", type=float, default=LARGEST_RELATIVE_DIFFERENCE, help="of logits, relative")
+    parser.add_argument("--tolerance", type=float, help="of logits, relative; excuses no rounding")
     parser.add_argument("--memory-bytes", type=int, help="memory to use instead of what is free")
     parser.add_argument("--threads", type=int, help="processor threads")
     return parser

@@ -72,7 +72,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     words += ["--base", str(base.absolute())] if base is not None else []
     words += ["--text", str(arguments.text.expanduser().absolute())] if arguments.text is not None else []
     words += ["--tokens", str(arguments.tokens)] if arguments.tokens else []
-    words += ["--tolerance", str(arguments.tolerance)] if arguments.tolerance else []
+    words += ["--tolerance", str(arguments.tolerance)] if arguments.tolerance is not None else []
     return [*words, "--quantization", arguments.quantization]
 
 

@@ -51,6 +51,46 @@ def test_a_copy_is_the_same_bit_for_bit(tiny_model: Path, tmp_path: Path) -> Non
     assert found.perplexity_first == found.perplexity_second
 
 
+def test_tokens_beyond_the_window_are_told_and_no_tolerance_at_all_is_obeyed(tiny_model: Path) -> None:
+    from engine.proof.same_function import FunctionRequest, same_function
+
+    found = same_function(FunctionRequest(tiny_model, tiny_model, tokens=999_999, tolerance=0.0))
+    assert (found.verdict, found.tolerance) == ("same", 0.0)
+    assert f"Compared on {found.tokens:,} tokens, not on 999,999" in found.notes[0]
+
+
+def test_a_folder_that_loads_otherwise_the_second_time_computes_no_one_function(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from engine.proof.same_function import FunctionRequest, same_function
+
+    folder = tmp_path / "unsteady"
+    shutil.copytree(tiny_model, folder)
+
+    def report(phase: str, _done: int, _total: int, _words: str = "") -> None:
+        if phase == "reload":
+            file = folder / "model.safetensors"
+            weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
+            weights["model.layers.1.mlp.down_proj.weight"] *= 1.5
+            file.unlink()
+            save_file(weights, file, metadata={"format": "pt"})
+
+    found = same_function(FunctionRequest(tiny_model, folder, tokens=48), report)
+    assert found.identical
+    assert (found.reloaded, found.verdict, found.agrees) == (False, "different", False)
+    assert "loaded once more" in found.words
+
+
+@pytest.mark.parametrize("word", ["-1", "nan", "inf", "little"])
+def test_a_tolerance_is_a_number_from_zero_on(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from scaler_tui.cli import main
+
+    assert main(["verify", "demo", "demo", f"--tolerance={word}"]) == 2
+    assert "tolerance" in capsys.readouterr().err
+
+
 def test_weights_that_move_together_are_the_same_function(tiny_model: Path, changed: Callable[..., Path]) -> None:
     """Feed-forward units in another order: other files, the same sums in another order."""
     import torch
@@ -121,6 +161,8 @@ def test_an_adapter_on_its_base_is_the_merged_model_up_to_rounding(tiny_model: P
     assert (exact.first_kind, exact.verdict) == ("adapter on base", "same")
     assert (rounded.verdict, rounded.agrees) == ("rounding", True)
     assert rounded.own_rounding is not None
+    strict = compared(tmp_path / "adapter", tmp_path / "rounded", tolerance=1e-6)
+    assert (strict.verdict, strict.tolerance) == ("different", 1e-6), "a tolerance that is given excuses no rounding"
     assert compared(tiny_model, tmp_path / "exact").verdict == "different", "the adapter does something"
 
 
@@ -165,3 +207,5 @@ def test_the_command_says_it_by_its_exit_code(
     assert code == 1
     assert told["agrees"] is False
     assert told["report"] == json.loads(out.read_text())
+    assert main(["verify", str(tiny_model), str(tiny_model), "--tokens", "32", "--tolerance", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["tolerance"] == 0.0
