@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import msgspec
 
@@ -21,6 +22,7 @@ from engine.jobs.launch import require_free_disk
 from engine.remote import tail
 from engine.remote.begin import Progress, Say, silent
 from engine.remote.farside import Far, listening, order, patiently
+from engine.remote.mirror import place_of
 from engine.remote.passing import required_record
 from engine.units import format_bytes
 
@@ -29,8 +31,8 @@ _READ_BYTES = 1 << 18
 
 class _File(msgspec.Struct):
     name: str
-    size: int
-    sha: str
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,14 @@ class Fetched:
 
 def fetch(run_dir: Path, *, checkpoints: bool = False, say: Say = silent) -> Fetched:
     """Bring `output/` (and with `checkpoints` those too) into the mirror. Raises EngineError `remote.nothing`,
-    `remote.damaged`, `disk.full`."""
+    `remote.damaged`, `remote.name`, `disk.full`."""
     record = required_record(run_dir)
     far = tail.far_of(record)
     tail.start(run_dir)  # whatever else the mirror lacks
     folders = [layout.OUTPUT, *([layout.CHECKPOINTS] if checkpoints else [])]
     say(f"Asking {record.host} what there is ...")
     answer = patiently(lambda: order(far, "listing", directory=record.directory, folders=folders), say=say)
-    files = msgspec.convert(answer["files"], list[_File])
+    files = listed_files(run_dir, answer, folders)
     if not files:
         raise EngineError(
             "remote.nothing",
@@ -66,7 +68,7 @@ def fetch(run_dir: Path, *, checkpoints: bool = False, say: Say = silent) -> Fet
     if needed:
         progress.expect(needed)
     for file in lacking:
-        target = _place(run_dir, file.name)
+        target = place_of(run_dir, file.name)
         patiently(partial(_get, far, record.directory, file, target, progress.on_bytes), say=say)
     total = sum(file.size for file in files)
     say(f"{format_bytes(needed)} copied, {format_bytes(total - needed)} were here already; every file has its SHA-256.")
@@ -74,18 +76,25 @@ def fetch(run_dir: Path, *, checkpoints: bool = False, say: Say = silent) -> Fet
 
 
 def _is_here(run_dir: Path, file: _File) -> bool:
-    path = _place(run_dir, file.name)
+    path = place_of(run_dir, file.name)
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha
 
 
-def _place(run_dir: Path, name: str) -> Path:
-    path = run_dir / name
-    if not path.resolve().is_relative_to(run_dir.resolve()):
-        raise EngineError("remote.failed", f"The host names a file outside the run: {name!a}.")
-    return path
+def listed_files(run_dir: Path, answer: dict[str, object], folders: Sequence[str]) -> list[_File]:
+    """What the host says there is; all of it lies below the folders asked for. Raises EngineError `remote.failed`,
+    `remote.name`."""
+    try:
+        files = msgspec.convert(answer.get("files"), list[_File])
+    except msgspec.ValidationError as error:
+        raise EngineError("remote.failed", "The host's list of files cannot be read.", cause=str(error)) from error
+    for file in files:
+        place_of(run_dir, file.name)
+        if PurePosixPath(file.name).parts[0] not in folders:
+            raise EngineError("remote.name", f"The host lists a file that was not asked for: {file.name!a}.")
+    return files
 
 
 def _get(far: Far, directory: str, file: _File, target: Path, on_bytes: Callable[[int], None]) -> None:

@@ -10,15 +10,41 @@ import contextlib
 import hashlib
 import os
 import shutil
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 
 from engine.errors import EngineError
 from engine.jobs import elsewhere, layout
 from engine.jobs.elsewhere import RemoteRecord
 from engine.paths import ensure_writable, runs_dir
-from engine.remote.far.following import APPENDED, CHECK_BYTES, OWN_FILES, WHOLE
+from engine.remote.far.following import APPENDED, CHECK_BYTES, OWN_FILES, SKIPPED_FOLDERS, WHOLE
 
 _STAGING = ".new-"
+_OWN = frozenset((*OWN_FILES, elsewhere.TAIL_LOCK))
+
+
+def place_of(run_dir: Path, name: str) -> Path:
+    """Where a file belongs that a host names: only plain names below the run directory, spelled in their one way, and
+    none of the files that say where the run is. Raises EngineError `remote.name`."""
+    plain = PurePosixPath(name)
+    spelled = name == plain.as_posix() and not plain.is_absolute() and ".." not in plain.parts and name.isprintable()
+    if not spelled or name == "." or "\\" in name:
+        raise _bad_name(name, "It is no plain name of a file below the run's folder.")
+    path = run_dir / name
+    if not path.resolve().is_relative_to(run_dir.resolve()):
+        raise _bad_name(name, "It leads outside the run's folder.")
+    if plain.name.casefold() in _OWN:  # there are file systems that do not tell upper from lower case
+        raise _bad_name(name, "That file is the mirror's own.")
+    return path
+
+
+def _bad_name(name: str, cause: str) -> EngineError:
+    return EngineError(
+        "remote.name",
+        f"The host names a file that is not taken: {name!a}.",
+        cause=cause,
+        next_step="Nothing was written. Is it the host you mean, and is it yours?",
+    )
 
 
 class Mirror:
@@ -43,7 +69,7 @@ class Mirror:
 
     def append(self, name: str, offset: int, content: bytes) -> None:
         """The next bytes of a file, from `offset` on; what was behind it is not the host's. Raises EngineError."""
-        path = self._place(name)
+        path = self._place(name, APPENDED)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -60,16 +86,15 @@ class Mirror:
             raise
 
     def replace(self, name: str, content: bytes) -> None:
-        """A whole file in one go. Raises EngineError `disk.full`."""
-        layout.write_atomic(self._place(name), content)
+        """A whole file in one go. Raises EngineError `disk.full`, `remote.name`."""
+        layout.write_atomic(self._place(name, WHOLE), content)
 
-    def _place(self, name: str) -> Path:
-        """Where a file of that name belongs; never outside, whatever the host says."""
-        path = self.run_dir / name
-        if path.is_absolute() and not path.resolve().is_relative_to(self.run_dir.resolve()):
-            raise EngineError("remote.failed", f"The host names a file outside the run: {name!a}.")
-        if name in (*OWN_FILES, elsewhere.TAIL_LOCK):
-            raise EngineError("remote.failed", f"The host names a file that is the mirror's own: {name!a}.")
+    def _place(self, name: str, suffixes: Collection[str]) -> Path:
+        """Where a file belongs that the host may send: what a tail sends, and nothing else, whatever it says."""
+        path = place_of(self.run_dir, name)
+        parts = PurePosixPath(name).parts
+        if path.suffix not in suffixes or parts[0] in SKIPPED_FOLDERS or any(part.startswith(".") for part in parts):
+            raise _bad_name(name, "It is none of the files that a mirror has.")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

@@ -22,6 +22,7 @@ from engine.jobs.store import find_run, list_runs
 from engine.jobs.summary import quick_state
 from engine.remote import farside, mirror, wheel
 from engine.remote.faults import ssh_error
+from engine.remote.fetch import listed_files
 from engine.remote.hashes import Hashes
 from engine.remote.inputs import collect, with_places
 from engine.remote.ssh import Host, parse_host
@@ -185,12 +186,61 @@ def test_what_a_mirror_has_is_told_by_length_and_last_bytes() -> None:
     assert (run_dir / "journal.jsonl").read_bytes() == content[:10] + b"anew\n"
 
 
-@pytest.mark.parametrize("name", ["../../escaped.json", "/tmp/escaped.json", "remote.json"])
-def test_a_host_cannot_write_outside_the_mirror_nor_change_where_it_points(name: str) -> None:
+EVIL_NAMES = (
+    "../../escaped.json", "..", "/tmp/escaped.json", "remote.json", "link.json", "Remote.JSON", "tail.lock", "tail.log",
+    "./remote.json", "stages/../remote.json", ".//link.json", "stages/remote.json", "output/../remote.json",
+    "output/../../escaped.json", "output//a.json", "output/./a.json", "", ".", "output/", "a\n.json", "out\\a.json",
+    "leads_out/escaped.json", "leads_out/escaped.jsonl",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVIL_NAMES)
+def test_a_host_cannot_write_outside_the_mirror_nor_change_where_it_points(name: str, tmp_path: Path) -> None:
     run_dir = mirrored()
-    with pytest.raises(EngineError):
-        mirror.Mirror(run_dir).replace(name, b"{}")
+    (tmp_path / "out").mkdir()
+    (run_dir / "leads_out").symlink_to(tmp_path / "out")
+    before = sorted(run_dir.rglob("*"))
+    for write in (
+        lambda: mirror.Mirror(run_dir).replace(name, b"{}"),
+        lambda: mirror.Mirror(run_dir).append(name, 0, b"{}"),
+        lambda: listed_files(
+            run_dir, {"files": [{"name": name, "size": 1, "sha": "0" * 64}]}, ["output", name.split("/")[0]]
+        ),
+    ):
+        with pytest.raises(EngineError) as error:
+            write()
+        assert error.value.code == "remote.name"
     assert elsewhere.record_of(run_dir) == RECORD
+    assert sorted(run_dir.rglob("*")) == before
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["spec.toml", "run.lock", "control/stop.json", "output/a.json", "checkpoints/a.jsonl", ".a.json", "a.jsonl"]
+)
+def test_a_mirror_takes_only_what_a_tail_sends(name: str) -> None:
+    run_dir = mirrored()
+    with pytest.raises(EngineError) as error:
+        mirror.Mirror(run_dir).replace(name, b"{}")
+    assert error.value.code == "remote.name"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sha", "code"),
+    [
+        ("spec.toml", 1, "0" * 64, "remote.name"),
+        ("checkpoints/a", 1, "0" * 64, "remote.name"),
+        ("output/a", -1, "0" * 64, "remote.failed"),
+        ("output/a", 1, "/../../a", "remote.failed"),
+    ],
+)
+def test_only_what_was_asked_for_is_fetched(name: str, size: int, sha: str, code: str) -> None:
+    run_dir = mirrored()
+    with pytest.raises(EngineError) as error:
+        listed_files(run_dir, {"files": [{"name": name, "size": size, "sha": sha}]}, ["output"])
+    assert error.value.code == code
+    fine = {"files": [{"name": "output/adapter/a.bin", "size": 1, "sha": "0" * 64}]}
+    assert [file.name for file in listed_files(run_dir, fine, ["output"])] == ["output/adapter/a.bin"]
 
 
 def test_a_run_of_this_machine_is_never_taken_for_a_mirror() -> None:
