@@ -182,9 +182,3 @@ def ask(host: Host, script: str, data: Iterable[bytes] = (), *, may_ask: bool = 
         if code == _LOST:
             raise talk.lost()
         return Answer(code, out, talk.said())
-
-
-def close(host: Host) -> None:
-    """End the shared connection, if there is one."""
-    words = [*host.program, f"-oControlPath={control_folder()}/%C", "-O", "exit", "--", host.name]
-    subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -234,7 +235,8 @@ def test_who_is_not_let_in_is_told_what_to_do(box: Server, spec: Path) -> None:
         return error.value
 
     try:
-        ssh.close(host)
+        shared = f"-oControlPath={ssh.control_folder()}/%C"
+        subprocess.run([*host.program, shared, "-O", "exit", host.name], capture_output=True, check=False)
         box.write_client(key="wrong_key")
         code, error = refusal(box, "box", str(spec))
         assert (code, error["code"]) == (2, "remote.denied")

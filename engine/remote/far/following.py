@@ -109,7 +109,7 @@ class Tail:
             sha = hashlib.sha256(content).hexdigest()
             if self.whole.get(name) != sha:
                 self.whole[name] = sha
-                self._frame({"file": name, "sha": sha, "bytes": len(content)}, content)
+                self._frame({"file": name, "bytes": len(content)}, content)
                 count += 1
         return count
 

@@ -14,14 +14,13 @@ from .common import Refused
 from .files import have, listing, read, receive, send, tree, write
 from .following import tail
 from .places import environment, lacks, look, programs, wheel
-from .processes import alive, call, end, spawn
+from .processes import call
 
 MARK = b"\x1escaler-wizard\n"
 
 ANSWERED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "look": look, "have": have, "receive": receive, "tree": tree, "write": write, "environment": environment,
-    "wheel": wheel, "lacks": lacks, "call": call, "spawn": spawn, "alive": alive, "end": end, "listing": listing,
-    "read": read, "programs": programs,
+    "wheel": wheel, "lacks": lacks, "call": call, "listing": listing, "read": read, "programs": programs,
 }  # fmt: skip
 STREAMED: dict[str, Callable[[dict[str, Any]], None]] = {"send": send, "tail": tail}
 

@@ -28,7 +28,6 @@ def look(order: dict[str, Any]) -> dict[str, Any]:
         "home": str(home),
         "free_bytes": shutil.disk_usage(home).free,
         "host": socket.gethostname(),
-        "boot_id": _boot_id(),
         "python_version": ".".join(map(str, sys.version_info[:3])),
         "platform": f"{sys.platform} {os.uname().machine}",
     }
@@ -42,13 +41,6 @@ def _data_home() -> str:
         return "~/Library/Application Support/scaler-wizard"
     base = os.environ.get("XDG_DATA_HOME", "")
     return f"{base}/scaler-wizard" if base.startswith("/") else "~/.local/share/scaler-wizard"
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + "/" + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
 
 
 def environment(order: dict[str, Any]) -> dict[str, Any]:
