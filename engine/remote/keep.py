@@ -1,13 +1,16 @@
 """A run that outlives its machine: what is needed to go on is kept in a folder that stays, such as a mounted bucket.
 
 Owns that folder's layout. Buckets can write whole new files and remove them, and not much else: nothing is renamed,
-appended to or overwritten there. Must not know which cloud it is.
+appended to or overwritten there, and a file that was cut off is removed first. What is written last may be there first:
+an upload goes its own way. So nothing is believed that its hash does not bear out, and a state that says the run is
+over counts for nothing without its output. Must not know which cloud it is.
 
     KEEP/<16 digits of the hash of the spec as it is written>/
       state-00000012-<16 digits of its SHA-256>.tar    journals, spec, cards, certificates; a list of the large files
       large/<SHA-256>                                  models and moments of stages
       checkpoints/step-00000050/...                    whole checkpoints; their own manifests say whether they are
-      output/...                                       once the run is over
+      output/...                                       once the run is over; then
+      done.json                                        its files with their hashes; then the state that says so
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from engine.errors import EngineError, ExitCode
 from engine.jobs import checkpoints, layout
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_toml import dump_spec, spec_hash, with_absolute_paths
-from engine.jobs.summary import frozen_spec, read_record
+from engine.jobs.state import RunPhase
+from engine.jobs.summary import frozen_spec, quick_state, read_record
 from engine.paths import ensure_writable, runs_dir
 from engine.remote.far.following import APPENDED, LARGEST_WHOLE_BYTES, SKIPPED_FOLDERS, WHOLE
 
@@ -40,12 +44,15 @@ BYTES_PER_SECOND = 2e6
 STATES_KEPT = 2
 LARGE = "large"
 LIST = ".kept.json"
+DONE = "done.json"
+OVER = (RunPhase.FINISHED, RunPhase.STOPPED)
+"""Nothing goes on after these: what they have made has to be there."""
 
 _STATE = re.compile(r"state-(\d{8})-([0-9a-f]{16})\.tar")
 
 
-class LargeFile(msgspec.Struct, frozen=True):
-    """A file that is kept beside the state, by its hash; or a link, by its target."""
+class KeptFile(msgspec.Struct, frozen=True):
+    """A file that is kept beside the state, with its hash; or a link, with its target."""
 
     name: str
     sha: str = ""
@@ -61,17 +68,26 @@ class Keeper:
         self.place.mkdir(parents=True, exist_ok=True)
         self._next = 1 + max((number for number, _ in _states(self.place)), default=0)
         self._copied: set[str] = set()
-        self._large: dict[str, tuple[int, LargeFile]] = {}
+        self._large: dict[str, tuple[int, KeptFile]] = {}
         self._wanted: frozenset[str] = frozenset()
         """Large files of the newest state."""
         self._due = 0.0
 
     def look(self, *, now: bool = False) -> bool:
-        """Keep what is due; with `now` whatever is new. Returns whether anything was written. Raises OSError."""
+        """Keep what is due; with `now` whatever is new. Returns whether anything was written. Raises OSError.
+
+        That the run is over is not told here (`finish`)."""
+        return self._look(now=now, last=False)
+
+    def finish(self) -> None:
+        """The last word: the output of a run that is over, that it is whole, and then the state. Raises OSError."""
+        self._look(now=True, last=True)
+
+    def _look(self, *, now: bool, last: bool) -> bool:
         fresh = [path for path in self._checkpoints() if path.name not in self._copied]
         if not (fresh or now or time.monotonic() >= self._due):
             return False
-        size = self._write_state()
+        size = self._write_state(last=last)
         for folder in fresh:
             self._copy_checkpoint(folder)
         if fresh:
@@ -79,14 +95,20 @@ class Keeper:
         self._due = time.monotonic() + max(KEEP_SECONDS, 10 * size / BYTES_PER_SECOND)
         return True
 
-    def finish(self) -> None:
-        """The last word: the state as it is, and the output. Raises OSError."""
-        self.look(now=True)
-        output = self.run_dir / layout.OUTPUT
-        for path in sorted(output.rglob("*")):
-            target = self.place / path.relative_to(self.run_dir)
-            if path.is_file() and not (target.is_file() and target.stat().st_size == path.stat().st_size):
-                _copy(path, target)
+    def _keep_output(self) -> None:
+        """Copied, then vouched for. What an earlier ending left may have the same sizes and be something else."""
+        files = tuple(
+            KeptFile(path.relative_to(self.run_dir).as_posix(), _sha_of(path))
+            for path in sorted((self.run_dir / layout.OUTPUT).rglob("*"))
+            if path.is_file()
+        )
+        if _done(self.place) == files and _are_whole(files, self.place):
+            return
+        (self.place / DONE).unlink(missing_ok=True)
+        shutil.rmtree(self.place / layout.OUTPUT, ignore_errors=True)
+        for file in files:
+            _copy(self.run_dir / file.name, self.place / file.name)
+        _write(self.place / DONE, msgspec.json.encode(files))
 
     def _checkpoints(self) -> list[Path]:
         found = (self.run_dir / layout.CHECKPOINTS).glob("step-*")
@@ -109,13 +131,21 @@ class Keeper:
             if folder.name not in here and here and folder.name < max(here):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _write_state(self) -> int:
+    def _write_state(self, *, last: bool) -> int:
+        """Returns its size, 0 when none was written."""
         small, large = _sorted_files(self.run_dir)
         kept = tuple(self._kept(path) for path in large)
         content = _packed(self.run_dir, small, kept)
+        over = is_over(self.run_dir)  # asked afterwards: what was packed says no more than that
+        if over and not last:
+            return 0
+        if over:
+            self._keep_output()
         name = f"state-{self._next:08d}-{hashlib.sha256(content).hexdigest()[:16]}.tar"
         _write(self.place / name, content)
         self._next += 1
+        if over:  # should its output be lost, what was before is gone on with
+            return len(content)
         for _, path in _states(self.place)[STATES_KEPT:]:
             path.unlink(missing_ok=True)
         wanted = frozenset(file.sha for file in kept)
@@ -125,20 +155,19 @@ class Keeper:
         self._wanted = wanted
         return len(content)
 
-    def _kept(self, path: Path) -> LargeFile:
+    def _kept(self, path: Path) -> KeptFile:
         """A large file, copied unless it was."""
         name = path.relative_to(self.run_dir).as_posix()
         if path.is_symlink():
-            return LargeFile(name, link=os.readlink(path))
+            return KeptFile(name, link=os.readlink(path))
         modified = path.stat().st_mtime_ns
         known = self._large.get(name)
         if known is None or known[0] != modified:
-            with path.open("rb") as file:
-                sha = hashlib.file_digest(file, "sha256").hexdigest()
+            sha = _sha_of(path)
             target = self.place / LARGE / sha
             if not (target.is_file() and target.stat().st_size == path.stat().st_size):
                 _copy(path, target)
-            self._large[name] = known = (modified, LargeFile(name, sha))
+            self._large[name] = known = (modified, KeptFile(name, sha))
         return known[1]
 
 
@@ -189,7 +218,7 @@ def restore(keep: Path, spec: JobSpec, base: Path) -> Path | None:
 
 
 def _unpacked(content: bytes, place: Path, spec: JobSpec) -> Path | None:
-    """None when a large file that belongs to this state was not complete."""
+    """None when a large file that belongs to this state was not complete, or the run is over without its output."""
     parent = ensure_writable(runs_dir())
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         (run_id,) = {name.partition("/")[0] for name in archive.getnames()}
@@ -209,6 +238,10 @@ def _unpacked(content: bytes, place: Path, spec: JobSpec) -> Path | None:
     for name in (layout.CHECKPOINTS, layout.OUTPUT):
         if (place / name).is_dir():
             shutil.copytree(place / name, run_dir / name, dirs_exist_ok=True)
+    done = _done(place)
+    if is_over(run_dir) and (done is None or not _are_whole(done, run_dir)):
+        shutil.rmtree(staging)
+        return None
     run_dir.rename(target)
     staging.rmdir()
     return target
@@ -226,7 +259,7 @@ def _rename_files(run_dir: Path, spec: JobSpec) -> None:
 def _put_large(run_dir: Path, place: Path) -> bool:
     """Every file of the list under its own name; false when one is missing or not what its name says."""
     listed = run_dir / LIST
-    for file in msgspec.json.decode(listed.read_bytes(), type=tuple[LargeFile, ...]):
+    for file in msgspec.json.decode(listed.read_bytes(), type=tuple[KeptFile, ...]):
         path = run_dir / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if file.link:
@@ -235,11 +268,32 @@ def _put_large(run_dir: Path, place: Path) -> bool:
         if not (place / LARGE / file.sha).is_file():
             return False
         _copy(place / LARGE / file.sha, path)
-        with path.open("rb") as copied:
-            if hashlib.file_digest(copied, "sha256").hexdigest() != file.sha:
-                return False
+        if _sha_of(path) != file.sha:
+            return False
     listed.unlink()
     return True
+
+
+def is_over(run_dir: Path) -> bool:
+    """Whether nothing goes on after what its journals say."""
+    return quick_state(run_dir).state in OVER
+
+
+def _done(place: Path) -> tuple[KeptFile, ...] | None:
+    """The output that was kept whole; None when none was."""
+    try:
+        return msgspec.json.decode((place / DONE).read_bytes(), type=tuple[KeptFile, ...])
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def _are_whole(files: tuple[KeptFile, ...], folder: Path) -> bool:
+    return all((folder / file.name).is_file() and _sha_of(folder / file.name) == file.sha for file in files)
+
+
+def _sha_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sorted_files(run_dir: Path) -> tuple[list[Path], list[Path]]:
@@ -260,7 +314,7 @@ def _is_small(path: Path) -> bool:
     return path.suffix in (*WHOLE, ".toml", "") and path.stat().st_size <= LARGEST_WHOLE_BYTES
 
 
-def _packed(run_dir: Path, small: list[Path], large: tuple[LargeFile, ...]) -> bytes:
+def _packed(run_dir: Path, small: list[Path], large: tuple[KeptFile, ...]) -> bytes:
     """A tar below the run's id."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -289,6 +343,7 @@ def _place(keep: Path, spec: JobSpec) -> Path:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
     with source.open("rb") as read, target.open("wb") as write:
         shutil.copyfileobj(read, write, 1 << 20)
 

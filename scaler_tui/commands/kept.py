@@ -25,7 +25,7 @@ def run_kept(arguments: argparse.Namespace) -> int:
     """Start the spec, or go on with what is kept of it; returns the exit code. Raises EngineError."""
     from engine.jobs.launch import launch
     from engine.jobs.spec_toml import load_spec
-    from engine.remote.keep import restore
+    from engine.remote.keep import OVER, keeping, restore
     from scaler_tui.commands.work import checked_file
     from scaler_tui.preflight import create
 
@@ -45,7 +45,9 @@ def run_kept(arguments: argparse.Namespace) -> int:
     else:
         run_dir = found
         state = _settled(run_dir)
-        if state in (RunPhase.FINISHED, RunPhase.STOPPED):
+        if state in OVER:
+            with keeping(run_dir, spec, keep):  # it may have ended here, and been cut off before all of it was kept
+                pass
             output.note(f"Run {run_dir.name} is {state.value} already; there is nothing to go on with.")
             return int(ExitCode.DONE if state is RunPhase.FINISHED else ExitCode.DECLINED)
         if state.is_resumable:

@@ -100,14 +100,24 @@ def test_a_run_goes_on_where_the_next_machine_finds_it_until_it_is_finished(job:
     second.vanish()
 
     third = Machine(job, tmp_path / "three", bucket)
-    process = third.start(FAKE_STEPS=str(paused + 5), FAKE_DELAY="0.001")
+    last = {"FAKE_STEPS": str(paused + 5), "FAKE_DELAY": "0.001", "FAKE_OUTPUT": "yes"}
+    process = third.start(**last)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 0, told
+    output = third.home / "scaler/home/runs" / run_id / "output"
+    made = {path.name: path.read_bytes() for path in output.rglob("*.*")}
+    assert set(made) == {"adapter_config.json", "weights.bin"}
     third.vanish()
-    fourth = Machine(job, tmp_path / "four", bucket)
-    told, _ = fourth.start().communicate(timeout=60)
-    assert "finished already" in told
-    fourth.vanish()
+    for number, lost in enumerate([False, True]):
+        if lost:
+            shutil.rmtree(next(bucket.rglob("output")))
+        later = Machine(job, tmp_path / f"later{number}", bucket)
+        told, _ = later.start(**last).communicate(timeout=90)
+        assert ("finished already" in told) is not lost, told
+        output = later.home / "scaler/home/runs" / run_id / "output"
+        assert {path.name: path.read_bytes() for path in output.rglob("*.*")} == made
+        later.vanish()
+        assert {path.name: path.read_bytes() for path in next(bucket.rglob("output")).rglob("*.*")} == made
 
 
 def test_an_upload_that_was_cut_off_is_passed_over_and_large_files_are_kept(tmp_path: Path) -> None:
@@ -143,3 +153,55 @@ def test_an_upload_that_was_cut_off_is_passed_over_and_large_files_are_kept(tmp_
     (next(bucket.rglob("large/*"))).write_bytes(b"half")
     shutil.rmtree(runs_dir())
     assert restore(bucket, spec, tmp_path) is None, "a model that is not whole is no model"
+
+
+def test_that_a_run_is_over_is_told_only_with_its_output_and_believed_only_with_it(tmp_path: Path) -> None:
+    from engine.jobs.spec import JobSpec
+    from engine.jobs.summary import quick_state
+    from engine.paths import runs_dir
+    from engine.remote.keep import OVER, Keeper, keeping, restore
+    from tests.support.fake_worker import recorded_run, write_recorded_journal
+
+    spec, bucket = JobSpec(name="recorded"), tmp_path / "bucket"
+    run_dir = recorded_run(40, spec=spec, outcome="paused")
+    keeper = Keeper(run_dir, spec, bucket)
+    keeper.look(now=True)
+    write_recorded_journal(run_dir, 40, outcome="finished")
+    (run_dir / "output" / "adapter").mkdir(parents=True)
+    for name in ("one", "two"):
+        (run_dir / "output" / "adapter" / name).write_bytes(os.urandom(1000))
+    made = {path.name: path.read_bytes() for path in run_dir.glob("output/adapter/*")}
+    assert quick_state(run_dir).state in OVER
+    before = sorted(bucket.rglob("*"))
+    keeper.look(now=True)
+    assert sorted(bucket.rglob("*")) == before, "nothing says so while its output is not there"
+    shutil.copytree(runs_dir(), tmp_path / "here")
+    shutil.copytree(bucket, tmp_path / "early")
+    keeper.finish()
+    shutil.copytree(bucket, tmp_path / "whole")
+
+    def found() -> Path:
+        shutil.rmtree(runs_dir())
+        one = restore(bucket, spec, tmp_path)
+        assert one is not None
+        return one
+
+    assert {path.name: path.read_bytes() for path in found().glob("output/adapter/*")} == made
+    for lost in ("one", "two", "done.json"):
+        for content in (None, b"", b"x" * 1000):
+            shutil.rmtree(bucket)
+            shutil.copytree(tmp_path / "whole", bucket)
+            victim = next(bucket.rglob(lost))
+            victim.unlink() if content is None else victim.write_bytes(content)
+            assert quick_state(found()).state not in OVER, f"{lost} is not there, so the run goes on from before"
+
+    for kept in ("early", "whole"):  # the machine that ended it is still there: it makes good what is lacking
+        shutil.rmtree(bucket)
+        shutil.copytree(tmp_path / kept, bucket)
+        for path in bucket.rglob("output/adapter/two"):
+            path.write_bytes(b"y" * 1000)
+        shutil.rmtree(runs_dir())
+        shutil.copytree(tmp_path / "here", runs_dir())
+        with keeping(run_dir, spec, bucket):
+            pass
+        assert {path.name: path.read_bytes() for path in found().glob("output/adapter/*")} == made

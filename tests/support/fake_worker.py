@@ -7,6 +7,7 @@ FAKE_MODE with FAKE_AT, the step at which it happens:
     fail        End("failed"), exit code 5   hang      says nothing more, forever
     segv        SIGSEGV                      silent    exit code 0 without an End event
     once_*      the same, in the first attempt only
+FAKE_OUTPUT, if not empty, has a finished run leave two files in output/adapter.
 """
 
 from __future__ import annotations
@@ -198,6 +199,10 @@ def main(run_dir: Path) -> int:
         if command in ("pause", "stop"):
             end("paused" if command == "pause" else "stopped", step)
             return 0
+    if os.environ.get("FAKE_OUTPUT"):
+        (run_dir / layout.OUTPUT / "adapter").mkdir(parents=True, exist_ok=True)
+        for name in ("adapter_config.json", "weights.bin"):
+            (run_dir / layout.OUTPUT / "adapter" / name).write_text(json.dumps({"step": total}) * 100)
     end("finished", total)
     return 0
 
