@@ -1,17 +1,20 @@
 """The local files a spec names, as what has to be on another machine: bundles of files with sizes and hashes.
 
-Owns which files belong to a name: a model's weights and tokenizer, a folder of text, what a pattern finds, what lies
-beside a benchmark's .yaml. Must not know how they are copied. Hub ids and what ships with the program need nothing.
+Owns which files belong to a name: a model's weights and tokenizer, the text that is read of a folder or a pattern, what
+a benchmark's .yaml names beside it; nothing else of their folders leaves this machine. Must not know how they are
+copied. Hub ids and what ships with the program need nothing.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from engine.corpus.files import source_files
 from engine.errors import EngineError
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_paths import Named, NamedKind, map_files, named_files
@@ -20,6 +23,7 @@ from engine.remote.hashes import Hashes
 _MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 _TASK_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".csv", ".parquet", ".txt", ".py")
 _MAGIC = "*?["
+_WORDS = re.compile(r"[^\s'\",\[\]{}():=]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +87,25 @@ def collect(spec: JobSpec, on_bytes: Callable[[int], None] = lambda _: None) -> 
     return tuple(found.values())
 
 
-def source_of(named: Named) -> tuple[Path, str] | None:
-    """The one file or folder to be copied for a value, and what follows it in the value's new form; None for what needs
-    no copy. Raises EngineError `remote.input`."""
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The files of one value under their names there, unread."""
+
+    value: str
+    tail: str
+    """What follows their folder in the value's new form."""
+    files: tuple[tuple[Path, str], ...]
+    """Each with its name within the folder, with slashes."""
+
+
+def placed(named: Named) -> Placed | None:
+    """What has to be copied for a value; None for what needs no copy. Raises EngineError `remote.input`."""
     paths, tail, root = _paths_of(named)
     if paths is None:
         return None
     if not paths:
         raise _unreadable(named, "Nothing is there.")
-    return (paths[0], "") if paths == [root / tail] else (root, tail)
+    return Placed(named.value, tail, tuple((path, path.relative_to(root).as_posix()) for path in paths))
 
 
 def with_places(spec: JobSpec, places: Mapping[str, str]) -> JobSpec:
@@ -112,16 +126,43 @@ def _paths_of(named: Named) -> tuple[list[Path] | None, str, Path]:
     if named.kind is NamedKind.MODEL:
         return (_with_suffix(path, _MODEL_SUFFIXES), "", path) if path.is_dir() else (None, "", path)
     if named.kind is NamedKind.TASK:
-        return _with_suffix(path.parent, _TASK_SUFFIXES) if path.is_file() else [], path.name, path.parent
-    if path.is_dir():
-        return _visible(path.rglob("*"), path), "", path
+        return _task_files(path) if path.is_file() else [], path.name, path.parent
     if path.is_file():
         return [path], path.name, path.parent
-    if any(character in named.value for character in _MAGIC):
-        root = _before_pattern(path)
-        found = (Path(name) for name in glob.glob(named.value, recursive=True))
-        return _visible(found, root), path.relative_to(root).as_posix(), root
-    return [], "", path
+    if named.kind is not NamedKind.TEXT:
+        return [], "", path
+    root = path if path.is_dir() else _before_pattern(path)
+    return _text_files(named), "" if path.is_dir() else path.relative_to(root).as_posix(), root
+
+
+def _text_files(named: Named) -> list[Path]:
+    """Exactly what reading the text reads."""
+    try:
+        return [Path(file.path) for file in source_files(named.key, named.value)]
+    except EngineError as error:
+        raise _unreadable(named, error.cause or "Nothing is there.") from error
+
+
+def _task_files(task: Path) -> list[Path]:
+    """A benchmark's .yaml and what it names of its own folder, and so on: others by file name or pattern, functions by
+    their module."""
+    beside, found, unread = set(_with_suffix(task.parent, _TASK_SUFFIXES)) - {task}, [task], [task]
+    while unread:
+        path = unread.pop()
+        if path.suffix not in (".yaml", ".yml", ".py"):
+            continue
+        words = {word.removeprefix("./") for word in _WORDS.findall(path.read_text("utf-8", "replace"))}
+        named = {other for other in beside if any(_names(word, other) for word in words)}
+        beside -= named
+        found += named
+        unread += named
+    return sorted(found)
+
+
+def _names(word: str, path: Path) -> bool:
+    if path.suffix == ".py" and word.lstrip(".").partition(".")[0] == path.stem:
+        return True
+    return word.endswith(path.suffix) and fnmatchcase(path.name, word)
 
 
 def _before_pattern(path: Path) -> Path:
@@ -135,12 +176,10 @@ def _before_pattern(path: Path) -> Path:
 
 def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """What lies in `folder` itself; pickles and code stay where they are, as everywhere."""
-    return [path for path in _visible(folder.iterdir(), folder) if path.suffix in suffixes]
-
-
-def _visible(paths: Iterable[Path], root: Path) -> list[Path]:
     return sorted(
-        path for path in paths if path.is_file() and not any(p.startswith(".") for p in path.relative_to(root).parts)
+        path
+        for path in folder.iterdir()
+        if path.suffix in suffixes and path.is_file() and not path.name.startswith(".")
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +20,22 @@ import msgspec
 from engine.errors import EngineError
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_paths import Named, NamedKind, map_files
+from engine.jobs.spec_stream import HUB
 from engine.jobs.spec_toml import dump_spec, spec_hash, with_absolute_paths
-from engine.remote.inputs import source_of
+from engine.remote.inputs import Placed, placed
 from engine.remote.rent import Rent
 from engine.remote.wheel import Wheel, installed_versions, pack
 from engine.units import format_hours
 
 SPEC = "spec.toml"
 CONSTRAINTS = "constraints.txt"
+INPUTS = "inputs"
 BUCKETS = {"s3": "S3", "gs": "GCS", "r2": "R2"}
 """Schemes of bucket addresses."""
 RESTARTS = 3
 """After errors of the job itself; a machine that is taken away does not count."""
 
-_BUCKET = re.compile(r"^(s3|gs|r2)://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(?:/(.*))?$")
+_BUCKET = re.compile(r"^(s3|gs|r2)://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(?:/([A-Za-z0-9._/=+-]*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,6 @@ class Bucket:
     scheme: str
     name: str
     prefix: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A local file or folder, and its place below the inputs there."""
-
-    path: Path
-    place: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,10 @@ class Job:
     """As the user's spec names it."""
     spec: JobSpec
     """With file names relative to its folder there."""
-    mounts: tuple[Mount, ...]
+    inputs: tuple[Placed, ...]
+    """Each goes into a folder of its own number, from 1 on."""
+    uses_hub: bool
+    """Whether a model or text comes from the Hub, which may want a token."""
     wheel: Wheel
     rent: Rent
     terms: Terms
@@ -95,23 +94,26 @@ def make_job(spec: JobSpec, *, base: Path, rent: Rent, terms: Terms) -> Job:
             next_step="Use the cards of one machine: distributed.nodes = 1, distributed.processes = 8.",
         )
     model, spec = spec.model.source, with_absolute_paths(spec, base.absolute())
-    mounts: list[Mount] = []
+    inputs: list[Placed] = []
 
     def moved(named: Named) -> str:
         if named.kind in (NamedKind.OUTPUT, NamedKind.CACHE):
             return ""
-        source = source_of(named)
-        if source is None:
+        found = placed(named)
+        if found is None:
             return named.value
-        folder, tail = source
-        place = str(1 + len(mounts)) if folder.is_dir() else f"{1 + len(mounts)}/{folder.name}"
-        mounts.append(Mount(folder, place))
-        return f"../inputs/{place}" + (f"/{tail}" if tail else "")
+        inputs.append(found)
+        return f"./{INPUTS}/{len(inputs)}" + (f"/{found.tail}" if found.tail else "")
 
     spec = _limited(map_files(spec, moved), rent, terms)
     key = spec_hash(spec)[:12]
     name = _slug(terms.name or spec.name or f"scaler-{key[:8]}")
-    return Job(name, model, spec, tuple(mounts), pack(), rent, terms, key)
+    hub = _is_hub_id(spec.model.source) or any(source.path.startswith(HUB) for source in spec.sources)
+    return Job(name, model, spec, tuple(inputs), hub, pack(), rent, terms, key)
+
+
+def _is_hub_id(model: str) -> bool:
+    return "/" in model and not model.startswith(("./", "/"))
 
 
 def _limited(spec: JobSpec, rent: Rent, terms: Terms) -> JobSpec:
@@ -129,12 +131,12 @@ def parse_bucket(text: str) -> Bucket | None:
     """ "s3://name/prefix"; None for "". Raises EngineError `export.bucket`."""
     if not text:
         return None
-    match = _BUCKET.match(text)
-    if match is None:
+    match = _BUCKET.fullmatch(text)
+    if match is None or ".." in (match.group(3) or "").split("/"):
         raise EngineError(
             "export.bucket",
             f"'{text}' is no bucket.",
-            next_step="Write s3://name, gs://name or r2://name, and a prefix.",
+            next_step="Write s3://name, gs://name or r2://name, and a prefix of letters, digits, and . _ - = + /.",
         )
     return Bucket(match.group(1), match.group(2), (match.group(3) or "").strip("/"))
 
@@ -151,6 +153,7 @@ def write_job(text: str, job: Job, out: Path, *, force: bool) -> Path:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _stage(job.inputs, folder / INPUTS)
         for old in folder.glob("*.whl"):
             old.unlink()
         (folder / SPEC).write_text(dump_spec(job.spec), encoding="utf-8")
@@ -168,6 +171,21 @@ def write_job(text: str, job: Job, out: Path, *, force: bool) -> Path:
     return folder
 
 
+def _stage(inputs: tuple[Placed, ...], folder: Path) -> None:
+    """Exactly the files that were found, whatever else their folders hold by the time of the upload. Links where the
+    disk is the same, so that models take no room. Raises OSError."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    for number, found in enumerate(inputs, 1):
+        for path, name in found.files:
+            place = folder / str(number) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), place)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, place)
+
+
 def files_folder(out: Path) -> Path:
     """`job.sky.yaml` uploads `job.sky.files`."""
     return out.with_suffix(".files")
@@ -181,12 +199,13 @@ def local_path(path: Path, out: Path) -> str:
 
 # ── text ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def run_script(job: Job, *, root: str, python: str, kept: str) -> str:
-    """The same command every time: it begins the run, or goes on with what was kept of it."""
+    """The same command every time: it begins the run, or goes on with what was kept of it. `root`, `python` and `kept`
+    are words of the shell, quoted where they have to be."""
     return f"""\
 set -eu
-export SCALER_WIZARD_HOME="{root}/home"
-mkdir -p "{kept}"
-{python} -m scaler_tui run "{root}/job/{SPEC}" --keep "{kept}" &
+export SCALER_WIZARD_HOME={root}/home
+mkdir -p {kept}
+{python} -m scaler_tui run {root}/job/{SPEC} --keep {kept} &
 job=$!
 trap 'kill -TERM "$job"' TERM INT  # a machine that is taken away: save first
 code=0
@@ -196,6 +215,12 @@ while kill -0 "$job" 2> /dev/null; do code=0; wait "$job" || code=$?; done
 if [ "$code" -eq 1 ]; then exit 0; fi
 exit "$code"
 """
+
+
+def install_script(job: Job, *, root: str) -> str:
+    """Into the environment below `root`, a word of the shell."""
+    requirement = shlex.quote(job.requirement)
+    return f"uv pip install --python {root}/env/bin/python -c {root}/job/{CONSTRAINTS} {root}/job/{requirement}\n"
 
 
 def header(job: Job, tool: str, commands: Mapping[str, str], remarks: tuple[str, ...]) -> str:

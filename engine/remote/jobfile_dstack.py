@@ -6,16 +6,18 @@ is mounted by rclone, which needs FUSE and therefore a privileged container; wit
 
 from __future__ import annotations
 
+import math
+import shlex
 from pathlib import Path
 
 from engine.errors import EngineError
 from engine.remote.jobfile import (
-    CONSTRAINTS,
     Bucket,
     Job,
     block,
     files_folder,
     header,
+    install_script,
     local_path,
     quoted,
     run_script,
@@ -59,6 +61,14 @@ def dstack_text(job: Job, out: Path) -> str:
         f"dstack stop {job.name}": "save and end it",
     }
     remarks = (
+        *(
+            (
+                "HF_TOKEN is taken from your environment, for gated models and sets. Where none is needed:",
+                f"HF_TOKEN= dstack apply -f {out.name}",
+            )
+            if job.uses_hub
+            else ()
+        ),
         f"What is uploaded exceeds {format_bytes(UPLOAD_LIMIT_BYTES)}, a dstack server's limit; start it with",
         "DSTACK_SERVER_CODE_UPLOAD_LIMIT=0 in its environment.",
     )
@@ -66,7 +76,7 @@ def dstack_text(job: Job, out: Path) -> str:
         [
             header(job, "dstack", commands, remarks),
             f'type: task\nname: {quoted(job.name)}\npython: "3.12"\n',
-            _files(job, out),
+            _files(out),
             _environment(job, bucket),
             *(["privileged: true  # rclone mounts the bucket\n"] if bucket else []),
             *([f"volumes:\n  - name: {quoted(volume)}\n    path: {_KEPT}\n"] if volume else []),
@@ -77,15 +87,12 @@ def dstack_text(job: Job, out: Path) -> str:
     )
 
 
-def _files(job: Job, out: Path) -> str:
-    pairs = [(files_folder(out), f"{_ROOT}/job")]
-    pairs += [(mount.path, f"{_ROOT}/inputs/{mount.place}") for mount in job.mounts]
-    lines = [f"  - local_path: {quoted(local_path(path, out))}\n    path: {quoted(place)}" for path, place in pairs]
-    return "files:\n" + "\n".join(lines) + "\n"
+def _files(out: Path) -> str:
+    return f"files:\n  - local_path: {quoted(local_path(files_folder(out), out))}\n    path: {_ROOT}/job\n"
 
 
 def _environment(job: Job, bucket: Bucket | None) -> str:
-    names = list(_ENVIRONMENT[bucket.scheme]) if bucket else []
+    names = [*(_ENVIRONMENT[bucket.scheme] if bucket else ()), *(["HF_TOKEN"] if job.uses_hub else [])]
     lines = ["HF_HUB_DISABLE_TELEMETRY=1", *names]
     comment = "  # names without a value are taken from your own environment" if names else ""
     return f"env:{comment}\n" + "".join(f"  - {name}\n" for name in lines)
@@ -94,17 +101,16 @@ def _environment(job: Job, bucket: Bucket | None) -> str:
 def _commands(job: Job, bucket: Bucket | None) -> str:
     mount = ""
     if bucket is not None:
-        place = f"{_BACKENDS[bucket.scheme]}:{bucket.name}/{bucket.prefix}".rstrip("/")
+        place = shlex.quote(f"{bucket.name}/{bucket.prefix}".rstrip("/"))
         mount = f"""\
 apt-get update -q && apt-get install -y -q rclone fuse3
 mkdir -p {_KEPT}
-rclone mount "{place}" {_KEPT} --daemon
+rclone mount "{_BACKENDS[bucket.scheme]}:"{place} {_KEPT} --daemon
 """
     return f"""\
 set -eu
 {mount}uv venv --python 3.12 {_ROOT}/env
-uv pip install --python {_ROOT}/env/bin/python -c {_ROOT}/job/{CONSTRAINTS} "{_ROOT}/job/{job.requirement}"
-{run_script(job, root=_ROOT, python=f"{_ROOT}/env/bin/python", kept=_KEPT)}"""
+{install_script(job, root=_ROOT)}{run_script(job, root=_ROOT, python=f"{_ROOT}/env/bin/python", kept=_KEPT)}"""
 
 
 def _resources(job: Job) -> str:
@@ -127,6 +133,8 @@ def _policies(job: Job) -> str:
     if job.rent.most_usd_per_hour:
         lines += [f"max_price: {job.rent.most_usd_per_hour}  # dollars an hour; dearer machines are not taken"]
     if job.terms.hours:
-        lines += [f"max_duration: {round(job.terms.hours) + 2}h  # the run itself stops two hours before"]
+        lines += [
+            f"max_duration: {math.ceil(job.terms.hours) + 2}h  # the run itself stops after {job.terms.hours:g} h"
+        ]
     lines += ["stop_duration: 10m  # to save", "idle_duration: 5m"]
     return "\n".join(lines) + "\n"

@@ -8,22 +8,23 @@ relative ones from wherever it is called.
 from __future__ import annotations
 
 import secrets
+import shlex
 from pathlib import Path
 
 from engine.remote.jobfile import (
     BUCKETS,
-    CONSTRAINTS,
     RESTARTS,
     Job,
     block,
     files_folder,
     header,
+    install_script,
     quoted,
     run_script,
 )
 from engine.remote.rent import CORES_PER_CARD, sky_names
 
-_ROOT = "$HOME/scaler"
+_ROOT = '"$HOME"/scaler'
 
 
 def sky_text(job: Job, out: Path) -> str:
@@ -33,11 +34,7 @@ def sky_text(job: Job, out: Path) -> str:
         f"sky jobs logs -n {job.name}": "follow it",
         "sky jobs cancel ID": "end it; what is kept in the bucket stays",
     }
-    remarks = (
-        ("Gated models: add --secret HF_TOKEN to the launch.",)
-        if "/" in job.spec.model.source and not job.spec.model.source.startswith(".")
-        else ()
-    )
+    remarks = ("Gated models and sets: add --secret HF_TOKEN to the launch.",) if job.uses_hub else ()
     parts = [
         header(job, "SkyPilot", commands, remarks),
         f"name: {quoted(job.name)}\n",
@@ -69,8 +66,6 @@ def _resources(job: Job) -> str:
 
 def _mounts(job: Job, out: Path) -> str:
     lines = ["file_mounts:", f"  ~/scaler/job: {quoted(str(files_folder(out).absolute()))}"]
-    for mount in job.mounts:
-        lines += [f"  {quoted(f'~/scaler/inputs/{mount.place}')}: {quoted(str(mount.path.absolute()))}"]
     lines += ["  ~/scaler/kept:  # what it takes to go on; outlives the machines"]
     bucket = job.terms.bucket
     if bucket is None:
@@ -87,11 +82,10 @@ set -eu
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 test -x {_ROOT}/env/bin/python || uv venv --python 3.12 {_ROOT}/env
-uv pip install --python {_ROOT}/env/bin/python -c {_ROOT}/job/{CONSTRAINTS} "{_ROOT}/job/{job.requirement}"
-"""
+{install_script(job, root=_ROOT)}"""
 
 
 def _run(job: Job) -> str:
     prefix = job.terms.bucket.prefix if job.terms.bucket else ""
-    kept = f"{_ROOT}/kept/{prefix}".rstrip("/")
+    kept = f"{_ROOT}/kept" + (f"/{shlex.quote(prefix)}" if prefix else "")
     return run_script(job, root=_ROOT, python=f"{_ROOT}/env/bin/python", kept=kept)

@@ -6,6 +6,7 @@ Owns the text and JSON. Must not know the formats (`engine.remote.jobfile_sky`, 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,14 +48,16 @@ def export(arguments: argparse.Namespace) -> int:
                 "card": rent.card.name,
                 "count": rent.count,
                 "usd_per_hour": rent.usd_per_hour,
-                "uploads": [str(mount.path) for mount in job.mounts],
+                "uploads": [put.value for put in job.inputs],
+                "uploaded_files": [str(path) for put in job.inputs for path, _ in put.files],
             }
         )
         return int(ExitCode.DONE)
-    output.say(f"Wrote {out} and {folder}, which it uploads: the spec and this program.")
+    output.say(f"Wrote {out} and {folder}, which it uploads: the spec, this program and the files the spec names.")
     output.say(f"Machine: {rent.words}{', spot' if terms.spot else ''}.")
-    for mount in job.mounts:
-        output.say(f"Uploads: {mount.path}")
+    for put in job.inputs:
+        count = len(put.files)
+        output.say(f"Uploads: {put.value}" + (f" ({count} files)" if count > 1 else ""))
     if not job.spec.cost.budget_usd:
         output.note("No budget is set, so nothing stops it but its end; --budget USD sets one.")
     launch = "sky jobs launch" if arguments.tool == "sky" else "dstack apply -f"
@@ -69,8 +72,10 @@ def _terms(arguments: argparse.Namespace) -> Terms:
         raise EngineError(
             "usage", "--volume is dstack's.", next_step="SkyPilot keeps runs in a bucket: --bucket s3://name"
         )
-    if arguments.budget < 0 or arguments.hours < 0:
+    if not all(math.isfinite(value) and value >= 0 for value in (arguments.budget, arguments.hours)):
         raise EngineError("usage", "A budget and hours are above zero.", next_step="Leave them out for no limit.")
+    if arguments.out is not None and arguments.out.resolve() == arguments.spec.resolve():
+        raise EngineError("usage", "--out names the spec itself.", next_step="Give the job file a name of its own.")
     return Terms(
         name=arguments.name,
         bucket=parse_bucket(arguments.bucket),

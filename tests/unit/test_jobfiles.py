@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,7 @@ def test_what_sky_gets_is_a_task_with_recovery_bucket_and_a_price_limit(place: P
     kept = job["file_mounts"].pop("~/scaler/kept")
     assert kept == {"source": "s3://some-bucket", "store": "S3", "mode": "MOUNT"}
     assert all(Path(local).exists() for local in job["file_mounts"].values())
-    assert '--keep "$HOME/scaler/kept/runs/a"' in job["run"]
+    assert '--keep "$HOME"/scaler/kept/runs/a' in job["run"]
     spec = load_spec(place / "j.files" / "spec.toml")
     assert (spec.cost.budget_usd, spec.stop.hours) == (12, 5)
     assert 0 < spec.cost.usd_per_hour <= job["resources"]["max_hourly_cost"]
@@ -138,6 +140,85 @@ def test_every_file_the_spec_names_is_uploaded_to_where_the_spec_then_looks(plac
         assert found
 
 
+@pytest.mark.parametrize("tool", ["sky", "dstack"])
+def test_only_the_files_that_were_found_are_uploaded(place: Path, tool: str) -> None:
+    secrets = [
+        ".env", ".ssh/id_ed25519", "notes.md", "secrets.json", "my model/.git/config", "my model/pytorch_model.bin",
+        "folder/.env", "text/keys.pem", "text/.a.txt", "rows/other.jsonl", "own/secrets.json", "own/other.yaml",
+    ]  # fmt: skip
+    for name in (*secrets, "alone.txt", "folder/.deep/a.txt", "folder/deep/b.txt"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("Some words to read.\n" * 50)
+    (place / "own" / "task.yaml").write_text(
+        "include: base.yaml\ntask: own\ndataset_kwargs: {data_files: {test: 'rows_*.jsonl'}}\n"
+        "doc_to_text: !function helps.text\n"
+    )
+    (place / "own" / "base.yaml").write_text("output_type: multiple_choice\n")
+    (place / "own" / "helps.py").write_text("import deeper\n")
+    for name in ("deeper.py", "rows_1.jsonl", "unnamed.py", "config.jsonl"):
+        (place / "own" / name).write_text("")
+    (place / "spec.toml").write_text(
+        STREAM + '[[sources]]\nname = "top"\npath = "*.txt"\n[model]\nsource = "my model"\n'
+        '[evaluation]\ntasks = ["own/task.yaml"]\n'
+    )
+    terms = [] if tool == "sky" else ["--volume", "v"]
+    exported(tool, "spec.toml", "-o", "j.yaml", "--gpu", "RTX 4090", *terms)
+    job = yaml.safe_load(Path("j.yaml").read_text())
+    mounts = job["file_mounts"] if tool == "sky" else {one["path"]: one["local_path"] for one in job["files"]}
+    assert [Path(local).resolve() for local in mounts.values() if isinstance(local, str)] == [place / "j.files"]
+    staged: dict[str, set[str]] = {}
+    for path in (place / "j.files" / "inputs").rglob("*"):
+        if path.is_file():
+            number, _, name = path.relative_to(place / "j.files" / "inputs").as_posix().partition("/")
+            staged.setdefault(number, set()).add(name)
+    model = {path.name for path in demo_model_dir().iterdir() if path.suffix in (".safetensors", ".json", ".jinja")}
+    assert model <= staged.pop("1")
+    assert staged == {
+        "2": {"a.txt"},
+        "3": {"a.txt", "deep/b.txt"},
+        "4": {"alone.txt", "suite.txt"},
+        "5": {"suite.txt"},
+        "6": {"task.yaml", "base.yaml", "helps.py", "deeper.py", "rows_1.jsonl"},
+    }
+    for name in secrets:
+        assert not [one for one in (place / "j.files").rglob("*") if one.is_file() and one.samefile(place / name)]
+
+
+def test_a_token_for_the_hub_is_named_where_it_may_be_needed_and_never_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    (place / "hub.toml").write_text(STREAM.replace('path = "folder"', 'path = "hub:owner/name"'))
+    for name, named in (("hub.toml", True), ("stream.toml", False)):
+        exported("dstack", name, "--volume", "v", "-o", "d.yaml", "--gpu", "RTX 4090", "--force")
+        job = yaml.safe_load(Path("d.yaml").read_text())
+        checked("dstack", job)
+        assert ("HF_TOKEN" in job["env"]) is named
+        exported("sky", name, "-o", "s.yaml", "--gpu", "RTX 4090", "--force")
+        assert ("--secret HF_TOKEN" in Path("s.yaml").read_text()) is named
+        assert "hf_secret" not in Path("d.yaml").read_text() + Path("s.yaml").read_text()
+
+
+@pytest.mark.parametrize("tool", ["sky", "dstack"])
+def test_what_a_bucket_is_called_is_quoted_for_the_shell(
+    place: Path, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.remote import jobfile
+
+    told = """a "b" $(touch evil) 'c'"""
+    monkeypatch.setattr(jobfile, "_BUCKET", re.compile("(s3)://([a-z-]+)/(.*)"))  # whatever may get past the check
+    exported(tool, "spec.toml", "--bucket", f"s3://some-bucket/{told}", "-o", "j.yaml", "--gpu", "RTX 4090")
+    job = yaml.safe_load(Path("j.yaml").read_text())
+    script = job["run"] if tool == "sky" else job["commands"][0]
+    (line,) = [line for line in script.splitlines() if line.startswith("mkdir -p" if tool == "sky" else "rclone")]
+    words = subprocess.run(
+        ["sh", "-c", f"show() {{ printf '%s\\n' \"$@\"; }}; show {line}"],
+        capture_output=True, text=True, check=True, env={"HOME": "/home/me"},
+    ).stdout.splitlines()  # fmt: skip
+    assert [word.endswith(f"/{told}") for word in words].count(True) == 1
+    assert not Path("evil").exists()
+
+
 def test_nothing_is_overwritten_unless_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exported("sky", "spec.toml", "-o", "j.yaml")
     before = Path("j.yaml").read_bytes()
@@ -147,6 +228,9 @@ def test_nothing_is_overwritten_unless_asked(place: Path, capsys: pytest.Capture
     Path("k.files").mkdir()
     exported("sky", "spec.toml", "-o", "k.yaml", code=2)
     assert not Path("k.yaml").exists()
+    spec = Path("spec.toml").read_bytes()
+    exported("sky", "spec.toml", "-o", "../place/spec.toml", "--force", code=2)
+    assert Path("spec.toml").read_bytes() == spec
     exported("sky", "spec.toml", "-o", "j.yaml", "--gpu", "H100", "--force")
     assert "H100:1" in Path("j.yaml").read_text()
 
@@ -157,6 +241,14 @@ def test_nothing_is_overwritten_unless_asked(place: Path, capsys: pytest.Capture
         (["dstack", "spec.toml"], 2, "export.nothing_kept"),
         (["sky", "spec.toml", "--volume", "v"], 2, "usage"),
         (["sky", "spec.toml", "--bucket", "ftp://x"], 2, "export.bucket"),
+        (["sky", "spec.toml", "--bucket", 's3://mine/a"b$(touch x)'], 2, "export.bucket"),
+        (["sky", "spec.toml", "--bucket", "s3://mine/a/../../b"], 2, "export.bucket"),
+        (["dstack", "spec.toml", "--bucket", "s3://mine/a\nb"], 2, "export.bucket"),
+        (["dstack", "spec.toml", "--volume", "v", "--hours", "inf"], 2, "usage"),
+        (["sky", "spec.toml", "--hours", "nan"], 2, "usage"),
+        (["sky", "spec.toml", "--hours=-1"], 2, "usage"),
+        (["sky", "spec.toml", "--budget", "nan"], 2, "usage"),
+        (["sky", "spec.toml", "--budget", "inf"], 2, "usage"),
         (["sky", "spec.toml", "--gpu", "RTX 4060 Ti 16GB"], 2, "export.card"),
         (["sky", "missing.toml"], 2, "toml.unreadable"),
         (["sky", "nodes.toml"], 2, "export.nodes"),
