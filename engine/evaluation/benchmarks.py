@@ -20,14 +20,13 @@ import torch
 from engine.evaluation.findings import Metric, TaskResult
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.tasks import FEWSHOT_SEED, Asked
+from engine.jobs.benchmark_metrics import by_preference
 
 LOGIT_BYTES = 256 * 1024**2
 LARGEST_BATCH = 32
 NUMPY_SEED = TORCH_SEED = 1234
 PYTHON_SEED = 0
 """lm-eval's own."""
-PREFERRED = ("exact_match", "acc_norm", "acc", "f1")
-"""Which metric speaks for a task of several."""
 _PLAIN = "none"
 """lm-eval's name for no filter."""
 
@@ -97,9 +96,9 @@ def _results(asked: Asked, found: Mapping[str, Any]) -> tuple[TaskResult, ...]:
     higher = found["higher_is_better"]
     single = [_single(name, found["results"][name], found["samples"][name], higher[name]) for name in asked.tasks]
     groups = [
-        _group(name, found["results"][name], _members(asked, name), single)
+        _group(name, found["results"][name], _members(asked, name), single, higher.get(name) or {})
         for name in asked.groups
-        if _metrics(found["results"].get(name, {}))
+        if _metrics(found["results"].get(name, {}), {})
     ]
     return (*single, *groups)
 
@@ -107,17 +106,23 @@ def _results(asked: Asked, found: Mapping[str, Any]) -> tuple[TaskResult, ...]:
 def _single(
     name: str, result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], higher: Mapping[str, bool]
 ) -> TaskResult:
-    metrics = _metrics(result)
+    metrics = _metrics(result, higher)
     main, answers = _main(metrics, samples, higher)
     return TaskResult(task=name, questions=int(result["sample_len"]), metrics=metrics, main=main, answers=answers)
 
 
-def _group(name: str, result: Mapping[str, Any], members: tuple[str, ...], single: Sequence[TaskResult]) -> TaskResult:
+def _group(
+    name: str,
+    result: Mapping[str, Any],
+    members: tuple[str, ...],
+    single: Sequence[TaskResult],
+    higher: Mapping[str, bool | None],
+) -> TaskResult:
     mains = {task.main for task in single if task.task in members}
     return TaskResult(
         task=name,
         questions=int(result["sample_len"]),
-        metrics=_metrics(result),
+        metrics=_metrics(result, higher),
         members=members,
         main=mains.pop() if len(mains) == 1 else "",
     )
@@ -127,7 +132,7 @@ def _members(asked: Asked, group: str) -> tuple[str, ...]:
     return tuple(task.task_name for task in asked.loaded["groups"][group].get_all_tasks())
 
 
-def _metrics(result: Mapping[str, Any]) -> tuple[Metric, ...]:
+def _metrics(result: Mapping[str, Any], higher: Mapping[str, bool | None]) -> tuple[Metric, ...]:
     """lm-eval's keys are "metric,filter", and "metric_stderr,filter" for the error."""
     found = []
     for key, value in result.items():
@@ -137,7 +142,7 @@ def _metrics(result: Mapping[str, Any]) -> tuple[Metric, ...]:
         error = result.get(f"{name}_stderr,{filtered}")
         named = name if filtered == _PLAIN else key
         known = float(error) if isinstance(error, (int, float)) and not math.isnan(error) else None
-        found.append(Metric(name=named, value=float(value), standard_error=known))
+        found.append(Metric(name=named, value=float(value), standard_error=known, higher_is_better=higher.get(name)))
     return tuple(found)
 
 
@@ -145,8 +150,7 @@ def _main(
     metrics: Sequence[Metric], samples: Sequence[Mapping[str, Any]], higher: Mapping[str, bool]
 ) -> tuple[str, dict[int, float]]:
     """The metric that is a mean of right answers, and each answer."""
-    order = {name: place for place, name in enumerate(PREFERRED)}
-    names = sorted((metric.name for metric in metrics), key=lambda name: order.get(name.partition(",")[0], len(order)))
+    names = by_preference([metric.name for metric in metrics])
     values = {metric.name: metric.value for metric in metrics}
     for name in names:
         plain, _, filtered = name.partition(",")

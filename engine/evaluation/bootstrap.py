@@ -7,8 +7,8 @@ hard for the other, and cancels. Percentile interval of Efron and Tibshirani, An
 chapter 13, over pairs as in Koehn, Statistical Significance Tests for Machine Translation Evaluation (EMNLP 2004).
 Where few items changed that interval is too narrow: 4 of 64 answers lost and none won leave zero out of it, while a
 fair coin falls so in one of eight cases. Then the exact sign test over the items that changed (Dixon and Mood, The
-Statistical Sign Test, JASA 1946; McNemar's exact test where answers are right or wrong) has to agree, or the interval is
-drawn out to zero.
+Statistical Sign Test, JASA 1946; McNemar's exact test where answers are right or wrong) has to agree, or the interval
+is drawn out to zero.
 """
 
 from __future__ import annotations

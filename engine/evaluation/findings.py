@@ -47,6 +47,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """As lm-eval names it, with its filter where it has one: "acc", "exact_match,strict-match"."""
     value: float
     standard_error: float | None
+    higher_is_better: bool | None = None
+    """As lm-eval says of it; None where it does not."""
 
 
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +106,8 @@ def task_events(step: int, result: TaskResult, part: bool, seconds: float, now: 
             questions=result.questions,
             part=part,
             seconds=seconds,
+            higher_is_better=metric.higher_is_better,
+            main=metric.name == result.main,
         )
         for metric in result.metrics
     ]

@@ -108,6 +108,10 @@ class BenchmarkScore(Event, tag="benchmark", frozen=True, kw_only=True):
     part: bool = False
     """On a part of the questions, as while training."""
     seconds: float = 0.0
+    higher_is_better: bool | None = None
+    """As lm-eval says of the metric; None where it does not."""
+    main: bool = False
+    """It speaks for its task: retention compares it, question by question."""
 
 
 class Retention(Event, tag="retention", frozen=True, kw_only=True):

@@ -14,6 +14,8 @@ COSTS = ("flops", "tokens", "hours", "usd")
 _PLAIN = ("task_loss", "exact_match", "base_perplexity", *COSTS)
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _NAMED = ("suite", "benchmark", "retention")
+OTHER_SCORES = ("rising", "falling")
+"""Benchmarks whose figure is no share of right answers: better when it is high, or low, as lm-eval says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Figure:
     @property
     def higher_is_better(self) -> bool:
         """Right answers and what was kept; losses and costs are better when they are low."""
-        return self.kind in ("exact_match", "benchmark", "retention")
+        return self.kind in ("exact_match", "benchmark", "rising", "retention")
 
     @property
     def is_share(self) -> bool:
@@ -42,7 +44,7 @@ class Figure:
 def parse_figure(text: str) -> Figure:
     """Raises EngineError `lab.figure`."""
     kind, _, name = text.partition(":")
-    if (text in _PLAIN) or (kind in _NAMED and name):
+    if (text in _PLAIN) or (kind in (*_NAMED, *OTHER_SCORES) and name):
         return Figure(kind, name)
     raise EngineError(
         "lab.figure",
@@ -60,6 +62,8 @@ def label_of(figure: str, per: str = "", reach: float | None = None) -> str:
         "base_perplexity": "perplexity on base text",
         "suite": f"{parsed.name} (bits per byte)",
         "benchmark": parsed.name,
+        "rising": parsed.name,
+        "falling": parsed.name,
         "retention": f"{parsed.name}, against the parent",
         "flops": "FLOPs of training",
         "tokens": "tokens",

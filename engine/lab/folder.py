@@ -80,7 +80,7 @@ class LabFolder:
         layout.write_atomic(self.path / RECORD, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
 
     def runs(self) -> dict[tuple[str, int], Path]:
-        """The newest run directory of every arm and seed that still exists."""
+        """The newest run directory of every arm and seed that still exists, in the order they were begun."""
         found: dict[tuple[str, int], Path] = {}
         try:
             lines = (self.path / RUNS).read_bytes().splitlines()
@@ -93,6 +93,7 @@ class LabFolder:
                 continue  # the last line of a lab that was killed in the middle of it
             run_dir = runs_dir() / entry.run_id
             if (run_dir / layout.SPEC).is_file():
+                found.pop((entry.arm, entry.seed), None)
                 found[(entry.arm, entry.seed)] = run_dir
         return found
 

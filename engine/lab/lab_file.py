@@ -17,8 +17,9 @@ from msgspec import Meta
 
 from engine.errors import EngineError
 from engine.jobs.spec import JobSpec, Task
+from engine.jobs.spec_checks_evaluation import may_be_measured
 from engine.jobs.spec_section import Section
-from engine.lab.figures import Figure, parse_figure
+from engine.lab.figures import OTHER_SCORES, Figure, parse_figure
 from engine.profiles import allowed_words, load_toml
 from engine.toml_lines import key_path, line_of, numbered_from_one
 
@@ -26,6 +27,10 @@ LAB_VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,59}$"
 _BY_THE_LAB = ("max_steps", "max_tokens", "epochs", "seed", "ramp_from")
 """Keys of [training] that the budget and the seeds decide."""
+
+
+SHARED = ("model", "data", "sources", "stream", "suites", "evaluation.tasks", "evaluation.tasks_limit")
+"""What all arms train and are measured on."""
 
 
 class BudgetKind(StrEnum):
@@ -101,6 +106,13 @@ class LabFile(Section, frozen=True, kw_only=True):
         tuple[Annotated[int, Meta(ge=0)], ...],
         Meta(min_length=1, max_length=64, description="Every arm runs with each; two or more give intervals."),
     ] = (1, 2, 3)
+    different: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Keys that arms may set differently though figures are then not of the same thing, such as "
+            "data.max_length; the report says so."
+        ),
+    ] = ()
     points: Annotated[int, Meta(ge=1, le=200, description="Held-out evaluations per run, for the curves.")] = 8
     budget: BudgetSection
     goals: Annotated[tuple[GoalSection, ...], Meta(min_length=1)]
@@ -168,6 +180,7 @@ class _Reader:
         if len(set(self.file.seeds)) != len(self.file.seeds):
             raise self._refused("seeds", "a seed is named twice.", "lab.twice")
         arms = tuple(self._arm(number, section) for number, section in enumerate(self.file.arms, 1))
+        self._check_same_ground(arms)
         for number, goal in enumerate(self.file.goals, 1):
             self._check_goal(f"goals[{number}]", goal, arms)
         return arms
@@ -230,6 +243,25 @@ class _Reader:
                 )
                 raise self._refused(f"{place}.spec.stages[{number}]", what, "lab.stages")
 
+    def _check_same_ground(self, arms: tuple[Arm, ...]) -> None:
+        """Raises EngineError for arms that train or are measured on something else, unless the lab says that it is
+        meant."""
+        for stated in self.file.different:
+            if not any(stated == key or stated.startswith(f"{key}.") for key in SHARED):
+                what = f'"{stated}" is nothing that arms share; different takes {", ".join(SHARED)}, or a key of one.'
+                raise self._refused("different", what, "lab.different")
+        for number, arm in enumerate(arms[1:], 2):
+            for key in differing(arms[0].spec, arm.spec):
+                if key not in self.file.different and key.partition(".")[0] not in self.file.different:
+                    odd, section = number, self.file.arms[number - 1]
+                    if not _is_set(section.spec, key) and _is_set(self.file.arms[0].spec, key):
+                        odd, section = 1, self.file.arms[0]
+                    what = (
+                        f"arm '{arm.name}' has another {key} than arm '{arms[0].name}', so their figures are not of "
+                        f'the same thing. Give both the same, or state it: different = ["{key}"].'
+                    )
+                    raise self._refused(self._place(odd, section, key), what, "lab.different")
+
     def _check_goal(self, place: str, goal: GoalSection, arms: tuple[Arm, ...]) -> None:
         try:
             figure = parse_figure(goal.figure)
@@ -270,13 +302,38 @@ def _is_set(tree: Any, key: str) -> bool:
     return True
 
 
+def differing(first: JobSpec, second: JobSpec) -> list[str]:
+    """Which of SHARED are not equal: whole lists, single keys of sections."""
+    found = []
+    for key in SHARED:
+        here, there = (_at(spec, key) for spec in (first, second))
+        if here == there:
+            continue
+        if isinstance(here, msgspec.Struct):
+            found += [f"{key}.{one}" for one in here.__struct_fields__ if getattr(here, one) != getattr(there, one)]
+        else:
+            found.append(key)
+    return found
+
+
+def _at(spec: JobSpec, key: str) -> Any:
+    found: Any = spec
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
 def _missing_for(goal: GoalSection, figure: Figure, spec: JobSpec) -> str:
     """What the spec lacks so that the figure is measured; "" when nothing."""
-    if figure.kind == "benchmark" and not spec.evaluation.tasks:
-        return "evaluation.tasks"
     named = {suite.name for suite in spec.suites} | {source.name for source in spec.sources}
+    if figure.kind in ("benchmark", *OTHER_SCORES) and (figure.name in named or not may_be_measured(spec, figure.name)):
+        return f"'{figure.name}' in evaluation.tasks"
     if figure.kind == "suite" and figure.name not in named:
         return f"a suite or source called '{figure.name}'"
+    if figure.kind == "retention" and not may_be_measured(spec, figure.name):
+        return f"a suite, source or benchmark called '{figure.name}'"
+    if figure.kind == "base_perplexity" and not spec.data.base_text:
+        return "data.base_text"
     if "usd" in (goal.figure, goal.per) and not spec.usd_per_hour:
         return "cost.usd_per_hour or usd_per_kwh"
     if figure.kind == "exact_match" and not spec.evaluation.exact_match_rows:

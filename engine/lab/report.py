@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 
 from engine.errors import EngineError
 from engine.jobs import layout
 from engine.lab.folder import REPORT, REPORT_PAGE, REPORT_TEXT, LabFolder, Record
-from engine.lab.lab_file import BudgetKind, Lab
+from engine.lab.lab_file import BudgetKind, Lab, differing
 from engine.lab.results import RunResult, collect
 from engine.lab.verdicts import Ground, Verdict, decide, mean_of
 
 METHOD = (
     "Means over seeds. Intervals are 95 % by Student's t over seeds; arms are compared by their differences seed by "
     "seed (equal seeds give equal data order), with intervals that hold together for all comparisons with the best "
-    "arm. With few seeds they are wide: a difference that is called uncertain here may still be one."
+    "arm. With few seeds they are wide: a difference that is called uncertain here may still be one. Learning "
+    "rates are those that the lab gives; none was tuned per arm, and an arm may do better with another."
 )
 
 
@@ -38,7 +40,7 @@ class ArmRow(msgspec.Struct, frozen=True, kw_only=True):
     """Seeds."""
     tokens: float
     flops: float
-    """As planned, of a run."""
+    """Of a run: steps, tokens and operations as planned; where runs ended early, the mean of what they did."""
     hours: float | None
     """Mean working time of a run, everything included; None before one is finished."""
     training_seconds: float | None
@@ -110,7 +112,7 @@ def report_of(lab: Lab, record: Record, runs: tuple[RunResult, ...]) -> Report:
         name=lab.file.name,
         title=lab.file.title,
         question=lab.file.question,
-        how=record.sizes.how,
+        how=record.sizes.how + _early_words(ground),
         method=METHOD,
         model=", ".join(dict.fromkeys(arm.spec.model.source for arm in lab.arms)),
         machine=record.machine,
@@ -125,7 +127,7 @@ def report_of(lab: Lab, record: Record, runs: tuple[RunResult, ...]) -> Report:
         verdicts=tuple(decide(goal, ground) for goal in lab.file.goals),
         curves=tuple(_curve(arm.name, ground, lab.file.budget.kind) for arm in lab.arms if ground.of(arm.name)),
         runs=runs,
-        notes=_notes(runs),
+        notes=(*_stated(lab), *_notes(runs)),
     )
 
 
@@ -148,6 +150,7 @@ def _arm_row(lab: Lab, index: int, record: Record, ground: Ground) -> ArmRow:
     arm = lab.arms[index]
     runs, size = ground.of(arm.name), record.sizes.of(arm.name)
     hours = mean_of(runs, "hours")
+    early = any(run.steps != size.steps for run in runs)
     tasks = [arm.spec.task_of(stage).value for stage in arm.spec.stages] or [arm.spec.task.value]
     return ArmRow(
         name=arm.name,
@@ -155,10 +158,10 @@ def _arm_row(lab: Lab, index: int, record: Record, ground: Ground) -> ArmRow:
         task=", then ".join(dict.fromkeys(tasks)),
         parameters=size.parameters,
         trainable_parameters=max((run.trainable_parameters for run in runs), default=0),
-        steps=size.steps,
+        steps=round(fmean(run.steps for run in runs)) if early else size.steps,
         finished=len(runs),
-        tokens=size.tokens,
-        flops=size.flops,
+        tokens=fmean(size.tokens_at(run.steps) for run in runs) if early else size.tokens,
+        flops=fmean(size.flops_at(run.steps) for run in runs) if early else size.flops,
         hours=hours,
         training_seconds=sum(run.training_seconds for run in runs) / len(runs) if runs else None,
         usd=mean_of(runs, "usd") if arm.spec.usd_per_hour else None,
@@ -184,6 +187,26 @@ def _curve(arm: str, ground: Ground, kind: BudgetKind) -> CurveOf:
             spent.append(sum(run.training_seconds * step / max(run.steps, 1) for run in runs) / len(runs))
     mean = tuple(sum(values) / len(values) for values in zip(*lines, strict=True))
     return CurveOf(arm=arm, spent=tuple(spent), mean=mean, seeds=tuple(lines))
+
+
+def _early_words(ground: Ground) -> str:
+    """Which runs a rule ended before the budget was spent; "" when none."""
+    early = [
+        f"{run.arm}, seed {run.seed}, at step {run.steps:,} of {size.steps:,}"
+        for arm in ground.starts
+        for run in ground.of(arm)
+        if run.steps < (size := ground.sizes.of(arm)).steps
+    ]
+    if not early:
+        return ""
+    return f" Not so for runs that ended early: {'; '.join(early)}. The table has what they really spent."
+
+
+def _stated(lab: Lab) -> tuple[str, ...]:
+    """What the arms do not share, as the lab says itself."""
+    first = lab.arms[0].spec
+    found = dict.fromkeys(key for arm in lab.arms[1:] for key in differing(first, arm.spec))
+    return (f"Arms differ in {', '.join(found)}: their figures are not of the same thing.",) if found else ()
 
 
 def _notes(runs: tuple[RunResult, ...]) -> tuple[str, ...]:

@@ -177,7 +177,7 @@ def _arms(report: Report) -> str:
     if any(arm.usd is not None for arm in report.arms):
         heads.append("cost")
     rows = [[_arm_cell(index, arm.name), *map(_cell, _arm_words(arm))] for index, arm in enumerate(report.arms)]
-    how = f"<p class='sub'>{escape(report.how)}</p>"
+    how = f"<p class='sub'>{escape(' '.join((report.how, *report.notes)))}</p>"
     return f"<section><h2>Arms and what they cost</h2>{_table(heads, rows)}{how}</section>"
 
 

@@ -1,4 +1,4 @@
-"""A lab's report as Markdown, for terminals and documents.
+"""A lab's report as Markdown, for documents.
 
 Owns its tables. Must not know how figures were made.
 """
@@ -29,7 +29,7 @@ def markdown(report: Report) -> str:
         report.method,
     ]
     if report.notes:
-        parts += ["## Not finished", "\n".join(f"- {note}" for note in report.notes)]
+        parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -75,7 +75,9 @@ def cell(verdict: Verdict, arm: str) -> str:
 def figure_words(verdict: Verdict, figure: ArmFigure) -> str:
     """A mean with its interval, and what is missing."""
     if figure.mean is None:
-        return "not reached" if " until " in verdict.label else "not measured"
+        if " until " not in verdict.label:
+            return "not measured"
+        return f"reached with {len(figure.values)} of {len(figure.values) + figure.missing} seeds"
     text = written(figure.mean, verdict.figure, verdict.per)
     if figure.low is not None and figure.high is not None and figure.high > figure.low:
         half = written_difference((figure.high - figure.low) / 2, verdict.figure, verdict.per).lstrip("+")

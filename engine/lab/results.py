@@ -5,14 +5,17 @@ Owns reading cards and journals of runs that are there, finished or not. Must no
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from engine.errors import EngineError
 from engine.jobs import events as ev
+from engine.jobs.benchmark_metrics import is_share_of_right_answers, speaker
 from engine.jobs.card import Card, Scores
 from engine.jobs.card_io import read_card
+from engine.jobs.spec import JobSpec
 from engine.jobs.state import RunPhase, RunState
 from engine.jobs.store import load_state
 from engine.jobs.summary import summarize
@@ -20,8 +23,8 @@ from engine.lab.folder import LabFolder, Record
 from engine.lab.lab_file import Arm, Lab
 from engine.lab.sizing import ArmSize
 
-_METRICS = ("exact_match", "acc_norm", "acc")
-"""Of a benchmark that has several, the first of these; else its first."""
+LEFT_OUT = "left out"
+"""State of a run over other data than the rest."""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -44,6 +47,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     trainable_parameters: int = 0
     steps: int = 0
     training_seconds: float = 0.0
+    data_sha256: str = ""
+    """Of what was trained and measured on."""
     before: dict[str, float] = {}
     """By figure, of the model as it came into training."""
     after: dict[str, float] = {}
@@ -67,7 +72,38 @@ def collect(lab: Lab, folder: LabFolder, record: Record) -> tuple[RunResult, ...
                 found.append(RunResult(arm=arm.name, seed=seed))
             else:
                 found.append(_result(arm, seed, run_dir, record.sizes.of(arm.name)))
-    return tuple(found)
+    begun = {run_dir.name: number for number, run_dir in enumerate(runs.values())}
+    return _of_one_text(lab, found, begun)
+
+
+def _of_one_text(lab: Lab, found: Sequence[RunResult], begun: Mapping[str, int]) -> tuple[RunResult, ...]:
+    """Runs over other rows than the newest are left out, in words: a difference between texts is none between arms.
+    Arms share their data unless the lab says otherwise. The hash of a stream tells nothing here: it holds the seed of
+    its order, and how much an arm read."""
+    specs = {arm.name: arm.spec for arm in lab.arms}
+    by_arm = bool(lab.file.different) or len({_longest(spec) for spec in specs.values()}) > 1
+    newest: dict[str, RunResult] = {}
+    hashed = [run for run in found if run.data_sha256 and not specs[run.arm].streams]
+    for run in sorted(hashed, key=lambda run: begun[run.run_id]):
+        newest[run.arm if by_arm else ""] = run
+    other = {
+        run.run_id: last for run in hashed if (last := newest[run.arm if by_arm else ""]).data_sha256 != run.data_sha256
+    }
+    return tuple(_left_out(run, other[run.run_id]) if run.run_id in other else run for run in found)
+
+
+def _longest(spec: JobSpec) -> int:
+    """Rows are cut to the longest sequences of any stage."""
+    return max((part.data.max_length for part in spec.staged() if part.task.trains), default=0)
+
+
+def _left_out(run: RunResult, newest: RunResult) -> RunResult:
+    what = (
+        f"its data (sha256 {run.data_sha256[:8]}) is not that of {newest.arm}, seed {newest.seed} "
+        f"({newest.data_sha256[:8]}): the text was changed in between; without the run {run.run_id} "
+        "the lab makes it again"
+    )
+    return msgspec.structs.replace(run, state=LEFT_OUT, what=what)
 
 
 def _result(arm: Arm, seed: int, run_dir: Path, size: ArmSize) -> RunResult:
@@ -94,6 +130,7 @@ def _result(arm: Arm, seed: int, run_dir: Path, size: ArmSize) -> RunResult:
         trainable_parameters=state.trainable_parameters,
         steps=card.steps,
         training_seconds=card.training_seconds,
+        data_sha256=card.data_sha256,
         before=before,
         after=after,
         curve=_curve(card),
@@ -114,29 +151,28 @@ def _scores(scores: Scores | None) -> dict[str, float]:
 def _add_findings(state: RunState, before: dict[str, float], after: dict[str, float]) -> None:
     """Suites, benchmarks and retention from the journal."""
     findings = state.findings
-    for name, series in findings.suites.items():
-        buckets = series.buckets()
-        if buckets and buckets[0].first_step == 0:
-            before[f"suite:{name}"] = buckets[0].mean
+    for name, score in findings.suites_before.items():
+        before[f"suite:{name}"] = score.bits_per_byte
     for name, score in findings.suite_scores.items():
         after[f"suite:{name}"] = score.bits_per_byte
     last = max((score.step for score in findings.benchmarks), default=0)
     for figures, step in ((before, 0), (after, last)):
         whole = [score for score in findings.benchmarks if score.step == step and not score.part]
         for task in dict.fromkeys(score.task for score in whole):
-            figures[f"benchmark:{task}"] = _main([score for score in whole if score.task == task]).value
+            spoken = speaker([score for score in whole if score.task == task])
+            figures[figure_of(spoken)] = spoken.value
     if findings.retention is not None:
         for report in findings.retention.reports:
             falls = report.unit == "bits per byte"
             after[f"retention:{report.on}"] = -report.delta if falls else report.delta
 
 
-def _main(scores: list[ev.BenchmarkScore]) -> ev.BenchmarkScore:
-    for metric in _METRICS:
-        for score in scores:
-            if score.metric == metric:
-                return score
-    return scores[0]
+def figure_of(score: ev.BenchmarkScore) -> str:
+    """ "benchmark:TASK" for a share of right answers; "rising:TASK" or "falling:TASK" for another metric, by the way in
+    which lm-eval calls it better."""
+    if is_share_of_right_answers(score):
+        return f"benchmark:{score.task}"
+    return f"{'falling' if score.higher_is_better is False else 'rising'}:{score.task}"
 
 
 def _curve(card: Card) -> tuple[Point, ...]:

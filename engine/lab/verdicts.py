@@ -4,7 +4,9 @@ Owns means and intervals per arm, the comparison of the best with every other, a
 The best arm by mean is compared with each other arm by the differences seed by seed; the intervals are 95 % for all of
 them together (Bonferroni over the comparisons with the best; that these are the ones to correct for: Hsu 1984,
 "Constrained simultaneous confidence intervals for multiple comparisons with the best"). Nothing is called a win whose
-interval holds zero, or that is smaller than what matters.
+interval holds zero, or that is smaller than what matters. An arm that ran out of budget before it reached a level is
+censored: what it would have cost is unknown, so it has no mean, enters no interval, and keeps others from winning where
+it spent less than they needed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from statistics import fmean
 
 import msgspec
 
-from engine.lab.figures import SCALE_OF_COST, label_of, parse_figure, written, written_difference
+from engine.lab.figures import OTHER_SCORES, SCALE_OF_COST, label_of, parse_figure, written, written_difference
 from engine.lab.lab_file import GoalSection, Start
 from engine.lab.results import RunResult
 from engine.lab.sizing import Sizes
@@ -35,6 +37,8 @@ class ArmFigure(msgspec.Struct, frozen=True, kw_only=True):
     """95 % of the mean over seeds; None with fewer than two."""
     missing: int = 0
     """Seeds without a value: not finished, not measured, or never reached."""
+    unreached: dict[int, float] = {}
+    """By seed: what was spent in all without reaching the level, so that reaching it costs more than that."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +87,8 @@ class Ground:
 
 def decide(goal: GoalSection, ground: Ground) -> Verdict:
     """The verdict on one goal."""
-    figure = parse_figure(goal.figure)
-    higher = figure.higher_is_better or bool(goal.per)
+    goal = msgspec.structs.replace(goal, figure=_as_measured(goal.figure, ground.results))
+    higher = parse_figure(goal.figure).higher_is_better or bool(goal.per)
     arms = tuple(_arm_figure(arm, goal, ground) for arm in ground.starts)
     verdict = Verdict(
         goal=goal.name,
@@ -94,15 +98,15 @@ def decide(goal: GoalSection, ground: Ground) -> Verdict:
         higher_is_better=higher,
         arms=arms,
     )
-    measured = [arm for arm in arms if arm.mean is not None and not (goal.reach is not None and arm.missing)]
+    measured = [arm for arm in arms if arm.mean is not None]
     if not measured:
         return msgspec.structs.replace(verdict, words=_nothing(goal, arms))
     best = (max if higher else min)(measured, key=lambda arm: arm.mean or 0.0)
     others = [arm for arm in measured if arm is not best]
     comparisons = tuple(_compare(best, other, goal, higher, len(others)) for other in others)
     late = [arm for arm in arms if arm not in measured]
-    wins = all(one.better for one in comparisons) and len(best.values) > 1 and bool(comparisons or late)
-    wins = wins and (goal.reach is not None or not any(arm.missing for arm in late))
+    wins = bool(comparisons) and all(one.better for one in comparisons) and len(best.values) > 1
+    wins = wins and all(goal.reach is not None and _spent_more(arm, best) for arm in late)
     verdict = msgspec.structs.replace(verdict, best=best.arm, comparisons=comparisons, winner=best.arm if wins else "")
     return msgspec.structs.replace(verdict, words=_words(verdict, goal, best, late))
 
@@ -112,11 +116,21 @@ def _arm_figure(arm: str, goal: GoalSection, ground: Ground) -> ArmFigure:
     runs = ground.of(arm)
     values = {run.seed: value for run in runs if (value := _value(run, goal, ground)) is not None}
     wanted = len([result for result in ground.results if result.arm == arm])
+    missing = wanted - len(values)
+    if goal.reach is not None and missing:
+        unreached = {
+            run.seed: spent
+            for run in runs
+            if run.curve
+            and run.seed not in values
+            and (spent := _spent(run, goal.figure, run.steps, ground)) is not None
+        }
+        return ArmFigure(arm=arm, values=values, missing=missing, unreached=unreached)
     if not values:
-        return ArmFigure(arm=arm, values={}, missing=wanted)
+        return ArmFigure(arm=arm, values={}, missing=missing)
     found = interval(list(values.values()))
     low, high = (found.low, found.high) if found.known else (None, None)
-    return ArmFigure(arm=arm, values=values, mean=found.mean, low=low, high=high, missing=wanted - len(values))
+    return ArmFigure(arm=arm, values=values, mean=found.mean, low=low, high=high, missing=missing)
 
 
 def _value(run: RunResult, goal: GoalSection, ground: Ground) -> float | None:
@@ -150,8 +164,11 @@ def _until(run: RunResult, cost: str, level: float, ground: Ground) -> float | N
     """What was spent when the held-out loss first was at `level`, on straight lines between evaluations; None where it
     never was."""
     step = _first_at(run, level)
-    if step is None:
-        return None
+    return None if step is None else _spent(run, cost, step, ground)
+
+
+def _spent(run: RunResult, cost: str, step: float, ground: Ground) -> float | None:
+    """What training had cost after so many steps."""
     size = ground.sizes.of(run.arm)
     if cost == "flops":
         return size.flops_at(step)
@@ -163,6 +180,19 @@ def _until(run: RunResult, cost: str, level: float, ground: Ground) -> float | N
         return hours
     spent = run.after.get("hours", 0.0)
     return hours * run.after["usd"] / spent if spent else None
+
+
+def _spent_more(late: ArmFigure, best: ArmFigure) -> bool:
+    """Whether an arm that missed the level had spent at least what the best needed, with every seed of the best."""
+    return all(late.values.get(seed, late.unreached.get(seed, -1.0)) >= cost for seed, cost in best.values.items())
+
+
+def _as_measured(figure: str, results: Sequence[RunResult]) -> str:
+    """ "benchmark:TASK" as its task measures it: see `engine.lab.results.figure_of`."""
+    kind, _, name = figure.partition(":")
+    found = {key for run in results for key in (*run.before, *run.after) if key.endswith(f":{name}")}
+    other = [f"{one}:{name}" for one in OTHER_SCORES if f"{one}:{name}" in found]
+    return other[0] if kind == "benchmark" and other else figure
 
 
 def _first_at(run: RunResult, level: float) -> float | None:
@@ -205,7 +235,7 @@ def _words(verdict: Verdict, goal: GoalSection, best: ArmFigure, late: Sequence[
     figure = written(best.mean or 0.0, goal.figure, goal.per)
     beaten = [one for one in verdict.comparisons if one.better]
     open_ones = [one for one in verdict.comparisons if not one.better]
-    behind = _late_words(goal, late)
+    behind = _late_words(goal, late, best)
     if len(best.values) < 2:
         return f"Not decided: one seed gives no interval. {best.arm} has the best figure, {figure}.{behind}"
     if verdict.winner:
@@ -214,6 +244,11 @@ def _words(verdict: Verdict, goal: GoalSection, best: ArmFigure, late: Sequence[
     first = f"Not decided: {best.arm} has the best mean, {figure}, "
     held = "; ".join(_open_words(one, goal) for one in open_ones)
     ahead = f" It is ahead of {_listed([one.arm for one in beaten])} for certain." if beaten else ""
+    if not open_ones and goal.reach is not None:
+        alone = (
+            "" if verdict.comparisons else "but no second arm has a figure to hold against it, so there is no interval"
+        )
+        return f"{first}{alone or 'but others may need less'}.{ahead}{behind}"
     if not open_ones:
         return f"{first}but not every arm has this figure.{ahead}{behind}"
     return f"{first}but {held}.{ahead}{behind}"
@@ -241,13 +276,21 @@ def _range(one: Comparison, goal: GoalSection) -> str:
     return f"{middle}{f' ({around[0]} to {around[1]})' if around else ''}{unit}"
 
 
-def _late_words(goal: GoalSection, late: Sequence[ArmFigure]) -> str:
-    if not late:
-        return ""
-    names = _listed([arm.arm for arm in late])
+def _late_words(goal: GoalSection, late: Sequence[ArmFigure], best: ArmFigure) -> str:
     if goal.reach is None:
-        return f" Not measured: {names}."
-    return f" {names} did not reach {goal.reach:g} with every seed."
+        return f" Not measured: {_listed([arm.arm for arm in late])}." if late else ""
+    return "".join(f" {_unreached_words(goal, arm, best)}" for arm in late)
+
+
+def _unreached_words(goal: GoalSection, arm: ArmFigure, best: ArmFigure) -> str:
+    """ "full did not reach 1 with seeds 2 and 3, after 9.60·10¹⁰, which is less than LoRA needed."."""
+    first = f"{arm.arm} did not reach {goal.reach:g} with every seed"
+    if not arm.unreached:
+        return f"{first}: not every run is finished."
+    spent = written(fmean(arm.unreached.values()), goal.figure, goal.per)
+    if _spent_more(arm, best):
+        return f"{first}, and spent {spent}, no less than {best.arm} needed."
+    return f"{first}: it spent {spent} and then had no more, which does not show that it needs more than {best.arm}."
 
 
 def _listed(names: Sequence[str]) -> str:

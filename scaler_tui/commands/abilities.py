@@ -110,7 +110,7 @@ def _measured(arguments: argparse.Namespace, words: list[str]) -> FolderReport:
         with ends_when_told(), growth_view(quiet=arguments.json) as view:
             flags = [*words, "--log", str(log), "--out", str(path)]
             run_module(
-                "engine.evaluation.compare", flags, work / "evaluation.log", "evaluation", shown_by(view),
+                "engine.evaluation.compare", flags, work / "evaluation.log", "measuring", shown_by(view),
                 failing=failing,
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -62,6 +62,7 @@ def _list(*, as_json: bool) -> int:
 
 def _dry_run(lab: Lab, folder: LabFolder, *, as_json: bool) -> int:
     from engine.lab.sizing import Counter, sizes_of
+    from scaler_tui.lab_text import with_long_names, wrapped
 
     record = folder.record()
     sizes = record.sizes if record is not None else sizes_of(lab, Counter(lab))
@@ -77,24 +78,24 @@ def _dry_run(lab: Lab, folder: LabFolder, *, as_json: bool) -> int:
              "seeds": lab.file.seeds, "runs": seeds * len(sizes.arms), "seconds": round(seconds, 1), "arms": arms}
         )  # fmt: skip
         return int(ExitCode.DONE)
-    output.say(lab.file.title)
-    if lab.file.question:
-        output.say(lab.file.question)
-    output.say()
+    for line in (*wrapped(lab.file.title), *wrapped(lab.file.question), ""):
+        output.say(line)
     output.table(
         ["ARM", "PARAMETERS", "STEPS", "TOKENS", "FLOPS", "TIME"],
-        [
+        with_long_names([
             [size.name, format_count(size.parameters), f"{size.steps:,}", f"{size.tokens:,.0f}", f"{size.flops:.3g}",
              format_duration(size.seconds)] for size in sizes.arms
-        ],
+        ]),
         right=(1, 2, 3, 4, 5),
     )  # fmt: skip
     output.say()
-    output.say(sizes.how)
-    for goal in lab.file.goals:
-        output.say(f"Goal: {goal.name} ({goal.figure})")
     runs, with_seeds = seeds * len(sizes.arms), f"{seeds} seed{'s' if seeds > 1 else ''}"
-    output.say(f"{runs} runs ({with_seeds}), one after the other: about {format_duration(seconds)} here.")
+    goals = [f"Goal: {goal.name} ({goal.figure})" for goal in lab.file.goals]
+    takes = f"{runs} runs ({with_seeds}), one after the other: about {format_duration(seconds)} here."
+    untuned = "Learning rates are those that the lab gives; none is tuned per arm."
+    for text in (sizes.how, *goals, untuned, takes):
+        for line in wrapped(text, "", "  "):
+            output.say(line)
     return int(ExitCode.DONE)
 
 
@@ -133,12 +134,13 @@ def _report(lab: Lab, folder: LabFolder, *, as_json: bool) -> int:
 
 def _show(report: Report, folder: LabFolder, *, as_json: bool) -> None:
     from engine.lab.folder import REPORT_PAGE
-    from engine.lab.report_markdown import markdown
+    from scaler_tui.lab_text import report_lines
 
     if as_json:
         output.emit_json(report)
         return
-    output.say_block(markdown(report))
+    for line in report_lines(report):
+        output.say(line)
     output.note(f"The report as a page: {folder.path / REPORT_PAGE}")
 
 

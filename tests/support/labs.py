@@ -85,7 +85,14 @@ def begun(lab: Lab, *, steps: int = 10) -> LabFolder:
 
 
 def finish(
-    folder: LabFolder, arm: str, seed: int, loss: float, *, exact: float = 0.5, curve: tuple[float, ...] = ()
+    folder: LabFolder,
+    arm: str,
+    seed: int,
+    loss: float,
+    *,
+    exact: float = 0.5,
+    curve: tuple[float, ...] = (),
+    data: str = "",
 ) -> Path:
     """A finished run of an arm: its last held-out loss, and the curve towards it in equal parts of ten steps."""
     run_dir = create_run(JobSpec(name=f"{arm} {seed}"))
@@ -93,7 +100,13 @@ def finish(
     before = Scores(task_loss=3.0, task_tokens=100, exact_match=0.0, exact_match_rows=4, base_perplexity=4.0)
     after = Scores(task_loss=loss, task_tokens=100, exact_match=exact, exact_match_rows=4, base_perplexity=5.0)
     card = msgspec.structs.replace(
-        example_card(10), run_id=run_dir.name, before=before, after=after, eval_curve=points, cost_usd=0.25
+        example_card(10),
+        run_id=run_dir.name,
+        before=before,
+        after=after,
+        eval_curve=points,
+        cost_usd=0.25,
+        data_sha256=data,
     )
     now = time.time()
     write_events(run_dir / layout.JOURNAL, [ev.End(t=now, outcome="finished", step=10)])

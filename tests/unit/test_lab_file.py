@@ -48,6 +48,13 @@ def test_an_arm_is_what_all_share_with_its_own_keys_laid_over(tmp_path: Path) ->
         ('figure = "task_loss"', 'figure = "loss"', 'figure = "loss"', "no figure"),
         ('figure = "task_loss"', 'figure = "suite:web"', "suite:web", "called 'web'"),
         ('figure = "task_loss"', 'figure = "benchmark:arc"', "benchmark:arc", "evaluation.tasks"),
+        ('figure = "task_loss"', 'figure = "retention:web"', "retention:web", "called 'web'"),
+        ('figure = "task_loss"', 'figure = "base_perplexity"', "base_perplexity", "data.base_text"),
+        ('task = "full"', 'task = "full"\ndata.heldout = "b.jsonl"', 'data.heldout = "b', "another data.heldout than"),
+        ('spec.task = "lora"', 'spec.task = "lora"\nspec.data.max_length = 32', "max_length = 32", "data.max_length"),
+        ('task = "full"', 'task = "full"\nmodel.source = "other"', 'model.source', "another model.source than"),
+        ('task = "full"', 'task = "full"\nevaluation.tasks = ["demo"]', 'evaluation.tasks', "evaluation.tasks"),
+        ("points = 4", 'points = 4\ndifferent = ["training"]', "different", "nothing that arms share"),
         ('figure = "task_loss"', 'figure = "usd"', 'figure = "usd"', "usd_per_hour"),
         ('figure = "task_loss"', 'figure = "task_loss"\nreach = 1.0', "reach", "goes with a cost"),
         ('kind = "flops"', 'kind = "money"', "kind", "wall-clock"),
@@ -61,6 +68,31 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, old: str, new: str
     assert f"line {line_with(text, line_of, nth)}, " in error.what
     assert words in f"{error.what} {error.cause} {error.next_step}"
     assert str(tmp_path / "small.toml") in error.what
+
+
+@pytest.mark.parametrize("stated", ["data.max_length", "data"])
+def test_arms_may_differ_in_what_the_lab_states(tmp_path: Path, stated: str) -> None:
+    lab = small_lab(
+        tmp_path,
+        lambda text: text.replace("points = 4", f'points = 4\ndifferent = ["{stated}"]').replace(
+            'task = "full"', 'task = "full"\ndata.max_length = 32'
+        ),
+    )
+    assert [arm.spec.data.max_length for arm in lab.arms] == [128, 32]
+
+
+@pytest.mark.parametrize("figure", ["benchmark:arc", "retention:demo_artihmetic", "benchmark:web"])
+def test_a_goal_on_what_no_arm_is_asked_is_refused(tmp_path: Path, figure: str) -> None:
+    def change(text: str) -> str:
+        text = text.replace("exact_match_rows = 4", 'exact_match_rows = 4\ntasks = ["demo"]')
+        text = text.replace("[[goals]]", '[[spec.suites]]\nname = "web"\npath = "general"\n\n[[goals]]', 1)
+        return text.replace('figure = "task_loss"', f'figure = "{figure}"')
+
+    with pytest.raises(EngineError) as caught:
+        small_lab(tmp_path, change)
+    text = (tmp_path / "small.toml").read_text()
+    assert f"line {line_with(text, figure)}, " in caught.value.what
+    small_lab(tmp_path, lambda text: change(text).replace(figure, f"{figure.partition(':')[0]}:demo_arithmetic"))
 
 
 def test_a_conflict_inside_a_spec_names_the_arm(tmp_path: Path) -> None:

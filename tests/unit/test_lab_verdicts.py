@@ -97,10 +97,48 @@ def test_the_cost_of_a_level_is_read_between_evaluations() -> None:
     runs += [run("slow", seed, ((0, 3.0), (5, 2.9), (10, 2.8))) for seed in SEEDS]
     verdict = decide(GoalSection(name="sooner", figure="flops", reach=2.0), ground(runs))
     assert verdict.arms[0].mean == pytest.approx(2.5e9), "step 2.5 of 10^9 each"
-    assert verdict.winner == "quick"
-    assert "slow did not reach 2" in verdict.words
+    assert verdict.best == "quick"
+    assert verdict.winner == "", "there is no interval against an arm that has no figure"
+    assert "no second arm has a figure" in verdict.words
+    assert "slow did not reach 2 with every seed, and spent 1.00·10¹⁰, no less than quick needed." in verdict.words
     hours = decide(GoalSection(name="sooner", figure="hours", reach=2.0), ground(runs))
     assert hours.arms[0].mean == pytest.approx(36.0 / 3600 * 0.25)
+
+
+def test_an_arm_that_ran_out_of_budget_before_a_level_is_not_beaten_by_one_that_needed_more() -> None:
+    """Equal tokens are not equal operations: the cheap arm had spent a hundredth of what the dear ones needed."""
+
+    def verdict_with(cheap: float) -> Verdict:
+        runs = [run("dear", seed, ((0, 3.0), (5, 1.0 - seed / 100), (10, 0.5))) for seed in SEEDS]
+        runs += [run("dearer", seed, ((0, 3.0), (9, 1.0 - seed / 100), (10, 0.9))) for seed in SEEDS]
+        runs += [run("cheap", seed, ((0, 3.0), (10, 1.05 + seed / 1000))) for seed in SEEDS]
+        sizes = Sizes(
+            tuple(
+                ArmSize(arm, (StageSize(1, 100.0, cost, 5, 0.1, steps=10),))
+                for arm, cost in (("dear", 1e9), ("dearer", 1e9), ("cheap", cheap))
+            ),
+            "",
+        )
+        starts = {size.name: Start.MODEL for size in sizes.arms}
+        return decide(GoalSection(name="sooner", figure="flops", reach=1.0), Ground(runs, sizes, starts))
+
+    verdict = verdict_with(1e7)
+    assert verdict.best == "dear"
+    assert verdict.winner == ""
+    cheap = verdict.arms[2]
+    assert (cheap.mean, cheap.values) == (None, {})
+    assert cheap.unreached == {seed: pytest.approx(1e8) for seed in SEEDS}
+    assert [one.arm for one in verdict.comparisons] == ["dearer"], "what was never reached enters no interval"
+    assert "does not show that it needs more than dear" in verdict.words
+    assert verdict_with(1e9).winner == "dear", "it had spent more than dear needed, with every seed"
+
+
+def test_a_benchmark_is_judged_the_way_that_lm_eval_calls_better() -> None:
+    runs = [run("a", seed, **{"falling:wikitext": 20.0 + seed / 10}) for seed in SEEDS]
+    runs += [run("b", seed, **{"falling:wikitext": 30.0 + seed / 9}) for seed in SEEDS]
+    verdict = decide(GoalSection(name="text", figure="benchmark:wikitext"), ground(runs))
+    assert (verdict.winner, verdict.higher_is_better) == ("a", False)
+    assert verdict.words.startswith("a won: 20.200, against b by"), "perplexity is no share of right answers"
 
 
 def test_an_arm_that_lacks_the_figure_keeps_others_from_winning() -> None:
@@ -110,6 +148,48 @@ def test_an_arm_that_lacks_the_figure_keeps_others_from_winning() -> None:
     assert "Not measured: b" in verdict.words
     nothing = decide(GoalSection(name="g", figure="suite:web"), ground(runs))
     assert nothing.words.startswith("Not decided")
+
+
+def test_an_arm_that_ended_early_is_shown_with_what_it_spent(tmp_path: Path) -> None:
+    lab = small_lab(tmp_path)
+    folder = begun(lab, steps=20)
+    for seed in SEEDS:
+        finish(folder, "LoRA", seed, 1.0)  # its card says 10 steps
+    report = make_report(lab, folder)
+    lora, full = report.arms
+    assert (lora.steps, lora.tokens, lora.flops) == (10, 10_000.0, 5e9)
+    assert (full.steps, full.tokens) == (20, 20_000.0), "not begun: as planned"
+    assert "LoRA, seed 1, at step 10 of 20" in report.how
+    assert "ended early" not in make_report(lab, begun(lab, steps=10)).how
+
+
+def test_runs_over_text_that_was_changed_in_between_are_left_out_in_words(tmp_path: Path) -> None:
+    lab = small_lab(tmp_path)
+    folder = begun(lab)
+    for seed in SEEDS:
+        finish(folder, "LoRA", seed, 1.0, data="a" * 64)
+        finish(folder, "full", seed, 2.0 + seed / 100, data="a" * 64)
+    assert make_report(lab, folder).finished == 6
+    finish(folder, "full", 3, 0.1, data="b" * 64)
+    report = make_report(lab, folder)
+    assert report.finished == 1
+    assert report.verdicts[0].winner == ""
+    assert any("LoRA, seed 1: left out, its data (sha256 aaaaaaaa)" in note for note in report.notes)
+
+
+def test_what_arms_do_not_share_is_said_in_the_report(tmp_path: Path) -> None:
+    lab = small_lab(
+        tmp_path,
+        lambda text: text.replace("points = 4", 'points = 4\ndifferent = ["data"]').replace(
+            'task = "full"', 'task = "full"\ndata.max_length = 32'
+        ),
+    )
+    folder = begun(lab)
+    finish(folder, "LoRA", 1, 1.0, data="a" * 64)
+    finish(folder, "full", 1, 1.0, data="b" * 64)
+    report = make_report(lab, folder)
+    assert report.notes[0].startswith("Arms differ in data.max_length")
+    assert report.finished == 2, "other data is meant, arm by arm"
 
 
 def test_results_come_from_cards_and_what_is_missing_is_named(tmp_path: Path) -> None:
