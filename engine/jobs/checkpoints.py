@@ -78,6 +78,11 @@ def newest_step(run_dir: Path) -> int:
     return next((step for step, path in _all(run_dir) if (path / MANIFEST).is_file()), 0)
 
 
+def sound_steps(run_dir: Path) -> tuple[int, ...]:
+    """Steps of the checkpoints that look whole, newest first; contents are not hashed."""
+    return tuple(step for step, path in _all(run_dir) if not verify(path, deep=False))
+
+
 def size_bytes(path: Path) -> int:
     """Bytes of all files under a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -189,6 +194,15 @@ def sweep(run_dir: Path) -> None:
                 entry.rename(target)
             elif entry.name.startswith((_STAGING, _REPLACED)):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def drop(run_dir: Path, step: int) -> None:
+    """Remove the checkpoint of `step`: at once gone for everybody, however long the removal takes."""
+    leaving = run_dir / layout.CHECKPOINTS / f"{_STAGING}dropped-{folder_name(step)}"
+    shutil.rmtree(leaving, ignore_errors=True)
+    (run_dir / layout.CHECKPOINTS / folder_name(step)).rename(leaving)
+    layout.fsync_directory(leaving.parent)
+    shutil.rmtree(leaving, ignore_errors=True)
 
 
 def prune(run_dir: Path, keep: int) -> None:

@@ -31,7 +31,7 @@ from engine.train.documents_log import DocumentsLog
 from engine.train.endings import Rules
 from engine.train.limits import Limits, Verdict
 from engine.train.meters import peak_of
-from engine.train.model import trainable_parameters
+from engine.train.model import are_finite, trainable_parameters
 from engine.train.pieces import Split
 from engine.train.signals import PauseSignals
 from engine.train.spikes import Leap, go_back
@@ -119,6 +119,14 @@ class RunCallback(TrainerCallback):
         self.trainer.renew_rates()
         self._mark = time.perf_counter()
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Where memory that runs out now runs out."""
+        self.trainer.doing = "the update of the weights"
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The update is done."""
+        self.trainer.doing = ""
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Have the loss of this very step worked out; `on_log` follows at once."""
         control.should_log = True
@@ -196,7 +204,7 @@ class RunCallback(TrainerCallback):
     def _record(self, state: Any, logs: dict[str, float]) -> None:
         loss = float(logs["loss"])
         step = self.context.first_step + int(state.global_step)
-        self._look_for_a_leap(step, loss)
+        self._look_for_a_leap(step, loss, float(logs.get("grad_norm", 0.0)))
         seconds = time.perf_counter() - self._mark
         tally, trainer = self.tally, self.trainer
         tally.step = step
@@ -221,17 +229,23 @@ class RunCallback(TrainerCallback):
             )
         )
 
-    def _look_for_a_leap(self, step: int, loss: float) -> None:
-        """Before the step counts. Planned steps can be passed over; drawn ones only end here."""
+    def _look_for_a_leap(self, step: int, loss: float, grad_norm: float) -> None:
+        """Before the step counts. Planned steps can be passed over; drawn ones only end here. The loss is that of the
+        weights before the step's update; those after it must be numbers too, as they may be the next checkpoint."""
         context, planned = self.context, self.trainer.planned
-        rules = context.spec.stop
-        if planned is not None and is_spike(rules, loss, self.tally.recent_losses):
-            leap = Leap(context.stage, context.first_step, step, loss, planned.course)
-            go_back(context.run_dir, context.journal, rules, leap, self.tally)
-        if not math.isfinite(loss):
+        broken = ""
+        if not math.isfinite(grad_norm):
+            broken = "The gradient is no number"
+        elif not are_finite(context.model):
+            broken = "The update made weights that are no numbers"
+        if planned is not None and (broken or is_spike(context.spec.stop, loss, self.tally.recent_losses)):
+            leap = Leap(context.stage, context.first_step, step, loss, planned.course, broken)
+            go_back(context.run_dir, context.journal, context.spec, leap, self.tally)
+        if broken or not math.isfinite(loss):
+            what = broken or f"The loss became {loss}"
             raise EngineError(
                 "train.loss_not_finite",
-                f"The loss became {loss} at step {step}; training on would only spread it.",
+                f"{what} at step {step}; training on would only spread it.",
                 cause="Usually the learning rate is too high.",
                 next_step="Start a new run with a third of training.learning_rate, or set stop.spike_factor, for "
                 "example 2: the run then goes back and on by itself.",
@@ -271,10 +285,12 @@ class RunCallback(TrainerCallback):
         if not section.every_steps or step % section.every_steps or last or context.evaluate is None:
             return False
         began = time.perf_counter()
+        self.trainer.doing = "an evaluation"
         context.journal.write(ev.Phase(t=time.time(), name="evaluating"))
         loss = context.evaluate()
         context.journal.write(ev.Eval(t=time.time(), step=step, loss=loss, seconds=time.perf_counter() - began))
         context.sample(step)
+        self.trainer.doing = ""
         tally = self.tally
         if tally.best_eval_loss is None or loss < tally.best_eval_loss - LEAST_GAIN:
             tally.best_eval_loss, tally.evaluations_without_gain = loss, 0

@@ -11,6 +11,7 @@ done below by name.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,10 @@ def ready(model: Any, base: Any, tokenizer: ChatTokenizer, device: Device) -> Lo
 def trainable_parameters(model: nn.Module) -> int:
     """Elements that receive gradients."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def are_finite(model: nn.Module) -> bool:
+    """Whether all elements that receive gradients are numbers; of shards, those that this process has."""
+    parts = (getattr(one, "_local_tensor", one) for one in model.parameters() if one.requires_grad)
+    largest = torch.nn.utils.get_total_norm([part.detach() for part in parts if part.numel()], math.inf)
+    return bool(torch.isfinite(largest))

@@ -97,3 +97,17 @@ def row_does_not_fit(width: int, cause: str) -> EngineError:
         'training.offload_activations; or hold the model in 4 bits (task = "qlora").',
         exit_code=ExitCode.RUN_FAILED,
     )
+
+
+def out_of_memory(doing: str, cause: str) -> EngineError:
+    """Beside the micro-batches, where nothing is computed in pieces. `doing`: "an evaluation", or "" if unknown."""
+    return EngineError(
+        "train.out_of_memory",
+        f"This run ran out of memory in {doing or 'training'}.",
+        cause=cause,
+        next_step="The last checkpoint is kept: end other programs that hold memory and resume. Else start a new run "
+        'with training.optimizer = "adamw_8bit" or "paged_adamw_8bit" on an NVIDIA card, an adapter (task = "lora" or '
+        '"qlora") instead of all weights, or shorter data.max_length; evaluation.every_steps = 0 evaluates only before '
+        "and after the training.",
+        exit_code=ExitCode.RUN_FAILED,
+    )

@@ -17,7 +17,7 @@ from engine.errors import EngineError, ExitCode
 from engine.jobs import checkpoints
 from engine.jobs import events as ev
 from engine.jobs.journal import JournalWriter
-from engine.jobs.spec_stop import StopSection
+from engine.jobs.spec import JobSpec
 from engine.train.course import RATE_FACTOR, Course, GoBack, Setback, keep_setbacks, read_setbacks
 from engine.train.tally import Tally
 
@@ -33,15 +33,17 @@ class Leap:
     """Of the job, from 1."""
     loss: float
     course: Course
+    broken: str = ""
+    """What else than the loss is no number after the step."""
 
 
-def go_back(run_dir: Path, journal: JournalWriter, rules: StopSection, leap: Leap, tally: Tally) -> NoReturn:
+def go_back(run_dir: Path, journal: JournalWriter, spec: JobSpec, leap: Leap, tally: Tally) -> NoReturn:
     """Record it and raise GoBack; raises EngineError `train.loss_spike` where it has happened too often."""
     setbacks = read_setbacks(run_dir)
     what = _what(leap, tally)
-    if len(setbacks) >= rules.spike_retries:
+    if len(setbacks) >= spec.stop.spike_retries:
         raise _given_up(what, len(setbacks), setbacks)
-    newest = max(checkpoints.newest_step(run_dir), leap.first_step)
+    newest, dropped = _last_good(run_dir, setbacks, leap, spec.checkpoint.every_steps)
     back_to = newest - leap.first_step
     passed = leap.course.window_of(back_to), leap.course.window_of(leap.step - leap.first_step - 1)
     setback = Setback(
@@ -52,9 +54,12 @@ def go_back(run_dir: Path, journal: JournalWriter, rules: StopSection, leap: Lea
         last_window=passed[1],
         what=what,
     )
+    if dropped:  # first: killed in between, the run comes to the same leap and the same setback once more
+        checkpoints.drop(run_dir, dropped)
     keep_setbacks(run_dir, (*setbacks, setback))
     count = leap.step - newest
     where = f"the checkpoint of step {newest}" if newest > leap.first_step else "the beginning of the stage"
+    where += f", as that of step {dropped} led to a leap again" if dropped else ""
     journal.write(
         ev.Recovery(
             t=time.time(),
@@ -70,9 +75,31 @@ def go_back(run_dir: Path, journal: JournalWriter, rules: StopSection, leap: Lea
     raise GoBack(what)
 
 
+def _last_good(run_dir: Path, setbacks: tuple[Setback, ...], leap: Leap, every_steps: int) -> tuple[int, int]:
+    """(step of the job to go back to, step of the checkpoint that is to be dropped for it or 0).
+
+    That is the newest checkpoint, unless the stage's last setback went back to it too and the run came no further than
+    then: it was saved on the way up to the leap, or right behind the update that led there, before any loss could tell.
+    Then it is the one before; the beginning of the stage only from its first checkpoint, not from far behind.
+    """
+    kept = checkpoints.sound_steps(run_dir)
+    newest, before = (*kept, 0, 0)[:2]
+    if newest <= leap.first_step:
+        return leap.first_step, 0
+    last = next((one for one in reversed(setbacks) if one.stage == leap.stage), None)
+    if last is None or last.back_to != newest - leap.first_step or leap.step - leap.first_step - 1 > last.step:
+        return newest, 0
+    if before > leap.first_step:
+        return before, newest
+    can_begin = before or not leap.first_step  # a stage is begun from the last checkpoint of those before it
+    return (leap.first_step, newest) if can_begin and newest - leap.first_step <= every_steps else (newest, 0)
+
+
 def _what(leap: Leap, tally: Tally) -> str:
     recent = tally.recent_losses
     usual = f"; the median of the {len(recent)} steps before is {median(recent):.4g}" if recent else ""
+    if leap.broken:
+        return f"{leap.broken} at step {leap.step}, whose loss was {leap.loss:.4g}{usual}."
     return f"The loss leapt to {leap.loss:.4g} at step {leap.step}{usual}."
 
 

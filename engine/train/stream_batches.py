@@ -66,8 +66,11 @@ class StreamSteps(Dataset[list[dict[str, Any]]]):
     def passes_after(self, steps: int) -> float:
         """Passes over the stage's sources after so many steps; what was passed over does not count."""
         before = self._plan.tokens_before
-        passed = [one for one in self.course.setbacks if one.back_to < steps]
-        skipped = sum(before(one.last_window + 1) - before(one.first_window) for one in passed)
+        skipped = behind = 0
+        passed = sorted((one.first_window, one.last_window + 1) for one in self.course.setbacks if one.back_to < steps)
+        for first, end in passed:  # one that went further back passes over again what is passed over
+            skipped += max(before(end) - before(max(first, behind)), 0)
+            behind = max(behind, end)
         return (before(self.course.windows_before(steps)) - skipped) / max(self.tokens, 1)
 
     def domains_of(self, index: int) -> dict[str, int]:

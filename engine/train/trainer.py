@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from engine.errors import EngineError
 from engine.evaluation.head import Wanted
 from engine.evaluation.model import LoadedModel
 from engine.helper_process import is_out_of_memory
@@ -31,7 +32,16 @@ from engine.jobs.spec import JobSpec, Optimizer, TrainingSection
 from engine.schedule.rates import rate_curve
 from engine.train.batches import Collator
 from engine.train.course import Course
-from engine.train.pieces import RandomState, Split, StepOutOfMemory, release, row_does_not_fit, rows_of, split
+from engine.train.pieces import (
+    RandomState,
+    Split,
+    StepOutOfMemory,
+    out_of_memory,
+    release,
+    row_does_not_fit,
+    rows_of,
+    split,
+)
 from engine.train.shares import share_of
 from engine.train.step_batches import ORIGINAL, PlannedSteps, only_item
 
@@ -123,6 +133,8 @@ class TokenTrainer(Trainer):
         """In which every micro-batch is computed."""
         self.on_split: Callable[[Split], None] = lambda _split: None
         """Told when memory ran out and the step was computed in more pieces than before."""
+        self.doing = ""
+        """What is computed beside the micro-batches, in words."""
         self.first_step = 0
         """Steps done before this training began."""
         self.parallel = parallel
@@ -133,6 +145,16 @@ class TokenTrainer(Trainer):
         """What the Trainer was told of them."""
         self._random_state: RandomState | None = None
         """At the beginning of the current step."""
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """Raises EngineError `train.out_of_memory` where memory ran out and smaller pieces are no help. Of several
+        ranks the runner decides what follows (`engine.train.ranked`)."""
+        try:
+            return super().train(*arguments, **named)
+        except Exception as error:
+            if self.parallel is not None or isinstance(error, EngineError) or not is_out_of_memory(error):
+                raise
+            raise out_of_memory(self.doing, " ".join(str(error).split())[:300]) from error
 
     # ── the learning rate ─────────────────────────────────────────────────────────────────────────────────────────
     def create_scheduler(

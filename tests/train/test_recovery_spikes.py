@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from engine.errors import EngineError
+from engine.jobs import checkpoints, layout
 from engine.jobs import events as ev
-from engine.jobs import layout
 from engine.jobs.journal import JournalTail, JournalWriter
-from engine.jobs.spec import JobSpec, SourceSection, StreamSection
+from engine.jobs.spec import CheckpointSection, JobSpec, SourceSection, StreamSection
 from engine.jobs.spec_stop import StopSection
 from engine.jobs.store import create_run, load_state
 from engine.train.course import Course, GoBack, Setback, read_setbacks
@@ -36,10 +36,11 @@ BAD_ROW = 38
 """Text that no model expects, in the middle of text that is learned in a few steps."""
 
 
-def spiky(make_spec: SpecMaker, folder: Path) -> JobSpec:
+def spiky(make_spec: SpecMaker, folder: Path, *, bad_row: bool = True) -> JobSpec:
     draw = random.Random(3)
     rows = [{"text": "amber birch cobalt dune ember " * 5} for _ in range(160)]
-    rows[BAD_ROW] = {"text": "".join(chr(draw.randint(0x4E00, 0x9FA5)) for _ in range(40))}  # most of step 9's tokens
+    bad = {"text": "".join(chr(draw.randint(0x4E00, 0x9FA5)) for _ in range(40))}  # most of step 9's tokens
+    rows[BAD_ROW] = bad if bad_row else rows[BAD_ROW]
     spec = make_spec(
         "lora",
         data={"train": "demo", "heldout": "", "base_text": "", "max_length": LENGTH},
@@ -113,26 +114,113 @@ def test_a_leap_is_passed_over_at_half_the_rate_and_a_kill_afterwards_changes_no
     assert (broken / "documents.jsonl").read_bytes() == (unbroken.run_dir / "documents.jsonl").read_bytes()
 
 
-def leap(step: int, loss: float, course: Course) -> Leap:
-    return Leap(stage=0, first_step=0, step=step, loss=loss, course=course)
+def leap(step: int, loss: float, course: Course, first_step: int = 0) -> Leap:
+    return Leap(stage=0, first_step=first_step, step=step, loss=loss, course=course)
+
+
+def setbacks_of(run_dir: Path, *leaps: tuple[int, float], keep: int = 2, first_step: int = 0) -> list[dict[str, Any]]:
+    """Leaps at these steps, one after the other, and where each leads back to; checkpoints were due every 3 steps."""
+    spec = JobSpec(
+        stop=StopSection(spike_factor=2.0, spike_retries=len(leaps)),
+        checkpoint=CheckpointSection(every_steps=3, keep=keep),
+    )
+    tally = Tally(recent_losses=[1.0, 1.1, 0.9, 1.0])
+    with JournalWriter(run_dir / layout.JOURNAL) as journal:
+        for step, loss in leaps:
+            with pytest.raises(GoBack):
+                go_back(run_dir, journal, spec, leap(step, loss, Course(read_setbacks(run_dir)), first_step), tally)
+        with pytest.raises(EngineError) as refused:
+            go_back(run_dir, journal, spec, leap(7, 5.0, Course(read_setbacks(run_dir)), first_step), tally)
+    assert refused.value.code == "train.loss_spike"
+    assert f"went back {len(leaps)} times" in refused.value.what
+    return [json.loads(line) for line in (run_dir / layout.JOURNAL).read_text().splitlines()]
+
+
+def with_checkpoints(run_dir: Path, *steps: int) -> Path:
+    for step in steps:
+        with checkpoints.saving(run_dir, step) as folder:
+            (folder / "weights").write_bytes(b"1")
+    return run_dir
 
 
 def test_the_leap_after_the_last_retry_ends_the_run_with_words(tmp_path: Path) -> None:
-    rules = StopSection(spike_factor=2.0, spike_retries=2)
-    tally = Tally(recent_losses=[1.0, 1.1, 0.9, 1.0])
-    with JournalWriter(tmp_path / layout.JOURNAL) as journal:
-        for loss in (4.0, math.nan):
-            course = Course(read_setbacks(tmp_path))
-            with pytest.raises(GoBack):
-                go_back(tmp_path, journal, rules, leap(7, loss, course), tally)
-        with pytest.raises(EngineError) as refused:
-            go_back(tmp_path, journal, rules, leap(7, 5.0, Course(read_setbacks(tmp_path))), tally)
-    assert refused.value.code == "train.loss_spike"
-    assert "went back 2 times" in refused.value.what
-    events = [json.loads(line) for line in (tmp_path / layout.JOURNAL).read_text().splitlines()]
-    assert [event["back_to_step"] for event in events] == [0, 0]
+    events = setbacks_of(tmp_path, (2, 4.0), (2, math.nan))
+    assert [event["back_to_step"] for event in events] == [0, 0], "there is no checkpoint yet"
     assert "leapt to nan" in events[1]["what"]
     assert "median of the 4 steps before is 1" in events[0]["what"]
+
+
+def test_a_checkpoint_that_leads_to_a_leap_again_is_dropped_for_the_one_before(tmp_path: Path) -> None:
+    run_dir = with_checkpoints(tmp_path, 3, 6)
+    events = setbacks_of(run_dir, (7, math.nan), (7, math.nan), (7, 9.0))
+    assert [event["back_to_step"] for event in events] == [6, 3, 0]
+    assert "as that of step 6 led to a leap again" in events[1]["remedy"]
+    assert checkpoints.sound_steps(run_dir) == ()
+    course = Course(read_setbacks(run_dir))
+    windows = [course.window_of(step) for step in range(8)]
+    assert windows == list(range(windows[0], windows[0] + 8))
+    assert windows[0] == 6 + 1 + 1 + 4 + 0, (
+        "what the first steps, both leaps and the steps before the last were made of"
+    )
+
+
+@pytest.mark.parametrize(
+    ("saved", "keep", "first_step", "second", "back_to"),
+    [
+        ((3, 6), 2, 0, 8, 6),  # further than before: the weights are good
+        ((6,), 1, 0, 7, 6),  # what came before is not kept: all of it would be trained anew
+        ((2, 6), 2, 3, 7, 3),  # step 2 is of an earlier stage, 6 the first of this one
+        ((6,), 1, 3, 7, 6),  # nothing is left that the stage could begin from
+    ],
+)
+def test_a_run_goes_no_further_back_than_it_must_and_can(
+    tmp_path: Path, saved: tuple[int, ...], keep: int, first_step: int, second: int, back_to: int
+) -> None:
+    run_dir = with_checkpoints(tmp_path, *saved)
+    events = setbacks_of(run_dir, (7, math.nan), (second, math.nan), keep=keep, first_step=first_step)
+    assert [event["back_to_step"] for event in events] == [6, back_to]
+
+
+POISON = """
+from engine.train import loop
+ended = loop.RunCallback.on_step_end
+def poisoned(self, args, state, control, **named):
+    if state.global_step == 2:
+        for weight in self.context.model.parameters():
+            if weight.requires_grad:
+                weight.data.fill_({value})
+    return ended(self, args, state, control, **named)
+loop.RunCallback.on_step_end = poisoned
+"""
+"""The second update breaks the weights, once: the worker that begins again does not have this."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("value", "setbacks"),
+    [("float('nan')", [(2, 1)]), ("3e38", [(3, 2), (3, 1)])],  # no number is never saved; too large a one shows later
+)
+def test_broken_weights_are_not_gone_back_to_for_good(
+    make_spec: SpecMaker, workers: ForkedWorkers, tmp_path: Path, value: str, setbacks: list[tuple[int, int]]
+) -> None:
+    spec = spiky(make_spec, tmp_path, bad_row=False)
+    spec = msgspec.structs.replace(
+        spec,
+        training=msgspec.structs.replace(spec.training, max_steps=4),
+        checkpoint=CheckpointSection(every_steps=1),
+        stop=StopSection(),
+    )
+    run_dir = create_run(spec)
+    done = Finished(run_dir, workers.run(run_dir, POISON.format(value=value)))
+    assert done.end.outcome == "finished", done.log[-3000:]
+    assert [(one.step, one.back_to_step) for one in done.of(ev.Recovery)] == setbacks
+    assert sorted(losses(run_dir)) == [1, 2, 3, 4]
+    assert all(math.isfinite(loss) for loss, *_ in losses(run_dir).values())
+    spans = [(one.document, one.from_token) for line in read_documents(run_dir) for one in line.documents]
+    assert spans == sorted(spans), "no text twice"
+    trained = sum({step.step: step.tokens for step in done.of(ev.Step)}.values())
+    epoch = trained / done.of(ev.Plan)[-1].tokens_per_epoch
+    assert done.of(ev.Step)[-1].epoch == pytest.approx(epoch), "what is passed over twice counts once"
 
 
 def setback(back_to: int, step: int, windows: tuple[int, int]) -> Setback:
