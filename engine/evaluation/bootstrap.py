@@ -82,8 +82,8 @@ def paired_interval(before: Items, after: Items, *, seed: int = SEED, resamples:
 def sign_test(rose: int, fell: int) -> float:
     """Two-sided probability that chance splits `rose` + `fell` changes at least as unevenly; 1.0 without changes."""
     changed = rose + fell
-    tail = sum(math.comb(changed, count) for count in range(min(rose, fell) + 1)) / 2**changed
-    return min(1.0, 2 * tail)
+    splits = sum(math.comb(changed, count) for count in range(min(rose, fell) + 1))
+    return min(1.0, 2 * splits * 0.5**changed)
 
 
 def _changed(before: Items, after: Items) -> tuple[int, int]:

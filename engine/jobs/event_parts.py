@@ -72,7 +72,7 @@ class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
     delta: float
     """after - before."""
     low: float
-    """95 % interval of delta, by paired bootstrap."""
+    """95 % interval of delta, by paired bootstrap; it holds zero too where few items changed and chance may do that."""
     high: float
     pairs: int
     """Questions or documents that both were asked."""

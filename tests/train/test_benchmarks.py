@@ -95,6 +95,7 @@ def test_numbers_equal_those_of_lm_eval_on_the_same_folder(demo_model: Any, demo
         assert metric.name == "acc"
         assert metric.value == result["acc,none"]
         assert metric.standard_error == result["acc_stderr,none"]
+        assert metric.higher_is_better is True
         assert one.questions == result["sample_len"]
     for one in demo_results[:-1]:
         assert one.answers == {row["doc_id"]: row["acc"] for row in theirs["samples"][one.task]}
