@@ -236,9 +236,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         if self._leave_when_launched:
             self.leave()
             return
-        while len(self.screen_stack) > 2:
-            self.pop_screen()
-        self.open_run(message.run_dir)
+        self.open_started(message.run_dir)
 
     def on_engine_failed(self, message: EngineFailed) -> None:
         """It could not be started."""
@@ -332,6 +330,12 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         from scaler_tui.screens.run import RunScreen
 
         self.push_screen(RunScreen(run_dir))
+
+    def open_started(self, run_dir: Path) -> None:
+        """Watch what was started, with the welcome screen underneath."""
+        while len(self.screen_stack) > 2:
+            self.pop_screen()
+        self.open_run(run_dir)
 
     def attach(self, run_id: str) -> None:
         """Watch a run by id."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_duration, format_hours, format_usd
 from scaler_tui.limit_choices import card_figures, count_rows
+from scaler_tui.places import PLACES
 from scaler_tui.plain_context import choose_window
+from scaler_tui.plain_elsewhere import go_elsewhere
 from scaler_tui.plain_growth import choose_growth
 from scaler_tui.plain_text import choose_text
 from scaler_tui.prompts import Back, Left, choose, prepare, read, say
@@ -307,9 +309,17 @@ def _finish(wizard: Wizard, approach: str, spec: JobSpec) -> int:
     if machine is not None and machine.simulated:
         say("This plan is for another machine: write the spec, and run it there.")
     else:
-        labels.append("Start it now")
+        labels.append("Start it now, here")
+    places = {len(labels) + number: place for number, place in enumerate(PLACES, start=1)}
+    labels += [place.label for place in PLACES]
     while True:
         chosen = choose("What now", labels)
+        if chosen in places:
+            try:
+                return go_elsewhere(places[chosen], spec, card=wizard.card)
+            except EngineError as error:
+                _say_error(error)
+            continue
         if chosen == 3:
             return start_and_follow(spec, as_json=False)
         if chosen == 2:

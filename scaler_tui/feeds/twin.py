@@ -9,35 +9,62 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import IO, Any
 
 from engine.errors import EngineError, ExitCode
 
+Say = Callable[[str], None]
 
-def ask_twin(*words: str) -> dict[str, Any]:
-    """The JSON of `scaler-wizard WORDS` (which ask for `--json`). Raises EngineError: the command's own, or
-    `twin.failed`."""
+
+def ask_twin(*words: str, say: Say | None = None) -> dict[str, Any]:
+    """The JSON of `scaler-wizard WORDS` (which ask for `--json`); `say` is given every line the command notes beside
+    it, from another thread, as it comes. Raises EngineError: the command's own, or `twin.failed`."""
     first = words[0]
     command = [sys.executable, "-m", "scaler_tui", *words]
+    noted: deque[str] = deque(maxlen=1)
     try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            ear = threading.Thread(target=_listen, args=(process.stderr, noted, say), name=f"{first} notes")
+            ear.start()
+            answer = process.stdout.read()
+            ear.join()
+            code = process.wait()
     except OSError as failure:
         raise EngineError("twin.failed", f"`{first}` could not be started.", cause=str(failure)) from failure
     try:
-        document: dict[str, Any] = json.loads(result.stdout)
+        document: dict[str, Any] = json.loads(answer)
     except json.JSONDecodeError:
-        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        last = noted[-1] if noted else "no output"
         raise EngineError("twin.failed", f"`{first}` ended without an answer.", cause=last) from None
     error = document.get("error")
     if error is not None:
-        known = result.returncode in set(ExitCode)
         raise EngineError(
             error["code"],
             error["what"],
             cause=error["cause"],
             next_step=error["next_step"],
-            exit_code=ExitCode(result.returncode) if known else ExitCode.RUN_FAILED,
+            exit_code=ExitCode(code) if code in set(ExitCode) else ExitCode.RUN_FAILED,
         )
     return document
+
+
+def _listen(notes: IO[str], noted: deque[str], say: Say | None) -> None:
+    """To the end of what is noted; the last line may be why there is no answer."""
+    for line in notes:
+        if line.strip():
+            noted.append(line.strip())
+            if say is not None:
+                say(line.strip())

@@ -56,16 +56,14 @@ class ReviewScreen(FramedScreen):
         Binding(BACK_KEYS, "back", "Back", key_display="b"),
         Binding("F", "force", "Force", tooltip="Plan it although it does not fit; the journal will say so"),
         Binding("w", "write", "Write spec", tooltip="Write the spec into the current folder, never over a file"),
+        Binding(
+            "e", "elsewhere", "Elsewhere", tooltip="Run it on another machine, or write a job file for a rented one"
+        ),
         Binding("d", "data", "Data report"),
         Binding("y", "refine('dry-run')", "Dry run", tooltip="Rehearse it on fake tensors: exact memory, in seconds"),
         Binding("p", "refine('probe')", "Probe", tooltip="Measure memory and speed on this machine, about a minute"),
         Binding("m", "matrix", "Matrix"),
-        Binding(
-            "s",
-            "text_part('schedule')",
-            "Schedule",
-            tooltip="Rate, length, mix, size over the tokens",
-        ),
+        Binding("s", "text_part('schedule')", "Schedule", tooltip="Rate, length, mix, size over the tokens"),
         Binding("l", "text_part('limits')", "Limits", tooltip="Benchmarks, what may be lost, loss spikes, processes"),
         Binding("f", "name_data", "Name a file", tooltip="Back to the question about data"),
         Binding("x", "this_machine", "This machine", tooltip="Plan for the real machine instead of the simulated one"),
@@ -299,6 +297,8 @@ class ReviewScreen(FramedScreen):
             return self.refusal is not None and self.refusal.code == REFUSED
         if action in ("start", "write"):
             return True if self.spec is not None and not self.scaler.launching else None
+        if action == "elsewhere":  # what does not fit here may fit there
+            return self.spec is not None or (self.refusal is not None and self.refusal.code == REFUSED)
         if action == "name_data":
             return self.refusal is not None and self.refusal.code == "plan.no_data"
         if action == "this_machine":
@@ -381,6 +381,12 @@ class ReviewScreen(FramedScreen):
             self.show_page()
             self.notify(f"Wrote {path}", timeout=6, markup=False)
             return
+
+    def action_elsewhere(self) -> None:
+        """Another machine over ssh, or a job file."""
+        from scaler_tui.screens.elsewhere import ElsewhereScreen
+
+        self.app.push_screen(ElsewhereScreen(self.approach, forced=self.forced))
 
     def action_start(self) -> None:
         """Start; what cannot run here says why."""

@@ -80,12 +80,9 @@ def not_startable(
             next_step="Write the spec (w), copy it to that machine, and run: scaler-wizard run spec.toml. "
             "Or plan for this machine (x).",
         )
-    if must_agree(approach):
-        return EngineError(
-            "plan.not_understood",
-            f"{row.title if row else 'This'} is research, and its warnings are not agreed to yet.",
-            next_step="Read the lines at the top of the page, and press a. You are asked only once.",
-        )
+    unready = not_ready(wizard, row, approach)
+    if unready is not None and unready is not wizard.data_problem:
+        return unready
     trains = spec is not None and spec.needs_data
     if row is not None and row.verdict is Verdict.NO and trains and not forced:
         return EngineError(
@@ -95,9 +92,18 @@ def not_startable(
             next_step="Choose a row that fits, a smaller model, or another card.",
             exit_code=ExitCode.DOES_NOT_FIT,
         )
-    if wizard.data_problem is not None and wizard.data_is_checked:
-        return wizard.data_problem
-    return None
+    return unready
+
+
+def not_ready(wizard: Wizard, row: ApproachRow | None, approach: str) -> EngineError | None:
+    """Why a plan cannot start on any machine yet: warnings that nobody agreed to, rows that cannot be used."""
+    if must_agree(approach):
+        return EngineError(
+            "plan.not_understood",
+            f"{row.title if row else 'This'} is research, and its warnings are not agreed to yet.",
+            next_step="Read the lines at the top of the page, and press a. You are asked only once.",
+        )
+    return wizard.data_problem if wizard.data_is_checked else None
 
 
 def refined_words(answer: Refined | EngineError | None) -> str:

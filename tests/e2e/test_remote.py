@@ -25,6 +25,8 @@ from engine.remote import farside, hosts, ssh
 from engine.remote.send import Copy, Item
 from engine.remote.wheel import pack
 from engine.resources import demo_model_dir
+from scaler_tui.feeds.twin import ask_twin
+from scaler_tui.places import PLACES, words_for
 from tests.support.cli import ROOT, Result, cli, wait_for
 from tests.support.fake_worker import worker_command
 from tests.support.sshd import Server, missing
@@ -277,3 +279,15 @@ def test_machines_of_one_run_are_looked_at_before_it_starts(
         hosts.check_hosts((Host("box"),))
     assert error.value.code == "hosts.not_shared"
     assert not list((tmp_path / "home" / "runs").iterdir()), "nothing is left behind"
+
+
+def test_the_wizard_hears_the_steps_and_is_given_the_mirror(
+    box: Server, spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_SSH", box.program)
+    heard: list[str] = []
+    words = words_for(PLACES[0], "box", spec)
+    told = ask_twin(*words, "--python", sys.executable, say=heard.append)
+    assert heard[-1].startswith("Started there as")
+    assert here(Path(told["directory"]).name).state.is_live
+    assert cli("stop", told["id"]).code == 0
