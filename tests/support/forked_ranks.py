@@ -2,7 +2,8 @@
 
 `python -m tests.support.forked_ranks RUN_DIR=WORLD ...` does one attempt at each run, one run after the other; 0 stands
 for a worker alone, RUN_DIR=WORLD! for ranks that are all killed (-9) when the first checkpoint is there, and
-RUN_DIR=WORLD/PIECES for ranks that start after memory ran out. What torchrun and the runner would set is set here, so
+RUN_DIR=WORLD/PIECES for ranks that start after memory ran out (2!/2: both). Ranks that are to begin again do so, as often as they
+say. What torchrun and the runner would set is set here, so
 that a test pays for the imports once.
 """
 
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
         world, _, pieces = world.partition("/")
         os.environ[PIECES] = pieces or "1"
         code = attempt(Path(run_dir), int(world.rstrip("!")), killed="!" in world)
+        while code and _begins_again(Path(run_dir), int(world.rstrip("!"))):
+            code = attempt(Path(run_dir), int(world.rstrip("!")), killed=False)
         worst = max(worst, code)
     return worst
 
@@ -64,9 +67,18 @@ def attempt(run_dir: Path, world: int, *, killed: bool) -> int:
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
+def _begins_again(run_dir: Path, world: int) -> bool:
+    """As the runner sees it."""
+    from engine.jobs import ranks
+
+    trouble = ranks.failed(ranks.read_signs(run_dir, world))
+    return trouble is not None and trouble.kind == "again"
+
+
 def _work(run_dir: Path) -> int:
     from engine.train.worker import main as work
 
+    sys.orig_argv = [sys.executable, "-m", "engine.train.worker", str(run_dir)]  # how a worker alone begins again
     return work([str(run_dir)])
 
 

@@ -3,6 +3,7 @@ number of processes."""
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,15 +16,21 @@ import pytest
 from engine.jobs import events as ev
 from engine.jobs.checkpoints import latest
 from engine.jobs.journal import JournalTail
-from engine.jobs.spec import JobSpec
+from engine.jobs.spec import JobSpec, SourceSection, StreamSection
+from engine.jobs.spec_stop import StopSection
 from engine.jobs.store import create_run
 from engine.train.checkpointing import PROGRESS, Progress
+from tests.train.conftest import write_jsonl
 from tests.train.spawn import worker_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 6
 TOLERANCE = 1e-5
+BAD_ROW = 61
+"""Text that no model expects, in the middle of text that is learned in a few steps: step `LEAP` meets it."""
+LEAP = 7
+STREAMED_STEPS = 8
 GROWTH = [{"max_steps": 2}, {"ffn": 192, "task": "new_coordinates", "max_steps": 4, "unfreeze_after": 2.0}]
 """Two steps, then a wider model whose old coordinates join after two more."""
 
@@ -59,11 +66,15 @@ def ended(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFa
         "qlora ddp": ["2/2"],
         "qlora fsdp2": ["2"],
         "staged": ["0"],
-        "staged ddp": ["2"],
+        "staged ddp": ["2!/2", "2"],
+        "streamed": ["0"],
+        "streamed ddp": ["2"],
+        "streamed fsdp2": ["2"],
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCALER_WIZARD_HOME", str(home))
-        runs = {name: create_run(_spec(name, tiny_model, tiny_data)) for name in worlds}
+        write_jsonl(home / "text.jsonl", _text_that_leaps())
+        runs = {name: create_run(_spec(name, tiny_model, tiny_data, home)) for name in worlds}
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "tests.support.forked_ranks"),
@@ -79,10 +90,19 @@ def ended(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFa
     return {name: Ended(run_dir) for name, run_dir in runs.items()}
 
 
-def _spec(name: str, model: Path, data: Path) -> JobSpec:
+def _text_that_leaps() -> list[dict[str, str]]:
+    """Rows of a few tokens, all alike but for one as long as a step."""
+    draw = random.Random(3)
+    rows = [{"text": "amber " * 10} for _ in range(300)]
+    rows[BAD_ROW] = {"text": "".join(chr(draw.randint(0x4E00, 0x9FA5)) for _ in range(50))}
+    return rows
+
+
+def _spec(name: str, model: Path, data: Path, home: Path) -> JobSpec:
     task, _, strategy = name.partition(" ")
+    rows = 3 if task == "staged" else 2  # so that the number of pieces makes a difference to each rank's share
     tree = {
-        "task": "full" if task == "staged" else task,
+        "task": {"staged": "full", "streamed": "lora"}.get(task, task),
         "model": {"source": str(model)},
         "data": {
             "train": str(data / "train.jsonl"),
@@ -92,8 +112,8 @@ def _spec(name: str, model: Path, data: Path) -> JobSpec:
         },
         "training": {
             "max_steps": STEPS,
-            "batch_size": 2,
-            "gradient_accumulation": 3,
+            "batch_size": rows,
+            "gradient_accumulation": 6 // rows,
             "learning_rate": 1e-3,
             "max_grad_norm": 0.5,
             "threads": 1,
@@ -101,10 +121,28 @@ def _spec(name: str, model: Path, data: Path) -> JobSpec:
         "evaluation": {"sample_prompts": ["Say amber"], "max_new_tokens": 4, "every_steps": 3},
         "checkpoint": {"every_steps": 2},
         "distributed": {"strategy": strategy or "auto"},
-        **({"adapter": {"rank": 4, "alpha": 8, "dropout": 0.0}} if task == "qlora" else {}),
+        **({"adapter": {"rank": 4, "alpha": 8, "dropout": 0.0}} if task in ("qlora", "streamed") else {}),
         **({"stages": GROWTH} if task == "staged" else {}),
     }
-    return msgspec.convert(tree, JobSpec)
+    spec = msgspec.convert(tree, JobSpec)
+    return _streamed(spec, home) if task == "streamed" else spec
+
+
+def _streamed(spec: JobSpec, home: Path) -> JobSpec:
+    """The text that leaps, learned in a few steps."""
+    return msgspec.structs.replace(
+        spec,
+        data=msgspec.structs.replace(spec.data, train="demo", heldout="", max_length=32),
+        sources=(SourceSection(name="text", path=str(home / "text.jsonl")),),
+        stream=StreamSection(
+            cache=str(home / "cache"), deduplicate="off", shuffle_documents=0, heldout_share=0.0
+        ),
+        training=msgspec.structs.replace(
+            spec.training, max_steps=STREAMED_STEPS, batch_size=2, gradient_accumulation=2, learning_rate=1e-2,
+            schedule="constant", warmup_ratio=0.0,
+        ),
+        stop=StopSection(spike_factor=1.5, spike_window=4),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["full ddp", "full fsdp2", "qlora ddp", "qlora fsdp2", "staged ddp"])
@@ -118,6 +156,20 @@ def test_the_losses_of_several_processes_are_those_of_one(ended: dict[str, Ended
         assert together[step].trained_tokens == event.trained_tokens
     assert max(event.grad_norm for event in alone.values()) > 0.5, "clipping was at work"
     assert len({event.tokens for event in alone.values()}) > 1, "steps differ in their tokens"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_after_a_leap_of_the_loss_the_steps_of_several_processes_are_those_of_one(
+    ended: dict[str, Ended], strategy: str
+) -> None:
+    alone, together = ended["streamed"], ended[f"streamed {strategy}"]
+    found = [[(one.trouble, one.step, one.back_to_step) for one in run.of(ev.Recovery)] for run in (alone, together)]
+    assert found == [[("loss spike", LEAP, LEAP - 1)]] * 2
+    assert list(together.steps) == list(alone.steps) == list(range(1, STREAMED_STEPS + 1))
+    for step, event in alone.steps.items():
+        assert together.steps[step].loss == pytest.approx(event.loss, abs=TOLERANCE)
+        assert together.steps[step].learning_rate == event.learning_rate == (0.01 if step < LEAP else 0.005)
+        assert together.steps[step].tokens == event.tokens
 
 
 @pytest.mark.parametrize("name", ["full ddp", "full fsdp2", "qlora ddp", "qlora fsdp2"])
@@ -142,6 +194,16 @@ def test_a_run_goes_on_with_another_number_of_processes(ended: dict[str, Ended],
 def test_ranks_that_ran_out_of_memory_compute_the_same_in_pieces(ended: dict[str, Ended]) -> None:
     """The losses are compared above; the checkpoint hands the number of pieces on."""
     found = latest(ended["qlora ddp"].run_dir)
+    assert found.path is not None
+    assert msgspec.json.decode((found.path / PROGRESS).read_bytes(), type=Progress).pieces == 2
+
+
+def test_pieces_of_an_earlier_stage_are_those_of_every_rank_in_a_later_one(ended: dict[str, Ended]) -> None:
+    """Killed after its first stage and gone on with by a runner that knows of no pieces."""
+    run = ended["staged ddp"]
+    assert [world for world, _ in run.worlds] == [2, 2]
+    assert run.of(ev.Start)[-1].resumed_step >= 2
+    found = latest(run.run_dir)
     assert found.path is not None
     assert msgspec.json.decode((found.path / PROGRESS).read_bytes(), type=Progress).pieces == 2
 
