@@ -209,3 +209,17 @@ def test_a_suite_without_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no text") as refused:
         read_suite("mine", str(tmp_path / "empty.jsonl"), "text", ChatTokenizer.load(demo_model_dir()), 256, 1000)
     assert refused.value.code == "suite.no_text"
+
+
+def test_the_command_names_what_it_does_and_not_another_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scaler_tui.cli import main
+
+    text = tmp_path / "prose.txt"
+    text.write_text("the dunes move when the wind does.\n")
+    assert main(["eval", "demo", "--suite", str(text)]) == 0
+    told = capsys.readouterr()
+    assert "prose" in told.out
+    assert "measuring" in told.err
+    assert "measuring lengths" not in told.err
