@@ -234,9 +234,9 @@ class RunCallback(TrainerCallback):
         weights before the step's update; those after it must be numbers too, as they may be the next checkpoint."""
         context, planned = self.context, self.trainer.planned
         broken = ""
-        if not math.isfinite(grad_norm):
+        if math.isfinite(loss) and not math.isfinite(grad_norm):
             broken = "The gradient is no number"
-        elif not are_finite(context.model):
+        elif math.isfinite(loss) and not are_finite(context.model):
             broken = "The update made weights that are no numbers"
         if planned is not None and (broken or is_spike(context.spec.stop, loss, self.tally.recent_losses)):
             leap = Leap(context.stage, context.first_step, step, loss, planned.course, broken)
