@@ -2,9 +2,8 @@
 
 `python -m tests.support.forked_ranks RUN_DIR=WORLD ...` does one attempt at each run, one run after the other; 0 stands
 for a worker alone, RUN_DIR=WORLD! for ranks that are all killed (-9) when the first checkpoint is there, and
-RUN_DIR=WORLD/PIECES for ranks that start after memory ran out (2!/2: both). Ranks that are to begin again do so, as often as they
-say. What torchrun and the runner would set is set here, so
-that a test pays for the imports once.
+RUN_DIR=WORLD/PIECES for ranks that start after memory ran out (2!/2: both). Ranks that are to begin again do so, as
+often as they say. What torchrun and the runner would set is set here, so that a test pays for the imports once.
 """
 
 from __future__ import annotations
