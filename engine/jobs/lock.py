@@ -40,8 +40,13 @@ def acquire(run_dir: Path) -> int | None:
 
 def is_held(run_dir: Path) -> bool:
     """Does a runner or a worker hold the run?"""
+    return is_locked(run_dir / LOCK)
+
+
+def is_locked(path: Path) -> bool:
+    """Does somebody hold the lock of this file? False where there is none."""
     try:
-        handle = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

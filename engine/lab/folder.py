@@ -113,10 +113,15 @@ class LabFolder:
         mark = hashlib.sha256(arm.encode()).hexdigest()[:4]
         return self.path / RANDOM / f"{slug}-{mark}-{seed}"
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a process works on it now."""
+        return lock.is_locked(self.path / _LOCK)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """One process at a time works on a lab. Raises EngineError `lab.live`."""
-        handle = lock.take(self.path / _LOCK)
+        handle = lock.take(self.path / _LOCK, lock.PATIENCE_SECONDS)
         if handle is None:
             raise EngineError(
                 "lab.live",

@@ -102,6 +102,7 @@ class WelcomeScreen(FramedScreen):
         count = len(self._runs)
         entries.append(("runs", "All runs", f"{count} so far" if count else "none yet"))
         entries.append(("hardware", "This machine", "what was found; or plan for another card"))
+        entries.append(("labs", "Labs", "approaches held against each other, and which won"))
         return entries
 
     def _fill(self) -> None:
@@ -161,3 +162,7 @@ class WelcomeScreen(FramedScreen):
             app.open_runs()
         elif target == "hardware":
             app.open_hardware()
+        elif target == "labs":
+            from scaler_tui.screens.labs import LabsScreen
+
+            app.push_screen(LabsScreen())
