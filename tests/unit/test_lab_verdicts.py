@@ -134,8 +134,8 @@ def test_an_arm_that_ran_out_of_budget_before_a_level_is_not_beaten_by_one_that_
 
 
 def test_a_benchmark_is_judged_the_way_that_lm_eval_calls_better() -> None:
-    runs = [run("a", seed, **{"falling:wikitext": 20.0 + seed / 10}) for seed in SEEDS]
-    runs += [run("b", seed, **{"falling:wikitext": 30.0 + seed / 9}) for seed in SEEDS]
+    runs = [run("a", seed, (), **{"falling:wikitext": 20.0 + seed / 10}) for seed in SEEDS]
+    runs += [run("b", seed, (), **{"falling:wikitext": 30.0 + seed / 9}) for seed in SEEDS]
     verdict = decide(GoalSection(name="text", figure="benchmark:wikitext"), ground(runs))
     assert (verdict.winner, verdict.higher_is_better) == ("a", False)
     assert verdict.words.startswith("a won: 20.200, against b by"), "perplexity is no share of right answers"
