@@ -115,7 +115,7 @@ class LabsScreen(FramedScreen):
                 for goal, words in row.verdicts
             ]
             return [*found, wrapped_line(f"As a page: {row.folder / 'report.html'}", width, tone=QUIET)]
-        told = [wrapped_line(row.question, width), wrapped_line(f"Arms: {', '.join(row.arms)}.", width)]
+        told = [wrapped_line(row.question, width), wrapped_line(f"Arms: {'; '.join(row.arms)}.", width)]
         if row.verdicts:
             told.append(wrapped_line("Enter shows what it found.", width, tone="bold"))
         elif row.ready and not row.working:

@@ -179,11 +179,8 @@ class ReviewScreen(FramedScreen):
 
     def show_page(self) -> None:
         """Draw everything."""
-        top, bar, rest = (
-            self.query_one("#review", Static),
-            self.query_one(FitBar),
-            self.query_one("#review-rest", Static),
-        )
+        top, rest = self.query_one("#review", Static), self.query_one("#review-rest", Static)
+        bar = self.query_one(FitBar)
         row, machine = self.row, self.scaler.wizard.machine
         trains = self.spec is None or self.spec.needs_data or self.spec.context.extends
         bar.display = row is not None and machine is not None and not self.scaler.launching and trains
