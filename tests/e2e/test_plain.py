@@ -120,7 +120,7 @@ def test_a_changed_answer_says_what_it_changes(tmp_path: Path) -> None:
         (["1", "", "", "", "", "3", "Voodoo2"], "names no known graphics card"),
         ([*TO_THE_MATRIX, "99"], "Type a number from 1 to 9"),
         ([*TO_THE_MATRIX, "7"], "does not carry it out yet"),
-        ([*TO_THE_MATRIX, "1", "4"], "Type a number from 1 to 3"),
+        ([*TO_THE_MATRIX, "1", "7"], "Type a number from 1 to 6"),
         ([*TO_THE_MATRIX, "1", "1", "/dev/null/x.toml"], "Cannot write"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
@@ -158,10 +158,11 @@ def test_a_value_with_an_equals_sign_is_not_an_option(tmp_path: Path) -> None:
 
 def test_a_plan_for_another_card_can_be_written_but_not_started(tmp_path: Path) -> None:
     answers = ["1", *[""] * 9]  # one question more: which card
-    result = plain(*answers, "1", "3", "1", "", words=("--plain", "--gpu", "RTX 4090"), cwd=tmp_path)
+    result = plain(*answers, "1", "6", "1", "", words=("--plain", "--gpu", "RTX 4090"), cwd=tmp_path)
     assert steps(result)[-1] == "10 of 10"
     assert "This is a simulation, SIM" in result.out
-    assert "Type a number from 1 to 2" in result.out
+    assert "Type a number from 1 to 5" in result.out
+    assert "Start it now, here" not in result.out
     assert result.code == 0, result.text
     assert load_spec(tmp_path / "spec.toml").prediction.machine.startswith("RTX 4090")
     assert cli("runs", "--json").json == []
