@@ -268,9 +268,15 @@ def is_gone(sign: Sign) -> bool:
     return started is None or abs(started - sign.process_start) > START_TOLERANCE_SECONDS
 
 
+def _doing(sign: Sign) -> str:
+    """What it said it was doing, and in which step where that does not say it."""
+    words = sign.doing or "starting"
+    return words if "step" in words or not sign.step else f"{words}, step {sign.step}"
+
+
 def _trouble(kind: str, who: Sequence[_Watched], now: float, words: Iterable[str]) -> Trouble:
     told = "; ".join(
-        f"{text} (last sign {now - one.beat_seen:.0f} s ago: {one.sign.doing or 'starting'})"
+        f"{text} (last sign {now - one.beat_seen:.0f} s ago: {_doing(one.sign)})"
         for one, text in zip(who, words, strict=True)
     )
     ranks = tuple(one.sign.rank for one in who)

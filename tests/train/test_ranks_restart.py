@@ -3,10 +3,11 @@ real launcher, a real kill -9 and a real SIGSTOP."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def wait_for(what: Callable[[], Any], run_dir: Path) -> Any:
 
 
 @pytest.fixture
-def run_dir(make_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run_dir(make_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path))
     for name in os.environ.keys() - worker_environment().keys():
         monkeypatch.delenv(name)
@@ -50,7 +51,13 @@ def run_dir(make_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         checkpoint={"every_steps": 5},
         distributed={"processes": 2, "hang_seconds": HANG_SECONDS, "restarts": 2},
     )
-    return create_run(spec)
+    made = create_run(spec)
+    yield made
+    left = [load_state(made).state.runner_pid, *(sign.pid for sign in ranks.read_signs(made, 2))]
+    for pid in left:  # whatever a failed test leaves at work
+        with contextlib.suppress(OSError):
+            if pid and str(made).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_dead_and_a_hung_process_are_named_and_the_run_goes_on(run_dir: Path) -> None:
@@ -62,10 +69,14 @@ def test_a_dead_and_a_hung_process_are_named_and_the_run_goes_on(run_dir: Path) 
         starts = [event.t for event in events(ev.Start)]
         return len(starts) == attempt and any(one.t > starts[-1] for one in events(ev.Checkpoint))
 
+    def in_a_step() -> ranks.Sign | None:
+        """Rank 1, once its sign (one a second) says that it trains."""
+        sign = ranks.read_sign(run_dir, 1)
+        return sign if sign is not None and sign.step > 0 else None
+
     launch(run_dir)
     wait_for(lambda: stepping(1), run_dir)
-    victim = ranks.read_sign(run_dir, 1)
-    assert victim is not None
+    victim = wait_for(in_a_step, run_dir)
     os.kill(victim.pid, signal.SIGKILL)
     lost: ev.Recovery = wait_for(lambda: events(ev.Recovery), run_dir)[0]
     assert lost.trouble == "process lost"
