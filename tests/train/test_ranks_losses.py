@@ -23,7 +23,11 @@ from engine.train.checkpointing import PROGRESS, Progress
 from tests.train.conftest import write_jsonl
 from tests.train.spawn import worker_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("ranks"),  # the runs are made once and compared many times
+]
 
 STEPS = 6
 TOLERANCE = 1e-5
