@@ -53,7 +53,7 @@ def run_dir(make_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     made = create_run(spec)
     yield made
-    left = [load_state(made).state.runner_pid, *(sign.pid for sign in ranks.read_signs(made, 2))]
+    left = [load_state(made).runner_pid, *(sign.pid for sign in ranks.read_signs(made, 2))]
     for pid in left:  # whatever a failed test leaves at work
         with contextlib.suppress(OSError):
             if pid and str(made).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
