@@ -128,21 +128,23 @@ def _counted(mask: Mask, lengths: NDArray[np.uint32]) -> Counted:
 
 
 def _heldout(source: Taken, candidates: Mask, stream: StreamSection) -> Mask:
-    """By digest, so that more text of the source changes nothing: the first ones up to heldout_tokens. Of few documents
-    the one with the smallest digest, so that every source of two has one, and never more than half."""
+    """By digest, so that more text of the source changes nothing: the first ones up to heldout_tokens. Where the share
+    gives none, the first one by digest, so that a source of two has one. Never more than half of the documents, nor of
+    their tokens."""
     found = np.zeros(source.documents, np.bool_)
     half = int(candidates.sum()) // 2
     if not stream.heldout_share or not stream.heldout_tokens or not half:
         return found
     digests = np.concatenate([part["digest_low"] & np.uint64(_HASH_RANGE - 1) for part in source.parts])
     below = np.flatnonzero(candidates & (digests < round(stream.heldout_share * _HASH_RANGE)))
+    lengths = source.lengths().astype(np.int64)
+    room = int(lengths[candidates].sum()) // 2
     if not len(below):
-        numbers = np.flatnonzero(candidates)
-        below = numbers[[int(np.argmin(digests[numbers]))]]
+        numbers = np.flatnonzero(candidates & (lengths <= room))
+        below = numbers[np.argsort(digests[numbers], kind="stable")[:1]]
     below = below[:half]
-    lengths = source.lengths()[below]
-    before = np.cumsum(lengths, dtype=np.int64) - lengths
-    found[below[before < stream.heldout_tokens]] = True
+    after = np.cumsum(lengths[below])
+    found[below[(after - lengths[below] < stream.heldout_tokens) & (after <= room)]] = True
     return found
 
 

@@ -156,5 +156,5 @@ def write_link(run_dir: Path, link: LinkRecord) -> None:
 
 
 def write_record(run_dir: Path, record: RemoteRecord) -> None:
-    """Make a run directory a mirror."""
-    layout.write_atomic(run_dir / REMOTE, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+    """Make a run directory a mirror. The record is its owner's alone: the ssh command in it may hold what is secret."""
+    layout.write_atomic(run_dir / REMOTE, msgspec.json.format(msgspec.json.encode(record)) + b"\n", private=True)

@@ -44,11 +44,14 @@ def fsync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Readers see the old file or the whole new one; after a power cut too. Raises EngineError `disk.full`."""
+def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Readers see the old file or the whole new one; after a power cut too. A `private` one is for its owner alone.
+    Raises EngineError `disk.full`."""
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with staging.open("wb") as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

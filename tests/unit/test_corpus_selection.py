@@ -193,6 +193,18 @@ def test_held_out_text_ends_at_its_limit_and_of_two_documents_one_is_held_out(tm
     assert (len(corpus.domains[0].heldout), corpus.domains[0].documents) == (1, 1)
 
 
+def test_no_more_than_half_of_the_tokens_is_held_out(tmp_path: Path) -> None:
+    """Whichever of a long and a short document has the smaller digest, and however large the share is."""
+    for seed in range(6):
+        short, long = texts(2, seed=seed)
+        rows = write_rows(tmp_path / f"{seed}.jsonl", [short, " ".join([long] * 20)])
+        for share in (0.001, 0.49):
+            corpus = prepared({"text": rows}, stream_of(tmp_path / "c", heldout_share=share))
+            domain = corpus.domains[0]
+            assert sum(len(document.ids) for document in domain.heldout) <= domain.tokens
+            assert (len(domain.heldout), domain.documents) == (1, 1) or share > 0.001
+
+
 @pytest.mark.parametrize("deduplicate", ["off", "exact", "near"])
 def test_no_copy_of_held_out_text_is_trained_on(tmp_path: Path, deduplicate: str) -> None:
     """Whether copies are far or near, few documents or many, and whether duplicates are kept or not."""

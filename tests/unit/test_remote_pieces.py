@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -15,12 +16,14 @@ import pytest
 
 from engine.errors import EngineError
 from engine.jobs import elsewhere
+from engine.jobs.elsewhere import REMOTE, RemoteRecord, write_record
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_toml import load_spec, with_absolute_paths
 from engine.jobs.state import RunPhase
 from engine.jobs.store import find_run, list_runs
 from engine.jobs.summary import quick_state
 from engine.remote import farside, mirror, wheel
+from engine.remote.far.common import blob_path
 from engine.remote.faults import ssh_error
 from engine.remote.fetch import listed_files
 from engine.remote.hashes import Hashes
@@ -340,3 +343,30 @@ def test_a_spec_written_to_another_folder_names_the_same_text(tmp_path: Path, mo
     found = with_absolute_paths(load_spec(Path("there") / "spec.toml"), tmp_path / "there")
     assert Path(found.sources[0].path).resolve() == tmp_path / "text" / "*.txt"
     assert found.sources[1].path == "hub:owner/name"
+
+
+def test_two_connections_that_copy_one_file_at_once_leave_it_whole(tmp_path: Path) -> None:
+    content = b"weights " * 100_000
+    sha = hashlib.sha256(content).hexdigest()
+    order = {"root": str(tmp_path), "files": [{"sha": sha, "offset": 0, "size": len(content)}]}
+    command = [sys.executable, "-c", f"from engine.remote.far import files; files.receive({order!r})"]
+    first, second = (subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(2))
+    assert first.stdin is not None
+    first.stdin.write(content[:300_000])
+    first.stdin.flush()
+    part = blob_path(tmp_path, sha).with_suffix(".part")
+    writer = threading.Thread(target=second.communicate, args=(content,))
+    writer.start()
+    first.communicate(content[300_000:])
+    writer.join()
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert blob_path(tmp_path, sha).read_bytes() == content
+    assert not part.exists()
+
+
+def test_the_record_of_a_mirror_is_for_its_owner_alone(tmp_path: Path) -> None:
+    write_record(
+        tmp_path,
+        RemoteRecord(host="there", directory="/runs/1", ssh=("sshpass", "ssh"), python="python3", program=("sw",)),
+    )
+    assert (tmp_path / REMOTE).stat().st_mode & 0o077 == 0

@@ -5,11 +5,12 @@ Owns the store below the root: `files/` by hash, `inputs/` as links to them. Mus
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .common import CHUNK_BYTES, Refused, blob_path, sha_of, write_whole
 
@@ -38,28 +39,38 @@ def receive(order: dict[str, Any]) -> dict[str, Any]:
 def _take(blob: Path, sha: str, offset: int, size: int) -> None:
     blob.parent.mkdir(parents=True, exist_ok=True)
     part = blob.with_suffix(".part")
-    with part.open("r+b" if offset else "wb") as file:
+    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # two connections may copy the same file: the second one waits
+        if blob.is_file():  # for the first one, which was done meanwhile
+            _pass_on(size - offset, None)
+            part.unlink(missing_ok=True)
+            return
         file.truncate(offset)
         file.seek(offset)
-        left = size - offset
-        while left:
-            chunk = sys.stdin.buffer.read(min(left, CHUNK_BYTES))
-            if not chunk:
-                raise Refused("remote.dropped", "The connection was lost while a file was copied.")
-            file.write(chunk)
-            left -= len(chunk)
+        _pass_on(size - offset, file)
         file.flush()
         os.fsync(file.fileno())
-    if sha_of(part) != sha:
-        part.unlink()
-        raise Refused(
-            "remote.damaged",
-            "A file arrived damaged.",
-            f"Its SHA-256 is not {sha[:12]}...",
-            "Try again: it is copied anew.",
-        )
-    part.chmod(0o444)
-    part.replace(blob)
+        if sha_of(part) != sha:
+            file.truncate(0)  # never removed: somebody may wait for it
+            raise Refused(
+                "remote.damaged",
+                "A file arrived damaged.",
+                f"Its SHA-256 is not {sha[:12]}...",
+                "Try again: it is copied anew.",
+            )
+        part.chmod(0o444)
+        part.replace(blob)
+
+
+def _pass_on(left: int, file: BinaryIO | None) -> None:
+    """The next `left` bytes of standard input into `file`, or to nobody."""
+    while left:
+        chunk = sys.stdin.buffer.read(min(left, CHUNK_BYTES))
+        if not chunk:
+            raise Refused("remote.dropped", "The connection was lost while a file was copied.")
+        if file is not None:
+            file.write(chunk)
+        left -= len(chunk)
 
 
 def tree(order: dict[str, Any]) -> dict[str, Any]:
