@@ -60,8 +60,11 @@ class Interval:
         return self.pairs >= FEWEST_PAIRS and (self.low > 0 or self.high < 0)
 
 
-def paired_interval(before: Items, after: Items, *, seed: int = SEED, resamples: int = RESAMPLES) -> Interval:
-    """The same items in the same order on both sides; equal seeds give equal intervals."""
+def paired_interval(
+    before: Items, after: Items, *, comparisons: int = 1, seed: int = SEED, resamples: int = RESAMPLES
+) -> Interval:
+    """The same items in the same order on both sides; equal seeds give equal intervals. Where it is one of several
+    `comparisons` that are searched for a loss, the sign test has to hold for all of them together (Bonferroni)."""
     pairs = len(before.amounts)
     assert pairs == len(after.amounts) == len(before.units) == len(after.units)
     delta = after.figure - before.figure
@@ -74,7 +77,8 @@ def paired_interval(before: Items, after: Items, *, seed: int = SEED, resamples:
     tail = (1 - LEVEL) / 2
     low, high = map(float, np.quantile(np.concatenate(found), [tail, 1 - tail]))
     rose, fell = _changed(before, after)
-    if rose + fell < MANY_CHANGED and sign_test(rose, fell) >= 1 - LEVEL:
+    doubted = rose + fell < MANY_CHANGED or comparisons > 1
+    if doubted and sign_test(rose, fell) >= (1 - LEVEL) / comparisons:
         low, high = min(low, 0.0), max(high, 0.0)
     return Interval(delta, low, high, pairs)
 

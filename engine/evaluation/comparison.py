@@ -99,7 +99,10 @@ def _task_reports(before: Found, after: Found) -> Iterator[RetentionReport]:
     for group in (task for task in before.tasks if task.members):
         pairs = [_answers(before, after, name) for name in group.members]
         whole = _report_of(group.task, [pair for one in pairs for pair in one.values()])
-        members = [_report_of(name, list(one.values())) for name, one in zip(group.members, pairs, strict=True)]
+        several = len(group.members)
+        members = [
+            _report_of(name, list(one.values()), several) for name, one in zip(group.members, pairs, strict=True)
+        ]
         shown = members if len(members) <= MOST_MEMBERS_SHOWN else [m for m in members if m and m.verdict == "lost"]
         yield from (report for report in (whole, *shown) if report is not None)
     for task in before.tasks:
@@ -121,15 +124,16 @@ def _answers(before: Found, after: Found, name: str) -> Mapping[int, tuple[float
     }
 
 
-def _report_of(name: str, pairs: Sequence[tuple[float, float]]) -> RetentionReport | None:
+def _report_of(name: str, pairs: Sequence[tuple[float, float]], comparisons: int = 1) -> RetentionReport | None:
     if not pairs:
         return None
     ones = [1.0] * len(pairs)
-    return _report(name, ACCURACY, Items([p[0] for p in pairs], ones), Items([p[1] for p in pairs], ones))
+    before, after = (Items([pair[side] for pair in pairs], ones) for side in (0, 1))
+    return _report(name, ACCURACY, before, after, comparisons)
 
 
-def _report(on: str, unit: str, before: Items, after: Items) -> RetentionReport:
-    found = paired_interval(before, after)
+def _report(on: str, unit: str, before: Items, after: Items, comparisons: int = 1) -> RetentionReport:
+    found = paired_interval(before, after, comparisons=comparisons)
     first, second = before.figure, after.figure
     better = 1.0 if unit == ACCURACY else -1.0
     matters = MATTERS_ACCURACY if unit == ACCURACY else MATTERS_BITS * first

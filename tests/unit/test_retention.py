@@ -132,7 +132,7 @@ def test_a_loss_that_a_coin_explains_is_not_significant_and_breaks_no_limit(lost
 
 
 # ── verdicts and words ───────────────────────────────────────────────────────────────────────────────────────────
-def test_a_large_loss_is_told_as_the_issue_tells_it() -> None:
+def test_a_large_loss_is_told_in_plain_words() -> None:
     report = only(
         of_tasks(task("demo_arithmetic", answers(364, 400))), of_tasks(task("demo_arithmetic", answers(312, 400)))
     )
@@ -219,6 +219,18 @@ def test_of_a_large_group_only_lost_members_are_told() -> None:
     worse = [task(name, answers(2 if name == "subject_7" else 40, 50)) for name in names]
     told = [report.on for report in compare(before, of_tasks(*worse, group("all", *names)))]
     assert told == ["all", "subject_7"]
+
+
+def test_a_member_that_chance_picks_out_of_many_is_not_called_lost() -> None:
+    """Seven of seven changes for the worse: one chance in 64, which one of thirty meets more than every third time."""
+    names = [f"subject_{number}" for number in range(30)]
+    before = {number: float(number < 40) for number in range(50)}
+    unlucky = {**before, **dict.fromkeys(range(7), 0.0)}
+    alone = only(of_tasks(task("subject_7", before)), of_tasks(task("subject_7", unlucky)))
+    assert is_significant(alone)
+    found = of_tasks(*(task(name, unlucky if name == "subject_7" else before) for name in names), group("all", *names))
+    told = compare(of_tasks(*(task(name, before) for name in names), group("all", *names)), found)
+    assert [report.on for report in told] == ["all"]
 
 
 def test_documents_of_another_text_are_not_compared() -> None:
