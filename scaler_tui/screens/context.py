@@ -22,9 +22,8 @@ from engine.jobs.spec_context import AUTO
 from engine.units import format_count
 from scaler_tui.feeds.context_feed import WindowAsked, WindowPlanned, plan_window_in_thread
 from scaler_tui.feeds.race_feed import RaceNews
-from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.race_state import RaceState, progress_words
-from scaler_tui.screens.base import FramedScreen
+from scaler_tui.screens.planning import PlanningScreen
 from scaler_tui.widgets import context_words
 from scaler_tui.window import APPROACH, TRAININGS, RaceKey, trained
 from scaler_tui.window_choices import Option, length_options, method_options, training_options
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 FIELDS = ("Length", "Method", "Training")
 
 
-class ContextScreen(FramedScreen):
+class ContextScreen(PlanningScreen):
     """Three fields above; below, the values of the pointed one, and who reads the result."""
 
     place = "longer window"
@@ -78,18 +77,7 @@ class ContextScreen(FramedScreen):
     def on_mount(self) -> None:
         """Plan."""
         self.query_one("#length").display = False
-        self.ask()
-
-    def on_screen_resume(self) -> None:
-        """Another machine, a measured race or found factors may be there now."""
-        super().on_screen_resume()
-        self.ask()
-
-    def on_startup_news(self, news: StartupNews) -> None:
-        """Machine or model arrived."""
-        if news.machine is not None or news.model:
-            self.refresh_title()
-            self.ask()
+        self.replan()
 
     def on_race_news(self, message: RaceNews) -> None:
         """A race goes on in the background."""
@@ -122,7 +110,7 @@ class ContextScreen(FramedScreen):
         """What was measured for it."""
         return self.scaler.wizard.window.race(self.key)
 
-    def ask(self) -> None:
+    def replan(self) -> None:
         """Plan in a thread; estimates at once, they are arithmetic."""
         wizard = self.scaler.wizard
         if wizard.machine is not None and wizard.architecture is not None:
@@ -173,7 +161,7 @@ class ContextScreen(FramedScreen):
         window = self.scaler.wizard.window
         if field == 0:
             window.choice = replace(window.choice, length=int(value))
-            self.ask()
+            self.replan()
         elif field == 1:
             window.choice = replace(window.choice, method=value)
         else:

@@ -18,9 +18,8 @@ from textual.widgets import Input, Static
 
 from engine.errors import EngineError
 from scaler_tui import limit_choices
-from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.limit_choices import FIELDS, TITLES
-from scaler_tui.screens.base import FramedScreen
+from scaler_tui.screens.planning import PlanningScreen
 from scaler_tui.text_plan import TextPlan, keep
 from scaler_tui.widgets import context_words
 from scaler_tui.window_choices import Option
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from engine.advise.sharded import CardCount
 
 
-class LimitsScreen(FramedScreen):
+class LimitsScreen(PlanningScreen):
     """Fields above; the values of the pointed one below."""
 
     place = "limits"
@@ -75,18 +74,7 @@ class LimitsScreen(FramedScreen):
     def on_mount(self) -> None:
         """Estimates at once: they are arithmetic."""
         self.query_one("#limit-field").display = False
-        self.estimate()
-
-    def on_screen_resume(self) -> None:
-        """Another machine may be planned for."""
-        super().on_screen_resume()
-        self.estimate()
-
-    def on_startup_news(self, news: StartupNews) -> None:
-        """Machine or model arrived."""
-        if news.machine is not None or news.model:
-            self.refresh_title()
-            self.estimate()
+        self.replan()
 
     def on_unmount(self) -> None:
         """The choice outlasts the screen."""
@@ -100,7 +88,7 @@ class LimitsScreen(FramedScreen):
         """Of what."""
         return f"limits for {self.scaler.wizard.model_source}"
 
-    def estimate(self) -> None:
+    def replan(self) -> None:
         """What several cards would give."""
         wizard = self.scaler.wizard
         self.counts = limit_choices.count_rows(wizard.run_row(self.approach))

@@ -19,8 +19,7 @@ from textual.widgets import Static
 from engine.advise.matrix import ApproachRow
 from engine.estimate.estimate import Estimate
 from scaler_tui.feeds.data_check import DataChecked
-from scaler_tui.feeds.startup import StartupNews
-from scaler_tui.screens.base import FramedScreen
+from scaler_tui.screens.planning import PlanningScreen
 from scaler_tui.widgets.breakdown import Cell, breakdown_content
 from scaler_tui.widgets.fit_bar import FitBar
 from scaler_tui.widgets.matrix_table import MatrixTable
@@ -38,7 +37,7 @@ _CELLS = {
 """Cells that open, from left to right as the pointer walks: column of the table -> (engine's name, heading)."""
 
 
-class MatrixScreen(FramedScreen):
+class MatrixScreen(PlanningScreen):
     """Rows above, the chosen row's memory bar and words, or all its figures, below."""
 
     place = "compare approaches"
@@ -70,28 +69,17 @@ class MatrixScreen(FramedScreen):
 
     def on_mount(self) -> None:
         """Start on the recommended row."""
-        self.show_matrix()
-
-    def on_screen_resume(self) -> None:
-        """The machine may have been changed."""
-        super().on_screen_resume()
-        self.show_matrix()
-
-    def on_startup_news(self, news: StartupNews) -> None:
-        """Machine or model arrived."""
-        if news.machine is not None or news.model:
-            self.refresh_title()
-            self.show_matrix()
+        self.replan()
 
     def on_data_news(self, message: DataChecked) -> None:
         """The rows were counted."""
-        self.show_matrix()
+        self.replan()
 
     def on_resize(self, event: Resize) -> None:
         """The words wrap anew."""
-        self.call_after_refresh(self.show_matrix)
+        self.call_after_refresh(self.replan)
 
-    def show_matrix(self) -> None:
+    def replan(self) -> None:
         """Take the matrix from the wizard."""
         wizard = self.scaler.wizard
         table = self.query_one(MatrixTable)

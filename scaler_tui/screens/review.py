@@ -24,9 +24,9 @@ from engine.estimate.estimate import Verdict
 from scaler_tui.feeds.data_check import DataChecked
 from scaler_tui.feeds.estimate_feed import TIERS, EstimateRefined, refine_in_thread
 from scaler_tui.feeds.schedule_feed import SchedulePlanned, lay_out_text
-from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.frank import agree, must_agree
-from scaler_tui.screens.base import BACK_KEYS, FramedScreen
+from scaler_tui.screens.base import BACK_KEYS
+from scaler_tui.screens.planning import PlanningScreen
 from scaler_tui.widgets.fit_bar import FitBar
 from scaler_tui.widgets.review_words import (
     REFUSED,
@@ -46,7 +46,7 @@ LABEL_CELLS = 10
 QUIET = "$foreground 75%"
 
 
-class ReviewScreen(FramedScreen):
+class ReviewScreen(PlanningScreen):
     """Choices, costs, the command; Enter starts."""
 
     place = "review"
@@ -94,22 +94,11 @@ class ReviewScreen(FramedScreen):
 
     def on_mount(self) -> None:
         """Make the spec."""
-        self.make_spec()
-
-    def on_screen_resume(self) -> None:
-        """The machine may have been changed."""
-        super().on_screen_resume()
-        self.make_spec()
-
-    def on_startup_news(self, news: StartupNews) -> None:
-        """Machine or model arrived."""
-        if news.machine is not None or news.model:
-            self.make_spec()
-            self.refresh_title()
+        self.replan()
 
     def on_data_news(self, message: DataChecked) -> None:
         """The rows were counted: hours and money follow."""
-        self.make_spec()
+        self.replan()
 
     def on_resize(self, event: Resize) -> None:
         """The lines wrap anew."""
@@ -119,7 +108,7 @@ class ReviewScreen(FramedScreen):
         """It could not be started; the page is as it was."""
         self.show_page()
 
-    def make_spec(self) -> None:
+    def replan(self) -> None:
         """Ask the engine for the spec of the chosen approach."""
         wizard = self.scaler.wizard
         if wizard.machine is not None and wizard.architecture is not None:
@@ -158,7 +147,7 @@ class ReviewScreen(FramedScreen):
         if message.key == self.scaler.wizard.text_key(self.approach):
             if message.job is not None:
                 self.scaler.wizard.text.laid_out = (message.key, message.job)
-                self.make_spec()
+                self.replan()
             elif message.error is not None:
                 self.spec, self.refusal = None, message.error
                 self.show_page()
@@ -329,7 +318,7 @@ class ReviewScreen(FramedScreen):
     def action_force(self) -> None:
         """Plan what does not fit all the same; nothing starts before Enter."""
         self.forced = True
-        self.make_spec()
+        self.replan()
 
     def action_data(self) -> None:
         """The report on the rows."""
@@ -355,7 +344,7 @@ class ReviewScreen(FramedScreen):
         self.forced = False
         self.scaler.wizard.plan_for_this()
         self.refresh_title()
-        self.make_spec()
+        self.replan()
 
     def action_write(self) -> None:
         """Write the spec next to where the user is, never over something."""

@@ -22,8 +22,7 @@ from engine.errors import EngineError
 from engine.jobs.series import Bucket
 from scaler_tui import schedule_curves, stage_edits
 from scaler_tui.feeds.schedule_feed import SchedulePlanned, lay_out_text
-from scaler_tui.feeds.startup import StartupNews
-from scaler_tui.screens.base import FramedScreen
+from scaler_tui.screens.planning import PlanningScreen
 from scaler_tui.widgets import stage_lines
 from scaler_tui.widgets.chart_raster import ChartData, ChartLine, ChartMode
 from scaler_tui.widgets.line_chart import LineChart
@@ -39,7 +38,7 @@ WIDE, TALL = 110, 34
 """Cells and rows from which all four curves are shown; as the style sheet has them."""
 
 
-class ScheduleScreen(FramedScreen):
+class ScheduleScreen(PlanningScreen):
     """Curves above, stages below, the words of the pointed one at the end."""
 
     place = "schedule"
@@ -94,18 +93,7 @@ class ScheduleScreen(FramedScreen):
     def on_mount(self) -> None:
         """Lay it out."""
         self.query_one("#stage-field").display = False
-        self.ask()
-
-    def on_screen_resume(self) -> None:
-        """Text or machine may have changed."""
-        super().on_screen_resume()
-        self.ask()
-
-    def on_startup_news(self, news: StartupNews) -> None:
-        """Machine or model arrived."""
-        if news.machine is not None or news.model:
-            self.refresh_title()
-            self.ask()
+        self.replan()
 
     def on_unmount(self) -> None:
         """The stages outlast the screen."""
@@ -128,7 +116,7 @@ class ScheduleScreen(FramedScreen):
         """Whether stages can be changed here."""
         return self.scaler.wizard.trains_on_text
 
-    def ask(self) -> None:
+    def replan(self) -> None:
         """Make the spec and have it laid out."""
         wizard = self.scaler.wizard
         if wizard.machine is None or wizard.architecture is None:
@@ -259,7 +247,7 @@ class ScheduleScreen(FramedScreen):
         stages = plan.choice.stages
         plan.decide(stages=stage_edits.with_added(stages, min(self.pointer, len(stages) - 1), plan.wanted_tokens))
         self.pointer += 1
-        self.ask()
+        self.replan()
 
     def action_remove(self) -> None:
         """A stage less."""
@@ -267,7 +255,7 @@ class ScheduleScreen(FramedScreen):
         if plan.choice.stages:
             place = min(self.pointer, len(plan.choice.stages) - 1)
             plan.decide(stages=stage_edits.with_removed(plan.choice.stages, place))
-            self.ask()
+            self.replan()
 
     def action_type(self, what: str) -> None:
         """Open the field for one of `stage_edits.FIELDS`."""
@@ -295,7 +283,7 @@ class ScheduleScreen(FramedScreen):
             self.refused = " ".join(part for part in (error.what, error.next_step) if part)
         self.scaler.wizard.count_text()
         self._close_field()
-        self.ask()
+        self.replan()
 
     def _close_field(self) -> None:
         self.query_one("#stage-field").display = False

@@ -19,8 +19,7 @@ from textual.widgets import Input, Static
 from engine.errors import EngineError
 from engine.units import format_count, parse_count
 from scaler_tui.feeds.corpus_check import SourceChecked, check_source_in_thread
-from scaler_tui.feeds.startup import StartupNews
-from scaler_tui.screens.base import FramedScreen
+from scaler_tui.screens.planning import PlanningScreen
 from scaler_tui.text_plan import WEIGHT_STEP, TextPlan
 from scaler_tui.widgets.text_lines import source_table, source_words
 
@@ -35,7 +34,7 @@ PLACEHOLDERS = {
 }
 
 
-class TextScreen(FramedScreen):
+class TextScreen(PlanningScreen):
     """Table of sources above, what was found in the pointed one below."""
 
     place = "text"
@@ -87,18 +86,7 @@ class TextScreen(FramedScreen):
     def on_mount(self) -> None:
         """Check what was not checked yet."""
         self.query_one("#text-field").display = False
-        self.read_all()
-
-    def on_screen_resume(self) -> None:
-        """The model may be another one."""
-        super().on_screen_resume()
-        self.read_all()
-
-    def on_startup_news(self, news: StartupNews) -> None:
-        """Machine or model arrived."""
-        if news.machine is not None or news.model:
-            self.refresh_title()
-            self.read_all()
+        self.replan()
 
     def on_unmount(self) -> None:
         """The choice outlasts the screen."""
@@ -115,7 +103,7 @@ class TextScreen(FramedScreen):
         return f"text for {self.scaler.wizard.model_source}"
 
     # ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def read_all(self) -> None:
+    def replan(self) -> None:
         """Have every unread source read by the model's tokenizer."""
         wizard, plan = self.scaler.wizard, self.plan
         plan.forget_checks(wizard.model_source)
@@ -244,7 +232,7 @@ class TextScreen(FramedScreen):
         except EngineError as error:
             self.refused = " ".join(part for part in (error.what, error.next_step) if part)
         self._close_field()
-        self.read_all()
+        self.replan()
         self._changed()
 
     def _take(self, text: str) -> None:

@@ -265,7 +265,7 @@ async def test_savings_and_room_stand_below_the_settings(size: tuple[int, int], 
         app.wizard.session.set_answer("hardware", "rented")
         app.wizard.session.set_answer("card", "H100 SXM 80GB")
         app.wizard.plan_for_answers()
-        screen.make_spec()
+        screen.replan()
         await pilot.pause()
         seen = ""
         for _ in range(8):
