@@ -67,15 +67,15 @@ def test_a_long_document_has_the_tokens_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_start_tokens_that_a_tokenizer_adds_stand_before_every_document(tmp_path: Path) -> None:
-    folder = spaced(tmp_path / "model")
-    source = SourceSection(name="text", path=str(write_rows(tmp_path / "rows.jsonl", ["hello there", "a town"])))
+    folder, rows = spaced(tmp_path / "model"), ["hello there", "a town", "hello town"]
+    source = SourceSection(name="text", path=str(write_rows(tmp_path / "rows.jsonl", rows)))
     stream = stream_of(tmp_path / "c", shuffle_documents=0, heldout_share=0.4)
     corpus = prepare_corpus([source], stream, folder, None, [])
     tokenizer = ChatTokenizer.load(folder)
-    documents = [document_ids(corpus.domains[0], number).tolist() for number in range(2)]
-    assert documents == [[*tokenizer.text_ids(row), tokenizer.eos_id] for row in ("hello there", "a town")]
+    documents = [document_ids(corpus.domains[0], number).tolist() for number in range(len(rows))]
+    assert documents == [[*tokenizer.text_ids(row), tokenizer.eos_id] for row in rows]
     assert tokenizer.start_ids
-    assert corpus.domains[0].heldout[0].text in ("hello there", "a town")
+    assert corpus.domains[0].heldout[0].text in rows
 
 
 def test_a_second_job_finds_the_tokens_and_reads_nothing(tmp_path: Path) -> None:
