@@ -9,7 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from engine.jobs.events import ProofReport, Ranks, Recovery, RetentionReport
+from engine.jobs.export_report import ExportReport
 from engine.jobs.length_report import LengthReport
+from engine.jobs.mix_report import MixReport
 from engine.jobs.stage_figures import StageFigures
 
 
@@ -115,6 +117,23 @@ class MergeCheck(msgspec.Struct, frozen=True, kw_only=True):
     """Nats per token."""
 
 
+class TeacherFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The teacher of a run, and what it took."""
+
+    name: str
+    held: str
+    parameters: int
+    loss: str
+    """ "forward_kl, temperature 2, 50 % labels", in words."""
+    task_loss: float | None = None
+    """The teacher's own on the held-out rows, nats per trained token."""
+    exact_match: float | None = None
+    cached_tokens: int = 0
+    cached_bytes: int = 0
+    rollout_tokens: int = 0
+    rollout_seconds: float = 0.0
+
+
 class PredictedMeasured(msgspec.Struct, frozen=True, kw_only=True):
     """One promise and what came of it."""
 
@@ -214,4 +233,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Trouble that the run went through by itself, oldest first."""
     ranks: Ranks | None = None
     """The processes of a job on several cards."""
+    teacher: TeacherFigures | None = None
+    """Of a job with a teacher."""
+    mix: MixReport | None = None
+    """Of a job that made one adapter of several."""
+    exports: tuple[ExportReport, ...] = ()
+    """What was written for other programs, oldest first; later ones are added."""
     v: int = 1

@@ -14,6 +14,7 @@ from engine.jobs.event_parts import GpuMeter as GpuMeter
 from engine.jobs.event_parts import LivenessReport as LivenessReport
 from engine.jobs.event_parts import ProofReport as ProofReport
 from engine.jobs.event_parts import RetentionReport as RetentionReport
+from engine.jobs.export_report import ExportReport as ExportReport
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -51,7 +52,8 @@ class Phase(Event, tag="phase", frozen=True, kw_only=True):
 
     name: str
     """ "loading model", "preparing data", "measuring before", "training", "evaluating", "saving", "measuring after",
-    "merging", "growing", "proving", "extending", "choosing method", "searching factors", "measuring lengths",
+    "merging", "mixing", "caching logits", "exporting",
+    "growing", "proving", "extending", "choosing method", "searching factors", "measuring lengths",
     "writing card"."""
     detail: str = ""
     done: int = 0
@@ -74,12 +76,47 @@ class Step(Event, tag="step", frozen=True, kw_only=True):
     """Of `step_seconds`: how long the device waited for data."""
     domains: dict[str, int] = {}
     """Tokens of this step by source, in jobs that stream."""
+    losses: dict[str, float] = {}
+    """Parts of the loss, in jobs with a teacher, before their weights, nats per trained token: "labels", "teacher",
+    "hidden"."""
 
 
 class Eval(Event, tag="eval", frozen=True, kw_only=True):
     step: int
     loss: float
     seconds: float = 0.0
+
+
+class Teacher(Event, tag="teacher", frozen=True, kw_only=True):
+    """A teacher is ready, or its logits are."""
+
+    name: str
+    held: str
+    """ "resident", "nf4", "offloaded", "cached", "self"."""
+    parameters: int = 0
+    cached_tokens: int = 0
+    cached_bytes: int = 0
+    seconds: float = 0.0
+    """Of making the cache."""
+
+
+class Rollout(Event, tag="rollout", frozen=True, kw_only=True):
+    """The student wrote the answers that a step learns on."""
+
+    step: int
+    answers: int
+    tokens: int
+    """New ones."""
+    seconds: float
+    prompt: str = ""
+    text: str = ""
+    """One of them, as it was written."""
+
+
+class Exported(Event, tag="exported", frozen=True, kw_only=True):
+    """The result in the form of another program."""
+
+    report: ExportReport
 
 
 class SuiteScore(Event, tag="suite", frozen=True, kw_only=True):
@@ -311,6 +348,9 @@ AnyEvent = (
     | Phase
     | Step
     | Eval
+    | Teacher
+    | Rollout
+    | Exported
     | SuiteScore
     | BenchmarkScore
     | Retention

@@ -16,8 +16,11 @@ from engine.errors import EngineError
 from engine.jobs.spec_checks import check_together
 from engine.jobs.spec_checks_training import inherited
 from engine.jobs.spec_context import ContextSection
+from engine.jobs.spec_distillation import DistillationSection
 from engine.jobs.spec_distributed import DistributedSection
+from engine.jobs.spec_export import ExportSection
 from engine.jobs.spec_growth import OVERRIDES, STOP_OVERRIDES, ExpansionSection, StageSection
+from engine.jobs.spec_mix import MixedAdapter, MixSection
 from engine.jobs.spec_section import Schedule, Task
 from engine.jobs.spec_section import Section as _Section
 from engine.jobs.spec_stop import StopSection
@@ -26,9 +29,13 @@ from engine.jobs.spec_suites import RetentionSection, SuiteSection
 
 __all__ = [
     "ContextSection",
+    "DistillationSection",
     "DistributedSection",
     "ExpansionSection",
+    "ExportSection",
     "JobSpec",
+    "MixSection",
+    "MixedAdapter",
     "RetentionSection",
     "Schedule",
     "SourceSection",
@@ -39,9 +46,7 @@ __all__ = [
     "Task",
 ]
 
-FALLBACK_WATTS = 350.0
-"""A 250 W card and its machine."""
-SPEC_VERSION = 1
+FALLBACK_WATTS, SPEC_VERSION = 350.0, 1  # of a 250 W card and its machine
 
 
 class TrainOn(StrEnum):
@@ -284,7 +289,8 @@ class JobSpec(_Section, frozen=True, kw_only=True):
     task: Annotated[
         Task,
         Meta(
-            description="qlora or lora (an adapter); expand (grow and prove); extend (a longer window, measured); full, "
+            description="qlora or lora (an adapter); mix (several adapters become one); expand (grow and prove); extend "
+            "(a longer window, measured); full, "
             "new_blocks, new_coordinates or qlora_grown (train whole weights, grown before where [expansion] or [[stages]] say so)."
         ),
     ] = Task.QLORA
@@ -304,6 +310,10 @@ class JobSpec(_Section, frozen=True, kw_only=True):
     stream: StreamSection = StreamSection()
     stop: StopSection = StopSection()
     distributed: DistributedSection = DistributedSection()
+    distillation: DistillationSection = DistillationSection()
+    mix: MixSection = MixSection()
+    export: ExportSection = ExportSection()
+    adapters: tuple[MixedAdapter, ...] = ()
     sources: tuple[SourceSection, ...] = ()
     suites: tuple[SuiteSection, ...] = ()
     retention: tuple[RetentionSection, ...] = ()

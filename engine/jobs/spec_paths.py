@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
 
 LITERAL = "demo"
-NOT_FILES = ("", LITERAL, "demo-long", "general")
+NOT_FILES = ("", LITERAL, "demo-long", "general", "self")
 """Values that name nothing, or something the program ships."""
 
 
@@ -73,6 +73,15 @@ def map_files(spec: JobSpec, change: Change) -> JobSpec:
             out=of("expansion.out", expansion.out, NamedKind.OUTPUT),
         ),
         context=replace(spec.context, factors=of("context.factors", spec.context.factors)),
+        distillation=replace(
+            spec.distillation,
+            teacher=of("distillation.teacher", spec.distillation.teacher, NamedKind.MODEL),
+            cache=of("distillation.cache", spec.distillation.cache, NamedKind.CACHE),
+        ),
+        adapters=tuple(
+            replace(adapter, path=change(Named(f"adapters[{number}].path", adapter.path, NamedKind.MODEL)))
+            for number, adapter in enumerate(spec.adapters, 1)
+        ),
         stream=replace(spec.stream, cache=of("stream.cache", spec.stream.cache, NamedKind.CACHE)),
         sources=tuple(
             source

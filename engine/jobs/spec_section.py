@@ -27,6 +27,8 @@ class Schedule(StrEnum):
 class Task(StrEnum):
     QLORA = "qlora"
     LORA = "lora"
+    MIX = "mix"
+    """Several adapters become one; nothing is trained."""
     EXPAND = "expand"
     """Grow and prove; nothing is trained."""
     EXTEND = "extend"
@@ -43,7 +45,7 @@ class Task(StrEnum):
     @property
     def trains(self) -> bool:
         """Whether there is a training loop at all."""
-        return self not in (Task.EXPAND, Task.EXTEND)
+        return self not in (Task.EXPAND, Task.EXTEND, Task.MIX)
 
     @property
     def trains_adapter(self) -> bool:

@@ -20,10 +20,13 @@ import msgspec
 from engine.errors import EngineError
 from engine.jobs.spec import (
     ContextSection,
+    DistillationSection,
     DistributedSection,
     EvaluationSection,
     ExpansionSection,
+    ExportSection,
     JobSpec,
+    MixSection,
     StopSection,
     StreamSection,
     Task,
@@ -50,8 +53,11 @@ _OPTIONAL_TABLES = {
     "stream": StreamSection(),
     "stop": StopSection(),
     "distributed": DistributedSection(),
+    "distillation": DistillationSection(),
+    "mix": MixSection(),
+    "export": ExportSection(),
 }
-_ROWS = ("sources", "suites", "retention", "stages")
+_ROWS = ("adapters", "sources", "suites", "retention", "stages")
 """Arrays of tables."""
 
 
@@ -104,9 +110,9 @@ def _unknown_task(error: EngineError) -> EngineError:
         error.code,
         error.what,
         cause="Weights packed to 4 bits cannot be trained themselves: 4-bit values have no usable gradient.",
-        next_step='Use task = "qlora" (4-bit base) or "lora" for an adapter, "full" to train every weight, "expand" to '
-        'grow a model, "extend" for a longer window, "new_blocks", "new_coordinates" or "qlora_grown" to train a '
-        "grown one.",
+        next_step='Use task = "qlora" (4-bit base) or "lora" for an adapter, "mix" to join adapters, "full" to train '
+        'every weight, "expand" to grow a model, "extend" for a longer window, "new_blocks", "new_coordinates" or '
+        '"qlora_grown" to train a grown one.',
     )
 
 

@@ -66,6 +66,8 @@ PHASES = {
     "measuring after": RunPhase.EVALUATING,
     "saving": RunPhase.SAVING,
     "merging": RunPhase.SAVING,
+    "mixing": RunPhase.SAVING,
+    "exporting": RunPhase.SAVING,
     "writing card": RunPhase.SAVING,
 }
 """What the worker says it is doing -> the state of the run; anything else is starting."""

@@ -154,6 +154,13 @@ def test_every_field_of_every_section_is_written() -> None:
         evaluation=evaluation,
         stop=spec_module.StopSection(hours=2),
         distributed=spec_module.DistributedSection(processes=2),
+        export=spec_module.ExportSection(adapter=True),
+    )
+    taught = JobSpec(distillation=spec_module.DistillationSection(teacher="self"))
+    mixed = JobSpec(
+        task=spec_module.Task.MIX,
+        mix=spec_module.MixSection(rank=8),
+        adapters=(spec_module.MixedAdapter(path="a"), spec_module.MixedAdapter(path="b")),
     )
     streamed = JobSpec(
         task=spec_module.Task.FULL,
@@ -165,7 +172,7 @@ def test_every_field_of_every_section_is_written() -> None:
         ),
     )  # fmt: skip
     written: dict[str, set[str]] = {}
-    for spec in (rows, streamed, JobSpec(task=spec_module.Task.FULL)):
+    for spec in (rows, streamed, taught, mixed, JobSpec(task=spec_module.Task.FULL)):
         for name, keys in _tables(tomllib.loads(dump_spec(spec))).items():
             written[name] = written.get(name, set()) | keys
     assert written == _tables(msgspec.to_builtins(rows))
