@@ -78,7 +78,6 @@ gpu-check: $(VENV)/.dev
 # GGUF_PYTHON may be any Python that has llama-cpp-python and numpy.
 GGUF_PYTHON ?= $(BIN)/python
 test-gguf: $(VENV)/.dev
-	@$(BIN)/python -c "import gguf" 2> /dev/null || $(PIP) install "gguf>=0.17,<1"
 	@$(GGUF_PYTHON) -c "import llama_cpp" 2> /dev/null || $(GGUF_PYTHON) -m pip install -q "llama-cpp-python>=0.3.36"
 	GGUF_PYTHON=$(GGUF_PYTHON) $(BIN)/python -m pytest -m gguf tests/gguf
 
