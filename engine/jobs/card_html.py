@@ -16,6 +16,7 @@ from engine.jobs.card_evaluation import STYLE as EVALUATION_STYLE
 from engine.jobs.card_evaluation import evaluation_sections
 from engine.jobs.card_growth import growth_section
 from engine.jobs.card_plots import loss_plot, range_bar
+from engine.jobs.card_results import result_sections
 from engine.jobs.length_html import STYLE as LENGTH_STYLE
 from engine.jobs.length_html import length_section, report_section
 from engine.jobs.length_report import LengthReport
@@ -74,7 +75,8 @@ def render(card: Card) -> str:
     """The page as text, UTF-8."""
     title = escape(card.name or card.run_id)
     parts = (
-        _figures, evaluation_sections, growth_section, length_section, _curves, _samples, _promises, _details, _notes,
+        _figures, result_sections, evaluation_sections, growth_section, length_section, _curves, _samples, _promises,
+        _details, _notes,
     )  # fmt: skip
     return document(title, f"{title} · before and after", _subtitle(card), [part(card) for part in parts])
 
@@ -110,6 +112,7 @@ def _subtitle(card: Card) -> str:
         "new_coordinates": "New coordinates first",
         "qlora_grown": "4-bit old part, full new part",
         "extend": "Longer window",
+        "mix": "Mix of adapters",
     }
     parts = [names.get(card.task, card.task), card.model, f"{card.steps:,} steps"]
     parts += [format_duration(card.working_seconds), *([format_usd(card.cost_usd)] if card.cost_usd else []), day]
@@ -172,6 +175,8 @@ def _forgetting(before: float, after: float) -> tuple[str, str]:
 
 # ── curves, samples, promises ─────────────────────────────────────────────────────────────────────────────────────
 def _curves(card: Card) -> str:
+    if not card.loss_curve and not card.eval_curve:
+        return ""
     legend = '<span><i></i>training loss</span><span><i class="held"></i>held-out loss</span>'
     plot = loss_plot(card.loss_curve, card.eval_curve)
     panel = f'<div class="legend">{legend}</div><div class="wide plot">{plot}</div>'

@@ -68,6 +68,7 @@ def print_card(run_dir: Path) -> None:
         size = f"{format_count(growth.parameters_before)} to {format_count(growth.parameters_after)} parameters"
         proven = "no proof" if growth.proof is None else "proof passed" if growth.proof.passed else "proof failed"
         output.say(f"  Grown: {size} ({', '.join(growth.operators.values())}), {proven}")
+    print_results(c)
     print_abilities(c)
     _print_lengths(c)
     for sample in c.samples[:_SAMPLES_SHOWN]:
@@ -85,6 +86,17 @@ def print_card(run_dir: Path) -> None:
     if c.merged is not None:
         output.say("  " + _merged(run_dir, c.merged))
     output.say(f"  Page: {run_dir / layout.CARD_PAGE}")
+
+
+def print_results(c: Card) -> None:
+    """Teacher, mix and exports; nothing of what there is not."""
+    from scaler_tui import results_text
+
+    for heading, lines in results_text.sections(c):
+        output.say()
+        output.say(heading)
+        for line in lines:
+            output.say(f"  {line}")
 
 
 def print_abilities(c: Card) -> None:

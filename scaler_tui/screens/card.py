@@ -26,7 +26,7 @@ from scaler_tui.screens.help import HelpScreen
 from scaler_tui.screens.problem import ProblemScreen
 from scaler_tui.screens.run import STYLES
 from scaler_tui.terminal import RenderPolicy
-from scaler_tui.widgets import card_abilities, card_words
+from scaler_tui.widgets import card_abilities, card_results, card_words
 from scaler_tui.widgets.before_after import BeforeAfter, Pair
 from scaler_tui.widgets.frame import KeyLine
 from scaler_tui.widgets.status_line import FixedText, toned
@@ -68,6 +68,9 @@ class CardScreen(Screen[None]):
         with VerticalScroll(id="card"):
             yield FixedText(id="card-headline")
             yield FixedText(id="card-scores", classes="card-part")
+            yield FixedText(id="card-mix", classes="card-part")
+            yield FixedText(id="card-teacher", classes="card-part")
+            yield FixedText(id="card-exports", classes="card-part")
             yield FixedText(id="card-retention", classes="card-part")
             yield FixedText(id="card-texts", classes="card-part")
             yield FixedText(id="card-benchmarks", classes="card-part")
@@ -92,7 +95,8 @@ class CardScreen(Screen[None]):
         arrow = "→" if self.unicode else "->"
         titles = {
             "retention": "Against the parent model", "texts": "Texts", "benchmarks": "Benchmarks", "stages": "Stages",
-            "trouble": "Trouble it went through",
+            "trouble": "Trouble it went through", "mix": "Mixed from adapters", "teacher": "Teacher",
+            "exports": "Written for other programs",
             "scores": f"Before {arrow} after", "lengths": "By length", "promises": f"Predicted {arrow} measured",
             "samples": "Same prompts", "files": "Files", "facts": "Run",
         }  # fmt: skip
@@ -142,6 +146,9 @@ class CardScreen(Screen[None]):
         self.query_one("#card-title", FixedText).show(Content.assemble(" ", toned("Card", "strong"), f"  {name}"))
         self._fill("headline", card_words.headline(card, unicode=unicode))
         self._fill("scores", card_words.score_lines(card, width, unicode=unicode))
+        self._fill("mix", card_results.mix_lines(card, width))
+        self._fill("teacher", card_results.teacher_lines(card, width))
+        self._fill("exports", card_results.export_lines(card.exports, width, unicode=unicode))
         self._fill("retention", card_abilities.retention_lines(card, width, unicode=unicode))
         self._fill("texts", card_abilities.text_lines(card, width, unicode=unicode))
         self._fill("benchmarks", card_abilities.benchmark_lines(card, width, unicode=unicode))

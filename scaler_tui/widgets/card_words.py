@@ -12,8 +12,10 @@ from pathlib import Path
 
 from textual.content import Content
 
+from engine.jobs import result_words
 from engine.jobs.card import Card, PredictedMeasured
 from engine.jobs.layout import CARD_PAGE
+from engine.jobs.mix_report import MixReport
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
 from scaler_tui.abilities_text import lost_words
 from scaler_tui.widgets import length_words
@@ -108,8 +110,21 @@ def _growth_headline(card: Card, *, unicode: bool) -> Content:
     return Content.assemble(toned(f"{sign} ", tone), toned(text, "strong"))
 
 
+def mix_headline(report: MixReport, *, unicode: bool) -> Content:
+    """A job that made one adapter of several: from how many, and whether that helped."""
+    text = f"{len(report.adapters)} adapters became one."
+    tone = "good"
+    if report.score is not None:
+        text = f"{text[:-1]}: {result_words.score_words(report.score_before, report.score)}."
+        tone = "warn" if report.score_before is not None and not report.score < report.score_before else "good"
+    sign = {"good": "✓" if unicode else "+", "warn": "!"}[tone]
+    return Content.assemble(toned(f"{sign} ", tone), toned(text, "strong"))
+
+
 def headline(card: Card, *, unicode: bool) -> Content:
     """One or two sentences: did it learn, did it forget."""
+    if card.mix is not None:
+        return mix_headline(card.mix, unicode=unicode)
     rows = {row.name: row for row in score_rows(card)}
     if card.after is None:
         if card.lengths_after is not None and not card.growths:
