@@ -37,7 +37,7 @@ def loaded(folder: Path, dtype: str = "auto", quantization: str = "none") -> Ite
     kind = _dtype(dtype, device)
     check_folder(folder)
     tokenizer = ChatTokenizer.load(folder)
-    _check_memory(folder, kind, quantization, device)
+    check_memory(folder, kind, quantization, device)
     model = _load(folder, kind, quantization, device)
     try:
         yield LoadedModel(model, SelectiveHead(model), tokenizer, device, kind)
@@ -57,12 +57,17 @@ def _dtype(name: str, device: str) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def _check_memory(folder: Path, dtype: torch.dtype, quantization: str, device: str) -> None:
+def weight_bytes(folder: Path, dtype: torch.dtype, quantization: str, device: str) -> tuple[float, int]:
+    """(bytes that the weights in `folder` take when they are loaded so, bytes that are free)."""
     numbers = read_headers(folder).tensors
     elements = sum(tensor.elements for tensor in numbers)
     packed = quantization != "none" or any(tensor.dtype in ("U8", "I8") for tensor in numbers)
-    needed = elements * (_PACKED_BYTES if packed else dtype.itemsize)
-    free = free_bytes(device)
+    return elements * (_PACKED_BYTES if packed else dtype.itemsize), free_bytes(device)
+
+
+def check_memory(folder: Path, dtype: torch.dtype, quantization: str, device: str) -> None:
+    """Raises EngineError `evaluation.memory` when the weights do not fit into the memory that is free."""
+    needed, free = weight_bytes(folder, dtype, quantization, device)
     if needed > free:
         raise EngineError(
             "evaluation.memory",
