@@ -113,23 +113,23 @@ class SelectiveHead:
         """
         if not 0 < chunk_tokens < targets.shape[0]:
             return summed_loss(self.logits_of(model, wanted), targets)
-        hidden = self._hidden(model, wanted)
+        hidden = self.hidden_at(model, wanted)
         pairs = zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
         return torch.stack([checkpoint(self._chunk_loss, *pair, use_reentrant=False) for pair in pairs]).sum()
 
     def _chunk_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return summed_loss(self._logits_of_hidden(hidden), targets)
+        return summed_loss(self.logits_of_hidden(hidden), targets)
 
     def pieces(self, model: Any, wanted: Wanted, chunk_tokens: int) -> Iterator[Tensor]:
         """Logits of `chunk_tokens` positions at a time, (C, V) each; for scoring without gradients."""
         if wanted.positions.shape[0] <= chunk_tokens or not isinstance(self._head, nn.Module):
             yield self.logits_of(model, wanted)
             return
-        for hidden in torch.split(self._hidden(model, wanted), chunk_tokens):
-            yield self._logits_of_hidden(hidden)
+        for hidden in torch.split(self.hidden_at(model, wanted), chunk_tokens):
+            yield self.logits_of_hidden(hidden)
 
-    def _hidden(self, model: Any, wanted: Wanted) -> Tensor:
-        """(N, D): what the head would have been shown."""
+    def hidden_at(self, model: Any, wanted: Wanted) -> Tensor:
+        """(N, D): what the head would have been shown; N may be 0. Raises EngineError `train.head_not_in_pieces`."""
         self._shown = CHECKED_POSITIONS
         try:
             logits, picked = self._run(model, wanted)
@@ -137,7 +137,7 @@ class SelectiveHead:
             self._shown = 0
         if picked is None:
             raise _not_in_pieces("Its output head is no module of its own.")
-        if not self._checked:
+        if not self._checked and picked.shape[1]:
             self._compare(picked[0, :CHECKED_POSITIONS], logits[0])
             self._checked = True
         return picked[0]
@@ -145,13 +145,14 @@ class SelectiveHead:
     @torch.no_grad()
     def _compare(self, hidden: Tensor, expected: Tensor) -> None:
         """Once: what is done after the head here is what the model does. Raises EngineError."""
-        found = self._logits_of_hidden(hidden)
+        found = self.logits_of_hidden(hidden)
         tolerance = TOLERANCE if found.dtype is torch.float32 else SHORT_TOLERANCE
         largest = float(expected.float().abs().max())
         if float((found.float() - expected.float()).abs().max()) > tolerance * max(largest, 1e-6):
             raise _not_in_pieces("It changes its logits after the head in a way that is not known here.")
 
-    def _logits_of_hidden(self, hidden: Tensor) -> Tensor:
+    def logits_of_hidden(self, hidden: Tensor) -> Tensor:
+        """(C, D) -> (C, V), with all that the family does after its head."""
         logits: Tensor = self._after(self._head(hidden[None]))[0]  # (C, V)
         return logits
 

@@ -24,7 +24,7 @@ GATHERED_STEPS = 4096
 SILENCE_COUNTED_SECONDS = 15.0
 """Working time after the last sign of life is unknown; three heartbeats of it are counted at most."""
 
-_INDEPENDENT = frozenset({ev.Meter, ev.Memory, ev.Log, ev.Warn, ev.Heartbeat})
+_INDEPENDENT = frozenset({ev.Meter, ev.Memory, ev.Log, ev.Warn, ev.Heartbeat, ev.Rollout})
 """Kinds that mean the same before and after a step, so they end no batch of steps."""
 
 
@@ -233,6 +233,8 @@ class Fold:
         if state.phase != "training":
             state.phase, state.phase_detail, state.phase_done, state.phase_total = "training", "", 0, 0
         self._extend_curves(steps)
+        if any(step.losses for step in steps):
+            state.findings.lessons.take(steps)
         timed = [step for step in steps if step.step_seconds > 0]
         if timed:
             rates = [step.tokens / step.step_seconds for step in timed]

@@ -1,6 +1,7 @@
-"""What suites, benchmarks, retention and recoveries mean for the state of a run; part of the fold.
+"""What suites, benchmarks, retention, recoveries and exports mean for the state of a run; part of the fold.
 
-Owns these figures and their rewind. Must not know steps, files or processes (`engine.jobs.fold` hands events over).
+Owns these figures and their rewind, and holds those of a teacher. Must not know steps, files or processes
+(`engine.jobs.fold` hands events over).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.jobs import events as ev
+from engine.jobs.fold_lessons import Lessons
 from engine.jobs.series import Series
 
 SCORE_LIMIT = 2000
 RECOVERY_LIMIT = 200
+EXPORT_LIMIT = 50
 SERIES_LIMIT = 500
 """Buckets of a suite's curve."""
 Say = Callable[[float, str, str], None]
@@ -37,6 +40,10 @@ class Findings:
     recoveries: list[ev.Recovery] = field(default_factory=list)
     """What the run went through; a rewind takes nothing away from it."""
     ranks: ev.Ranks | None = None
+    lessons: Lessons = field(default_factory=Lessons)
+    """Of a teacher."""
+    exports: list[ev.ExportReport] = field(default_factory=list)
+    """Oldest first."""
 
     def apply(self, event: ev.AnyEvent, say: Say) -> None:
         """Take one of HANDLED."""
@@ -46,6 +53,7 @@ class Findings:
         """Void what was measured after `step`."""
         for series in self.suites.values():
             series.rewind(step)
+        self.lessons.rewind(step)
         self.suite_scores = {name: score for name, score in self.suite_scores.items() if score.step <= step}
         self.benchmarks = [score for score in self.benchmarks if score.step <= step]
         if self.retention is not None and self.retention.step > step:
@@ -82,6 +90,17 @@ class Findings:
         self.ranks = event
         say(event.t, "info", f"{event.world} processes met ({event.strategy} over {event.backend})")
 
+    def _teacher(self, event: ev.Teacher, say: Say) -> None:
+        say(event.t, "info", self.lessons.hear(event))
+
+    def _rollout(self, event: ev.Rollout, say: Say) -> None:
+        self.lessons.add(event)
+
+    def _exported(self, event: ev.Exported, say: Say) -> None:
+        report = event.report
+        self.exports = [*(one for one in self.exports if one != report), report][-EXPORT_LIMIT:]
+        say(event.t, "info", f"Exported for {report.destination}: {len(report.files)} files")
+
 
 _HANDLERS: dict[type, Callable[[Findings, Any, Say], None]] = {
     ev.SuiteScore: Findings._suite,
@@ -89,6 +108,9 @@ _HANDLERS: dict[type, Callable[[Findings, Any, Say], None]] = {
     ev.Retention: Findings._retention,
     ev.Recovery: Findings._recovery,
     ev.Ranks: Findings._ranks,
+    ev.Teacher: Findings._teacher,
+    ev.Rollout: Findings._rollout,
+    ev.Exported: Findings._exported,
 }
 HANDLED = tuple(_HANDLERS)
 """Kinds of event that belong here."""

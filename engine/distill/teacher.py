@@ -1,0 +1,99 @@
+"""A model in memory as a teacher: asked in evaluation mode, without gradients, in the student's precision.
+
+Owns how it is asked. Must not know how it was loaded or where its weights are (`engine.distill.streaming`).
+
+Its layers run once per micro-batch and leave N hidden states; its head runs on a chunk of them at a time, as often as
+the chunk's loss is computed. So a batch costs N x D, never N x V:
+
+    ids (B, T) ──► layers ──► hidden (N, D) ──► [chunk ──► head ──► (C, V)] x N / C, and again in the backward pass
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.distill.hidden import LayerEar
+from engine.distill.knowledge import FullLogits, TopLogits, top_of
+from engine.evaluation.head import Wanted
+from engine.evaluation.model import LoadedModel
+
+Opened = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Says:
+    """What of its knowledge a teacher gives."""
+
+    vocabulary: int = 0
+    """Ids from 0 that the student shares; 0 for all."""
+    top_k: int = 0
+    """0 for all logits."""
+    temperature: float = 1.0
+    """Of top-k log-probabilities."""
+
+
+class ModelTeacher:
+    """`Knowledge` of a loaded model."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        says: Says,
+        *,
+        ear: LayerEar | None = None,
+        as_teacher: Opened = contextlib.nullcontext,
+        head_differs: bool = False,
+    ) -> None:
+        """`as_teacher` opens the model as it teaches, where it is the student's own: without its adapter.
+        `head_differs`: the head too is another one then, and has to be opened for every chunk."""
+        self.loaded = loaded
+        self.says = says
+        self._ear = ear
+        self._as_teacher = as_teacher
+        self._head_differs = head_differs
+
+    def at(self, wanted: Wanted) -> ModelView:
+        """Runs the layers. Raises EngineError `train.head_not_in_pieces`."""
+        loaded, ear = self.loaded, self._ear
+        with self._open(), contextlib.nullcontext() if ear is None else ear.listening(wanted.positions):
+            hidden = loaded.head.hidden_at(loaded.model, wanted)
+        return ModelView(self, hidden, () if ear is None else ear.taken())
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        with self.loaded.inference(), self._as_teacher(), self.loaded.autocast():
+            yield
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """(C, D) -> (C, V) of the shared vocabulary."""
+        opened = self._open() if self._head_differs else self.loaded.autocast()
+        with torch.no_grad(), opened:
+            logits = self.loaded.head.logits_of_hidden(hidden)
+        return logits[:, : self.says.vocabulary] if self.says.vocabulary else logits
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """`TeacherView` of one micro-batch."""
+
+    teacher: ModelTeacher
+    states: Tensor  # (N, D)
+    hidden: tuple[Tensor, ...]
+
+    def chunk(self, first: int, last: int) -> FullLogits | TopLogits:
+        """Logits, or the most likely of them."""
+        logits, says = self.teacher.logits_of(self.states[first:last]), self.teacher.says
+        return top_of(logits, says.top_k, says.temperature) if says.top_k else FullLogits(logits)
+
+
+def own_teacher(student: LoadedModel, says: Says, ear: LayerEar | None = None) -> ModelTeacher:
+    """The student without its adapter: no weights beside its own. The same ear hears both, one after the other."""
+    head = student.model.get_output_embeddings()
+    adapted = any(hasattr(module, "enable_adapters") for module in head.modules())
+    return ModelTeacher(student, says, ear=ear, as_teacher=student.base_only, head_differs=adapted)
