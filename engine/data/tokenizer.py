@@ -48,7 +48,7 @@ class ChatTokenizer:
 
         Raises EngineError `model.no_tokenizer`, `model.tokenizer_broken` or `model.template_broken`.
         """
-        tokenizer = _read_tokenizer(model_dir)
+        tokenizer = read_tokenizer(model_dir)
         config = _read_json(model_dir / "tokenizer_config.json")
         legacy = _read_json(model_dir / "special_tokens_map.json")
         special = {}
@@ -145,7 +145,8 @@ def _without_affixes(tokenizer: Tokenizer) -> None:
     tokenizer.no_padding()
 
 
-def _read_tokenizer(model_dir: Path) -> Tokenizer:
+def read_tokenizer(model_dir: Path) -> Tokenizer:
+    """`tokenizer.json` of a folder as it is. Raises EngineError `model.no_tokenizer` or `model.tokenizer_broken`."""
     from tokenizers import Tokenizer
 
     path = model_dir / "tokenizer.json"
