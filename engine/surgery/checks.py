@@ -83,7 +83,7 @@ def check_tied_head(headers: Headers, layout: Layout) -> None:
         return
     found = {match.rule.role: tensor for tensor in headers.tensors if (match := layout.find(tensor.name)) is not None}
     head, embedding = found.get(Role.HEAD), found.get(Role.EMBEDDING)
-    if head is None or embedding is None or _equal_data(head, embedding):
+    if head is None or embedding is None or equal_data(head, embedding):
         return
     raise EngineError(
         "surgery.head_differs",
@@ -93,7 +93,8 @@ def check_tied_head(headers: Headers, layout: Layout) -> None:
     )
 
 
-def _equal_data(one: TensorHeader, other: TensorHeader) -> bool:
+def equal_data(one: TensorHeader, other: TensorHeader) -> bool:
+    """Whether two stored tensors are the same bytes of the same type."""
     if (one.dtype, one.data_bytes) != (other.dtype, other.data_bytes):
         return False
     with one.file.open("rb") as first, other.file.open("rb") as second:

@@ -187,10 +187,11 @@ class Staging:
         os.fsync(self._log)
 
 
-def finish_interrupted(out: Path) -> bool:
-    """Whether an attempt that was killed between its last two steps could be completed by renaming alone."""
+def finish_interrupted(out: Path, certificate: str = CERTIFICATE_NAME) -> bool:
+    """Whether an attempt that was killed between its last two steps could be completed by renaming alone.
+    `certificate`: the file that is written when everything else is."""
     folder = staging_folder(out)
-    if (folder / CERTIFICATE_NAME).is_file() and not (folder / PROGRESS).exists() and not out.exists():
+    if (folder / certificate).is_file() and not (folder / PROGRESS).exists() and not out.exists():
         _take_name(folder, out)
         return True
     return False

@@ -5,11 +5,12 @@ Owns the walk over shards and tensors. Must not know where they come from or wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.surgery.evaluate import Evaluator
+from engine.surgery.numbers import Array
 from engine.surgery.pipeline import BUFFER_BYTES, OutFile, Pipeline
 from engine.surgery.reader import TensorReader
 from engine.surgery.shards import Placed, Shard
@@ -41,6 +42,8 @@ class Writing:
     """Called with the number of bytes done."""
     on_sealed: Callable[[Sealed], None]
     """Called from a thread when a shard is durable and has its name."""
+    computed: Mapping[str, Callable[[], Iterator[Array]]] = field(default_factory=dict)
+    """Tensors that no recipe can say: name -> their rows in order and in the storage type, a few MB at a time."""
 
 
 def write_shards(shards: Iterable[Shard], work: Writing) -> None:
@@ -68,6 +71,10 @@ def _write_tensor(pipeline: Pipeline, file: OutFile, placed: Placed, work: Writi
         pipeline.put_bytes(file, placed.offset_bytes, literal)
         work.on_bytes(len(literal))
         return
+    compute = work.computed.get(placed.recipe.name)
+    if compute is not None:
+        _write_computed(pipeline, file, placed, compute(), work)
+        return
     evaluator = Evaluator(placed.recipe, work.reader, work.seed)
     columns, offset = evaluator.planes.new[2], placed.offset_bytes
     for part in evaluator.slices(BUFFER_BYTES):
@@ -81,6 +88,17 @@ def _write_tensor(pipeline: Pipeline, file: OutFile, placed: Placed, work: Writi
             pipeline.put(file, offset, buffer, count, evaluator.origin(part))
         offset += count
         work.on_bytes(count)
+
+
+def _write_computed(pipeline: Pipeline, file: OutFile, placed: Placed, pieces: Iterator[Array], work: Writing) -> None:
+    done = 0
+    for piece in pieces:
+        buffer = pipeline.buffer(piece.nbytes)
+        buffer[: piece.nbytes] = piece.reshape(-1).view("u1")
+        pipeline.put(file, placed.offset_bytes + done, buffer, piece.nbytes)
+        done += piece.nbytes
+        work.on_bytes(piece.nbytes)
+    assert done == placed.data_bytes, placed.recipe.name
 
 
 def _named(file: OutFile, shard: Shard, work: Writing) -> None:

@@ -1,0 +1,139 @@
+"""Merged folders compute what peft computes with the adapter on its base, for every kind of adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.adapters.folder import read_adapter
+from engine.adapters.merge import MergeRequest, merge
+from engine.adapters.merge_plan import Weighed
+from engine.adapters.merge_record import MergeRecord
+from engine.models.headers import read_headers
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("merged")]
+
+IDS = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(3))
+Bases = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    """Tiny models in float32 by name: with one matrix for embedding and head or two, and GPT-2 with its own layout."""
+    made: dict[str, Path] = {}
+
+    def base(name: str) -> Path:
+        if name not in made:
+            made[name] = _write_base(name, tmp_path_factory.mktemp("base") / name)
+        return made[name]
+
+    return base
+
+
+def _write_base(name: str, folder: Path) -> Path:
+    import transformers
+
+    torch.manual_seed(1)
+    if name == "gpt2":
+        config: Any = transformers.GPT2Config(vocab_size=96, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    else:
+        config = transformers.Qwen2Config(
+            vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=name == "tied",
+        )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder, max_shard_size="12KB")
+    return folder
+
+
+def trained(base: Path, folder: Path, *, resize: int = 0, seed: int = 5, **settings: Any) -> torch.Tensor:
+    """An adapter whose every parameter was moved, saved by peft; returns the logits of peft's own reload of it."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    settings.setdefault("target_modules", "all-linear")
+    model = _load(base)
+    if resize:
+        model.resize_token_embeddings(resize, mean_resizing=False)
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    if resize:
+        with torch.no_grad():
+            wrapped.get_input_embeddings().weight.add_(0.05)
+    wrapped.save_pretrained(str(folder))
+    fresh = _load(base)
+    if resize:
+        fresh.resize_token_embeddings(resize, mean_resizing=False)
+    return _logits(PeftModel.from_pretrained(fresh, str(folder)))
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+
+
+@torch.no_grad()
+def _logits(model: Any) -> torch.Tensor:
+    logits: torch.Tensor = model.eval()(IDS).logits
+    return logits
+
+
+def _merge(base: Path, out: Path, *adapters: tuple[Path, float], **options: Any) -> MergeRecord:
+    mix = tuple(Weighed(read_adapter(folder), weight) for folder, weight in adapters)
+    return merge(MergeRequest(base, mix, out, **options))
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+    return float((expected - found).abs().max() / (expected.max() - expected.min()))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 7}, "alpha_pattern": {"down_proj": 11}},
+    "all biases": {"bias": "all"},
+    "own biases": {"bias": "lora_only"},
+    "biases of updates": {"lora_bias": True, "target_modules": ["q_proj", "v_proj"]},
+    "whole norm": {"modules_to_save": ["input_layernorm"]},
+    "rows": {"trainable_token_indices": [3, 17, 90]},
+    "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
+    "embedding and dora": {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True},
+    "head": {"target_modules": ["lm_head", "v_proj"]},
+    "both ends": {"target_modules": ["embed_tokens", "lm_head"]},
+    "whole embedding": {"modules_to_save": ["embed_tokens"]},
+    "whole head": {"modules_to_save": ["lm_head"]},
+    "tied on purpose": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "more tokens": {"resize": 103},
+    "more tokens, trained": {"resize": 103, "modules_to_save": ["embed_tokens", "lm_head"]},
+    "fewer tokens": {"resize": 95},
+}
+TIED_ONLY = {"tied on purpose"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("base", ["tied", "untied"])
+def test_a_merged_folder_computes_what_peft_computes(kind: str, base: str, bases: Bases, tmp_path: Path) -> None:
+    if kind in TIED_ONLY and base != "tied":
+        pytest.skip("only of tied models")
+    expected = trained(bases(base), tmp_path / "adapter", **KINDS[kind])
+    record = _merge(bases(base), tmp_path / "merged", (tmp_path / "adapter", 1.0), shard_bytes=20_000)
+    model = _load(tmp_path / "merged")
+    assert _difference(expected, _logits(model)) < 1e-5
+    assert model.config.vocab_size == KINDS[kind].get("resize", 96) == expected.shape[-1]
+    stored = {tensor.name for tensor in read_headers(tmp_path / "merged").tensors}
+    assert ("lm_head.weight" in stored) == (base == "untied" or record.untied)
+    assert record.changed > 0
