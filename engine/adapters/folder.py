@@ -33,6 +33,8 @@ _PART = re.compile(
 )
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _BASE_LAYER = re.compile(r"\.base_layer(?=\.(?:weight|bias)$)")
+_TWICE = re.compile(r"\.(modules_to_save|original_module)(?=\.(?:weight|bias)$)")
+"""Of modules that learn as a copy and were resized as well, peft saves both copies beside the one it loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,11 @@ def read_adapter(folder: Path) -> AdapterFolder:
     found: dict[str, _Parts] = {}
     whole: list[Whole] = []
     rows: list[Rows] = []
-    for tensor in read_file_header(path):
+    stored = read_file_header(path)
+    names = {tensor.name for tensor in stored}
+    for tensor in stored:
+        if _TWICE.search(tensor.name) and _TWICE.sub("", tensor.name) in names:
+            continue
         if not tensor.name.startswith(PREFIX):
             raise _damaged(folder, f"tensor '{_short(tensor.name)}' does not begin with {PREFIX}")
         name = tensor.name[len(PREFIX) :]
