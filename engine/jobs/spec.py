@@ -379,11 +379,11 @@ class JobSpec(_Section, frozen=True, kw_only=True):
         training = msgspec.structs.replace(self.training, **own)
         stop = {name: value for name in STOP_OVERRIDES if (value := getattr(stage, f"stop_{name}")) is not None}
         length = {} if stage.max_length is None else {"max_length": stage.max_length}
-        sources = self.sources
-        if stage.weights is not None:
-            weights = stage.weights
+        sources, weights = self.sources, stage.weights
+        if weights is not None:
             sources = tuple(msgspec.structs.replace(one, weight=weights.get(one.name, 0.0)) for one in sources)
-        without = {} if task.trains else {"stop": StopSection(), "retention": (), "distributed": DistributedSection()}
+        trained = {"stop": StopSection(), "distributed": DistributedSection(), "distillation": DistillationSection()}
+        without = {} if task.trains else {"retention": (), **trained}
         return msgspec.structs.replace(
             self,
             **{

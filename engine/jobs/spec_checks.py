@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from engine.jobs.spec_checks_distillation import check_distillation
 from engine.jobs.spec_checks_distributed import check_distributed, check_stages_together
 from engine.jobs.spec_checks_evaluation import check_evaluation
 from engine.jobs.spec_checks_stages import WHOLE_TASKS, check_stages
@@ -38,6 +39,7 @@ def check_together(spec: JobSpec) -> None:
             next_step='Give expansion.to = "7B", or sizes: expansion.hidden, ffn, layers, heads, kv_heads, experts.',
         )
     _check_sizes(spec.expansion)
+    check_distillation(spec)
     if not spec.stages:
         check_mix(spec)
         check_training(spec)
