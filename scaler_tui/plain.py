@@ -19,6 +19,7 @@ from scaler_tui.plain_text import choose_text
 from scaler_tui.prompts import Back, Left, choose, prepare, read, say
 from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
+from scaler_tui.spec_results_text import result_lines
 from scaler_tui.spec_stream_text import stream_lines
 from scaler_tui.window import APPROACH as LONGER
 from scaler_tui.wizard import Wizard
@@ -295,7 +296,7 @@ def _finish(wizard: Wizard, approach: str, spec: JobSpec) -> int:
 
     p = spec.prediction
     say()
-    for label, words in (*growth_lines(spec), *context_lines(spec), *stream_lines(spec)):
+    for label, words in (*growth_lines(spec), *context_lines(spec), *stream_lines(spec), *result_lines(spec)):
         say(f"{label}: {words.rstrip('.')}." if label else f"  {words}.")
     if p.origin:
         say(

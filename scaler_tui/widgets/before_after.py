@@ -24,6 +24,8 @@ class Pair:
     after: str | None
     expected: str = ""
     after_label: str = "after"
+    alone: bool = False
+    """There is no answer before."""
 
 
 def answer(text: str | None) -> Content:
@@ -67,6 +69,7 @@ class PairBox(Vertical):
         sign = "›" if self._unicode else ">"
         prompt = Content.assemble(toned(f"{sign} ", "busy"), toned(pair.prompt, "strong"))
         texts.filter(".pair-prompt").first().show(prompt)
+        texts.filter(".pair-before").first().display = not pair.alone
         texts.filter(".pair-before").first().show(Content.assemble(toned("before\n", "quiet"), answer(pair.before)))
         texts.filter(".pair-after").first().show(
             Content.assemble(

@@ -18,7 +18,9 @@ WRITING = "writing"
 """The phase of growing that counts bytes; the others count steps."""
 
 
-DETAILED = ("choosing method", "searching factors", "measuring lengths")
+DETAILED = (
+    "choosing method", "searching factors", "measuring lengths", "mixing", "caching logits", "exporting", "merging",
+)  # fmt: skip
 """Phases whose count is told with what is being measured."""
 
 

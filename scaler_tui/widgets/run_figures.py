@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 
 from textual.content import Content
 
+from engine.jobs.fold_lessons import PARTS
+from engine.jobs.result_words import HELD, export_title, file_words, rollout_words
 from engine.jobs.spec import JobSpec, PredictionSection, Task
 from engine.jobs.state import RunState
 from engine.jobs.summary import cost_usd
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
 from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
+from scaler_tui.spec_results_text import distillation_lines, export_lines, mix_lines
 from scaler_tui.spec_stream_text import stream_lines
 from scaler_tui.widgets.evaluation_words import WAIT_BUDGET, ranks_text, wait_text
 from scaler_tui.widgets.status_line import toned
@@ -46,12 +49,23 @@ def now_rows(state: RunState, *, streams: bool = False) -> list[tuple[str, str]]
     """(label, figure) of this moment, most important first; the losses stand in the chart's legend. Of a job that
     streams, how long it waits for data instead of its epoch."""
     waits = wait_text(state) + ("  ! the data is too slow" if state.wait_share > WAIT_BUDGET else "  of the time")
-    return [
+    rows = [
         ("speed", "-" if state.tokens_per_second is None else f"{state.tokens_per_second:,.0f} tokens/s"),
         ("learning rate", "-" if state.learning_rate is None else f"{state.learning_rate:.3g}"),
         ("seen", f"{format_count(state.tokens_total)} tokens"),
         ("data wait", waits) if streams else ("epoch", f"{state.epoch:.2f}"),
     ]
+    return rows if not (lessons := lesson_rows(state)) else [*rows[:3], *lessons]
+
+
+def lesson_rows(state: RunState) -> list[tuple[str, str]]:
+    """Parts of the loss of a job with a teacher, and how fast the student writes what it learns on."""
+    lessons = state.findings.lessons
+    rows = [(f"loss, {part}", format_loss(lessons.losses[part])) for part in PARTS if part in lessons.losses]
+    speed = lessons.rollout_tokens_per_second
+    if speed is not None:
+        rows.append(("own answers", f"{speed:,.0f} tokens/s  {format_count(lessons.rollout_tokens)} written"))
+    return rows
 
 
 def now_line(rows: Sequence[tuple[str, str]], width: int) -> Content:
@@ -193,6 +207,9 @@ def _spec_rows(spec: JobSpec) -> list[tuple[str, str]]:
     window = [(label.lower(), words) for label, words in context_lines(spec)]
     if spec.task is Task.EXTEND:
         return rows + window
+    exports = [(label.lower(), words) for label, words in export_lines(spec)]
+    if spec.task is Task.MIX:
+        return [*rows, *((label.lower(), words) for label, words in mix_lines(spec)), *exports]
     rows += _data_rows(spec)
     if spec.task.trains_adapter:
         targets = ", ".join(spec.adapter.targets)
@@ -205,7 +222,13 @@ def _spec_rows(spec: JobSpec) -> list[tuple[str, str]]:
     batch = f"{training.batch_size * training.gradient_accumulation * rank_count} {unit}"
     if training.tokens_per_step:
         batch = f"{training.tokens_per_step:,} tokens"
-    return [*rows, *window, ("batch", f"{batch} a step, rate {training.learning_rate:g}, {training.schedule.value}")]
+    rows += [(label.lower(), words) for label, words in distillation_lines(spec)]
+    return [
+        *rows,
+        *window,
+        *exports,
+        ("batch", f"{batch} a step, rate {training.learning_rate:g}, {training.schedule.value}"),
+    ]
 
 
 def _rank_rows(state: RunState) -> list[tuple[str, str]]:
@@ -217,6 +240,30 @@ def _rank_rows(state: RunState) -> list[tuple[str, str]]:
     devices = ranks.devices if len(ranks.devices) == len(places) else ("",) * len(places)
     told = [f"{place} {device}".rstrip() for place, device in zip(places, devices, strict=True)]
     return [("processes", ranks_text(state)), ("ranks", "; ".join(told))]
+
+
+def _lesson_details(state: RunState) -> list[tuple[str, str]]:
+    """The teacher as it was found, and what the student wrote."""
+    lessons = state.findings.lessons
+    rows: list[tuple[str, str]] = []
+    if (teacher := lessons.teacher) is not None:
+        size = f", {format_count(teacher.parameters)} parameters" if teacher.parameters else ""
+        cached = (
+            f"; {teacher.cached_tokens:,} tokens, {format_bytes(teacher.cached_bytes)}" if teacher.cached_tokens else ""
+        )
+        rows.append(("taught by", f"{teacher.name}{size}; {HELD.get(teacher.held, teacher.held)}{cached}"))
+    if lessons.rollout_tokens:
+        rows.append(("written", rollout_words(lessons.rollout_tokens, lessons.rollout_seconds)))
+    return rows
+
+
+def _export_details(state: RunState) -> list[tuple[str, str]]:
+    """What was written for other programs."""
+    return [
+        ("exported", f"{export_title(report)}: {file_words(file)}")
+        for report in state.findings.exports
+        for file in report.files
+    ]
 
 
 def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tuple[str, str]]:
@@ -232,6 +279,7 @@ def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tup
         rows.append(("trained", f"{trained} parameters"))
     if state.rows:
         rows.append(("rows", f"{state.rows:,}"))
+    rows += _lesson_details(state)
     rows += [
         ("device", state.device or "-"),
         *_rank_rows(state),
@@ -245,6 +293,7 @@ def detail_rows(spec: JobSpec | None, state: RunState, run_dir: str) -> list[tup
         )
     else:
         rows.append(("saved", "no checkpoint yet"))
+    rows += _export_details(state)
     if spec is not None and spec.prediction.origin:
         rows.append(("promised", f"by {spec.prediction.origin} for {spec.prediction.machine or 'this machine'}"))
     rows += [("worker", f"pid {state.worker_pid or '-'}, runner pid {state.runner_pid or '-'}"), ("folder", run_dir)]

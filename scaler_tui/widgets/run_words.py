@@ -6,13 +6,14 @@ Owns the wording. Must not know widgets, files or threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
 
 from engine.jobs.events import Sample
 from engine.jobs.heat_grid import short_length
+from engine.jobs.result_words import export_title
 from engine.jobs.spec import JobSpec, Task
 from engine.jobs.state import RunPhase, RunState
 from engine.units import format_count
@@ -73,6 +74,8 @@ def banner(snapshot: RunSnapshot, asked: str) -> Banner | None:
     if state.state is RunPhase.FINISHED:
         parts = ["o shows what it changed: the before/after card."] if state.card_path else []
         parts += ["v shows the proof of the grown model."] if state.proof is not None else []
+        exported = [export_title(report) for report in state.findings.exports]
+        parts += [f"Written too: {', '.join(dict.fromkeys(exported))}."] if exported else []
         gate = state.findings.retention.gate if state.findings.retention is not None else ""
         if gate:
             return Banner(
@@ -122,6 +125,8 @@ def no_curve(snapshot: RunSnapshot) -> str:
     """What stands where the curve will be."""
     if snapshot.spec is not None and snapshot.spec.task is Task.EXTEND:
         return "This run trains nothing: it writes and measures."
+    if snapshot.spec is not None and snapshot.spec.task is Task.MIX:
+        return "This run trains nothing: it mixes adapters and measures."
     return "The curve appears after the first step."
 
 
@@ -153,6 +158,8 @@ def marks(snapshot: RunSnapshot, *, skipped: int) -> tuple[tuple[str, str], ...]
     spent = spent_text(snapshot.spec, snapshot.state)
     if spent:
         found.append((spent, "warn"))
+    if (teacher := snapshot.state.findings.lessons.teacher) is not None:
+        found.append((f"teacher {teacher.held}", "quiet"))
     if snapshot.spec is not None and snapshot.spec.context.extends:
         found.append((window_mark(snapshot.spec), "quiet"))
     if snapshot.state.stage_count > 1:
@@ -223,10 +230,10 @@ def legend(state: RunState, width: int, *, unicode: bool) -> Content:
 
 
 def pairs(state: RunState) -> list[Pair]:
-    """Before and newest answer per prompt."""
+    """Before and newest answer per prompt; first what the student wrote last to learn on."""
     before = {sample.prompt: sample for sample in state.samples if sample.step == 0}
     newest = {sample.prompt: sample for sample in state.samples if sample.step > 0}
-    found: list[Pair] = []
+    found: list[Pair] = list(_own_answer(state))
     for prompt in dict.fromkeys(sample.prompt for sample in state.samples):
         first, last = before.get(prompt), newest.get(prompt)
         expected = (last or first or Sample(t=0, step=0, prompt="", text="")).expected
@@ -235,16 +242,25 @@ def pairs(state: RunState) -> list[Pair]:
     return found
 
 
+def _own_answer(state: RunState) -> Iterator[Pair]:
+    """The newest answer that a step learned on."""
+    rollout = state.findings.lessons.rollout
+    if rollout is not None and rollout.text:
+        label = f"the student's own answer, learned on at step {rollout.step:,}"
+        yield Pair(rollout.prompt, None, rollout.text, after_label=label, alone=True)
+
+
 def latest_answers(state: RunState, *, unicode: bool) -> Content:
     """The newest answers in short."""
     lines: list[Content] = []
     for pair in pairs(state):
         ok = verdict(pair, unicode=unicode, short=True)
-        lines += [
-            Content.assemble(toned(f"{'›' if unicode else '>'} ", "busy"), toned(pair.prompt, "strong")),
-            Content.assemble(toned("  before  ", "quiet"), answer(pair.before)),
-            Content.assemble(toned("  now     ", "quiet"), answer(pair.after), ok),
-        ]
+        lines.append(Content.assemble(toned(f"{'›' if unicode else '>'} ", "busy"), toned(pair.prompt, "strong")))
+        if not pair.alone:
+            lines.append(Content.assemble(toned("  before  ", "quiet"), answer(pair.before)))
+        lines.append(
+            Content.assemble(toned("  own     " if pair.alone else "  now     ", "quiet"), answer(pair.after), ok)
+        )
     return Content("\n").join(lines) if lines else toned("Answers to the fixed prompts appear here.", "quiet")
 
 

@@ -13,15 +13,25 @@ from engine.jobs.spec_section import Task
 from engine.units import format_bytes, format_count, format_duration, format_hours, format_range, format_usd
 from scaler_tui.spec_context_text import context_lines
 from scaler_tui.spec_growth_text import growth_lines
+from scaler_tui.spec_results_text import distillation_lines, export_lines, mix_lines
 from scaler_tui.spec_stream_text import stream_lines
 
 
 def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
     """(label, words) of what will be done."""
+    if spec.task is Task.MIX:
+        return [*mix_lines(spec), *export_lines(spec)]
     if spec.task is Task.EXTEND:
         return [*context_lines(spec), ("Saved", "a model folder; its weights are links to the ones that are there")]
     if not spec.task.trains_adapter:
-        return [*growth_lines(spec), *context_lines(spec), *stream_lines(spec), *_model_lines(spec)]
+        return [
+            *growth_lines(spec),
+            *context_lines(spec),
+            *stream_lines(spec),
+            *distillation_lines(spec),
+            *_model_lines(spec),
+            *export_lines(spec),
+        ]
     adapter = spec.adapter
     extras = (", rsLoRA" if adapter.rslora else "") + (", DoRA" if adapter.dora else "")
     base = "unquantised"
@@ -32,11 +42,13 @@ def setting_lines(spec: JobSpec) -> list[tuple[str, str]]:
     return [
         *context_lines(spec),
         *stream_lines(spec),
+        *distillation_lines(spec),
         _sequence_line(spec),
         ("Adapter", f"rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}{extras}"),
         ("Base", f"{base}, compute {spec.training.dtype}"),
         _training_line(spec),
         ("Saved", f"every {spec.checkpoint.every_steps} steps, {spec.checkpoint.keep} kept{merged}"),
+        *export_lines(spec),
     ]
 
 
