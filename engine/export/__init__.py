@@ -1,4 +1,4 @@
-"""A model folder in the format of another program: GGUF, with the rotary scaling that llama.cpp's graph can carry.
+"""A model folder in the format of another program, verified: GGUF and what is made of it, plain folders, Ollama.
 
-numpy and the `gguf` package (extra `[gguf]`); never torch. Weights are read one at a time.
+numpy and the `gguf` package; never torch. Weights are read one at a time.
 """

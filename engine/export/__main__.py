@@ -1,4 +1,4 @@
-"""`python -m engine.export MODEL OUT.gguf [--type f32|f16|bf16]`: a model folder as a GGUF file.
+"""`python -m engine.export MODEL OUT.gguf [--type f32|f16|bf16|q8_0] [--force]`: a model folder as a GGUF file.
 
 Owns the command line; prints one JSON line about what was written.
 """
@@ -22,9 +22,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a folder with safetensors, config and tokenizer")
     parser.add_argument("out", type=Path, metavar="OUT.gguf")
     parser.add_argument("--type", choices=sorted(TYPES), default="", help="of the matrices; else as they are stored")
+    parser.add_argument("--force", action="store_true", help="replace a file of that name")
     options = parser.parse_args(arguments)
     try:
-        written = write_gguf(options.model, options.out, options.type)
+        written = write_gguf(options.model, options.out, options.type, force=options.force)
     except EngineError as error:
         sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
         return int(error.exit_code)

@@ -145,7 +145,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray[A
         write_gguf(folder, out, "f32")
         ids = document_ids()[: case.tokens]
         requests.append({
-            "name": case.name, "model": str(out), "context": case.context, "ids": ids, "text": document(),
+            "name": case.name, "model": str(out), "context": case.context, "ids": ids, "texts": [document()],
         })  # fmt: skip
         expected[f"{case.name}/expected"] = transformers_logits(folder, ids)
     (place / "requests.json").write_text(json.dumps(requests))
@@ -172,7 +172,7 @@ def test_llama_cpp_computes_what_transformers_computes(case: Case, measured: dic
 
 
 def test_token_ids_are_the_same(measured: dict[str, Any]) -> None:
-    assert measured["linear/tokens"].tolist() == document_ids()
+    assert measured["linear/plain/0"].tolist() == document_ids()
 
 
 @pytest.mark.parametrize("family", ["demo", "qwen2", "qwen3"])

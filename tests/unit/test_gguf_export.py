@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from engine.context.export import config_after
+from engine.context.gguf_graphs import GRAPHS
+from engine.context.gguf_rope import Divisors, GgufRope, rope_for_gguf
 from engine.context.method import Options
 from engine.context.methods import METHODS
 from engine.context.planner import plan_context
 from engine.errors import EngineError
-from engine.export.gguf_rope import GgufRope, rope_for_gguf
 from engine.export.gguf_tokenizer import SPLITS, splitting_rule, tokenizer_for_gguf
 from engine.export.gguf_weights import gguf_name, interleaved
 from engine.resources import demo_model_dir
@@ -32,7 +33,7 @@ def options_for(method: str) -> Options:
 def rope(method: str, options: Options | None = None, *, model_type: str = "llama") -> GgufRope:
     config = DEMO | {"model_type": model_type}
     after = config_after(config, plan_context(config, TARGET, method, options or options_for(method)))
-    return rope_for_gguf(after, takes_divisors=model_type == "llama")
+    return rope_for_gguf(after, GRAPHS[model_type].divisors)
 
 
 def carried(found: GgufRope) -> tuple[list[float], float]:
@@ -101,7 +102,7 @@ def test_qwen_refuses_what_its_graph_would_lose(method: str, options: Options, m
 def test_dynamic_is_refused() -> None:
     config = DEMO | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}
     with pytest.raises(EngineError, match="Dynamic NTK cannot be written"):
-        rope_for_gguf(config, takes_divisors=True)
+        rope_for_gguf(config, Divisors.ONE_SET)
 
 
 def test_rows_are_woven_so_that_neighbours_were_halves_apart() -> None:
@@ -120,13 +121,15 @@ def test_rows_are_woven_so_that_neighbours_were_halves_apart() -> None:
     ],
 )
 def test_weights_are_named_as_llama_cpp_names_them(ours: str, theirs: str) -> None:
-    assert gguf_name(ours) == theirs
+    assert gguf_name(ours, GRAPHS["llama"]) == theirs
 
 
 def test_the_demo_tokenizer_is_carried_whole() -> None:
     found = tokenizer_for_gguf(demo_model_dir(), 1220)
     assert len(found.tokens) == len(found.types) == 1220
-    assert (found.splitting, found.adds_bos, found.bos_id, found.eos_id, found.pad_id) == ("smollm", False, 1, 2, 0)
+    special = found.special
+    assert (found.model, found.splitting, found.adds_space) == ("gpt2", "smollm", None)
+    assert (special.adds_bos, special.bos_id, special.eos_id, special.pad_id, special.stops) == (False, 1, 2, 0, (2,))
     assert found.types[:4] == (3, 3, 3, 3)
     assert found.types[1216:] == (5,) * 4
 
@@ -134,10 +137,18 @@ def test_the_demo_tokenizer_is_carried_whole() -> None:
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 
 
-@pytest.mark.parametrize(("regex", "name"), list(SPLITS.items()))
-def test_known_splitting_rules_have_their_names(regex: str, name: str) -> None:
+@pytest.mark.parametrize("whole_words", [False, True], ids=["merged", "whole words first"])
+@pytest.mark.parametrize(
+    ("regex", "names"), list(SPLITS.items()), ids=[names[0] or names[1] for names in SPLITS.values()]
+)
+def test_known_splitting_rules_have_their_names(regex: str, names: tuple[str, str], whole_words: bool) -> None:
     split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-    assert splitting_rule({"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}) == name
+    rule = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}
+    if names[whole_words]:
+        assert splitting_rule(rule, ignore_merges=whole_words) == names[whole_words]
+    else:
+        with pytest.raises(EngineError, match="cannot be written"):
+            splitting_rule(rule, ignore_merges=whole_words)
 
 
 @pytest.mark.parametrize("rule", [None, {"type": "Whitespace"}, {"type": "Metaspace"}, BYTE_LEVEL])
@@ -156,7 +167,7 @@ def test_models_of_other_families_and_existing_files_are_refused(tmp_path: Path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(
-        json.dumps(DEMO | {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]})
+        json.dumps(DEMO | {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]})
     )
     (other / "model.safetensors").symlink_to(demo_model_dir() / "model.safetensors")
     with pytest.raises(EngineError, match="not exported here"):
