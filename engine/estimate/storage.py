@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from engine.estimate.estimate import Estimate, Origin, Part
 from engine.estimate.state import adapter_weight_bytes, optimizer_bytes, trainable_parameters
-from engine.estimate.surroundings import CACHED_LOGITS
+from engine.estimate.surroundings import CACHED_LOGITS, cached_token_bytes
 from engine.estimate.walks import layer_walk
 from engine.estimate.workload import Method, OptimizerKind, Purpose, TeacherHeld, Workload
 from engine.models.architecture import Architecture
@@ -22,8 +22,6 @@ LIBRARY_BYTES = (1.5 * GIB, 2.5 * GIB, 4.0 * GIB)
 """Python with CUDA libraries per process. Source: general experience, hence the width."""
 GGUF_BYTES_PER_PARAMETER = 0.604
 """Q4_K_M: 4.83 bits per parameter. Source: llama.cpp's own table for Llama-2-7B (3.80 GiB of 6.74e9)."""
-CACHED_LOGIT_BYTES = 6
-"""A value in 16 bits and its index in 32, for each of the kept top logits."""
 
 
 def estimate_host_ram(work: Workload, *, processes: int = 1) -> Estimate:
@@ -109,8 +107,8 @@ class DiskPlan:
 def estimate_disk(work: Workload, plan: DiskPlan) -> Estimate:
     """Downloads, models written before training, kept checkpoints, results; the parts sum to `likely`.
 
-    Base and teacher 2·N, grown model 2·N of the final size, logit cache 64 x 6 B per token, checkpoints kept x
-    (trained weights + states), merged 2·N, GGUF 0.6·N. While one checkpoint is written, one more exists.
+    Base and teacher 2·N, grown model 2·N of the final size, logit cache 6·k + 24 B per trained token, checkpoints
+    kept x (trained weights + states), merged 2·N, GGUF 0.6·N. While one checkpoint is written, one more exists.
     """
     architecture = work.architecture
     parts = [
@@ -122,8 +120,12 @@ def estimate_disk(work: Workload, plan: DiskPlan) -> Estimate:
         amount = _download(work.teacher, plan.teacher_on_disk)
         parts.append(Part("teacher model", amount, _here_or(plan.teacher_on_disk), "checkpoint size"))
         if work.teacher_held is TeacherHeld.CACHED:
-            cache = plan.epoch_tokens * CACHED_LOGITS * CACHED_LOGIT_BYTES
-            text = f"{CACHED_LOGITS} x {CACHED_LOGIT_BYTES} B x {plan.epoch_tokens:,.0f} tokens"
+            each, tokens = (
+                cached_token_bytes(work.teacher_top_k or CACHED_LOGITS),
+                plan.epoch_tokens * work.trained_share,
+            )
+            cache = each * tokens
+            text = f"{each} B ({work.teacher_top_k or CACHED_LOGITS} logits) x {tokens:,.0f} trained tokens"
             parts.append(Part("teacher's logits", cache, text, "top logits of every token, kept for all epochs"))
     if plan.writes_grown_model:
         grown = 2.0 * architecture.parameters

@@ -12,6 +12,12 @@ CACHED_LOGITS = 64
 """Top logits per token that a cached teacher left on disk."""
 
 
+def cached_token_bytes(k: int) -> int:
+    """On disk, of one trained position: k ids of 4 B and k log-probabilities of 2 B, and six sums over the rest in
+    4 B each (`engine.distill.cache`)."""
+    return 6 * k + 24
+
+
 def windowed_layers(work: Workload) -> int:
     """Layers whose sliding window is no longer than the sequence: transformers gives them a mask of their own."""
     a = work.architecture
@@ -32,7 +38,7 @@ def around(work: Workload) -> float:
     per_token = 24.0 + tables + kept + (float(a.hidden_size * work.compute_bytes) if scaled else 0.0)
     if work.teacher is not None:
         if work.teacher_held is TeacherHeld.CACHED:
-            per_token += 8.0 * CACHED_LOGITS
+            per_token += 8.0 * (work.teacher_top_k or CACHED_LOGITS)
         else:
             per_token += 8.0 * work.teacher.vocab_size * logit_share(work)
     return per_token * work.tokens

@@ -160,6 +160,8 @@ class Workload:
     teacher: Architecture | None = None
     """A frozen teacher (distillation)."""
     teacher_held: TeacherHeld = TeacherHeld.PACKED
+    teacher_top_k: int = 0
+    """Its most likely tokens that are kept where they are cached; 0: as many as when nothing is said."""
     purpose: Purpose = Purpose.TRAIN
     device: DeviceKind = DeviceKind.GPU
     workspace_bytes: int = 2 * 8_519_680

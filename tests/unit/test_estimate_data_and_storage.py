@@ -180,7 +180,7 @@ def test_a_teacher_is_downloaded_and_its_cached_logits_are_kept() -> None:
     plan = DiskPlan(LLAMA_3B, True, teacher_on_disk=False, epoch_tokens=1e7)
     found = parts(estimate_disk(work, plan))
     assert found["teacher model"] == 2 * MIXTURE.parameters
-    assert found["teacher's logits"] == pytest.approx(1e7 * 64 * 6)
+    assert found["teacher's logits"] == pytest.approx(1e7 * (64 * 6 + 24))
     resident = replace(work, teacher_held=TeacherHeld.RESIDENT)
     assert "teacher's logits" not in parts(estimate_disk(resident, plan))
 
