@@ -5,7 +5,7 @@ Owns navigation. Must not know formulas, files of a run, or torch; it shows what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -16,6 +16,7 @@ from textual.events import Resize
 from textual.filter import LineFilter
 from textual.geometry import Size
 from textual.message import Message
+from textual.screen import Screen
 
 from engine.errors import EngineError
 from scaler_tui.crash_boundary import CrashBoundary
@@ -45,7 +46,7 @@ class Start:
 
     demo: bool = False
     gpu: str = ""
-    run_dir: Path | None = None
+    first: Callable[[], Screen[Any]] | None = None  # on top of the welcome screen
     theme: str = ""
 
 
@@ -53,10 +54,7 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
     """One app for the whole story; screens come and go, runs do not depend on it."""
 
     TITLE = "Scaler Wizard"
-    CSS_PATH = [
-        _STYLES / "base.tcss",
-        _STYLES / "wizard.tcss",
-    ]
+    CSS_PATH = [_STYLES / "base.tcss", _STYLES / "wizard.tcss"]
     ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-normal"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (23, "-medium"), (34, "-tall")]
@@ -98,8 +96,8 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         self._set_theme(self.start.theme or self._preferences.theme)
         self.set_class(not self.policy.color, "-no-color")
         self.push_screen(WelcomeScreen())
-        if self.start.run_dir is not None:
-            self.open_run(self.start.run_dir)
+        if self.start.first is not None:
+            self.push_screen(self.start.first())
         self.call_after_refresh(self._check_size)
         self.call_after_refresh(self._say_once)
 
@@ -371,7 +369,9 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
         self.leave()
 
     def action_interrupt(self) -> None:
-        """Ctrl+C: asks once; a second Ctrl+C leaves."""
+        """Ctrl+C: stops what the screen is at, where it can be stopped; else asks once, and a second one leaves."""
+        if getattr(self.screen, "stop_first", bool)():
+            return
         if isinstance(self.screen, ConfirmScreen):
             self.leave()
             return

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from engine.errors import EngineError, ExitCode
 from scaler_tui import output
+from scaler_tui.cli_chat import add_chat, opens_screen, screen_of
 from scaler_tui.cli_context import add_eval, add_extend
 from scaler_tui.cli_corpus import add_corpus
 from scaler_tui.cli_evaluation import add_verify
@@ -130,6 +131,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_export(add)
     add_lab(add)
     add_schedule(add)
+    add_chat(add)
     _add_runs(add)
     return parser
 
@@ -295,6 +297,8 @@ def _dispatch(words: list[str]) -> int:
         return _attach(parsed)
     if parsed.command == "remote":
         return _remote(parsed)
+    if parsed.command == "chat" and opens_screen(parsed):
+        return _open_app(parsed, run_dir=None)
     from scaler_tui import commands
 
     return commands.COMMANDS[parsed.command](parsed)
@@ -350,9 +354,10 @@ def _open_app(arguments: argparse.Namespace, *, run_dir: Path | None) -> int:
     prepare_environment(os.environ, policy)
     from scaler_tui.app import ScalerApp, Start
 
+    first = (lambda: _run_screen(run_dir)) if run_dir is not None else None
     app = ScalerApp(
         policy,
-        Start(demo=arguments.demo, gpu=arguments.gpu, run_dir=run_dir, theme=arguments.theme),
+        Start(demo=arguments.demo, gpu=arguments.gpu, first=first or screen_of(arguments), theme=arguments.theme),
         stock_display=arguments.stock_display,
     )
     app.run()
@@ -362,3 +367,9 @@ def _open_app(arguments: argparse.Namespace, *, run_dir: Path | None) -> int:
         output.note(app.crash_report)
         return int(ExitCode.RUN_FAILED)
     return app.return_code or int(ExitCode.DONE)
+
+
+def _run_screen(run_dir: Path) -> Any:
+    from scaler_tui.screens.run import RunScreen
+
+    return RunScreen(run_dir)

@@ -35,6 +35,11 @@ class RenderPolicy:
         """How often live figures may change on screen."""
         return 1.0 if self.slow else 2.0
 
+    @property
+    def stream_hz(self) -> float:
+        """How often text that somebody reads while it is written may grow on screen."""
+        return 2.0 if self.slow else 8.0
+
 
 def is_utf8(environment: Mapping[str, str]) -> bool:
     """True when the locale's character set is UTF-8."""

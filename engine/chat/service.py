@@ -106,7 +106,7 @@ class ChatService:
         for number, side, turns in self._asked(request.turns):
             try:
                 text, ids = prompt_of(side, turns)
-                self._tell(Sent(ask=request.ask, side=number, text=text, tokens=len(ids)))
+                self._tell(_sent(request.ask, number, side, text, len(ids)))
             except EngineError as error:
                 self._tell(Failed(ask=request.ask, side=number, problem=problem_of(error)))
 
@@ -126,7 +126,7 @@ class ChatService:
 
     def _answer(self, request: Ask, number: int, side: Side, turns: tuple[Turn, ...]) -> None:
         text, ids = prompt_of(side, turns)
-        self._tell(Sent(ask=request.ask, side=number, text=text, tokens=len(ids)))
+        self._tell(_sent(request.ask, number, side, text, len(ids)))
         window = side.slot.loaded.context_length
         check_room(len(ids), window)
         asked = Asked(ids, request.sampling, frozenset(_ends(side)), window)
@@ -169,6 +169,11 @@ def prompt_of(side: Side, turns: Sequence[Turn]) -> tuple[str, tuple[int, ...]]:
             next_step="Leave out the system text (--system)." if system else "Clear the conversation.",
         ) from refusal
     return text, side.tokenizer.encode(text)
+
+
+def _sent(ask: int, number: int, side: Side, text: str, tokens: int) -> Sent:
+    special = tuple(token for token in side.tokenizer.special_texts if token in text)
+    return Sent(ask=ask, side=number, text=text, tokens=tokens, special=special)
 
 
 def check_room(prompt_tokens: int, window: int) -> None:

@@ -175,6 +175,8 @@ class Sent(_News, frozen=True, kw_only=True, tag="sent"):
     side: int
     text: str
     tokens: int
+    special: tuple[str, ...] = ()
+    """The special tokens that occur in it."""
 
 
 class Piece(_News, frozen=True, kw_only=True, tag="piece"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from scaler_tui.commands import (
     cards,
+    chat,
     corpus,
     estimate,
     evaluate,
@@ -51,5 +52,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "stop": work.control,
     "resume": work.resume,
     "card": cards.card,
+    "chat": chat.chat,
     "merge": cards.merge,
 }

@@ -50,6 +50,7 @@ class CardScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("h", "page", "HTML page", id="card.page", tooltip="Where the page with plots is"),
         Binding("m", "merge", "Merge", id="card.merge", tooltip="Write a merged model that plain transformers loads"),
+        Binding("t", "chat", "Try it", id="card.chat", tooltip="Talk to it, beside its base where that is free"),
         Binding("v", "proof", "Proof", id="card.proof", tooltip="What was proven of the grown model"),
         Binding("b,escape,backspace", "back", "Back", key_display="b", id="card.back"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="card.help"),
@@ -181,7 +182,7 @@ class CardScreen(Screen[None]):
             return True if self.card is not None and self.card.merged is None and not self.merging else None
         if action == "proof":
             return self.card is not None and any(growth.proof is not None for growth in self.card.growths)
-        if action == "page":
+        if action in ("page", "chat"):
             return True if self.card is not None else None
         return True
 
@@ -200,6 +201,13 @@ class CardScreen(Screen[None]):
         if self.card is not None and self.card.growths:
             told = told_growth(self.card.growths[-1])
             self.app.push_screen(ProofScreen(self.run_dir / self.card.adapter.path, told))
+
+    def action_chat(self) -> None:
+        """Talk to what the run has left."""
+        from scaler_tui.chat_sides import of_run_with_base
+        from scaler_tui.screens.chat import ChatScreen
+
+        self.app.push_screen(ChatScreen(of_run_with_base(self.run_dir)))
 
     async def action_merge(self) -> None:
         """Write the merged model in its own process."""

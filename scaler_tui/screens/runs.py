@@ -123,6 +123,7 @@ class RunsScreen(Screen[None]):
         Binding("enter", "open", "Open", key_display="Enter", id="runs.open", tooltip="Watch the run"),
         Binding("r", "resume", "Resume", id="runs.resume", tooltip="Go on with a paused, stopped, failed or lost run"),
         Binding("o", "card", "Card", id="runs.card", tooltip="The before/after card"),
+        Binding("t", "chat", "Try it", id="runs.chat", tooltip="Talk to what it has left, beside its base"),
         Binding("b,escape,backspace", "back", "Back", key_display="b", id="runs.back"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="runs.help"),
         Binding("q", "leave", "Leave", tooltip="Leave the program; runs go on"),
@@ -263,7 +264,7 @@ class RunsScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Resume and card only where they make sense."""
-        if action not in ("open", "resume", "card"):
+        if action not in ("open", "resume", "card", "chat"):
             return True
         run = self.selected
         if run is None:
@@ -272,6 +273,10 @@ class RunsScreen(Screen[None]):
             return True if run.state.is_resumable else None
         if action == "card":
             return True if (run.directory / "card.json").exists() else None
+        if action == "chat":
+            from scaler_tui.chat_sides import can_chat
+
+            return True if can_chat(run.directory) else None
         return True
 
     def action_open(self) -> None:
@@ -308,6 +313,14 @@ class RunsScreen(Screen[None]):
 
         if self.selected is not None:
             self.app.push_screen(CardScreen(self.selected.directory))
+
+    def action_chat(self) -> None:
+        """Talk to what the run has left."""
+        from scaler_tui.chat_sides import of_run_with_base
+        from scaler_tui.screens.chat import ChatScreen
+
+        if self.selected is not None:
+            self.app.push_screen(ChatScreen(of_run_with_base(self.selected.directory)))
 
     def action_back(self) -> None:
         """One screen back."""

@@ -73,6 +73,9 @@ def own_bindings(screen: Screen[Any]) -> list[Binding]:
 
 def key_items(screen: Screen[Any]) -> list[KeyItem]:
     """What the key line offers on `screen` now, most important first."""
+    own = getattr(screen.focused, "FIELD_KEYS", None)
+    if own is not None:
+        return [KeyItem(key, text, "") for key, text in own]
     if isinstance(screen.focused, Input):
         return [KeyItem(key, text, "") for key, text in _IN_FIELD]
     items: dict[str, KeyItem] = {}
