@@ -259,12 +259,18 @@ def _details(card: Card) -> str:
 
 
 def _merged(merged: MergeCheck) -> str:
+    stored = ""
+    if merged.stored_base_difference is not None and merged.stored_base_same_top_token is not None:
+        stored = (
+            f". Against it on the unquantised base: same next token at {merged.stored_base_same_top_token:.2%}, "
+            f"logits differ by at most {merged.stored_base_difference:.1e} of their range"
+        )
     return (
         f"<code>{escape(merged.path)}</code>, {format_bytes(merged.size_bytes)}. Against adapter on its "
         f"{escape(merged.base_dtype)} base: same next token at {merged.same_top_token:.2%} of positions, "
         f"logits differ by {merged.mean_logit_difference:.2g} on average, "
         f"{merged.max_logit_difference:.2g} at most; "
-        f"loss {merged.merged_task_loss:.4f} instead of {merged.adapter_task_loss:.4f}"
+        f"loss {merged.merged_task_loss:.4f} instead of {merged.adapter_task_loss:.4f}{stored}"
     )
 
 

@@ -237,9 +237,9 @@ class _Job:
         output, loaded = checkpointing.trainer_output(self.attempt.run_dir), parts.loaded
         planned = data.steps if isinstance(data.dataset, PlannedSteps) else 0
         arguments = training_arguments(self.spec, output, loaded, planned_steps=planned)
-        return TokenTrainer(
-            loaded, data.dataset, arguments, self.spec.training, original=parts.original, parallel=self.parallel
-        )
+        training, original = self.spec.training, parts.original
+        trainer = TokenTrainer(loaded, data.dataset, arguments, training, original=original, parallel=self.parallel)
+        return self.job_data.taught(trainer, self.spec)
 
     def _train(
         self,
@@ -375,14 +375,14 @@ class _Job:
         attempt.journal.write(ev.CardReady(t=time.time()))
 
     def _merge(self, loaded: LoadedModel, tally: Tally) -> card.MergeCheck:
-        from engine.train.merge import MergeJob, compared_rows, merge, merged_certificate, take_reference
+        from engine.train.merge import MergeJob, Told, compared_rows, merge, merged_certificate, take_reference
 
         self.attempt.phase("merging")
         rows = compared_rows(self.data, loaded.vocab_size)
         run_dir = self.attempt.run_dir
         certificate = merged_certificate(run_dir, self.spec, self.window, tally)
         job = MergeJob(run_dir, self.spec, self.ref, rows, self.attempt.device, certificate)
-        return merge(job, take_reference(loaded, rows), self.data.tokenizer)
+        return merge(job, take_reference(loaded, rows), self.data.tokenizer, Told(self.attempt))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,21 @@
 """The adapter folded into full weights: a model that plain transformers loads, its difference to the adapter measured.
 
 `merge_run(run_dir)` works during a run and any time after it; `python -m engine.train.merge RUN_DIR` does the same.
-Owns `output/merged`. Must not know the loop. The base is loaded again in the float type it is stored in: merging into
-4-bit weights would round the update away. The merged model therefore differs a little from the adapter on its 4-bit
-base, by as much as quantisation had changed the base; how much is measured on held-out tokens and said in the card.
+Owns `output/merged` of a run, and the comparison. Must not know the loop, nor how weights are merged: that is
+`engine.adapters.merge`, which takes the base as it is stored, since merging into 4-bit weights would round the update
+away. The merged model therefore differs a little from the adapter on its 4-bit base, by as much as quantisation had
+changed the base. Both differences, to the adapter on the base it was trained on and on the stored one, are measured on
+held-out tokens and said in the card.
 """
 
 from __future__ import annotations
 
 import gc
-import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,16 @@ import msgspec
 import torch
 from torch import Tensor
 
+from engine.adapters import merge as folders
+from engine.adapters.folder import read_adapter
+from engine.adapters.merge_plan import Weighed
+from engine.adapters.merge_refusals import SPARE_BYTES
 from engine.context.certificate import CERTIFICATE_NAME, Training, encode_certificate
 from engine.data.load import PreparedData, prepare
 from engine.data.rows import EncodedRow
 from engine.errors import EngineError, ExitCode
 from engine.evaluation.head import summed_loss
+from engine.evaluation.length_memory import free_bytes
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.rows import row_batches
 from engine.jobs import layout
@@ -33,14 +41,16 @@ from engine.jobs.card import MergeCheck
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import load_run_spec
 from engine.jobs.summary import read_record
-from engine.models.config import CONFIG_NAME
+from engine.models.headers import read_headers
 from engine.models.resolve import download_weights, resolve_model
 from engine.models.source import ModelRef
 from engine.proof.drift import logit_drift
+from engine.surgery.helpers import Progress, Report
+from engine.train.attempt import Attempt
 from engine.train.environment import Device, choose_threads, prepare_process, prepare_torch, quiet_libraries
 from engine.train.lessons import short_length
 from engine.train.model import BaseRequest, base_request, load_base, ready
-from engine.train.output import ADAPTER, MERGED, copy_tokenizer, folder_bytes, staged
+from engine.train.output import ADAPTER, MERGED, folder_bytes
 from engine.train.tally import Tally
 from engine.train.window import Window, certificate_of, trains_window, window_of
 
@@ -99,19 +109,23 @@ def take_reference(model: LoadedModel, rows: Sequence[EncodedRow]) -> Reference:
     return Reference(torch.cat(parts), loss_sum / max(tokens, 1))
 
 
-def merge(job: MergeJob, reference: Reference, tokenizer: Any) -> MergeCheck:
-    """Write `output/merged`, load it back with plain transformers, and compare. It appears whole or not at all."""
-    target = job.run_dir / layout.OUTPUT / MERGED
-    with staged(target) as staging:
-        _write_merged(job, staging)
-        request = BaseRequest(staging, "none", False, job.device.compute_dtype, job.device.torch_device)
-        base = load_base(request)
-        merged = take_reference(ready(base, base, tokenizer, job.device), job.rows)
+def merge(job: MergeJob, reference: Reference, tokenizer: Any, report: Report = lambda _: None) -> MergeCheck:
+    """Write `output/merged`, load it with plain transformers, and compare. It appears whole or not at all; what an
+    attempt that was killed had finished is kept. Raises EngineError `merge.*`, `disk.full`."""
+    request = merge_request(job)
+    if not folders.is_merged(request):
+        folders.merge(request, report)
+    kind, stored = job.spec.quantization_kind, None
+    if kind != "none":
+        with _loaded(job, job.folder, tokenizer, adapter=True) as model:
+            stored = take_reference(model, job.rows)
+    with _loaded(job, request.out, tokenizer) as model:
+        merged = take_reference(model, job.rows)
     drift = logit_drift(reference.logits, merged.logits)
-    kind = job.spec.quantization_kind
+    own = logit_drift(stored.logits, merged.logits) if stored is not None else None
     return MergeCheck(
-        path=target.relative_to(job.run_dir).as_posix(),
-        size_bytes=folder_bytes(target),
+        path=request.out.relative_to(job.run_dir).as_posix(),
+        size_bytes=folder_bytes(request.out),
         max_logit_difference=drift.max_abs_logit_diff,
         mean_logit_difference=drift.mean_abs_logit_diff,
         same_top_token=drift.top1_agreement,
@@ -120,33 +134,63 @@ def merge(job: MergeJob, reference: Reference, tokenizer: Any) -> MergeCheck:
         merged_task_loss=merged.loss,
         adapter_task_loss=reference.loss,
         base_dtype=kind if kind != "none" else str(job.device.compute_dtype).removeprefix("torch."),
+        stored_base_difference=None if own is None else own.max_rel_logit_diff,
+        stored_base_same_top_token=None if own is None else own.top1_agreement,
     )
 
 
-def _write_merged(job: MergeJob, target: Path) -> None:
+class Told:
+    """The merging, in the journal; once a second."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt, self._last = attempt, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() - self._last >= 1:
+            self._last = time.monotonic()
+            self._attempt.phase("merging", progress.words, progress.done_bytes, progress.total_bytes)
+
+
+def merge_request(job: MergeJob) -> folders.MergeRequest:
+    """What is merged into what. Raises EngineError `adapter.*`."""
+    output = job.run_dir / layout.OUTPUT
+    return folders.MergeRequest(
+        base=job.folder,
+        mix=(Weighed(read_adapter(output / ADAPTER)),),
+        out=output / MERGED,
+        force=True,  # the run's own, of an adapter that it had before
+        extra={CERTIFICATE_NAME: job.certificate} if job.certificate else {},
+    )
+
+
+@contextmanager
+def _loaded(job: MergeJob, folder: Path, tokenizer: Any, *, adapter: bool = False) -> Iterator[LoadedModel]:
+    """A model folder, unquantised, with the run's adapter where asked, for as long as the block lasts."""
+    place = _place(job)
+    base = load_base(BaseRequest(folder, "none", False, place.compute_dtype, place.torch_device))
+    model = _with_adapter(base, job.run_dir) if adapter else base
+    try:
+        yield ready(model, base, tokenizer, place)
+    finally:
+        del base, model
+        gc.collect()
+        if place.is_cuda:
+            torch.cuda.empty_cache()
+
+
+def _place(job: MergeJob) -> Device:
+    """The run's device, or the processor where the card, which held the base in 4 bits, has no room for it whole."""
+    device = job.device
+    needed = sum(tensor.elements for tensor in read_headers(job.folder).tensors) * device.compute_dtype.itemsize
+    if device.is_cuda and free_bytes(device.torch_device) < needed + 8 * SPARE_BYTES:
+        return replace(device, torch_device="cpu")
+    return device
+
+
+def _with_adapter(base: Any, run_dir: Path) -> Any:
     from peft import PeftModel
 
-    base = load_base(BaseRequest(job.folder, "none", False, stored_dtype(job.folder), "cpu"))
-    model = PeftModel.from_pretrained(base, str(job.run_dir / layout.OUTPUT / ADAPTER))
-    merged = model.merge_and_unload(safe_merge=True)  # refuses weights that are not finite
-    merged.config.use_cache = True
-    merged.save_pretrained(str(target))
-    copy_tokenizer(job.folder, target)
-    if job.certificate:
-        # transformers writes back only what it reads itself; other readers need all of the extended base's config.
-        shutil.copyfile(job.folder / CONFIG_NAME, target / CONFIG_NAME)
-        (target / CERTIFICATE_NAME).write_bytes(job.certificate)
-    del base, model, merged
-    gc.collect()
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The float type of the base's files, so that the merged model is as large as its base."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    dtype = getattr(config, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+    return PeftModel.from_pretrained(base, str(run_dir / layout.OUTPUT / ADAPTER))
 
 
 def merge_run(run_dir: Path) -> MergeCheck:
@@ -203,11 +247,8 @@ def _tally_of(run_dir: Path) -> Tally:
 def _adapter_reference(
     run_dir: Path, spec: JobSpec, folder: Path, data: PreparedData, device: Device
 ) -> tuple[Reference, tuple[EncodedRow, ...]]:
-    from peft import PeftModel
-
     base = load_base(base_request(spec, folder, device))
-    model = PeftModel.from_pretrained(base, str(run_dir / layout.OUTPUT / ADAPTER))
-    loaded = ready(model, base, data.tokenizer, device)
+    loaded = ready(_with_adapter(base, run_dir), base, data.tokenizer, device)
     rows = compared_rows(data, loaded.vocab_size)
     return take_reference(loaded, rows), rows
 

@@ -154,10 +154,16 @@ def _promise(promise: PredictedMeasured) -> str:
 
 
 def _merged(run_dir: Path, check: MergeCheck) -> str:
+    stored = ""
+    if check.stored_base_difference is not None and check.stored_base_same_top_token is not None:
+        stored = (
+            f"; against it on the unquantised base: same top token at {check.stored_base_same_top_token:.1%}, "
+            f"logits differ by at most {check.stored_base_difference:.1e} of their range"
+        )
     return (
         f"Merged model: {run_dir / check.path} ({format_bytes(check.size_bytes)}); against the adapter on its "
         f"{check.base_dtype} base: same top token at {check.same_top_token:.1%} of positions, "
-        f"loss {check.merged_task_loss:.3f} and {check.adapter_task_loss:.3f}"
+        f"loss {check.merged_task_loss:.3f} and {check.adapter_task_loss:.3f}{stored}"
     )
 
 

@@ -223,6 +223,8 @@ def file_lines(card: Card, run_dir: Path, *, merging: bool) -> Content:
             ("", f"task loss {loss:.4f} merged, {merged.adapter_task_loss:.4f} adapter on {merged.base_dtype}"),
             ("", f"logits differ by {mean:.3g} on average, {largest:.3g} at most"),
         ]
+        if merged.stored_base_difference is not None:
+            rows.append(("", f"on the unquantised base by {merged.stored_base_difference:.1e} of their range, at most"))
     elif card.adapter.kind == "adapter":
         rows.append(("merged", "being written now" if merging else "not yet; m writes it"))
     rows.append(("page", f"{run_dir / CARD_PAGE}"))

@@ -62,6 +62,9 @@ def test_adapter_and_merged_model_load_elsewhere(
     assert 0 < check.mean_logit_difference <= check.max_logit_difference
     assert check.same_top_token > 0.8
     assert check.base_dtype == ("nf4" if task == "qlora" else "float32")
+    if task == "qlora":
+        assert check.stored_base_difference is not None
+        assert check.stored_base_difference < check.relative_difference, "what rounding does against what packing did"
 
 
 @pytest.mark.slow
