@@ -64,6 +64,10 @@ class ChatTokenizer:
         return self._template.source
 
     @property
+    def bos_token(self) -> str:
+        return self._special.get("bos_token", "")
+
+    @property
     def eos_token(self) -> str:
         return self._special.get("eos_token", "")
 

@@ -15,10 +15,8 @@ from pathlib import Path
 
 from engine.errors import EngineError, ExitCode
 from engine.export.gguf import write_gguf
-from engine.export.gguf_adapter import write_gguf_adapter
 from engine.export.merged import has_own_config
 from engine.export.order import ExportOrder, adapter_name, gguf_name
-from engine.export.quantise import quantise
 from engine.export.questions import asked_of
 from engine.export.runtime import Runtime, find_runtime, why_none
 from engine.export.staging import Staging
@@ -73,6 +71,8 @@ class GgufWork:
             self._write(out, kind)
             return out
         source = self._floats()
+        from engine.export.quantise import quantise
+
         self.say(f"quantising to {kind}", 0, 0)
         imatrix = Path(self.order.imatrix) if self.order.imatrix else None
         quantise(source, out, kind, imatrix=imatrix, on_progress=self._bytes(f"quantising to {kind}"))
@@ -99,6 +99,8 @@ class GgufWork:
     def _make_adapter(self) -> None:
         out = self.staging.result / adapter_name(self.order)
         if not out.is_file():
+            from engine.export.gguf_adapter import write_gguf_adapter
+
             self.say("writing the adapter", 0, 0)
             write_gguf_adapter(Path(self.order.source), self.model, out)
         bases = [(self._written(kind), kind) for kind in self.order.types]

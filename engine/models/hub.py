@@ -133,6 +133,17 @@ def fetch_small_files(
     return replace(files, missing=tuple(name for name in absent if not (files.folder / name).exists()))
 
 
+def stated_licence(repo_id: str) -> str:
+    """The licence that the hub's listing states, "" where it states none. Raises EngineError `hub.*`."""
+
+    def ask() -> str:
+        details = _model_info(repo_id, "", REQUEST_SECONDS, with_sizes=False)
+        found = next((tag for tag in details.tags or () if tag.startswith("license:")), "")
+        return found.partition(":")[2]
+
+    return _within(DESCRIBE_SECONDS, repo_id, lambda: translated(repo_id, "", ask))
+
+
 def fetch_weights(repo_id: str, revision: str, on_progress: Progress | None = None) -> Path:
     """Download all files of a model that `WEIGHT_PATTERNS` allows; returns the folder. Continues a broken download.
 

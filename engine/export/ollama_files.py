@@ -1,0 +1,118 @@
+"""The folder that Ollama is given: GGUF files with a Modelfile each, and `ollama create` where the program is there.
+
+Owns these. Must not know how files or templates are made.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from engine.data.tokenizer import ChatTokenizer
+from engine.errors import EngineError, ExitCode
+from engine.export.gguf_files import GgufWork
+from engine.export.licence import Licence
+from engine.export.ollama import Modelfile, go_template, parameters_of
+from engine.export.order import ExportOrder, adapter_name, gguf_name
+from engine.export.stops import stop_ids
+from engine.jobs.export_report import ExportedFile
+from engine.jobs.layout import write_atomic
+from engine.models.config import CONFIG_NAME, read_json_object
+from engine.models.shape import read_shape
+
+NAME = "Modelfile"
+_PATIENCE_SECONDS = 3600.0
+
+
+def write_modelfiles(work: GgufWork, licence: Licence) -> tuple[ExportedFile, ...]:
+    """One per size, in `staging.result`; "Modelfile" where there is one size only. Raises EngineError `model.*`."""
+    found = []
+    tokenizer = ChatTokenizer.load(work.model)
+    template, why = go_template(tokenizer)
+    if template is None:
+        work.flags.append(
+            f"The Modelfile has no TEMPLATE: {why}. Ollama then uses what it recognises in the GGUF file."
+        )
+    elif not template.takes_system:
+        work.flags.append("The model's template has no place for a system message: SYSTEM does nothing in Ollama.")
+    stops = tuple(tokenizer.token_text(number) for number in stop_ids(work.model, tokenizer))
+    for kind in work.order.types:
+        name = modelfile_name(work.order, kind)
+        content = Modelfile(
+            model=gguf_name(work.order, kind),
+            adapter=adapter_name(work.order) if work.order.adapter else "",
+            template=template,
+            stops=tuple(stop for stop in stops if stop),
+            parameters=parameters_of(work.model, _window(work.model), long_window=_is_about_length(work)),
+            licence=licence.name or (licence.identifier if licence.is_known else ""),
+            notes=_notes(work, kind, template is not None),
+        ).text()
+        write_atomic(work.staging.result / name, content.encode())
+        path = work.order.out_path / name
+        proof = "" if template is not None else f"There is no TEMPLATE: {why}."
+        found.append(
+            ExportedFile(path=str(path), size_bytes=len(content.encode()), kind="modelfile", not_verified=proof)
+        )
+    return tuple(found)
+
+
+def _notes(work: GgufWork, kind: str, proven: bool) -> tuple[str, ...]:
+    compared = next((file.agreement for file in work.files if file.kind in (kind, "adapter") and file.agreement), None)
+    told = [f"{work.order.name}, {kind}; made by scaler-wizard."]
+    if proven:
+        told.append("The template gives the same text as the model's own; it was run on both.")
+    if compared is not None and compared.stops:
+        told.append(f"Stop tokens ended the answers to {compared.prompts} prompts in {compared.runtime}.")
+    return tuple(told)
+
+
+def _window(folder: Path) -> int:
+    config = read_json_object(folder / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    return read_shape(config, CONFIG_NAME).context_length
+
+
+def _is_about_length(work: GgufWork) -> bool:
+    return work.spec is not None and bool(work.spec.context.extends)
+
+
+def create_command(order: ExportOrder) -> tuple[str, ...]:
+    """The command that makes Ollama take the first Modelfile."""
+    first, several = order.types[0], len(order.types) > 1
+    name = order.name.lower()  # as Ollama shows it
+    path = order.out_path / modelfile_name(order, first)
+    return ("ollama", "create", f"{name}:{first}" if several else name, "-f", str(path))
+
+
+def modelfile_name(order: ExportOrder, kind: str) -> str:
+    """ "Modelfile" where there is one size only."""
+    return NAME if len(order.types) == 1 else f"{NAME}.{kind.upper()}"
+
+
+def create(command: tuple[str, ...]) -> bool:
+    """Run it where Ollama is installed; False where it is not. Raises EngineError `export.ollama` with its last words."""
+    program = shutil.which(command[0])
+    if program is None:
+        return False
+    try:
+        ended = subprocess.run(
+            [program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE_SECONDS,
+            check=False,
+        )
+        failure = "" if not ended.returncode else (ended.stderr.strip().splitlines() or ["no words"])[-1][:300]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failure = str(error)
+    if failure:
+        raise EngineError(
+            "export.ollama",
+            "`ollama create` failed; the files are written.",
+            cause=failure,
+            next_step=f"Start Ollama and run it yourself: {' '.join(command)}",
+            exit_code=ExitCode.RUN_FAILED,
+        )
+    return True

@@ -1,0 +1,94 @@
+"""What is to be exported, where to and how: what a command or a job hands to the exporting process.
+
+Owns the shape, the names of the files that come of it, and reading it. Must not know formats.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import EngineError
+from engine.jobs.spec_export import GGUF_TYPES, Destination
+
+
+class ExportOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """One export."""
+
+    destination: Destination
+    source: str
+    """A model's folder, or an adapter's."""
+    out: str
+    """The folder that appears; with `one_file` the file itself."""
+    name: str
+    """Of the files; see `file_name`."""
+    base: str = ""
+    """The base's folder, where `source` is an adapter."""
+    run_dir: str = ""
+    """The run that made it: card, spec and held-out rows are read there."""
+    types: tuple[str, ...] = ("q8_0",)
+    """gguf, ollama: of GGUF_TYPES; () with `adapter` writes no base."""
+    adapter: bool = False
+    """gguf, ollama: the adapter by itself."""
+    imatrix: str = ""
+    verify: bool = True
+    force: bool = False
+    one_file: bool = False
+
+    @property
+    def out_path(self) -> Path:
+        return Path(self.out)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the source is one; it is exported merged, or by itself."""
+        return bool(self.base)
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether GGUF files are written at all."""
+        return self.destination is not Destination.HF
+
+
+def file_name(text: str) -> str:
+    """`text` as a name that every file system and program takes: "demo: my run" as "demo-my-run"."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
+
+
+def gguf_name(order: ExportOrder, kind: str) -> str:
+    """The name of one file, in the way that llama.cpp's users write it: "demo.Q4_K_M.gguf"."""
+    return f"{order.name}.{kind.upper()}.gguf"
+
+
+def adapter_name(order: ExportOrder) -> str:
+    """The name of the adapter's file."""
+    return f"{order.name}.adapter.gguf"
+
+
+def check_order(order: ExportOrder) -> None:
+    """Raises EngineError `export.type`, `export.no_adapter`, `export.exists`."""
+    unknown = [kind for kind in order.types if kind not in GGUF_TYPES]
+    if unknown:
+        raise EngineError(
+            "export.type", f"There is no GGUF type '{unknown[0]}' here.", next_step=f"One of {', '.join(GGUF_TYPES)}."
+        )
+    if order.adapter and not order.is_adapter:
+        raise EngineError(
+            "export.no_adapter",
+            f"{order.source} is a whole model, not an adapter.",
+            next_step="Leave --adapter out, or name an adapter's folder or a run that trained one.",
+        )
+    if order.out_path.exists() and not order.force:
+        raise EngineError(
+            "export.exists",
+            f"{order.out} exists already.",
+            cause="Nothing is overwritten.",
+            next_step="Choose another name with --out, or replace it with --force.",
+        )
+
+
+def read_order(path: Path) -> ExportOrder:
+    """The order that another process left."""
+    return msgspec.json.decode(path.read_bytes(), type=ExportOrder)

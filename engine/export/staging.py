@@ -1,0 +1,169 @@
+"""The hidden sibling in which an export grows, and what a rerun may keep of it.
+
+Owns `.NAME.exporting`: the frozen order, whole files, the last rename. Must not know formats. A kill leaves the folder
+there, and the same order goes on with it; another order, or a source that changed, begins anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import EngineError, ExitCode
+from engine.export.order import ExportOrder
+from engine.jobs import lock
+from engine.jobs.layout import DISK_FULL_ERRNOS, fsync_directory, write_atomic
+from engine.units import format_bytes
+
+_ORDER, _LOCK, _REPLACED = "order.json", "lock", "replaced"
+_NO_LINK_ERRNOS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
+_FREE_TO_CHANGE = {"force", "verify"}
+"""Fields of an order that do not change a byte of what is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A folder that becomes the output when it is complete."""
+
+    folder: Path
+    out: Path
+
+    @property
+    def result(self) -> Path:
+        """What gets the final name: the folder itself, or its only file."""
+        return self.folder / "result"
+
+    @property
+    def work(self) -> Path:
+        """Files that are needed on the way and not kept."""
+        return self.folder / "work"
+
+
+@contextmanager
+def staging_of(order: ExportOrder) -> Iterator[Staging]:
+    """The folder of `order`, with what an earlier attempt finished. Held by one process at a time; it stays after an
+    error, so that the next attempt goes on. Raises EngineError `export.busy`, `disk.full`, `export.write`."""
+    out = order.out_path
+    folder = out.with_name(f".{out.name}.exporting")
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = lock.take(folder / _LOCK)
+        if handle is None:
+            raise EngineError(
+                "export.busy", f"Another process is exporting to {out}.", next_step="Wait for it, or stop it first."
+            )
+        try:
+            _begin(folder, order)
+            staging = Staging(folder, out)
+            staging.work.mkdir(exist_ok=True)
+            yield staging
+        finally:
+            os.close(handle)
+
+
+def finish(staging: Staging) -> None:
+    """Give the result its name, durably; what was there is replaced. The order was checked for `force` before."""
+    with explained(staging.out):
+        _flush(staging.result)
+        replaced = staging.folder / _REPLACED
+        if staging.out.exists():
+            staging.out.rename(replaced)
+        staging.result.rename(staging.out)
+        fsync_directory(staging.out.parent)
+        shutil.rmtree(staging.folder, ignore_errors=True)
+
+
+def place(source: Path, target: Path) -> None:
+    """`source`'s bytes under `target`, linked where the file system can, else copied whole or not at all. A target that
+    has them already stays."""
+    source = source.resolve()
+    if target.is_file() and target.stat().st_size == source.stat().st_size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINK_ERRNOS:
+            raise
+    require_room(target.parent, source.stat().st_size, target.name)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.copyfile(source, partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.rename(target)
+
+
+def require_room(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises EngineError `disk.full` that says how much is missing."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise EngineError(
+            "disk.full",
+            f"{what} takes {format_bytes(needed_bytes)}; {format_bytes(free)} are free in {existing}.",
+            cause=f"{format_bytes(needed_bytes - free)} are missing.",
+            next_step="Free some space, or choose a folder on another disk with --out.",
+            exit_code=ExitCode.DOES_NOT_FIT,
+        )
+
+
+@contextmanager
+def explained(place: Path) -> Iterator[None]:
+    """What a disk says, in words. Raises EngineError `disk.full`, `export.write`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in DISK_FULL_ERRNOS:
+            raise EngineError(
+                "disk.full",
+                f"There is no room left to write {place}.",
+                cause=reason,
+                next_step="Free some space and run the same command again: it goes on with what is missing.",
+                exit_code=ExitCode.RUN_FAILED,
+            ) from error
+        raise EngineError(
+            "export.write",
+            f"{place} cannot be written.",
+            cause=reason,
+            next_step="Check the folder and its permissions, or choose another with --out.",
+        ) from error
+
+
+def _begin(folder: Path, order: ExportOrder) -> None:
+    """Keep what an earlier attempt at the same order left; else begin anew."""
+    present = _identity(order)
+    kept = folder / _ORDER
+    if kept.is_file() and kept.read_bytes() == present:
+        return
+    for path in folder.iterdir():
+        if path.name != _LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_atomic(kept, present)
+
+
+def _identity(order: ExportOrder) -> bytes:
+    """The order, and the files it reads with sizes and times."""
+    fields = {name: value for name, value in msgspec.to_builtins(order).items() if name not in _FREE_TO_CHANGE}
+    named = [Path(word) for word in (order.source, order.base) if word]
+    files = sorted(path for folder in named for path in folder.iterdir() if path.is_file())
+    if order.imatrix:
+        files.append(Path(order.imatrix))
+    seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return msgspec.json.encode({"order": fields, "files": seen})
+
+
+def _flush(path: Path) -> None:
+    for file in [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    if path.is_dir():
+        fsync_directory(path)
