@@ -69,12 +69,12 @@ class Objective:
         view = self.knowledge.at(wanted)
         hidden, streams = self._student(model, wanted)
         found = self._in_chunks(hidden, targets, view, own_answers=own_answers)  # (2,)
-        labels, teacher = found
+        labels, teacher = found.unbind()
         apart = self._apart(streams, view)
         self._sums.append(torch.stack([labels, teacher, apart]).detach())
         self._own_answers = own_answers
         share = 0.0 if own_answers else self.weights.labels
-        loss = (1 - share) * teacher + self.weights.hidden * apart
+        loss: Tensor = (1 - share) * teacher + self.weights.hidden * apart
         return loss + share * labels if share else loss
 
     def parts(self, count: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,7 @@ class ModelTeacher:
     def at(self, wanted: Wanted) -> ModelView:
         """Runs the layers. Raises EngineError `train.head_not_in_pieces`."""
         loaded, ear = self.loaded, self._ear
+        wanted = _on(loaded.device, wanted)
         with self._open(), contextlib.nullcontext() if ear is None else ear.listening(wanted.positions):
             hidden = loaded.head.hidden_at(loaded.model, wanted)
         return ModelView(self, hidden, () if ear is None else ear.taken())
@@ -90,6 +91,17 @@ class ModelView:
         """Logits, or the most likely of them."""
         logits, says = self.teacher.logits_of(self.states[first:last]), self.teacher.says
         return top_of(logits, says.top_k, says.temperature) if says.top_k else FullLogits(logits)
+
+
+def _on(device: str, wanted: Wanted) -> Wanted:
+    mask = wanted.attention_mask
+    return replace(
+        wanted,
+        input_ids=wanted.input_ids.to(device),
+        position_ids=wanted.position_ids.to(device),
+        positions=wanted.positions.to(device),
+        attention_mask=None if mask is None else mask.to(device),
+    )
 
 
 def own_teacher(student: LoadedModel, says: Says, ear: LayerEar | None = None) -> ModelTeacher:

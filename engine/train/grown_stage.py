@@ -220,7 +220,7 @@ class _Stage:
         trainer = GrownTrainer(loaded, data.dataset, arguments, grown, self.spec.training, self.parallel)
         if self.resume is None and self.order.moments is not None:
             trainer.carried = read_moments(self.order.moments, grown, self.order.folder)
-        return trainer
+        return self.order.data.taught(trainer, self.spec)
 
     def follow(self) -> Parallel:
         """A rank that does not lead: its part of the training. Returns what it serves the leader with after it."""

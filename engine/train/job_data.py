@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from engine.corpus.corpus import Corpus
     from engine.corpus.report import Progress, SourceReport
     from engine.data.load import PreparedData
+    from engine.train.teaching import Teaching
+    from engine.train.trainer import TokenTrainer
+
+Trainer = TypeVar("Trainer", bound="TokenTrainer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,19 @@ class JobData:
     """With a corpus there are no rows to train on; held out are its documents, unless [data] names other rows."""
     corpus: Corpus | None
     sha256: str
+    teaching: Teaching | None = None
+    """Where the job has a teacher."""
 
     def heldout_texts(self) -> dict[str, tuple[str, ...]]:
         """Held-out documents by source."""
         domains = self.corpus.domains if self.corpus is not None else ()
         return {domain.name: tuple(one.text for one in domain.heldout) for domain in domains}
+
+    def taught(self, trainer: Trainer, spec: JobSpec) -> Trainer:
+        """`trainer`, which learns from the job's teacher too, if it has one. `spec`: of the stage."""
+        if self.teaching is not None:
+            self.teaching.teach(trainer, spec)
+        return trainer
 
 
 def prepare_job(attempt: Attempt, ref: ModelRef) -> JobData:
@@ -56,14 +68,23 @@ def prepare_job(attempt: Attempt, ref: ModelRef) -> JobData:
         attempt.warn(warning)
     attempt.obey_before_training()
     if not attempt.spec.streams:
-        return JobData(rows, None, rows_sha256((rows.train, rows.heldout, rows.base_text)))
+        sha256 = rows_sha256((rows.train, rows.heldout, rows.base_text))
+        return JobData(rows, None, sha256, _teaching(attempt, ref, rows))
     with attempt.leader_first():
         corpus = _corpus(attempt, ref, rows)
     if not rows.heldout:
         rows = replace(rows, heldout=tuple(_heldout_rows(corpus, section.max_length)))
-    sha256 = hashlib.sha256(corpus.fingerprint.encode())
-    sha256.update(rows_sha256((rows.heldout, rows.base_text)).encode())
-    return JobData(rows, corpus, sha256.hexdigest())
+    hashed = hashlib.sha256(corpus.fingerprint.encode())
+    hashed.update(rows_sha256((rows.heldout, rows.base_text)).encode())
+    return JobData(rows, corpus, hashed.hexdigest(), _teaching(attempt, ref, rows))
+
+
+def _teaching(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Teaching | None:
+    if not attempt.spec.distillation.distils:
+        return None
+    from engine.train.teaching import open_teaching
+
+    return open_teaching(attempt, ref, rows)
 
 
 def _longest(spec: JobSpec) -> DataSection:

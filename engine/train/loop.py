@@ -226,6 +226,7 @@ class RunCallback(TrainerCallback):
                 wait_seconds=trainer.step_wait_seconds,
                 epoch=trainer.epochs_done(state),
                 domains=self.context.stream.domains_of(int(state.global_step) - 1) if self.context.stream else {},
+                losses=trainer.loss_parts,
             )
         )
 

@@ -18,6 +18,7 @@ from engine.jobs.series import Series
 from engine.jobs.spec import JobSpec
 from engine.jobs.stage_figures import stage_figures
 from engine.jobs.summary import cost_usd
+from engine.train.teacher_record import teacher_figures
 
 if TYPE_CHECKING:
     from engine.evaluation.answers import Question
@@ -96,6 +97,7 @@ def build_card(facts: Facts) -> card.Card:
         curves=_followed(state.findings),
         recoveries=tuple(state.findings.recoveries),
         ranks=state.findings.ranks,
+        teacher=teacher_figures(facts.run_dir, facts.spec, facts.steps),
     )
 
 

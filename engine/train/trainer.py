@@ -47,6 +47,7 @@ from engine.train.step_batches import ORIGINAL, PlannedSteps, only_item
 
 if TYPE_CHECKING:
     from engine.distributed.parallel import Parallel
+    from engine.train.taught_steps import TaughtSteps
 
 OPTIMIZERS = {
     Optimizer.ADAMW: "adamw_torch_fused",
@@ -138,6 +139,10 @@ class TokenTrainer(Trainer):
         self.first_step = 0
         """Steps done before this training began."""
         self.parallel = parallel
+        self.teacher: Callable[[], TaughtSteps] | None = None
+        """Gets a teacher ready, where the job has one."""
+        self.taught: TaughtSteps | None = None
+        """Where it is ready."""
         self._original = original
         self._computed: list[dict[str, Any]] = []
         """Micro-batches of the current step that were computed, or are being."""
@@ -150,6 +155,9 @@ class TokenTrainer(Trainer):
         """Raises EngineError `train.out_of_memory` where memory ran out and smaller pieces are no help. Of several
         ranks the runner decides what follows (`engine.train.ranked`)."""
         try:
+            if self.teacher is not None:
+                self.doing = "loading the teacher"
+                self.taught, self.doing = self.teacher(), ""
             return super().train(*arguments, **named)
         except Exception as error:
             if self.parallel is not None or isinstance(error, EngineError) or not is_out_of_memory(error):
@@ -200,11 +208,28 @@ class TokenTrainer(Trainer):
                 break
             items.append(item)
         self.step_wait_seconds = time.perf_counter() - began
-        batches = items if self.planned is None else [batch for item in items for batch in item]
+        if self.taught is not None:
+            items = self._taught_items(self.taught, items)
+        batches = [batch for item in items for batch in (item if isinstance(item, list) else [item])]
         self.step_tokens = sum(batch.pop("tokens") for batch in batches)
         self.step_trained_tokens = sum(batch.pop("trained_tokens") for batch in batches)
         self._computed, self._told_losses, self._random_state = [], [], None
         return items, max(self.step_trained_tokens, 1)
+
+    def _taught_items(self, taught: TaughtSteps, items: list[Any]) -> list[Any]:
+        """The step's data, or what the student wrote in their place."""
+        self.doing = "answers of the student's own"
+        items, split = taught.items(items, self.first_step + int(self.state.global_step) + 1, self.pieces)
+        self.doing = ""
+        if split is not None:
+            self.pieces = split.pieces
+            self.on_split(split)
+        return items
+
+    @property
+    def loss_parts(self) -> dict[str, float]:
+        """Of the step that was computed, nats per trained token, before their weights; {} without a teacher."""
+        return {} if self.taught is None else self.taught.objective.parts(self.step_trained_tokens)
 
     def training_step(  # type: ignore[override, unused-ignore]
         self, model: Any, inputs: dict[str, Any] | list[dict[str, Any]], num_items_in_batch: Any = None
@@ -254,6 +279,8 @@ class TokenTrainer(Trainer):
             if not is_out_of_memory(error):
                 raise
             return None, " ".join(str(error).split())[:300] or type(error).__name__
+        if not losses:
+            return torch.zeros((), device=self.args.device), ""
         return (losses[0] if self.planned is None and len(losses) == 1 else torch.stack(losses).sum()), ""
 
     def _loss_of(self, model: Any, batch: dict[str, Any], count: Any) -> Tensor:
@@ -274,6 +301,8 @@ class TokenTrainer(Trainer):
             self.pieces *= 2
             assert self._random_state is not None
             self._random_state.restore()
+            if self.taught is not None:
+                self.taught.objective.begin_step()
             loss, failure_now = self._tried(model, self._computed, count)
             failure = failure_now or failure
         self.on_split(Split(self.pieces, failure))
@@ -286,10 +315,13 @@ class TokenTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Cross-entropy of the trained tokens over `num_items_in_batch`."""
+        """Cross-entropy of the trained tokens, or their loss with a teacher, over `num_items_in_batch`."""
         # `model` is self.loaded.model, wrapped for mixed precision where that is on; pieces of the head are not.
         parallel = self.parallel
         model = model if parallel is None else parallel.called
+        if self.taught is not None:
+            loss = self.taught.loss(model, inputs) / num_items_in_batch
+            return (loss, None) if return_outputs else loss
         mask = inputs.get("attention_mask")
         wanted = Wanted(inputs["input_ids"], inputs["position_ids"], inputs["positions"], mask)
         with self.loaded.autocast() if self.loss_chunk_tokens else contextlib.nullcontext():

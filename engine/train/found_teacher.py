@@ -1,0 +1,136 @@
+"""Who teaches: the spec's teacher as folders on this machine, held against the student before anything is loaded.
+
+Owns finding it and the refusals that need no weights. Must not know how it is asked or held.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.data.rows import EncodedRow, RowKind
+from engine.data.vocabulary_map import check_ids, match_vocabularies
+from engine.errors import EngineError, ExitCode
+from engine.jobs.spec_distillation import SELF, Tokenizers
+from engine.models.adapter import base_of_adapter, is_adapter
+from engine.models.folder import check_folder
+from engine.models.headers import read_headers
+from engine.models.resolve import download_weights, resolve_model
+from engine.models.source import ModelRef
+from engine.train.attempt import Attempt
+from engine.train.teacher_record import check_same_teacher
+
+if TYPE_CHECKING:
+    from engine.data.load import PreparedData
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTeacher:
+    """Whose weights are here."""
+
+    name: str
+    folder: Path
+    """Of the model, or of the adapter's base."""
+    adapter: Path | None
+    is_own: bool
+    """The student itself without its adapter: there is nothing to load."""
+    vocabulary: int
+    """Ids from 0 that mean the same to both; 0 where the tokenizers differ."""
+    sha256: str
+    parameters: int
+
+
+def find_teacher(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> FoundTeacher:
+    """The spec's teacher, downloaded where it is not here yet. Raises EngineError `distill.*`, `distillation.*`,
+    `resume.teacher_changed`, `model.*`, `adapter.*`, `hub.*`."""
+    from engine.distill.cache import teacher_sha256
+
+    section = attempt.spec.distillation
+    if attempt.company is not None:
+        raise EngineError(
+            "distill.one_process",
+            "A teacher trains on one card; this job has several processes.",
+            next_step="Leave [distributed] out, or [distillation].",
+            exit_code=ExitCode.RUN_FAILED,
+        )
+    assert ref.path is not None
+    _check_prompts(attempt, rows.train)
+    own = section.teacher == SELF
+    folder, adapter = (ref.path, None) if own else _folders(attempt)
+    shared = _rows_of_vocabulary(ref.path)
+    if section.tokenizers is Tokenizers.ULD:
+        shared = 0
+    elif not own:
+        shared = min(_shared(attempt, ref.path, folder, rows.train), shared, _rows_of_vocabulary(folder))
+    sha256 = teacher_sha256(folder, *((adapter,) if adapter is not None else ()))
+    check_same_teacher(attempt.run_dir, sha256)
+    return FoundTeacher(
+        name=section.teacher,
+        folder=folder,
+        adapter=adapter,
+        is_own=own and attempt.spec.task.trains_adapter,
+        vocabulary=shared,
+        sha256=sha256,
+        parameters=sum(tensor.elements for tensor in read_headers(folder).tensors),
+    )
+
+
+def _folders(attempt: Attempt) -> tuple[Path, Path | None]:
+    """Of the model, and of the adapter on it."""
+    section = attempt.spec.distillation
+    path = Path(section.teacher).expanduser()
+    if is_adapter(path):
+        from engine.adapters.folder import check_base, read_adapter
+
+        adapter, base = read_adapter(path), base_of_adapter(path)
+        check_base(adapter, base)
+        return base, path
+    attempt.phase("loading model", "finding the teacher")
+    ref = resolve_model(section.teacher, revision=section.teacher_revision)
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 1 or done >= total:
+            last = time.monotonic()
+            attempt.phase("loading model", f"downloading the teacher {ref.repo_id}", done, total)
+
+    found = download_weights(ref, progress)
+    assert found.path is not None
+    return found.path, None
+
+
+def _shared(attempt: Attempt, student: Path, teacher: Path, rows: tuple[EncodedRow, ...]) -> int:
+    """Ids that mean the same to both. Raises EngineError `distill.other_tokenizer`, `distillation.token_unknown`."""
+    match = match_vocabularies(student, teacher)
+    if not match.same:
+        raise EngineError(
+            "distill.other_tokenizer",
+            f"The teacher {attempt.spec.distillation.teacher} reads text as other tokens than the student.",
+            cause=match.reason,
+            next_step='Choose a teacher of the student\'s family, or set distillation.tokenizers = "uld".',
+            exit_code=ExitCode.RUN_FAILED,
+        )
+    for note in match.notes:
+        attempt.say(note)
+    check_ids(max((max(row.input_ids) for row in rows), default=0), match)
+    return match.shared
+
+
+def _rows_of_vocabulary(folder: Path) -> int:
+    config: dict[str, Any] = dict(check_folder(folder))
+    nested = config.get("text_config")
+    config |= nested if isinstance(nested, dict) else {}
+    return int(config["vocab_size"])
+
+
+def _check_prompts(attempt: Attempt, rows: tuple[EncodedRow, ...]) -> None:
+    if attempt.spec.distillation.on_policy and all(row.kind is RowKind.TEXT for row in rows):
+        raise EngineError(
+            "distill.no_prompts",
+            "distillation.on_policy has the student answer prompts, but all rows of the data are plain text.",
+            next_step="Set distillation.on_policy = 0, or train on chat rows.",
+            exit_code=ExitCode.RUN_FAILED,
+        )

@@ -1,0 +1,288 @@
+"""The teacher of a job, from its folder to what the trainer asks: loaded in a form that fits, measured once, kept over
+all stages.
+
+Owns how a teacher is held. Must not know losses (`engine.distill`) or the loop.
+
+    self       an adapter job's own base with the adapter switched off; no memory of its own
+    resident   in the compute type, on the student's device
+    nf4        in 4 bits, on the student's device
+    offloaded  in host memory; layers visit the card one after another. On a CPU that is the same as resident
+    cached     not held at all: its top logits were written to disk before the student was loaded
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+
+from engine.distill.cache import (
+    CacheOrder,
+    cache_home,
+    cached_knowledge,
+    data_sha256_of,
+    segments_of_rows,
+)
+from engine.distill.hidden import LayerEar, compared_layers, decoder_layers, width_of
+from engine.distill.knowledge import Knowledge
+from engine.distill.losses import Divergence
+from engine.distill.objective import Objective, Weights
+from engine.distill.onpolicy import Writing
+from engine.distill.streaming import LayerStream
+from engine.distill.teacher import ModelTeacher, Says, own_teacher
+from engine.errors import EngineError, ExitCode
+from engine.evaluation.measure import Measurement
+from engine.evaluation.model import LoadedModel
+from engine.evaluation.rows import score_rows
+from engine.jobs import events as ev
+from engine.jobs.spec import JobSpec
+from engine.jobs.spec_distillation import Held
+from engine.train import model as models
+from engine.train.attempt import Attempt
+from engine.train.cutting import cut_rows
+from engine.train.found_teacher import FoundTeacher, find_teacher
+from engine.train.measuring import BEFORE
+from engine.train.taught_steps import Batching, TaughtSteps, Written
+from engine.train.teacher_record import TeacherRecord, read_record, write_record
+from engine.train.teacher_room import choose_held
+
+if TYPE_CHECKING:
+    from engine.data.load import PreparedData
+    from engine.models.source import ModelRef
+    from engine.train.trainer import TokenTrainer
+
+CACHED_TOP_K = 64
+OWN = "self"
+_SHOWN_CHARACTERS = 2000
+
+
+class Teaching:
+    """One per attempt. Mutable: what is loaded is kept for later stages."""
+
+    def __init__(self, attempt: Attempt, found: FoundTeacher, rows: PreparedData) -> None:
+        self._attempt, self._found, self._rows = attempt, found, rows
+        self._section = attempt.spec.distillation
+        self._loaded: LoadedModel | None = None
+        self._cached: Knowledge | None = None
+        self._told = False
+
+    def teach(self, trainer: TokenTrainer, spec: JobSpec) -> None:
+        """Have `trainer` learn from the teacher, which is loaded when the training begins. `spec`: of the stage."""
+        trainer.teacher = lambda: self._steps(trainer.loaded, spec)
+
+    def _steps(self, student: LoadedModel, spec: JobSpec) -> TaughtSteps:
+        section, training = self._section, spec.training
+        knowledge, ear = self._knowledge(student)
+        objective = Objective(
+            student=student,
+            knowledge=knowledge,
+            divergence=Divergence.of(section, self._found.vocabulary),
+            weights=Weights(section.ce_weight, section.hidden_weight),
+            ear=ear,
+            chunk_tokens=training.loss_chunk_tokens,
+        )
+        self._tell_ready()
+        window = student.context_length or spec.data.max_length
+        writing = Writing(
+            share=section.on_policy,
+            new_tokens=section.rollout_tokens,
+            temperature=section.rollout_temperature,
+            longest=min(spec.data.max_length, window),
+            seed=training.seed,
+        )
+        batching = Batching(student.pad_id, spec.data.max_length, training.batch_size, spec.data.packing)
+        self._attempt.phase("training")
+        return TaughtSteps(student, objective, writing, batching, self._tell_written)
+
+    # ── what it knows ─────────────────────────────────────────────────────────────────────────────────────────────
+    def _knowledge(self, student: LoadedModel) -> tuple[Knowledge, LayerEar | None]:
+        """And what hears the student's layers, where hidden states are compared."""
+        if self._section.held is Held.CACHED:
+            assert self._cached is not None
+            return self._cached, None
+        says = self._says(self._section.top_k)
+        if self._found.is_own:
+            ear = self._ear(student, compared_layers(self._section.hidden_layers, *(_depth(student),) * 2)[0])
+            self._keep(OWN, student)
+            return own_teacher(student, says, ear), ear
+        teacher = self._teacher(student)
+        own, theirs = self._compared(student, teacher)
+        return ModelTeacher(teacher, says, ear=self._ear(teacher, theirs)), self._ear(student, own)
+
+    def _says(self, top_k: int) -> Says:
+        return Says(self._found.vocabulary, top_k, self._section.temperature)
+
+    def _compared(self, student: LoadedModel, teacher: LoadedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if not self._section.hidden_weight:
+            return (), ()
+        own, theirs = width_of(student.model), width_of(teacher.model)
+        if own != theirs:
+            raise EngineError(
+                "distill.other_width",
+                f"Hidden states cannot be compared: the student's are {own:,} wide, the teacher's {theirs:,}.",
+                next_step="Set distillation.hidden_weight = 0.",
+                exit_code=ExitCode.RUN_FAILED,
+            )
+        return compared_layers(self._section.hidden_layers, _depth(student), _depth(teacher))
+
+    def _ear(self, loaded: LoadedModel, layers: tuple[int, ...]) -> LayerEar | None:
+        return LayerEar(loaded.model, layers) if self._section.hidden_weight else None
+
+    # ── in memory ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def _teacher(self, student: LoadedModel) -> LoadedModel:
+        """Loaded once; in the form of the attempt before, where there was one."""
+        if self._loaded is None:
+            kept = read_record(self._attempt.run_dir)
+            asked = Held(kept.held) if kept is not None else self._section.held
+            held = asked if asked is not Held.AUTO else choose_held(self._found, student)
+            self._loaded = self._load(held)
+            self._keep(held.value, self._loaded)
+        return self._loaded
+
+    def _load(self, held: Held) -> LoadedModel:
+        """Frozen and in evaluation mode. Raises EngineError `train.model_not_loaded`."""
+        attempt, found = self._attempt, self._found
+        device = attempt.device
+        streams = held is Held.OFFLOADED and device.is_cuda
+        if held is Held.OFFLOADED and not streams:
+            attempt.say("The teacher computes on the processor, where offloaded is the same as resident.")
+        attempt.phase("loading model", f"the teacher, {held.value}")
+        request = models.BaseRequest(
+            found.folder,
+            "nf4" if held is Held.NF4 else "none",
+            True,
+            device.compute_dtype,
+            "cpu" if streams else device.torch_device,
+        )
+        base = models.load_base(request)
+        model = base if found.adapter is None else _with_adapter(base, found)
+        model.eval()
+        if streams:
+            LayerStream(model, decoder_layers(model), device.torch_device)
+        return models.ready(model, base, self._rows.tokenizer, device)
+
+    # ── on disk ───────────────────────────────────────────────────────────────────────────────────────────────────
+    def cache(self) -> None:
+        """Its top logits on all rows of all stages, found or made; the teacher is gone afterwards. Raises EngineError
+        `disk.full` and the like, PauseRequested."""
+        attempt, section, found = self._attempt, self._section, self._found
+        stages = [stage for stage in attempt.spec.staged() if stage.task.trains]
+        rows = [row for stage in stages for row in cut_rows(self._rows.train, stage.data.max_length).rows]
+        segments = segments_of_rows(rows)
+        order = CacheOrder(
+            data_sha256=data_sha256_of(segments),
+            teacher=found.name,
+            teacher_sha256=found.sha256,
+            form=str(attempt.device.compute_dtype).removeprefix("torch."),
+            k=section.top_k or CACHED_TOP_K,
+            vocabulary=found.vocabulary,
+        )
+
+        def tell(done: int, total: int, words: str) -> None:
+            attempt.phase("caching logits", words, done, total)
+            attempt.obey_before_training()
+
+        home = cache_home(section.cache)
+        self._cached, facts = cached_knowledge(order, segments, home, self._for_caching, section.temperature, tell)
+        kept = read_record(attempt.run_dir)
+        base = kept or TeacherRecord(
+            name=found.name, sha256=found.sha256, held=Held.CACHED.value, parameters=found.parameters
+        )
+        write_record(
+            attempt.run_dir, msgspec.structs.replace(base, cached_tokens=facts.tokens, cached_bytes=facts.size_bytes)
+        )
+        self._cache_seconds = facts.seconds
+
+    @contextlib.contextmanager
+    def _for_caching(self) -> Iterator[Knowledge]:
+        """The teacher alone in memory, measured while it is there."""
+        loaded = self._load(Held.RESIDENT)
+        try:
+            self._keep(Held.CACHED.value, loaded)
+            yield ModelTeacher(loaded, self._says(0))
+        finally:
+            del loaded
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    # ── what is kept and told ─────────────────────────────────────────────────────────────────────────────────────
+    def _keep(self, held: str, loaded: LoadedModel) -> None:
+        """Measure it on the held-out rows, once per run."""
+        attempt, found = self._attempt, self._found
+        if read_record(attempt.run_dir) is not None:
+            return
+        record = TeacherRecord(name=found.name, sha256=found.sha256, held=held, parameters=found.parameters)
+        loss, exact = self._scores(loaded)
+        write_record(attempt.run_dir, msgspec.structs.replace(record, task_loss=loss, exact_match=exact))
+
+    def _scores(self, loaded: LoadedModel) -> tuple[float | None, float | None]:
+        """Loss and exact match on the held-out rows; an own teacher is what was measured before the training."""
+        attempt, heldout = self._attempt, self._rows.heldout
+        if self._found.is_own:
+            before = msgspec.json.decode((attempt.run_dir / BEFORE).read_bytes(), type=Measurement)
+            return before.scores.task_loss, before.scores.exact_match
+        if not heldout:
+            return None, None
+        scored = score_rows(
+            loaded, heldout, lambda *what: attempt.phase("measuring before", "the teacher on held-out rows", *what)
+        )
+        verdicts = [verdict for verdict in scored.answered if verdict is not None]
+        verdicts = verdicts[: attempt.spec.evaluation.exact_match_rows]
+        return scored.loss, sum(verdicts) / len(verdicts) if verdicts else None
+
+    def _tell_ready(self) -> None:
+        record = read_record(self._attempt.run_dir)
+        if record is None or self._told:
+            return
+        self._told = True
+        self._attempt.journal.write(
+            ev.Teacher(
+                t=time.time(),
+                name=record.name,
+                held=record.held,
+                parameters=record.parameters,
+                cached_tokens=record.cached_tokens,
+                cached_bytes=record.cached_bytes,
+                seconds=self._cache_seconds,
+            )
+        )
+
+    _cache_seconds = 0.0
+
+    def _tell_written(self, written: Written) -> None:
+        first, decode = written.answers[0], self._rows.tokenizer.decode
+        self._attempt.journal.write(
+            ev.Rollout(
+                t=time.time(),
+                step=written.step,
+                answers=len(written.answers),
+                tokens=written.tokens,
+                seconds=written.seconds,
+                prompt=decode(first.prompt, skip_special_tokens=True)[-_SHOWN_CHARACTERS:],
+                text=decode(first.answer, skip_special_tokens=True)[:_SHOWN_CHARACTERS],
+            )
+        )
+
+
+def open_teaching(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Teaching:
+    """The job's teacher, its logits on disk where they are to be. Raises EngineError, PauseRequested."""
+    teaching = Teaching(attempt, find_teacher(attempt, ref, rows), rows)
+    if attempt.spec.distillation.held is Held.CACHED:
+        teaching.cache()
+    return teaching
+
+
+def _depth(loaded: LoadedModel) -> int:
+    return len(decoder_layers(loaded.model))
+
+
+def _with_adapter(base: Any, found: FoundTeacher) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(found.adapter))
