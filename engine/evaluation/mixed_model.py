@@ -3,7 +3,7 @@
 Owns the hooks. Must not know rows or scores. The base's matrices are never touched: what a mix adds is computed beside
 them, so that changing weights costs nothing and weights of 0 give the base bit for bit.
 
-    y = W x + b   becomes   y + L (R x) + g (W x) + D x + c      sums over the adapters, each with its weight
+    y = W x + b   becomes   y + L (R x) + g (W x) + c      sums over the adapters, each with its weight
 """
 
 from __future__ import annotations
@@ -12,47 +12,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from engine.adapters.base import Base
-from engine.adapters.folder import Adapted, AdapterFolder
+from engine.adapters.factors import leading, truncated
+from engine.adapters.folder import AdapterFolder
+from engine.adapters.methods import InMemory, combine
+from engine.adapters.recipe import Recipe, Share, weights_of
 from engine.adapters.tensors import read_float
 from engine.adapters.update import Update, bias_of, update_of
 from engine.errors import EngineError
 from engine.evaluation.model import LoadedModel
-from engine.jobs.spec_mix import MixMethod, MixSection
+from engine.jobs.spec_mix import MixSection
 from engine.surgery.numbers import Array
-
-SUMS = (MixMethod.EXACT, MixMethod.LINEAR)
-"""Methods whose result is a sum of the updates, each of which can be added by itself."""
 
 
 @dataclass(slots=True)
 class _Site:
     """One module of the base, with everything adapters do to it. O outputs, I inputs, R rank."""
 
+    name: str
+    """Of its weight."""
     module: nn.Module
     embedding: bool
+    transposed: bool
+    """Whether the base stores its weight as (I, O)."""
     updates: dict[int, Update]
     """By the adapter's place."""
     biases: dict[int, Tensor]
     weight: Array | None
     """(O, I), float32; only where an update is a part of it (DoRA)."""
-    adapted: dict[int, Adapted]
     left: Tensor | None = None  # (O, R)
     right: Tensor | None = None  # (R, I)
     gain: Tensor | None = None  # (O,)
-    dense: Tensor | None = None  # (O, I)
     added: Tensor | None = None  # (O,)
 
     def clear(self) -> None:
         """The base again."""
-        self.left = self.right = self.gain = self.dense = self.added = None
+        self.left = self.right = self.gain = self.added = None
 
     def hook(self, _module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """What the mix adds to the module's output."""
-        if self.left is None and self.gain is None and self.dense is None and self.added is None:
+        if self.left is None and self.gain is None and self.added is None:
             return None
         found = output.float()
         with torch.autocast(output.device.type, enabled=False):
@@ -62,8 +65,6 @@ class _Site:
             if self.left is not None and self.right is not None:
                 inner = self.right.T[arguments[0]] if self.embedding else arguments[0].float() @ self.right.T
                 found = found + inner @ self.left.T
-            if self.dense is not None:
-                found = found + (self.dense.T[arguments[0]] if self.embedding else arguments[0].float() @ self.dense.T)
             if self.added is not None:
                 found = found + self.added
         return found.to(output.dtype)
@@ -73,6 +74,7 @@ class _Site:
 class _Replaced:
     """A parameter that adapters replace, whole or in rows: P + sum of w (P' - P)."""
 
+    name: str
     parameter: nn.Parameter
     base: Tensor
     differences: dict[int, Tensor] = field(default_factory=dict)
@@ -93,25 +95,27 @@ class MixedModel:
 
     def take(self, weights: Sequence[float], mix: MixSection | None = None, seed: int = 17) -> None:
         """The mix of `mix` (left out: the plain sum). An adapter of weight 0 has no part in it, and no vote.
-        Raises EngineError `adapter.weights`."""
+        Raises EngineError `adapter.mix`."""
         if len(weights) != len(self.adapters):
             raise ValueError(f"{len(weights)} weights for {len(self.adapters)} adapters")
         mix = mix or MixSection()
+        recipe = Recipe(mix.method, mix.density, mix.signs, mix.rank, seed)
         used = {place: float(weight) for place, weight in enumerate(weights) if weight}
-        if mix.method is MixMethod.LINEAR and used:
-            used = _shares(used)
+        if used:
+            shares = [Share(self.adapters[place], weight) for place, weight in used.items()]
+            used = dict(zip(used, weights_of(shares, recipe), strict=True))
         for site in self._sites:
             site.clear()
             mine = {place: weight for place, weight in used.items() if place in site.updates}
             if not mine:
                 continue
-            if mix.method in SUMS and not mix.rank:
+            if recipe.is_exact:
                 self._sum(site, mine)
             else:
-                self._other(site, mine, len(used), mix, seed)
+                self._cut(site, mine, recipe)
             self._add_biases(site, mine)
         for one in self._replaced:
-            self._replace(one, used)
+            self._replace(one, used, recipe)
 
     # ── what a mix is at one module ──────────────────────────────────────────────────────────────────────────────
     def _sum(self, site: _Site, weights: dict[int, float]) -> None:
@@ -122,19 +126,34 @@ class MixedModel:
         gains = [self._on_device(update.gain) * weight for update, weight in parts if update.gain is not None]
         site.gain = torch.stack(gains).sum(0) if gains else None
 
-    def _other(self, site: _Site, weights: dict[int, float], adapters: int, mix: MixSection, seed: int) -> None:
-        raise NotImplementedError
+    def _cut(self, site: _Site, weights: dict[int, float], recipe: Recipe) -> None:
+        """Methods that are no sum, and sums of a smaller rank: what comes out is of low rank, as it is stored."""
+        updates = [site.updates[place] for place in weights]
+        rank = recipe.rank or sum(update.right.shape[0] for update in updates)
+        if recipe.is_sum and all(update.gain is None for update in updates):
+            left = np.concatenate([site.updates[place].left * np.float32(w) for place, w in weights.items()], 1)
+            right = np.concatenate([update.right for update in updates], 0)
+            found = truncated(left, right, min(rank, right.shape[0])) if rank < right.shape[0] else (left, right)
+        else:
+            dense = [update.dense(site.weight) for update in updates]
+            sources = [InMemory(np.ascontiguousarray(one.T) if site.transposed else one) for one in dense]
+            mixed = combine(sources, list(weights.values()), recipe, site.name)
+            u, values, vt = leading(mixed.T if site.transposed else mixed, min(rank, *mixed.shape))
+            found = (u * values, vt)
+        site.left, site.right = (self._on_device(np.ascontiguousarray(part)) for part in found)
 
     def _add_biases(self, site: _Site, weights: dict[int, float]) -> None:
         parts = [site.biases[place] * weight for place, weight in weights.items() if place in site.biases]
         site.added = torch.stack(parts).sum(0) if parts else None
 
-    def _replace(self, one: _Replaced, weights: dict[int, float]) -> None:
-        found = one.base
-        for place, difference in one.differences.items():
-            if weights.get(place):
-                found = found + (difference * weights[place]).to(found.device)
-        one.parameter.data.copy_(found)
+    def _replace(self, one: _Replaced, weights: dict[int, float], recipe: Recipe) -> None:
+        mine = {place: weights[place] for place in one.differences if place in weights}
+        if not mine:
+            one.parameter.data.copy_(one.base)
+            return
+        sources = [InMemory(one.differences[place].reshape(-1, one.base.shape[-1]).numpy()) for place in mine]
+        mixed = torch.from_numpy(combine(sources, list(mine.values()), recipe, one.name))
+        one.parameter.data.copy_(one.base.float() + mixed.reshape(one.base.shape).to(one.base.device))
 
     def _on_device(self, array: Array) -> Tensor:
         return torch.from_numpy(array).to(self.model.device)
@@ -161,9 +180,18 @@ class MixedModel:
             for place, one in adapted.items()
             if (bias := bias_of(one)) is not None
         }  # fmt: skip
-        inner = weight if weight is None or not next(iter(adapted.values())).transposed else weight.T
-        embedding = isinstance(module, nn.Embedding)
-        return _Site(module, embedding, updates, biases, inner, adapted)
+        transposed = next(iter(adapted.values())).transposed
+        inner = weight.T if weight is not None and transposed else weight
+        needs_weight = any(update.gain is not None for update in updates.values())
+        return _Site(
+            f"{name}.weight",
+            module,
+            isinstance(module, nn.Embedding),
+            transposed,
+            updates,
+            biases,
+            inner if needs_weight else None,
+        )
 
     def _replacements(self) -> list[_Replaced]:
         found: dict[str, _Replaced] = {}
@@ -188,19 +216,8 @@ class MixedModel:
                 parameter = self.model.model.get_parameter(name)
             except AttributeError as error:
                 raise _resized(adapter, name) from error
-            found[name] = _Replaced(parameter, parameter.data.clone())
+            found[name] = _Replaced(name, parameter, parameter.data.clone())
         return found[name]
-
-
-def _shares(weights: dict[int, float]) -> dict[int, float]:
-    total = sum(weights.values())
-    if abs(total) < 1e-6:
-        raise EngineError(
-            "adapter.weights",
-            "The weights sum to 0, so linear cannot divide by their sum.",
-            next_step="Use the method exact, or other weights.",
-        )
-    return {place: weight / total for place, weight in weights.items()}
 
 
 def _resized(adapter: AdapterFolder, name: str) -> EngineError:

@@ -12,6 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine.adapters.folder import read_adapter
+from engine.adapters.mix import MixRequest, mix_adapters
+from engine.adapters.recipe import Recipe, Share
 from engine.errors import EngineError
 from engine.evaluation import mix_score
 from engine.evaluation.loading import loaded
@@ -81,7 +84,19 @@ def test_a_sum_is_the_sum_of_the_updates_and_linear_divides_by_the_weights(ready
     assert linear != pytest.approx(ready.score(AskedMix(id=3, weights=weights)), abs=1e-4)
     with pytest.raises(EngineError) as refused:
         ready.score(AskedMix(id=4, weights=(1.0, -1.0, 0, 0, 0), mix=MixSection(method=MixMethod.LINEAR)))
-    assert refused.value.code == "adapter.weights"
+    assert refused.value.code == "adapter.mix"
+
+
+@pytest.mark.parametrize("method", [MixMethod.TIES, MixMethod.DARE, MixMethod.SVD, MixMethod.EXACT])
+def test_a_score_is_that_of_the_adapter_which_is_written(
+    method: MixMethod, ready: mix_score.Ready, tiny_model: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    mix = MixSection(method=method, density=0.4, rank=3 if method is MixMethod.SVD else 0)
+    shares = tuple(Share(read_adapter(adapters[name]), weight) for name, weight in (("lora", 0.7), ("dora", -0.3)))
+    recipe = Recipe(method, mix.density, mix.signs, mix.rank, 5)
+    mix_adapters(MixRequest(shares, tmp_path / "mixed", recipe, tiny_model, test=False))
+    scored = ready.score(AskedMix(id=1, weights=(0.7, 0.0, -0.3, 0.0, 0.0), mix=mix, seed=5))
+    assert scored == pytest.approx(loss_with_peft(tiny_model, tmp_path / "mixed", ready.rows.search), abs=5e-5)
 
 
 def test_a_stale_score_is_given_up(ready: mix_score.Ready) -> None:
