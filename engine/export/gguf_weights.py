@@ -3,7 +3,7 @@
 Owns names, the order of rotated rows, what is folded into a weight, and storage types. Must not know rotary scaling,
 tokenizers or the container.
 
-Dims: H heads, D head dimension, O rows, I inputs. Hugging Face rotates dimension i with i + D/2, llama.cpp's Llama graph
+Dims: H heads, D head dimension, I inputs. Hugging Face rotates dimension i with i + D/2, llama.cpp's Llama graph
 rotates 2i with 2i + 1; its other graphs keep the halves. So the rows of query and key are put in that order for Llama.
 Gemma's norms are stored without their 1, and llama.cpp's are not.
 """
@@ -11,7 +11,7 @@ Gemma's norms are stored without their 1, and llama.cpp's are not.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -226,9 +226,14 @@ def _check_complete(names: set[str], graph: Graph, shape: Shape) -> None:
         raise EngineError(
             "export.tensor_missing" if missing else "export.tensor",
             f"The model's files and its config do not agree: llama.cpp would {'miss' if missing else 'not know'} "
-            f"{(missing or beyond)[0]}{f' and {len(missing or beyond) - 1} more' if len(missing or beyond) > 1 else ''}.",
+            f"{few(missing or beyond)}.",
             next_step="Check config.json (layers, tied embeddings) against the weights, or download the model again.",
         )
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def gguf_name(name: str, graph: Graph) -> str:

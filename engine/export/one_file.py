@@ -1,7 +1,7 @@
 """One large file that has its name only when it is whole.
 
-Owns the hidden sibling `.NAME.partial`, its lock, the room it needs and the rename. Must not know formats. A kill leaves
-the sibling, and the next attempt writes over it.
+Owns the hidden sibling `.NAME.partial`, its lock, the room it needs and the rename. Must not know formats. A kill
+leaves the sibling, and the next attempt writes over it.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ def whole_file(out: Path, needed_bytes: int) -> Iterator[Path]:
 
 def _written(partial: Path, out: Path, needed_bytes: int) -> Iterator[Path]:
     os.truncate(partial, 0)
-    free = shutil.disk_usage(out.parent).free
-    if free < needed_bytes:
-        raise _full(out, f"{format_bytes(needed_bytes)} are needed, {format_bytes(free)} free.", needed_bytes - free)
+    if missing := no_room(out, needed_bytes):
+        raise missing
     try:
         yield partial
         with partial.open("rb") as file:
@@ -68,6 +67,14 @@ def _written(partial: Path, out: Path, needed_bytes: int) -> Iterator[Path]:
     except OSError as error:
         written = partial.stat().st_size if partial.exists() else 0
         raise _explained(error, out, needed_bytes - written) from error
+
+
+def no_room(out: Path, needed_bytes: int) -> EngineError | None:
+    """The refusal where `needed_bytes` more do not fit beside `out`; the caller raises it."""
+    free = shutil.disk_usage(out.parent).free
+    if free >= needed_bytes:
+        return None
+    return _full(out, f"{format_bytes(needed_bytes)} are needed, {format_bytes(free)} free.", needed_bytes - free)
 
 
 def _explained(error: OSError, out: Path, left_bytes: int) -> EngineError:

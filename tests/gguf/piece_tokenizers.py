@@ -1,7 +1,7 @@
 """Small tokenizers of SentencePiece's kind, in the forms that tokenizer.json has for Llama 2, Mistral, Gemma and Phi-3.
 
-Pieces are learnt on the demo's texts; merges are made of the pieces' scores as transformers' converter makes them: every
-pair of pieces whose union is a piece, by falling score.
+Pieces are learnt on the demo's texts; merges are made of the pieces' scores as transformers' converter makes them:
+every pair of pieces whose union is a piece, by falling score.
 """
 
 from __future__ import annotations
