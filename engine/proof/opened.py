@@ -62,18 +62,26 @@ def is_packed(tensor: TensorHeader) -> bool:
     return tensor.dtype in ("U8", "I8")
 
 
-def load_whole(folder: Path, dtype: torch.dtype) -> Any:
-    """The folder through plain `AutoModelForCausalLM.from_pretrained`, in evaluation mode, in the processor's memory.
+def load_whole(folder: Path, dtype: torch.dtype, *, own_config: Path | None = None) -> Any:
+    """The folder through plain `AutoModelForCausalLM.from_pretrained`, in evaluation mode, in the processor's memory;
+    with another folder's config where one is given.
 
     Packed weights stay packed and compute in the type that their config names; `dtype` is everything else's.
 
     Raises EngineError `proof.load` when transformers refuses it, or had to make up a weight.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     config = read_json_object(folder / CONFIG_NAME, code="proof.config", what="a config")
-    place = {"device_map": "cpu"} if quantisation(config) else {}  # else bitsandbytes takes a GPU that is there
+    place: dict[str, Any] = (
+        {"device_map": "cpu"} if quantisation(config) else {}
+    )  # else bitsandbytes takes a GPU that is there
+    if own_config is not None:
+        said = AutoConfig.from_pretrained(own_config, local_files_only=True, trust_remote_code=False)
+        if hasattr(said, "quantization_config"):
+            del said.quantization_config  # how another base was loaded
+        place["config"] = said
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, attn_implementation=skeleton.ATTENTION, output_loading_info=True, **place

@@ -17,7 +17,8 @@ from engine.errors import EngineError, ExitCode
 from engine.expansion.packed import quantisation
 from engine.models.adapter import base_of_adapter, is_adapter
 from engine.models.config import CONFIG_NAME, read_json_object
-from engine.models.headers import read_headers
+from engine.models.headers import read_file_header, read_headers
+from engine.models.weights import EMBEDDING_NAMES
 from engine.proof import skeleton
 from engine.proof.opened import Memory, Opened, load_whole, opened, weights_bytes, wide_if
 from engine.proof.weights import compute_dtype
@@ -79,9 +80,20 @@ def side_of(folder: Path, base: Path | None = None, quantization: str = "none") 
     under = folder
     if is_adapter(folder):
         under = base if base is not None else base_of_adapter(folder)
-    config = read_json_object(under / CONFIG_NAME, code="verify.config", what="a config")
+    own = folder if (folder / CONFIG_NAME).is_file() else under  # an adapter for a longer window has its own
+    config = read_json_object(own / CONFIG_NAME, code="verify.config", what="a config")
     nested = config.get("text_config")
-    return Side(folder, under, {**config, **nested} if isinstance(nested, dict) else config, quantization)
+    config = {**config, **nested} if isinstance(nested, dict) else config
+    rows = _vocabulary_of(folder) if folder != under else 0
+    return Side(folder, under, {**config, "vocab_size": rows} if rows else config, quantization)
+
+
+def _vocabulary_of(adapter: Path) -> int:
+    """Tokens of the embedding that an adapter brings along; 0 where it brings none."""
+    path = adapter / "adapter_model.safetensors"
+    tensors = read_file_header(path) if path.is_file() else ()
+    names = tuple(name.replace(".weight", ".base_layer.weight") for name in EMBEDDING_NAMES)
+    return next((one.shape[0] for one in tensors if one.name.endswith((*EMBEDDING_NAMES, *names))), 0)
 
 
 @contextlib.contextmanager
@@ -91,7 +103,10 @@ def open_side(side: Side, dtype: torch.dtype, streamed: bool) -> Iterator[Opened
         with opened(side.base, dtype, streamed, lambda *_: None) as model:
             yield model
         return
-    model = _packed(side, dtype) if side.quantization != "none" else load_whole(side.base, dtype)
+    own = side.folder if side.is_adapter and (side.folder / CONFIG_NAME).is_file() else None
+    model = _packed(side, dtype) if side.quantization != "none" else load_whole(side.base, dtype, own_config=own)
+    if side.is_adapter and side.vocab != int(model.config.get_text_config().vocab_size):
+        model.resize_token_embeddings(side.vocab, mean_resizing=False)
     handle = Opened(_with_adapter(model, side.folder) if side.is_adapter else model)
     with wide_if(dtype):
         try:
