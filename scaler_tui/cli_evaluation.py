@@ -27,6 +27,10 @@ def ability_flags(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--against", default="", metavar="PARENT", help="what was lost: the model before, or a run's")
     group.add_argument(
+        "--adapter", action="append", default=[], metavar="FOLDER",
+        help="also MODEL with this adapter (a folder or a run), all on one base in memory; repeatable",
+    )  # fmt: skip
+    group.add_argument(
         "--limit", type=_count, default=0, metavar="N", help="of a benchmark named in --tasks: only N questions"
     )
 

@@ -121,7 +121,7 @@ class Sides:
     def add(self, number: int, order: SideOrder) -> Side:
         """Load what is missing for it. Raises EngineError `model.*`, `adapter.*`, `chat.*`, `evaluation.memory`."""
         folder = Path(order.folder)
-        fit = _Fit() if not order.base else _fit(folder, Path(order.base))
+        fit = Fit() if not order.base else fit_of(folder, Path(order.base))
         # An adapter that was tuned with tokens or a template of its own brings them.
         place = folder if (folder / _TOKENIZER).is_file() or not order.base else Path(order.base)
         tokenizer = ChatTokenizer.load(place)
@@ -137,6 +137,14 @@ class Sides:
         notes = () if fit.shares else ("it changes its base as it is loaded, so it has a copy of its own",)
         self.sides[number] = Side(order, slot, name, tokenizer, place, notes)
         return self.sides[number]
+
+    def drop(self, number: int) -> None:
+        """A side that is no longer needed; its weights too, where no other side stands on them."""
+        side = self.sides.pop(number)
+        shares = any(one.slot is side.slot for one in self.sides.values())
+        if not shares and side.notes:  # a base as it is may be wanted by the next side
+            side.slot.adapters.clear()
+            self._drop_if_idle(side.slot)
 
     def weights_words(self, side: Side) -> str:
         """ "bfloat16", "nf4, computing in float32"."""
@@ -205,7 +213,7 @@ def _with_adapter(base: Any, folder: Path, name: str, device: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
+class Fit:
     """How an adapter goes onto its base."""
 
     shares: bool = True
@@ -214,14 +222,14 @@ class _Fit:
     """Rows of the embeddings it was trained with, where the base has fewer."""
 
 
-def _fit(folder: Path, base: Path) -> _Fit:
+def fit_of(folder: Path, base: Path) -> Fit:
     """Raises EngineError `adapter.*` for pickles, damage, unknown kinds, and an adapter of another base."""
     adapter = read_adapter(folder)
     check_base(adapter, base)
     vocabulary = _more_tokens(adapter, base)
     config = adapter.config
     changes = config.bias is not Bias.NONE or config.start is not Start.NONE or config.init.startswith(_CHANGES_BASE)
-    return _Fit(not (changes or adapter.rows or vocabulary), vocabulary)
+    return Fit(not (changes or adapter.rows or vocabulary), vocabulary)
 
 
 def _more_tokens(adapter: AdapterFolder, base: Path) -> int:

@@ -20,6 +20,7 @@ from engine.errors import EngineError
 from engine.evaluation.benchmarks import run_tasks
 from engine.evaluation.comparison import compare
 from engine.evaluation.findings import Found, SuiteSums, SuiteText, TaskResult, card_benchmarks, card_suites
+from engine.evaluation.head import SelectiveHead
 from engine.evaluation.length_log import CellLog
 from engine.evaluation.length_text import default_source
 from engine.evaluation.loading import loaded
@@ -86,35 +87,38 @@ def measure_folders(request: FoldersRequest, log: Path | None = None, report: Re
         for model in dict.fromkeys((first, request.model)):
             report(f"loading {model.name}", 0, 0, None)
             with _opened(model, request) as ready:
-                texts = texts if texts is not None else _texts(request, ready)
-                found[model.folder] = _Measuring(request, model, ready, cells, report).run(texts, asked)
+                texts = texts if texts is not None else texts_of(request, ready)
+                found[model.folder] = Measuring(request, model, ready, cells, report).run(texts, asked)
     finally:
         cells.close()
     after = found[request.model.folder]
     before = found[request.parent.folder] if request.parent is not None else None
     return FolderReport(
-        model=_abilities(request.model, after),
-        parent=_abilities(request.parent, before) if request.parent is not None and before is not None else None,
+        model=abilities_of(request.model, after),
+        parent=abilities_of(request.parent, before) if request.parent is not None and before is not None else None,
         retention=compare(before, after) if before is not None else (),
         questions_limit=request.limit,
         seconds=time.monotonic() - began,
         created=time.time(),
-        versions=_versions(bool(asked)),
+        versions=versions_of(bool(asked)),
     )
 
 
-def _abilities(model: Model, found: Found) -> Abilities:
+def abilities_of(model: Model, found: Found) -> Abilities:
+    """What was found, as reports have it."""
     return Abilities(
         model=model.name, folder=str(model.folder), suites=card_suites(found), benchmarks=card_benchmarks(found)
     )
 
 
-def _versions(benchmarks: bool) -> dict[str, str]:
+def versions_of(benchmarks: bool) -> dict[str, str]:
+    """Of the libraries that a figure depends on."""
     names = ("torch", "transformers", *(("lm_eval",) if benchmarks else ()))
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _texts(request: FoldersRequest, model: LoadedModel) -> tuple[SuiteText, ...]:
+def texts_of(request: FoldersRequest, model: LoadedModel) -> tuple[SuiteText, ...]:
+    """The texts to measure on, cut with this model's tokenizer."""
     sources = request.suites
     if not sources and not request.tasks:
         name = default_source(model.tokenizer)
@@ -130,7 +134,10 @@ def _opened(model: Model, request: FoldersRequest) -> Iterator[LoadedModel]:
             yield ready
         return
     with loaded(model.base, request.dtype, request.quantization) as ready:
-        yield replace(ready, model=_with_adapter(ready.model, model.folder))
+        base = ready.model
+        adapted = _with_adapter(base, model.folder)
+        # peft may have put the output head into a module of its own: the hook belongs on the outermost one.
+        yield replace(ready, model=adapted, head=SelectiveHead(base))
 
 
 def _with_adapter(base: Any, folder: Path) -> Any:
@@ -148,8 +155,8 @@ def _with_adapter(base: Any, folder: Path) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _Measuring:
-    """One model under way."""
+class Measuring:
+    """One model under way; it is ready to be asked, and stays so."""
 
     request: FoldersRequest
     model: Model
@@ -158,6 +165,7 @@ class _Measuring:
     report: Report
 
     def run(self, texts: tuple[SuiteText, ...], asked: tuple[Asked, ...]) -> Found:
+        """Every text and benchmark."""
         suites = tuple(self._suite(text) for text in texts)
         tasks = tuple(result for one in asked for result in self._task(one))
         return Found(suites, tasks)

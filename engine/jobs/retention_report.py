@@ -55,6 +55,35 @@ class FolderReport(msgspec.Struct, frozen=True, kw_only=True):
         return f"Nothing was lost against {self.parent.model}{sure}."
 
 
+class AdapterAbilities(msgspec.Struct, frozen=True, kw_only=True):
+    """One adapter on the base, and what changed against the base alone."""
+
+    abilities: Abilities
+    retention: tuple[RetentionReport, ...] = ()
+
+
+class AdaptersReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Adapters measured one after the other on one base in memory: `eval BASE --adapter A --adapter B`."""
+
+    base: Abilities
+    adapters: tuple[AdapterAbilities, ...]
+    questions_limit: int = 0
+    """Questions per benchmark; 0 is all."""
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    created: float = 0.0
+    versions: dict[str, str] = {}
+    v: int = 1
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        lost = [one.abilities.model for one in self.adapters if any(r.verdict == "lost" for r in one.retention)]
+        if lost:
+            return f"Something of {self.base.model} was lost with {', '.join(lost)}."
+        return f"No adapter lost anything of {self.base.model} that could be told."
+
+
 def retention_page(report: FolderReport) -> str:
     """A self-contained page."""
     title = escape(report.model.model)

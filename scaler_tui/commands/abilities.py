@@ -26,6 +26,10 @@ def evaluate_abilities(arguments: argparse.Namespace, tasks: list[str]) -> int:
     from scaler_tui.commands.folders import named_folder
 
     require_new(arguments.out, arguments.html)
+    if arguments.adapter:
+        from scaler_tui.commands.adapters_eval import evaluate_adapters
+
+        return evaluate_adapters(arguments, tasks)
     model = named_folder(arguments.model, arguments.base)
     words = _words(arguments, model, tasks)
     report = _measured(arguments, words)
@@ -53,13 +57,17 @@ def _words(arguments: argparse.Namespace, model: Named, tasks: list[str]) -> lis
     words = ["--model", str(model.folder.absolute()), "--name", model.name]
     words += ["--base", str(model.base.absolute())] if model.base is not None else []
     words += _parent_words(arguments, model)
-    for text in arguments.suite:
-        words += ["--suite", suite_word(text)]
+    words += asked_words(arguments, tasks)
+    return [*words, "--dtype", arguments.dtype, "--quantization", arguments.quantization]
+
+
+def asked_words(arguments: argparse.Namespace, tasks: list[str]) -> list[str]:
+    """The flags that say which texts and benchmarks, for any process that measures them."""
+    words = [word for text in arguments.suite for word in ("--suite", suite_word(text))]
     for task in tasks:
         is_file = task.endswith((".yaml", ".yml"))
         words += ["--task", str(Path(task).expanduser().absolute()) if is_file else task]
-    words += ["--limit", str(arguments.limit)] if arguments.limit else []
-    return [*words, "--dtype", arguments.dtype, "--quantization", arguments.quantization]
+    return [*words, *(["--limit", str(arguments.limit)] if arguments.limit else [])]
 
 
 def _parent_words(arguments: argparse.Namespace, model: Named) -> list[str]:

@@ -37,7 +37,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for. Raises EngineError."""
     names = _list(arguments.tasks)
     benchmarks = [name for name in names if name not in (*TASKS, "none") and not _is_slip(name)]
-    if benchmarks or arguments.suite or arguments.against:
+    if benchmarks or arguments.suite or arguments.against or arguments.adapter:
         from scaler_tui.commands.abilities import evaluate_abilities, needles_and_benchmarks
 
         needles = [name for name in names if name in TASKS]
