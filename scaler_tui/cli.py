@@ -20,10 +20,11 @@ from scaler_tui.cli_context import add_eval, add_extend
 from scaler_tui.cli_corpus import add_corpus
 from scaler_tui.cli_evaluation import add_verify
 from scaler_tui.cli_expand import add_expand
+from scaler_tui.cli_export import add_export
 from scaler_tui.cli_flags import json_flag, machine_flag
 from scaler_tui.cli_lab import add_lab
 from scaler_tui.cli_mix import add_mix
-from scaler_tui.cli_remote import add_export, add_remote
+from scaler_tui.cli_remote import add_remote
 from scaler_tui.cli_schedule import add_schedule
 
 _EXIT_CODES = "exit codes: 0 done, 1 declined, 2 usage or bad input, 4 does not fit, 5 run failed, 130 interrupted"

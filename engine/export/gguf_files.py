@@ -75,7 +75,10 @@ class GgufWork:
 
         self.say(f"quantising to {kind}", 0, 0)
         imatrix = Path(self.order.imatrix) if self.order.imatrix else None
-        quantise(source, out, kind, imatrix=imatrix, on_progress=self._bytes(f"quantising to {kind}"))
+        made = quantise(source, out, kind, imatrix=imatrix, on_progress=self._bytes(f"quantising to {kind}"))
+        if made.fallbacks:
+            widths = ", ".join(sorted({str(one.row_width) for one in made.fallbacks}))
+            self._flag(f"{kind}: {len(made.fallbacks)} matrices with rows of {widths} are kept in a larger type.")
         return out
 
     def _write(self, out: Path, kind: str) -> None:
@@ -183,6 +186,18 @@ class GgufWork:
 
     def _bytes(self, words: str) -> Callable[[int, int], None]:
         return lambda done, total: self.say(words, done, total)
+
+
+def check_quantiser(order: ExportOrder) -> None:
+    """Raises EngineError `export.no_quantiser` before anything is written."""
+    made = [kind for kind in order.types if kind not in WRITTEN_HERE]
+    if order.holds_weights and made and find_runtime() is None:
+        raise EngineError(
+            "export.no_quantiser",
+            f"{', '.join(made)} is made by llama.cpp's quantiser, which is not here.",
+            cause=why_none(),
+            next_step="Or take f16, bf16 or q8_0, which are written without it.",
+        )
 
 
 def differs(name: str, wrong: tuple[str, ...]) -> EngineError:

@@ -1,16 +1,13 @@
-"""The folder that Ollama is given: GGUF files with a Modelfile each, and `ollama create` where the program is there.
+"""The folder that Ollama is given: GGUF files with a Modelfile each, and the command that takes them.
 
 Owns these. Must not know how files or templates are made.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 from engine.data.tokenizer import ChatTokenizer
-from engine.errors import EngineError, ExitCode
 from engine.export.gguf_files import GgufWork
 from engine.export.licence import Licence
 from engine.export.ollama import Modelfile, go_template, parameters_of
@@ -22,7 +19,6 @@ from engine.models.config import CONFIG_NAME, read_json_object
 from engine.models.shape import read_shape
 
 NAME = "Modelfile"
-_PATIENCE_SECONDS = 3600.0
 
 
 def write_modelfiles(work: GgufWork, licence: Licence) -> tuple[ExportedFile, ...]:
@@ -87,32 +83,3 @@ def create_command(order: ExportOrder) -> tuple[str, ...]:
 def modelfile_name(order: ExportOrder, kind: str) -> str:
     """ "Modelfile" where there is one size only."""
     return NAME if len(order.types) == 1 else f"{NAME}.{kind.upper()}"
-
-
-def create(command: tuple[str, ...]) -> bool:
-    """Run it where Ollama is installed; False where it is not. Raises EngineError `export.ollama` with its last words."""
-    program = shutil.which(command[0])
-    if program is None:
-        return False
-    try:
-        ended = subprocess.run(
-            [program, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE_SECONDS,
-            check=False,
-        )
-        failure = "" if not ended.returncode else (ended.stderr.strip().splitlines() or ["no words"])[-1][:300]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failure = str(error)
-    if failure:
-        raise EngineError(
-            "export.ollama",
-            "`ollama create` failed; the files are written.",
-            cause=failure,
-            next_step=f"Start Ollama and run it yourself: {' '.join(command)}",
-            exit_code=ExitCode.RUN_FAILED,
-        )
-    return True

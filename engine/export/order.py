@@ -6,12 +6,16 @@ Owns the shape, the names of the files that come of it, and reading it. Must not
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from engine.errors import EngineError
 from engine.jobs.spec_export import GGUF_TYPES, Destination
+
+EXPORTS = "output/export"
+"""In a run directory: one folder per destination."""
 
 
 class ExportOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +69,12 @@ def gguf_name(order: ExportOrder, kind: str) -> str:
 def adapter_name(order: ExportOrder) -> str:
     """The name of the adapter's file."""
     return f"{order.name}.adapter.gguf"
+
+
+def largest_first(kinds: Iterable[str]) -> tuple[str, ...]:
+    """GGUF types without repetitions, those that others can be made of first; unknown ones, to be refused, last."""
+    order = {kind: place for place, kind in enumerate(GGUF_TYPES)}
+    return tuple(sorted(dict.fromkeys(kind.lower() for kind in kinds), key=lambda kind: order.get(kind, len(order))))
 
 
 def check_order(order: ExportOrder) -> None:

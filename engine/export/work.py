@@ -1,13 +1,15 @@
 """`python -m engine.export.work ORDER.json REPORT.json`: one export in a process of its own.
 
-Owns the order of steps. Prints {"done", "total", "words"} lines as it works, {"error": {...}} when it gives up. Must not
-know torch: what needs it are processes of their own again. Repeating an order after a kill goes on with what is missing.
+Owns the order of steps. Prints {"done", "total", "words"} lines as it works, {"error": {...}} when it gives up. Must
+not know torch: what needs it are processes of their own again. Repeating an order after a kill goes on with what is
+missing.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shlex
 import sys
 import time
@@ -18,7 +20,7 @@ import msgspec
 
 from engine import helper_process
 from engine.errors import EngineError, ExitCode
-from engine.export.gguf_files import NOT_ASKED, GgufWork, differs
+from engine.export.gguf_files import NOT_ASKED, GgufWork, check_quantiser, differs
 from engine.export.hf import write_card, write_folder
 from engine.export.merged import has_own_config, merged_model
 from engine.export.modelcard import ModelFacts, model_card
@@ -44,6 +46,7 @@ def export(order: ExportOrder, say: Say) -> ExportReport:
     `adapter.*`, `merge.*`, `disk.full`; `export.differs` and `verify.load` (exit code 5) for a result that is wrong."""
     began = time.monotonic()
     check_order(order)
+    check_quantiser(order)
     with staging_of(order) as staging, explained(staging.folder):
         model = _model(order, staging, say)
         writer = _hf if order.destination is Destination.HF else _gguf
@@ -161,6 +164,7 @@ def _facts(order: ExportOrder, folder: Path, origin: Origin, found: Agreement | 
 
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "0")  # the licence of a base may be known there only
     order, out = read_order(Path(arguments[0])), Path(arguments[1])
     lines, last = helper_process.LineOut(), ("", 0.0)
 

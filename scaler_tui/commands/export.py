@@ -1,86 +1,283 @@
-"""`export`: a job file for SkyPilot or dstack.
+"""`export`: a model in the form of another program, verified, or a job file.
 
-Owns the text and JSON. Must not know the formats (`engine.remote.jobfile_sky`, `engine.remote.jobfile_dstack`).
+Owns the text, the JSON and where things go by default. Must not import torch or numpy: exporting is a process of its
+own.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, ExitCode
+from engine.units import format_bytes
 from scaler_tui import output
 
 if TYPE_CHECKING:
-    from engine.remote.jobfile import Terms
+    from engine.export.order import ExportOrder
+    from engine.jobs.export_report import ExportedFile, ExportReport
 
-_TOOLS = {"sky": "SkyPilot", "dstack": "dstack"}
+_PATIENCE_SECONDS = 2.0
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write the job file and the folder it uploads. Raises EngineError."""
-    from engine.advise.overrides import Settings
-    from engine.jobs.spec_toml import load_spec
-    from engine.remote.jobfile import make_job, write_job
-    from engine.remote.jobfile_dstack import dstack_text
-    from engine.remote.jobfile_sky import sky_text
-    from engine.remote.rent import rent_for
-    from scaler_tui.commands.estimate import job_of_spec
+    """Write what was asked for. Raises EngineError."""
+    from scaler_tui.cli_export import JOB_FILES, check_flags
 
-    terms = _terms(arguments)
-    spec = load_spec(arguments.spec)
-    found = job_of_spec(arguments.spec, arguments.gpu, Settings()).found
-    rent = rent_for(
-        found, spec.distributed.processes, named=bool(arguments.gpu), force=arguments.force, known=arguments.tool
-    )
-    job = make_job(spec, base=arguments.spec.parent, rent=rent, terms=terms)
-    out = arguments.out or Path(f"{job.name}.{arguments.tool}.yaml")
-    text = (sky_text if arguments.tool == "sky" else dstack_text)(job, out)
-    folder = write_job(text, job, out, force=arguments.force)
-    if arguments.json:
-        output.emit_json(
-            {
-                "file": str(out),
-                "folder": str(folder),
-                "tool": arguments.tool,
-                "card": rent.card.name,
-                "count": rent.count,
-                "usd_per_hour": rent.usd_per_hour,
-                "uploads": [put.value for put in job.inputs],
-                "uploaded_files": [str(path) for put in job.inputs for path, _ in put.files],
-            }
+    check_flags(arguments)
+    if arguments.tool in JOB_FILES:
+        from scaler_tui.commands.export_job import export_job
+
+        return export_job(arguments)
+    if arguments.push:
+        from engine.export.push import check_repo_id
+
+        check_repo_id(arguments.push)
+    source = _source(arguments)
+    if arguments.sizes:
+        return _say_sizes(source, as_json=arguments.json)
+    return _export(arguments, source)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What SOURCE means."""
+
+    folder: Path
+    name: str
+    base: Path | None
+    """Of an adapter."""
+    run_dir: Path | None
+
+
+def _source(arguments: argparse.Namespace) -> _Source:
+    """Raises EngineError `run.*`, `model.*`, `adapter.*`."""
+    from engine.jobs import elsewhere, layout
+    from engine.jobs.store import find_run
+    from engine.jobs.summary import read_record
+    from scaler_tui.commands.folders import named_folder
+
+    word = str(arguments.spec) if arguments.spec is not None else "latest"
+    try:
+        run_dir = None if _is_model(Path(word).expanduser()) else find_run(word)
+    except EngineError:
+        if arguments.spec is None:
+            raise
+        run_dir = None
+    if run_dir is None:
+        named = named_folder(word, arguments.base)
+        return _Source(named.folder.absolute(), named.name, named.base, None)
+    if elsewhere.is_elsewhere(run_dir) and not (run_dir / layout.OUTPUT).is_dir():
+        raise EngineError(
+            "run.elsewhere",
+            f"What run {run_dir.name} made is on another machine.",
+            next_step=f"Bring it here first: scaler-wizard remote fetch {run_dir.name}",
         )
+    merged = run_dir / layout.OUTPUT / "merged"
+    if not arguments.adapter and _is_model(merged):
+        return _Source(merged, _run_name(run_dir), None, run_dir)
+    read_record(run_dir)
+    named = named_folder(str(run_dir), arguments.base)
+    return _Source(named.folder.absolute(), _run_name(run_dir), named.base, run_dir)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+
+
+def _run_name(run_dir: Path) -> str:
+    from engine.jobs import layout
+    from engine.jobs.spec_toml import load_spec
+
+    return load_spec(run_dir / layout.SPEC).name or run_dir.name
+
+
+# ── exporting ────────────────────────────────────────────────────────────────────────────────────────────────────
+def _order(arguments: argparse.Namespace, source: _Source) -> ExportOrder:
+    """Raises EngineError `export.*` for what cannot be meant."""
+    from engine.export.order import ExportOrder, check_order, file_name, largest_first
+    from engine.jobs.spec_export import Destination
+
+    destination, name = Destination(arguments.tool), file_name(arguments.name or source.name)
+    types = largest_first(arguments.type)
+    if not types and (destination is Destination.OLLAMA or not arguments.adapter):
+        types = ("q8_0",)
+    out = arguments.out
+    one_file = destination is Destination.GGUF and out is not None and out.suffix == ".gguf"
+    if one_file and len(types) + arguments.adapter > 1:
+        raise EngineError(
+            "usage",
+            f"{out} is one file, but {len(types) + arguments.adapter} were asked for.",
+            next_step="Name a folder with --out, or ask for one --type.",
+        )
+    if out is None:
+        out = _default_out(source, destination.value, name)
+    order = ExportOrder(
+        destination=destination,
+        source=str(source.folder),
+        out=str(out.expanduser().absolute()),
+        name=name,
+        base=str(source.base.absolute()) if source.base is not None else "",
+        run_dir=str(source.run_dir) if source.run_dir is not None else "",
+        types=types,
+        adapter=arguments.adapter,
+        imatrix=str(arguments.imatrix.expanduser().absolute()) if arguments.imatrix is not None else "",
+        verify=not arguments.no_verify,
+        force=arguments.force,
+        one_file=one_file,
+    )
+    check_order(order)
+    return order
+
+
+def _default_out(source: _Source, destination: str, name: str) -> Path:
+    """A run's own folder, or a new one here."""
+    if source.run_dir is None:
+        return Path(f"{name}-{destination}")
+    from engine.export.order import EXPORTS
+
+    return source.run_dir / EXPORTS / destination
+
+
+def _export(arguments: argparse.Namespace, source: _Source) -> int:
+    import msgspec
+
+    order = _order(arguments, source)
+    report = _exported(order, quiet=arguments.json)
+    created = ""
+    if order.destination.value == "ollama" and not arguments.no_create:
+        created = _create(report)
+    url = _pushed(order.out, arguments) if arguments.push else ""
+    if source.run_dir is not None:
+        _note_in_card(source.run_dir, report)
+    if arguments.json:
+        output.emit_json({**msgspec.to_builtins(report), "created": created, "pushed": url})
         return int(ExitCode.DONE)
-    output.say(f"Wrote {out} and {folder}, which it uploads: the spec, this program and the files the spec names.")
-    output.say(f"Machine: {rent.words}{', spot' if terms.spot else ''}.")
-    for put in job.inputs:
-        count = len(put.files)
-        output.say(f"Uploads: {put.value}" + (f" ({count} files)" if count > 1 else ""))
-    if not job.spec.cost.budget_usd:
-        output.note("No budget is set, so nothing stops it but its end; --budget USD sets one.")
-    launch = "sky jobs launch" if arguments.tool == "sky" else "dstack apply -f"
-    output.note(f"Start it with {_TOOLS[arguments.tool]}: {launch} {out}")
+    _print(report)
+    if created:
+        output.say(f"Ollama has it: ollama run {created}")
+    elif report.next_step:
+        output.say(f"Next: {report.next_step}")
+    if url:
+        output.say(f"Pushed to {url}")
     return int(ExitCode.DONE)
 
 
-def _terms(arguments: argparse.Namespace) -> Terms:
-    from engine.remote.jobfile import Terms, parse_bucket
+def _exported(order: ExportOrder, *, quiet: bool) -> ExportReport:
+    import tempfile
 
-    if arguments.volume and arguments.tool != "dstack":
-        raise EngineError(
-            "usage", "--volume is dstack's.", next_step="SkyPilot keeps runs in a bucket: --bucket s3://name"
-        )
-    if not all(math.isfinite(value) and value >= 0 for value in (arguments.budget, arguments.hours)):
-        raise EngineError("usage", "A budget and hours are above zero.", next_step="Leave them out for no limit.")
-    if arguments.out is not None and arguments.out.resolve() == arguments.spec.resolve():
-        raise EngineError("usage", "--out names the spec itself.", next_step="Give the job file a name of its own.")
-    return Terms(
-        name=arguments.name,
-        bucket=parse_bucket(arguments.bucket),
-        volume=arguments.volume,
-        spot=not arguments.on_demand,
-        budget_usd=arguments.budget,
-        hours=arguments.hours,
+    import msgspec
+
+    from engine.jobs.export_report import ExportReport
+
+    with tempfile.TemporaryDirectory(prefix="scaler-wizard-export-") as folder:
+        place = Path(folder)
+        (place / "order.json").write_bytes(msgspec.json.encode(order))
+        words = [str(place / "order.json"), str(place / "report.json")]
+        _run("engine.export.work", words, place, quiet=quiet)
+        return msgspec.json.decode((place / "report.json").read_bytes(), type=ExportReport)
+
+
+def _run(module: str, words: list[str], place: Path, *, quiet: bool, hear: Any = None) -> None:
+    """A process of its own, with its progress shown. Raises its EngineError."""
+    from engine.surgery.helpers import Failing, Progress, run_module
+    from scaler_tui.growth_progress import growth_view
+    from scaler_tui.terminal import ends_when_told
+
+    failing = Failing(
+        "export.failed",
+        "Run the same command again: it goes on with what is missing.",
+        own_exit_code=True,
+        patience_seconds=_PATIENCE_SECONDS,
     )
+    try:
+        with ends_when_told(), growth_view(quiet=quiet) as view:
+
+            def report(progress: Progress) -> None:
+                counts_bytes = progress.words.startswith(("writing", "quantising", "merging"))
+                view.show(progress.words, progress.done_bytes, progress.total_bytes, counts_bytes=counts_bytes)
+
+            run_module(module, words, place / "export.log", "exporting", report, failing=failing, hear=hear)
+    except KeyboardInterrupt:
+        raise EngineError(
+            "interrupted",
+            "Interrupted.",
+            next_step="The same command goes on with what is missing.",
+            exit_code=ExitCode.INTERRUPTED,
+        ) from None
+
+
+def _create(report: ExportReport) -> str:
+    """The name under which Ollama has the model now; "" where the program is not here."""
+    from engine.export.ollama_create import create
+
+    words = shlex.split(report.next_step)
+    return words[2] if create(words) else ""
+
+
+def _pushed(folder: str, arguments: argparse.Namespace) -> str:
+    """The address. The token reaches the process through its environment or the keyring, never on its command line."""
+    import tempfile
+
+    import msgspec
+
+    lines: list[bytes] = []
+    words = [folder, arguments.push, *(["--private"] if arguments.private else [])]
+    with tempfile.TemporaryDirectory(prefix="scaler-wizard-push-") as place:
+        if not arguments.json:
+            output.note(f"Uploading to {arguments.push} ...")
+        _run("engine.export.push", words, Path(place), quiet=arguments.json, hear=lines.append)
+    told: dict[str, str] = msgspec.json.decode(lines[-1])
+    return told["url"]
+
+
+def _note_in_card(run_dir: Path, report: ExportReport) -> None:
+    """Into the run's card, where it has one: a stopped run has none."""
+    from engine.jobs.card_exports import add_exports
+
+    add_exports(run_dir, (report,))
+
+
+# ── in words ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def _print(report: ExportReport) -> None:
+    from engine.jobs.result_words import agreement_words, change_words
+
+    rows = []
+    for file in report.files:
+        change = change_words(file.agreement) if file.agreement is not None else ""
+        rows.append([_shown(file), file.kind, format_bytes(file.size_bytes), change])
+    output.table(["FILE", "KIND", "SIZE", "PERPLEXITY"], rows, right=(2, 3))
+    for file in report.files:
+        if file.agreement is not None:
+            output.say(f"{Path(file.path).name}: {agreement_words(file.agreement)}.")
+        elif file.not_verified:
+            output.say(f"{Path(file.path).name}: not verified. {file.not_verified}")
+    for flag in report.flags:
+        output.say(f"! {flag}")
+
+
+def _shown(file: ExportedFile) -> str:
+    here = Path.cwd()
+    path = Path(file.path)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _say_sizes(source: _Source, *, as_json: bool) -> int:
+    """The sizes of every type; an adapter's are those of the merged model."""
+    import tempfile
+
+    import msgspec
+
+    lines: list[bytes] = []
+    with tempfile.TemporaryDirectory(prefix="scaler-wizard-sizes-") as place:
+        folder = str(source.base or source.folder)
+        _run("engine.export.sizes", [folder], Path(place), quiet=True, hear=lines.append)
+    sizes: dict[str, int] = msgspec.json.decode(lines[-1])["sizes"]
+    if as_json:
+        output.emit_json({"source": str(source.folder), "sizes": sizes})
+    else:
+        output.table(["TYPE", "SIZE"], [[kind, format_bytes(size)] for kind, size in sizes.items()], right=(1,))
+    return int(ExitCode.DONE)

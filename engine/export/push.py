@@ -1,0 +1,135 @@
+"""`python -m engine.export.push FOLDER OWNER/NAME [--private]`: a model folder on the hub, because somebody asked.
+
+Owns the upload and the token. The token comes from HF_TOKEN or from the system's keyring, lives in this process only,
+and is in nothing that is written, printed or raised. Must not know how the folder was made. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine import helper_process
+from engine.errors import EngineError, ExitCode
+from engine.models.hub_errors import translated
+from engine.models.hub_settings import endpoint, offline
+
+VARIABLE = "HF_TOKEN"
+SERVICE, USER = "scaler-wizard", "huggingface"
+"""The keyring's entry: `keyring set scaler-wizard huggingface`."""
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HIDDEN = "(the token)"
+
+
+def push(folder: Path, repo_id: str, *, private: bool) -> str:
+    """Upload `folder`, make the repository where it is missing; returns its address. Raises EngineError `push.*`,
+    `hub.*`, none of which holds the token."""
+    check_repo_id(repo_id)
+    if offline():
+        raise EngineError(
+            "push.offline",
+            f"{folder} is not pushed: the environment says to stay offline.",
+            next_step="Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then push again.",
+        )
+    token = find_token()
+    try:
+        return translated(repo_id, "", lambda: _upload(folder, repo_id, token, private=private))
+    except EngineError as error:
+        raise _without(error, token) from None
+    except Exception as error:
+        raise EngineError(
+            "push.failed",
+            f"{folder} could not be pushed to {repo_id}.",
+            cause=_scrubbed(f"{type(error).__name__}: {error}", token)[:300],
+            next_step="Try it again: what the hub has already is not sent twice.",
+            exit_code=ExitCode.RUN_FAILED,
+        ) from None
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises EngineError `push.name`."""
+    if not _REPO.fullmatch(repo_id) or len(repo_id) > 96:
+        raise EngineError(
+            "push.name",
+            f"'{repo_id}' is no name of a repository.",
+            next_step="Give it as OWNER/NAME, for example --push me/my-model",
+        )
+
+
+def find_token() -> str:
+    """From the environment, else from the keyring. Raises EngineError `push.no_token`."""
+    found = os.environ.get(VARIABLE, "").strip() or _from_keyring()
+    if not found:
+        raise EngineError(
+            "push.no_token",
+            "There is no token for the hub.",
+            cause=f"{VARIABLE} is not set, and the system's keyring has none (or keyring is not installed).",
+            next_step=f"Set {VARIABLE}, or: pip install 'scaler-wizard[hub]' && keyring set {SERVICE} {USER}",
+        )
+    return found
+
+
+def _from_keyring() -> str:
+    try:
+        import keyring
+    except ImportError:
+        return ""
+    try:
+        return keyring.get_password(SERVICE, USER) or ""
+    except Exception:  # a locked or missing keyring raises what its system does
+        return ""
+
+
+def _upload(folder: Path, repo_id: str, token: str, *, private: bool) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint(), token=token)
+    api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo_id, folder_path=folder, repo_type="model", commit_message="Upload with scaler-wizard"
+    )
+    return f"{endpoint()}/{repo_id}"
+
+
+def _scrubbed(text: str, token: str) -> str:
+    return " ".join(text.replace(token, _HIDDEN).split())
+
+
+def _without(error: EngineError, token: str) -> EngineError:
+    return EngineError(
+        error.code,
+        _scrubbed(error.what, token),
+        cause=_scrubbed(error.cause, token),
+        next_step=_scrubbed(error.next_step, token),
+        exit_code=error.exit_code,
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m engine.export.push", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("repo_id")
+    parser.add_argument("--private", action="store_true")
+    options = parser.parse_args(arguments)
+
+    def work() -> None:
+        url = push(options.folder, options.repo_id, private=options.private)
+        told: dict[str, Any] = {"url": url}
+        helper_process.LineOut().write(json.dumps(told).encode() + b"\n")
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "0")  # asking for it is asking for the network
+    return helper_process.run(work, _out_of_memory)
+
+
+def _out_of_memory(cause: str) -> EngineError:
+    return EngineError("push.memory", "There is no memory left.", cause=cause, exit_code=ExitCode.DOES_NOT_FIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
