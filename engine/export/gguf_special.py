@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.context.gguf_support import Finding
-from engine.data.chat_template import TemplateRefusal
-from engine.data.rows import Message
 from engine.data.tokenizer import ChatTokenizer
+from engine.export.stops import stop_ids
 from engine.models.config import read_json_object, text_part
 
 ENDS_BY_TEXT = frozenset(
@@ -49,7 +48,9 @@ class SpecialTokens:
 def special_tokens(folder: Path, chat: ChatTokenizer, tree: Mapping[str, Any], rows: int) -> SpecialTokens:
     """The special tokens of a model folder; `rows` ids there are."""
     config = text_part(read_json_object(folder / "config.json", code="model.config_damaged", what="a model config"))[0]
-    stops = stop_ids(folder, chat, config, rows)
+    end = chat.eos_id
+    known = [number for number in stop_ids(folder, chat) if number < rows]
+    stops = tuple(dict.fromkeys([*([end] if end is not None else []), *known]))
     unlisted = [number for number in stops[1:] if chat.token_text(number) not in ENDS_BY_TEXT]
     lost = ", ".join(repr(chat.token_text(number)) for number in unlisted[2:])
     finding = Finding(
@@ -71,35 +72,6 @@ def special_tokens(folder: Path, chat: ChatTokenizer, tree: Mapping[str, Any], r
         stops=stops,
         findings=(finding,) if lost else (),
     )
-
-
-def stop_ids(folder: Path, chat: ChatTokenizer, config: Mapping[str, Any], rows: int) -> tuple[int, ...]:
-    """Tokens at which an answer ends: the tokenizer's end, what generation_config.json and config.json list, and the
-    special token behind an assistant's turn in the chat template."""
-    found: list[int | None] = [chat.eos_id]
-    path = folder / "generation_config.json"
-    trees = [config]
-    if path.is_file():
-        trees.insert(0, read_json_object(path, code="model.config_damaged", what="a generation config"))
-    for tree in trees:
-        listed = tree.get("eos_token_id")
-        found += listed if isinstance(listed, list) else [listed]
-    found.append(_turn_end(chat))
-    return tuple(dict.fromkeys(number for one in found if (number := _in_range(one, rows)) is not None))
-
-
-def _turn_end(chat: ChatTokenizer) -> int | None:
-    """The special token right behind what an assistant said."""
-    if chat.template.is_default:
-        return None
-    said = "qwertz"
-    try:
-        text = chat.render([Message("user", "a"), Message("assistant", said)])
-    except TemplateRefusal:
-        return None
-    _, _, behind = text.rpartition(said)
-    ids = chat.encode(behind)
-    return ids[0] if ids and ids[0] in chat.special_ids else None
 
 
 def _in_range(number: Any, rows: int) -> int | None:

@@ -133,7 +133,7 @@ class Streamed:
     def tofile(self, file: BinaryIO) -> None:
         """All of it, in order."""
         for part in self._tensor.chunks():
-            file.write(memoryview(part).cast("B"))
+            file.write(part.data.cast("B"))
             self._report(part.nbytes)
 
 

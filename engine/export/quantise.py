@@ -1,7 +1,7 @@
 """A GGUF file of floats in a smaller type, by llama.cpp's own quantiser in a process of its own.
 
-Owns the process, the room on disk and the output's name. Must not know how the quantiser works; what it needs to be told
-and says is `quantise_worker`'s, a script for the Python that has llama-cpp-python.
+Owns the process, the room on disk and the output's name. Must not know how the quantiser works; what it needs to be
+told and says is `quantise_worker`'s, a script for the Python that has llama-cpp-python.
 """
 
 from __future__ import annotations
