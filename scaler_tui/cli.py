@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from engine.errors import EngineError, ExitCode
 from scaler_tui import output
+from scaler_tui.cli_adapters import add_adapters
 from scaler_tui.cli_chat import add_chat, opens_screen, screen_of
 from scaler_tui.cli_context import add_eval, add_extend
 from scaler_tui.cli_corpus import add_corpus
@@ -127,6 +128,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_eval(add)
     add_verify(add)
     add_mix(add)
+    add_adapters(add, named="adapters" in argv)
     add_corpus(add)
     add_remote(add)
     add_export(add)

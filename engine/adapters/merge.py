@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from engine.adapters.merge_pieces import Pieces
 from engine.adapters.merge_plan import MergePlan, Target, Weighed, plan_merge
 from engine.adapters.merge_record import RECORD, MergedAdapter, MergedFile, MergeRecord, read_record
 from engine.adapters.merge_refusals import check_not_quantised, check_out, check_room, disk_full, other_order
+from engine.adapters.recipe import EXACT
+from engine.adapters.recipe import Recipe as Mixing
 from engine.errors import EngineError
 from engine.expansion.maps import identity
 from engine.expansion.recipe import Recipe, Source
@@ -62,8 +64,10 @@ class MergeRequest:
 
     base: Path
     mix: tuple[Weighed, ...]
-    """At least one; the sum of their weighted updates is added."""
+    """At least one; the sum of their weighted updates is added, or what `mixing` makes of them."""
     out: Path
+    mixing: Mixing = EXACT
+    """Of any method but svd, and without a rank."""
     dtype: str = "stored"
     """One of `DTYPES`."""
     shard_bytes: int = DEFAULT_SHARD_BYTES
@@ -106,6 +110,7 @@ class _Prepared:
                 "dtype": self.request.dtype,
                 "config": hashlib.sha256(msgspec.json.encode(self.config[0], order="sorted")).hexdigest(),
                 "extra": sorted(self.request.extra),
+                **({} if self.request.mixing.is_sum else {"mixing": asdict(self.request.mixing)}),
             },
             recipes_sha256=recipes_sha256([placed.recipe for shard in self.shards for placed in shard.tensors]),
             shard_bytes=self.request.shard_bytes,
@@ -160,7 +165,8 @@ def _prepare(request: MergeRequest) -> _Prepared:
     tied = bool(text_part(config)[0].get("tie_word_embeddings", True))
     dtype = numbers.NAMES.get(request.dtype, "")
     plan = plan_merge(read_base(base), request.mix, dtype, tied=tied)
-    replaced = {target.name: found for target in plan.targets if (found := target.replaced_by) is not None}
+    copies = plan.targets if request.mixing.is_sum else ()
+    replaced = {target.name: found for target in copies if (found := target.replaced_by) is not None}
     recipes = [_recipe(target, made=target.name in replaced) for target in plan.targets]
     return _Prepared(
         request=request,
@@ -306,7 +312,7 @@ def _shards(prepared: _Prepared, staging: Staging, finished: dict[str, Sealed], 
 
     missing = [shard for shard in prepared.shards if shard.name not in finished]
     with TensorReader(prepared.headers.tensors, prepared.replacements) as reader:
-        pieces = Pieces(reader)
+        pieces = Pieces(reader, prepared.request.mixing)
         computed = {name: partial(pieces.of, target) for name, target in prepared.computed.items()}
         write_shards(missing, Writing(staging.folder, reader, 0, {}, ticker.add, on_sealed, computed))
     report(Progress("weights", total, total, "weights written"))

@@ -15,8 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.adapters.changes import Change
 from engine.adapters.folder import Adapted
 from engine.adapters.merge_plan import Part, Target
+from engine.adapters.mix_compute import mix_whole
+from engine.adapters.mix_plan import Blend, Form
+from engine.adapters.recipe import EXACT, Recipe
 from engine.adapters.update import low_rank, merged_weight
 from engine.errors import EngineError, ExitCode
 from engine.models.headers import TensorHeader
@@ -31,10 +35,15 @@ class Pieces:
     """Computes targets; `reader` has the base's files and the adapters'."""
 
     reader: TensorReader
+    mixing: Recipe = EXACT
+    """How several updates become one."""
 
     def of(self, target: Target) -> Iterator[Array]:
         """The target's rows in order, stored as its type, about `BUFFER_BYTES` at a time. Raises EngineError
         `merge.overflow`, `weights.nan`."""
+        if not self.mixing.is_sum:
+            yield from self._mixed(target)
+            return
         work = np.dtype(np.float64 if target.base.dtype == "F64" else np.float32)
         ways = [_way(part) for part in target.parts]
         if len(target.shape) < 2 or any(way is None for way in ways):
@@ -46,6 +55,13 @@ class Pieces:
         for begin in range(0, target.shape[0], step):
             end = min(begin + step, target.shape[0])
             yield _stored(self._rows(target, factors, begin, end, work), target)
+
+    def _mixed(self, target: Target) -> Iterator[Array]:
+        """Rows to which something else than the weighted sum is added."""
+        changes = tuple(enumerate(Change(part.adapted, part.whole, part.rows, part.bias) for part in target.parts))
+        blend = Blend(target.name, Form.WHOLE, changes, target.base, shape=target.shape)
+        for values, _, _ in mix_whole(blend, [part.weight for part in target.parts], self.mixing):
+            yield _stored(values.reshape(-1, *target.shape[1:]), target)
 
     def _rows(self, target: Target, factors: list[_Factors], begin: int, end: int, work: np.dtype[Any]) -> Array:
         """Rows of a matrix whose updates are all of low rank, (end - begin, I)."""
@@ -59,7 +75,8 @@ class Pieces:
             if len(target.parts) == 1 and part.weight == 1.0:
                 return own.added(values, begin, end)
             if part.whole is not None or part.rows is not None:
-                assert total is not None and base is not None
+                assert total is not None
+                assert base is not None
                 total += work.type(part.weight) * (values - base)
             total = own.added(total, begin, end, part.weight) if total is not None else None
         assert total is not None

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from scaler_tui.commands import (
+    adapters,
     cards,
     chat,
     corpus,
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "eval": evaluate.evaluate,
     "verify": verify.verify,
     "mix": mix.mix,
+    "adapters": adapters.adapters,
     "corpus": corpus.corpus,
     "lab": lab.lab,
     "schedule": schedule.schedule,

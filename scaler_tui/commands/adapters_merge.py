@@ -67,7 +67,7 @@ def merge_adapters(arguments: argparse.Namespace) -> int:
         output.note(f"Merging into {request.base} ...")
     try:
         with growth_view(quiet=arguments.json) as view:
-            record = merge(request, _shown_by(view))
+            record = merge(request, drawn_by(view))
     except KeyboardInterrupt:
         raise _interrupted(request) from None
     checks, why = _compared(arguments, request)
@@ -165,7 +165,9 @@ def _interrupted(request: MergeRequest) -> EngineError:
     )
 
 
-def _shown_by(view: Silent) -> Callable[[Progress], None]:
+def drawn_by(view: Silent) -> Callable[[Progress], None]:
+    """What draws a merge's progress."""
+
     def report(progress: Progress) -> None:
         if progress.phase != "done":
             phase = PHASES.get(progress.phase, progress.phase)
