@@ -5,6 +5,7 @@ Owns those lines on stderr. Must not know what is grown: phases, bytes done and 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -13,6 +14,8 @@ from engine.units import format_bytes, format_duration
 from scaler_tui import output
 from scaler_tui.terminal import draws_in_place
 
+FOLLOWED = "SCALER_WIZARD_FOLLOWED"
+"""In the environment of a command whose notes the wizard shows."""
 REDRAW_SECONDS = 0.1
 SHORTEST_BAR = 8
 LONGEST_BAR = 30
@@ -116,5 +119,7 @@ class InPlace(Silent):
 
 
 def growth_view(*, quiet: bool) -> Silent:
-    """The view for this stderr."""
+    """The view for this stderr. With `--json` nothing is shown, unless whoever started this reads it (FOLLOWED)."""
+    if quiet and os.environ.get(FOLLOWED):
+        return Lines()
     return Silent() if quiet else InPlace() if draws_in_place(sys.stderr) else Lines()

@@ -7,6 +7,7 @@ never holds the rows in memory, and the wizard does exactly what the command lin
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from engine.errors import EngineError, ExitCode
+from scaler_tui.growth_progress import FOLLOWED
 
 Say = Callable[[str], None]
 
@@ -24,6 +26,7 @@ def ask_twin(*words: str, say: Say | None = None) -> dict[str, Any]:
     it, from another thread, as it comes. Raises EngineError: the command's own, or `twin.failed`."""
     first = words[0]
     command = [sys.executable, "-m", "scaler_tui", *words]
+    environment = {**os.environ, FOLLOWED: "1"} if say is not None else None
     noted: deque[str] = deque(maxlen=1)
     try:
         with subprocess.Popen(
@@ -34,6 +37,7 @@ def ask_twin(*words: str, say: Say | None = None) -> dict[str, Any]:
             text=True,
             errors="replace",
             start_new_session=True,
+            env=environment,
         ) as process:
             assert process.stdout is not None
             assert process.stderr is not None

@@ -51,6 +51,8 @@ class CardScreen(Screen[None]):
         Binding("h", "page", "HTML page", id="card.page", tooltip="Where the page with plots is"),
         Binding("m", "merge", "Merge", id="card.merge", tooltip="Write a merged model that plain transformers loads"),
         Binding("t", "chat", "Try it", id="card.chat", tooltip="Talk to it, beside its base where that is free"),
+        Binding("x", "export", "Export", id="card.export", tooltip="Write it for transformers, llama.cpp or Ollama"),
+        Binding("a", "mix", "Mix", id="card.mix", tooltip="Mix its adapter with others"),
         Binding("v", "proof", "Proof", id="card.proof", tooltip="What was proven of the grown model"),
         Binding("b,escape,backspace", "back", "Back", key_display="b", id="card.back"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="card.help"),
@@ -180,6 +182,10 @@ class CardScreen(Screen[None]):
             return False
         if action == "merge":
             return True if self.card is not None and self.card.merged is None and not self.merging else None
+        if action == "mix":
+            return self.card is not None and self.card.adapter.kind == "adapter"
+        if action == "export":
+            return True if self.card is not None else None
         if action == "proof":
             return self.card is not None and any(growth.proof is not None for growth in self.card.growths)
         if action in ("page", "chat"):
@@ -208,6 +214,27 @@ class CardScreen(Screen[None]):
         from scaler_tui.screens.chat import ChatScreen
 
         self.app.push_screen(ChatScreen(of_run_with_base(self.run_dir)))
+
+    def action_export(self) -> None:
+        """In the form of another program."""
+        from scaler_tui.screens.export import ExportScreen
+
+        if self.card is not None:
+            adapter = self.card.adapter.kind == "adapter"
+            name = self.card.name or self.card.run_id
+            self.app.push_screen(ExportScreen(self.run_dir, name, self.card.exports, adapter=adapter))
+
+    def action_mix(self) -> None:
+        """With other adapters of its base."""
+        from scaler_tui.screens.adapters import AdaptersScreen
+
+        if self.card is not None:
+            self.app.push_screen(AdaptersScreen(self.run_dir / self.card.adapter.path))
+
+    def on_screen_resume(self) -> None:
+        """Exports may have been added meanwhile."""
+        if self.card is not None:
+            self.read_card()
 
     async def action_merge(self) -> None:
         """Write the merged model in its own process."""

@@ -124,6 +124,8 @@ class RunsScreen(Screen[None]):
         Binding("r", "resume", "Resume", id="runs.resume", tooltip="Go on with a paused, stopped, failed or lost run"),
         Binding("o", "card", "Card", id="runs.card", tooltip="The before/after card"),
         Binding("t", "chat", "Try it", id="runs.chat", tooltip="Talk to what it has left, beside its base"),
+        Binding("x", "export", "Export", id="runs.export", tooltip="Write it for transformers, llama.cpp or Ollama"),
+        Binding("a", "mix", "Mix", id="runs.mix", tooltip="Mix its adapter with others"),
         Binding("b,escape,backspace", "back", "Back", key_display="b", id="runs.back"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="runs.help"),
         Binding("q", "leave", "Leave", tooltip="Leave the program; runs go on"),
@@ -264,7 +266,7 @@ class RunsScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Resume and card only where they make sense."""
-        if action not in ("open", "resume", "card", "chat"):
+        if action not in ("open", "resume", "card", "chat", "export", "mix"):
             return True
         run = self.selected
         if run is None:
@@ -273,6 +275,10 @@ class RunsScreen(Screen[None]):
             return True if run.state.is_resumable else None
         if action == "card":
             return True if (run.directory / "card.json").exists() else None
+        if action == "mix":
+            return True if self._adapter(run) is not None else None
+        if action == "export":
+            return True if self._adapter(run) is not None or (run.directory / "output" / "model").is_dir() else None
         if action == "chat":
             from scaler_tui.chat_sides import can_chat
 
@@ -313,6 +319,27 @@ class RunsScreen(Screen[None]):
 
         if self.selected is not None:
             self.app.push_screen(CardScreen(self.selected.directory))
+
+    @staticmethod
+    def _adapter(run: RunSummary) -> Path | None:
+        """What it has left, where that is an adapter."""
+        folder = run.directory / "output" / "adapter"
+        return folder if (folder / "adapter_config.json").is_file() else None
+
+    def action_export(self) -> None:
+        """In the form of another program."""
+        from scaler_tui.screens.export import ExportScreen
+
+        if (run := self.selected) is not None:
+            adapter = self._adapter(run) is not None
+            self.app.push_screen(ExportScreen(run.directory, run.name or run.id, adapter=adapter))
+
+    def action_mix(self) -> None:
+        """With other adapters of its base."""
+        from scaler_tui.screens.adapters import AdaptersScreen
+
+        if self.selected is not None:
+            self.app.push_screen(AdaptersScreen(self._adapter(self.selected)))
 
     def action_chat(self) -> None:
         """Talk to what the run has left."""

@@ -33,7 +33,7 @@ class WelcomeScreen(FramedScreen):
     AUTO_FOCUS = "#menu"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "choose", "Choose"),
-        *[Binding(str(n), f"pick({n})", "Choose directly", show=False) for n in range(1, 8)],
+        *[Binding(str(n), f"pick({n})", "Choose directly", show=False) for n in range(1, 10)],
         Binding("j", "cursor_down", "Move", show=False),
         Binding("k", "cursor_up", "Move", show=False),
         Binding("ctrl+t", "next_theme", "Theme", tooltip="Next colour theme"),
@@ -102,6 +102,7 @@ class WelcomeScreen(FramedScreen):
         count = len(self._runs)
         entries.append(("runs", "All runs", f"{count} so far" if count else "none yet"))
         entries.append(("hardware", "This machine", "what was found; or plan for another card"))
+        entries.append(("adapters", "Adapters", "mixed with sliders or by a search; merged"))
         entries.append(("labs", "Labs", "approaches held against each other, and which won"))
         return entries
 
@@ -162,6 +163,10 @@ class WelcomeScreen(FramedScreen):
             app.open_runs()
         elif target == "hardware":
             app.open_hardware()
+        elif target == "adapters":
+            from scaler_tui.screens.adapters import AdaptersScreen
+
+            app.push_screen(AdaptersScreen())
         elif target == "labs":
             from scaler_tui.screens.labs import LabsScreen
 

@@ -1,0 +1,354 @@
+"""Adapters of one base mixed by hand and by search: sliders, a live score, a sweep, and the mix written.
+
+Owns the pointer, the field and the keys. The choice is `scaler_tui.mixing`'s; scoring, searching and writing are
+processes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.events import Resize
+from textual.widget import Widget
+from textual.widgets import Input, Static
+
+from engine.errors import EngineError
+from scaler_tui.feeds.adapters_feed import AdapterAdded, AdaptersListed, add_in_thread, list_in_thread
+from scaler_tui.mixing import LARGE_STEP, SETTINGS, STEP, Listed
+from scaler_tui.screens.mixing import MixingScreen
+from scaler_tui.widgets import mix_lines
+from scaler_tui.widgets.context_words import QUIET, wrapped_line
+
+SWEEP_TRIES = 40
+PLACEHOLDERS = {
+    "weight": "its weight, such as 0.7 or -0.5; Enter takes, Esc leaves",
+    "density": "share that is kept, above 0 and up to 1; Enter takes, Esc leaves",
+    "rank": "rank of the result, 0 for what is exact; Enter takes, Esc leaves",
+    "add": "an adapter's folder, or a run's id; Enter adds, Esc leaves",
+    "data": "rows to score on, or demo; Enter takes, Esc leaves",
+    "mix": "a new folder for the mixed adapter; Enter writes it, Esc leaves",
+    "merge": "a new folder for the merged model; Enter writes it, Esc leaves",
+    "spec": "a new file for the job; Enter writes it, Esc leaves",
+}
+
+
+class AdaptersScreen(MixingScreen):
+    """Adapters above, settings, the score, words below."""
+
+    place = "adapters"
+    AUTO_FOCUS = ""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "write('mix')", "Write", tooltip="Write the mix as an adapter"),
+        Binding("space", "put", "In/out", tooltip="Put the pointed adapter in, or take it out"),
+        Binding(
+            "right", "shift(1)", "Change", key_display="←→", tooltip="Weight or setting up; with Shift in large steps"
+        ),
+        Binding("s", "sweep", "Sweep", priority=True, tooltip="Find good weights on the rows; Esc stops it"),
+        Binding("a", "type('add')", "Add", priority=True, tooltip="Add an adapter's folder, or a run"),
+        Binding("d", "type('data')", "Rows", priority=True, tooltip="Rows to score on"),
+        Binding("m", "write('merge')", "Merge", priority=True, tooltip="Write a whole model with the mix in it"),
+        Binding("w", "write('spec')", "Spec", priority=True, tooltip="Write the mix as a job for scaler-wizard run"),
+        Binding("b,escape,backspace", "back", "Back", key_display="b"),
+        Binding("left", "shift(-1)", "Less", show=False),
+        Binding("shift+right", "shift(5)", "More", show=False, tooltip="A large step up"),
+        Binding("shift+left", "shift(-5)", "Much less", show=False, tooltip="A large step down"),
+        Binding("0", "zero", "Weight 0", show=False, tooltip="Weight 0"),
+        *[
+            Binding(key, f"digit('{digit}')", "Type", show=False, tooltip="Type the weight")
+            for key, digit in (*((str(n), str(n)) for n in range(1, 10)), ("minus", "-"), ("full_stop", "."))
+        ],
+        Binding("up,k", "move(-1)", "Line above", show=False),
+        Binding("down,j", "move(1)", "Line below", show=False),
+        Binding("pageup", "page(-1)", "Page", show=False),
+        Binding("pagedown", "page(1)", "Page", show=False),
+    ]
+
+    def __init__(self, start: Path | None = None) -> None:
+        super().__init__()
+        self.start = start
+        """A folder that is put in at once."""
+        self.pointer = 0
+        self.looked = False
+        """The list was read."""
+        self.typing = ""
+
+    def body(self) -> Iterable[Widget]:
+        """Adapters, settings, score, the field, words."""
+        yield Static(id="mix-adapters", markup=False)
+        yield Static(id="mix-settings", markup=False)
+        yield Static(id="mix-score", markup=False)
+        yield Input(id="mix-field", compact=True)
+        with VerticalScroll(id="mix-scroll", can_focus=False):
+            yield Static(id="mix-words", markup=False)
+
+    def on_mount(self) -> None:
+        """Look for adapters."""
+        self.query_one("#mix-field").display = False
+        self.show_mix()
+        list_in_thread(self)
+
+    def on_resize(self, event: Resize) -> None:
+        """Another width."""
+        self.call_after_refresh(self.show_mix)
+
+    def title_text(self) -> str:
+        """Of which base."""
+        base = self.mixing.base
+        return f"adapters on {Path(base).name}" if base else "adapters"
+
+    # ── what is pointed at ───────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def pointed(self) -> Listed | None:
+        """The adapter under the pointer; None on a setting."""
+        listed = self.mixing.listed
+        return listed[self.pointer] if self.pointer < len(listed) else None
+
+    @property
+    def setting(self) -> str:
+        """The setting under the pointer; "" on an adapter."""
+        place = self.pointer - len(self.mixing.listed)
+        return SETTINGS[place] if 0 <= place < len(SETTINGS) and self.mixing.listed else ""
+
+    # ── news ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def on_adapters_listed(self, message: AdaptersListed) -> None:
+        """Those of runs were read; the ones that were typed meanwhile stay."""
+        message.stop()
+        self.looked = True
+        self.refusal = message.error or self.refusal
+        typed = [one for one in self.mixing.listed if all(one.folder != other.folder for other in message.rows)]
+        self.mixing.listed = [*message.rows, *typed]
+        if self.start is not None:
+            start, self.start = self.start, None
+            known = next((one for one in self.mixing.listed if one.folder == start), None)
+            if known is None:
+                add_in_thread(self, str(start))
+            else:
+                self.pointer = self.mixing.listed.index(known)
+                self._toggle(known)
+        self.changed()
+
+    def on_adapter_added(self, message: AdapterAdded) -> None:
+        """A typed folder was read, or refused in words."""
+        message.stop()
+        self.refusal = message.error
+        if message.row is not None:
+            why = message.row.why_not_with(self.mixing.base)
+            self.mixing.add(message.row)
+            self.pointer = next(n for n, one in enumerate(self.mixing.listed) if one.folder == message.row.folder)
+            if why:
+                self._refuse(message.row, why)
+        self.changed()
+
+    # ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def show_mix(self) -> None:
+        """Draw everything for the present size."""
+        if not self.is_mounted:
+            return
+        mixing, width = self.mixing, max(self.size.width - 2, 30)
+        self.query_one("#mix-adapters", Static).update(Content("\n").join(self._adapter_lines(width)))
+        settings = self.query_one("#mix-settings", Static)
+        settings.display = bool(mixing.listed)
+        settings.update(Content("\n").join(mix_lines.settings_lines(mixing, self.setting, width, self.signs)))
+        score = self.query_one("#mix-score", Static)
+        score.display = bool(mixing.listed)
+        score.update(mix_lines.score_content(mixing, width, self.signs, waiting=self._waiting()))
+        self.query_one("#mix-words", Static).update(Content("\n").join(self._words(width - 2)))
+
+    def _adapter_lines(self, width: int) -> list[Content]:
+        listed = self.mixing.listed
+        if not listed:
+            text = "No run of this machine has an adapter yet; a adds a folder." if self.looked else "Looking ..."
+            return [wrapped_line(text, width)]
+        room = max(self.size.height - 2 - len(SETTINGS) - 1 - 7, 3)
+        first = min(max(self.pointer - room + 1, 0), max(len(listed) - room, 0))
+        shown = [
+            mix_lines.adapter_line(self.mixing, one, width, self.signs, pointed=one is self.pointed)
+            for one in listed[first : first + room]
+        ]
+        if len(listed) > room:
+            shown.append(Content.styled(f"  {first + 1} to {first + len(shown)} of {len(listed)}", QUIET))
+        return shown
+
+    def _waiting(self) -> str:
+        if self.feed is not None and self.mixing.scorer is None:
+            return "Loading the base and its adapters ..."
+        return "measuring"
+
+    def _words(self, width: int) -> list[Content]:
+        if self.busy:
+            doing = {"mix": "Writing the mix", "merge": "Writing the merged model", "spec": "Writing the job"}
+            return [Content.styled(f"{doing[self.busy]} ...", "bold"), wrapped_line(self.step, width)]
+        if self.refusal is not None:
+            what = wrapped_line(f"{self.signs.no} {self.refusal.what}", width)
+            more = [text for text in (self.refusal.cause, self.refusal.next_step) if text]
+            return [Content.styled(what.plain, "bold $text-error"), *(wrapped_line(text, width) for text in more)]
+        if self.sweep is not None:
+            names = [self.mixing.of(folder).name for folder in self.sweeping]
+            return [mix_lines.tried_content(self.tried, names, width)]
+        if self.result:
+            return [
+                Content.assemble((f"{label:<10}", "bold"), wrapped_line(text, width - 10))
+                for label, text in self.result
+            ]
+        told = mix_lines.swept_content(self.swept, width, self.signs) if self.swept is not None else []
+        return [*told, *self._pointed_words(width)]
+
+    def _pointed_words(self, width: int) -> list[Content]:
+        scorer, one = self.mixing.scorer, self.pointed
+        words = []
+        if scorer is not None:
+            data = Path(scorer.data).name
+            words.append(f"Scored on {scorer.rows} rows of {data} ({scorer.tokens:,} tokens, {scorer.device}).")
+        if one is not None:
+            words.append(f"{one.name}: {one.words}, base {one.base or 'unknown'}, {one.folder}")
+        return [wrapped_line(text, width, tone=QUIET) for text in words]
+
+    # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The key line offers only what can be done."""
+        if self.is_mounted and self.query_one("#mix-field", Input).has_focus:
+            return action not in ("type", "write", "sweep", "digit", "zero")
+        if action in ("write", "sweep"):
+            return True if self.mixing.weights and not self.busy and self.sweep is None else None
+        if action == "put":
+            return True if self.pointed is not None else None
+        return True
+
+    def action_move(self, by: int) -> None:
+        """Another line; it stops at both ends."""
+        last = len(self.mixing.listed) + len(SETTINGS) - 1 if self.mixing.listed else 0
+        self.pointer = min(max(self.pointer + by, 0), last)
+        self.forget_words()
+        self.show_mix()
+        self.refresh_bindings()
+
+    def action_page(self, pages: int) -> None:
+        """Scroll the words."""
+        scroll = self.query_one("#mix-scroll", VerticalScroll)
+        scroll.scroll_relative(y=pages * max(scroll.size.height - 1, 1), animate=False)
+
+    def action_put(self) -> None:
+        """In or out."""
+        self.forget_words()
+        self.swept = None
+        if self.pointed is not None:
+            self._toggle(self.pointed)
+            self.changed()
+
+    def _toggle(self, one: Listed) -> None:
+        why = self.mixing.toggle(one)
+        if why:
+            self._refuse(one, why)
+
+    def _refuse(self, one: Listed, why: str) -> None:
+        step = "Take the others out first to mix on its base." if self.mixing.base and not one.why_not else ""
+        self.refusal = EngineError("adapter.other_base", f"{one.name} cannot join this mix.", cause=why, next_step=step)
+
+    def action_shift(self, by: int) -> None:
+        """A slider or a setting."""
+        if self.setting:
+            self.mixing.change(self.setting, max(min(by, 1), -1) if self.setting != "density" else by)
+        elif self.pointed is not None and self.pointed.folder in self.mixing.weights:
+            self.mixing.shift(self.pointed.folder, (LARGE_STEP if abs(by) > 1 else STEP) * (1 if by > 0 else -1))
+        else:
+            return
+        self.forget_words()
+        self.changed()
+
+    def action_zero(self) -> None:
+        """The pointed one has no part in it, but stays."""
+        if self.pointed is not None and self.pointed.folder in self.mixing.weights:
+            self.mixing.weights[self.pointed.folder] = 0.0
+            self.changed()
+
+    def action_digit(self, digit: str) -> None:
+        """Begin to type a weight, a density or a rank."""
+        if self.pointed is not None and self.pointed.folder in self.mixing.weights:
+            self._open_field("weight", digit)
+        elif self.setting in ("density", "rank"):
+            self._open_field(self.setting, digit)
+
+    def action_type(self, what: str) -> None:
+        """Open the field for a folder or for rows."""
+        self._open_field(what, self.mixing.data if what == "data" else "")
+
+    def _open_field(self, what: str, value: str) -> None:
+        field = self.query_one("#mix-field", Input)
+        self.typing, self.refusal = what, None
+        field.placeholder = PLACEHOLDERS[what]
+        field.value = value
+        field.display = True
+        field.cursor_position = len(value)
+        self.set_focus(field)
+        self.show_mix()
+
+    def _close_field(self) -> None:
+        self.query_one("#mix-field").display = False
+        self.set_focus(None)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Take what was typed, or say why not."""
+        event.stop()
+        what, text = self.typing, event.value.strip()
+        self._close_field()
+        if not text:
+            return
+        try:
+            self._typed(what, text)
+        except EngineError as error:
+            self.refusal = error
+            self.show_mix()
+
+    def _typed(self, what: str, text: str) -> None:
+        if what == "weight" and self.pointed is not None:
+            self.mixing.put(self.pointed.folder, text)
+            self.changed()
+        elif what in ("density", "rank"):
+            self.mixing.type_setting(what, text)
+            self.changed()
+        elif what == "add":
+            add_in_thread(self, text)
+        elif what == "data":
+            self.mixing.data = text if text in ("demo", "demo-long") else str(Path(text).expanduser().absolute())
+            self.mixing.loaded = ()
+            self.changed()
+        else:
+            self.write(what, text, force=False)
+
+    def action_sweep(self) -> None:
+        """Search weights of those that are in."""
+        self.start_sweep()
+
+    def action_write(self, what: str) -> None:
+        """Ask for a name, then write."""
+        if not self.mixing.weights or self.busy:
+            return
+        try:
+            self.mixing.mixed()
+        except EngineError as error:
+            self.refusal = error
+            self.show_mix()
+            return
+        name = self.mixing.name()
+        proposed = {"mix": name, "merge": f"{name}-merged", "spec": f"{name}.toml"}[what]
+        self._open_field(what, str(Path.cwd() / proposed))
+
+    def action_back(self) -> None:
+        """Out of the field, out of a sweep, else one screen back."""
+        if self.query_one("#mix-field").display:
+            self._close_field()
+        elif self.sweep is not None:
+            self.sweep.end()
+            self.sweep = None
+            self.ask_again()
+            self.show_mix()
+            self.refresh_bindings()
+        else:
+            if self.busy:
+                self.notify("It goes on; how it ends is said here.", timeout=6)
+            self.app.pop_screen()

@@ -1,0 +1,98 @@
+"""The lines of the export screen: destinations, sizes with what each costs in perplexity, what was written.
+
+Owns drawing. Must not know formats or estimate: sizes are the `export` command's, figures come with its reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from textual.content import Content
+
+from engine.jobs import result_words as words
+from engine.jobs.export_report import Agreement, ExportReport
+from engine.jobs.spec_export import GGUF_TYPES
+from engine.units import format_bytes
+from scaler_tui.glyphs import Glyphs
+from scaler_tui.widgets.context_words import QUIET
+from scaler_tui.widgets.status_line import clip, toned
+
+KIND_CELLS = 8
+SIZE_CELLS = 10
+MUCH_WORSE = 0.01
+"""A perplexity that rose by more than this share is marked."""
+QUANTISED = ("q6_k", "q5_k_m", "q4_k_m")
+"""Types that llama.cpp's own quantiser makes."""
+TYPE_WORDS = {
+    "f32": "every bit; twice the size of f16 and no better",
+    "f16": "what 16-bit programs read",
+    "bf16": "as most models are trained",
+    "q8_0": "8 bits; rarely any difference",
+    "q6_k": "6 bits, by llama.cpp's quantiser",
+    "q5_k_m": "5 bits, by llama.cpp's quantiser",
+    "q4_k_m": "4 bits, by llama.cpp's quantiser; the usual size",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model can go."""
+
+    id: str
+    title: str
+    words: str
+
+
+PLACES = (
+    Place("hf", "Folder for transformers", "config, safetensors, tokenizer, model card; vLLM and others read it too."),
+    Place(
+        "gguf", "GGUF file", "One file for llama.cpp, LM Studio, KoboldCpp; every size is compared where llama.cpp is."
+    ),
+    Place("ollama", "Ollama", "The GGUF file with a Modelfile: template, stop tokens, parameters."),
+)
+
+
+def place_line(number: int, place: Place, width: int, signs: Glyphs, *, chosen: bool, pointed: bool) -> Content:
+    """A destination."""
+    head = f"{signs.pointer if pointed else ' '} {number} {signs.on if chosen else signs.off} {place.title:<24}"
+    room = width - len(head) - 1
+    tone = "reverse bold" if pointed else "bold" if chosen else QUIET
+    return Content.assemble((head, tone), " ", (clip(place.words, room, unicode=signs.arrow == "→"), QUIET))
+
+
+def type_line(
+    kind: str, size: int | None, found: Agreement | None, width: int, signs: Glyphs, *, chosen: bool, pointed: bool
+) -> Content:
+    """A size: bytes before it is written, perplexity and agreement after."""
+    head = f"{signs.pointer if pointed else ' '}   {signs.on if chosen else signs.off} {kind:<{KIND_CELLS}}"
+    amount = "" if size is None else format_bytes(size)
+    start = Content.assemble(
+        (head, "reverse bold" if pointed else "bold" if chosen else QUIET), f" {amount:>{SIZE_CELLS}}  "
+    )
+    room = width - start.cell_length
+    if found is None:
+        return Content.assemble(start, (clip(TYPE_WORDS[kind], room, unicode=signs.arrow == "→"), QUIET))
+    tone = "warn" if found.perplexity_change > MUCH_WORSE else "good"
+    figure = f"perplexity {found.perplexity:.3f} ({words.change_words(found)})"
+    same = f"  {found.same_top_token * 100:.1f} % same token"
+    return Content.assemble(start, toned(figure, tone), toned(same, "quiet") if len(figure + same) <= room else "")
+
+
+def option_line(title: str, value: str, said: str, width: int, signs: Glyphs, *, pointed: bool) -> Content:
+    """A switch."""
+    head = f"{signs.pointer if pointed else ' '} {title:<10}"
+    shown = f" {value} "
+    room = width - len(head) - len(shown) - 1
+    return Content.assemble(
+        (head, "bold" if pointed else QUIET), (shown, "reverse bold" if pointed else "bold"), " ",
+        (clip(said, room, unicode=signs.arrow == "→"), QUIET),
+    )  # fmt: skip
+
+
+def measured(exports: Sequence[ExportReport]) -> Mapping[str, Agreement]:
+    """By type, the newest figure of each."""
+    return {
+        file.kind: file.agreement for report in exports for file in report.files
+        if file.agreement is not None and file.kind in GGUF_TYPES
+    }  # fmt: skip
