@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.adapters.origin import write_origin
 from engine.jobs import layout
 from engine.models.config import CONFIG_NAME
 from engine.models.source import ModelRef
@@ -86,6 +87,7 @@ def save_adapter(
         (staging / "README.md").unlink(missing_ok=True)  # peft's template: empty headings only
         if ref.path is not None:
             copy_tokenizer(ref.path, staging)
+            write_origin(staging, ref.path, name=ref.repo_id or ref.name, revision=ref.commit or ref.revision or "")
             if extended:
                 _carry_config(ref, staging)
     return target
