@@ -41,6 +41,24 @@ _CHANGES_BASE = ("corda", "loftq", "pissa", "olora")
 """Ways to start an adapter that peft carries out again on the base when the adapter is loaded."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How an adapter goes onto its base."""
+
+    shares: bool = True
+    """Whether the base is the same with this adapter loaded and switched off."""
+    vocabulary: int = 0
+    """Rows of the embeddings it was trained with, where the base has fewer."""
+    updates: frozenset[str] = frozenset()
+    """Modules that it adds something to."""
+    replaces: frozenset[str] = frozenset()
+    """Modules that it has a whole copy of."""
+
+    def collides(self, other: Fit) -> bool:
+        """Whether peft cannot hold both on one model: one updates what the other replaces."""
+        return bool(self.updates & other.replaces or self.replaces & other.updates)
+
+
 @dataclass(slots=True)
 class Slot:
     """One base in memory."""
@@ -48,14 +66,14 @@ class Slot:
     loaded: LoadedModel
     base: Any
     """transformers' model, without peft around it."""
-    adapters: list[str] = field(default_factory=list)
+    adapters: dict[str, Fit] = field(default_factory=dict)
 
     def make_room(self, vocabulary: int) -> None:
         """Embeddings for so many tokens, where an adapter brings more than the base has; 0 for as they are."""
         if vocabulary:
             self.base.resize_token_embeddings(vocabulary)
 
-    def add(self, folder: Path, name: str) -> None:
+    def add(self, folder: Path, name: str, fit: Fit) -> None:
         """Load an adapter beside those there are. Raises EngineError `chat.adapter`."""
         try:
             if self.adapters:
@@ -75,7 +93,7 @@ class Slot:
         self.loaded.model.eval().requires_grad_(False)
         # peft may have put the output head into a module of its own: the hook belongs on the outermost one.
         self.loaded = replace(self.loaded, head=SelectiveHead(self.base))
-        self.adapters.append(name)
+        self.adapters[name] = fit
 
     @contextlib.contextmanager
     def as_side(self, adapter: str) -> Iterator[LoadedModel]:
@@ -125,18 +143,27 @@ class Sides:
         # An adapter that was tuned with tokens or a template of its own brings them.
         place = folder if (folder / _TOKENIZER).is_file() or not order.base else Path(order.base)
         tokenizer = ChatTokenizer.load(place)
-        slot = self._slot(order, own=None if fit.shares else number)
+        slot, why_own = self._place(order, fit, number)
         name = f"side{number}" if order.base else ""
         try:
             if name:
                 slot.make_room(fit.vocabulary)
-                slot.add(folder, name)
+                slot.add(folder, name, fit)
         except EngineError:
             self._drop_if_idle(slot)
             raise
-        notes = () if fit.shares else ("it changes its base as it is loaded, so it has a copy of its own",)
+        notes = (f"{why_own}, so it has a copy of its own",) if why_own else ()
         self.sides[number] = Side(order, slot, name, tokenizer, place, notes)
         return self.sides[number]
+
+    def _place(self, order: SideOrder, fit: Fit, number: int) -> tuple[Slot, str]:
+        """(the base in memory for it, why that is one of its own or "")."""
+        if not fit.shares:
+            return self._slot(order, number), "it changes its base as it is loaded"
+        slot = self._slot(order, None)
+        if any(fit.collides(other) for other in slot.adapters.values()):
+            return self._slot(order, number), "it replaces what another adapter adds to"
+        return slot, ""
 
     def drop(self, number: int) -> None:
         """A side that is no longer needed; its weights too, where no other side stands on them."""
@@ -212,16 +239,6 @@ def _with_adapter(base: Any, folder: Path, name: str, device: str) -> Any:
     return PeftModel.from_pretrained(base, str(folder), adapter_name=name, torch_device=device)
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How an adapter goes onto its base."""
-
-    shares: bool = True
-    """Whether the base is the same with this adapter loaded and switched off."""
-    vocabulary: int = 0
-    """Rows of the embeddings it was trained with, where the base has fewer."""
-
-
 def fit_of(folder: Path, base: Path) -> Fit:
     """Raises EngineError `adapter.*` for pickles, damage, unknown kinds, and an adapter of another base."""
     adapter = read_adapter(folder)
@@ -229,7 +246,12 @@ def fit_of(folder: Path, base: Path) -> Fit:
     vocabulary = _more_tokens(adapter, base)
     config = adapter.config
     changes = config.bias is not Bias.NONE or config.start is not Start.NONE or config.init.startswith(_CHANGES_BASE)
-    return Fit(not (changes or adapter.rows or vocabulary), vocabulary)
+    return Fit(
+        shares=not (changes or adapter.rows or vocabulary),
+        vocabulary=vocabulary,
+        updates=frozenset(one.module for one in adapter.adapted),
+        replaces=frozenset(one.name.rpartition(".")[0] for one in adapter.whole),
+    )
 
 
 def _more_tokens(adapter: AdapterFolder, base: Path) -> int:
