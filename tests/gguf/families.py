@@ -58,6 +58,7 @@ FAMILIES = (
     Family("llama 3", "llama", "demo", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}, CHATML),
     Family("llama, biases", "llama", "demo", {"attention_bias": True, "mlp_bias": True}),
     Family("mistral", "mistral", "mistral", {"sliding_window": None}, INST),
+    Family("mistral, within its window", "mistral", "llama", {"sliding_window": 256}, INST),
     Family("qwen2", "qwen2", "qwen", {"num_key_value_heads": 4}, CHATML),
     Family("qwen3", "qwen3", "qwen", {"head_dim": 24, "tie_word_embeddings": True}, CHATML),
     Family("gemma 2", "gemma2", "gemma", {"sliding_window": 32, "query_pre_attn_scalar": 20}, GEMMA),

@@ -172,7 +172,7 @@ def test_llama_cpp_computes_what_transformers_computes(case: Case, measured: dic
 
 
 def test_token_ids_are_the_same(measured: dict[str, Any]) -> None:
-    assert measured["linear/plain/0"].tolist() == document_ids()
+    assert measured["linear/prompt/0"].tolist() == document_ids()
 
 
 @pytest.mark.parametrize("family", ["demo", "qwen2", "qwen3"])
