@@ -59,7 +59,7 @@ def growth_of(spec: JobSpec, ref: ModelRef, architecture: Architecture) -> SpecG
 def growths_of(spec: JobSpec, ref: ModelRef, architecture: Architecture) -> tuple[SpecGrowth | None, ...]:
     """Of every stage of `spec.staged()`: the model that it trains or makes, with all that grew until then; None where
     an adapter is trained. Raises EngineError `expansion.*` that names the stage, with the key of the spec."""
-    if spec.task.trains_adapter or spec.task is Task.EXTEND:
+    if spec.task.trains_adapter or spec.task in (Task.EXTEND, Task.MIX):
         return (None,) * len(spec.staged())
     if not spec.grows:
         return (_grown_before(ref, architecture),) * len(spec.staged())

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from engine.jobs.spec_checks_adapters import check_adapters
 from engine.jobs.spec_checks_distillation import check_distillation
 from engine.jobs.spec_checks_distributed import check_distributed, check_stages_together
 from engine.jobs.spec_checks_evaluation import check_evaluation
+from engine.jobs.spec_checks_export import check_export
 from engine.jobs.spec_checks_stages import WHOLE_TASKS, check_stages
 from engine.jobs.spec_checks_stream import check_mix, check_sources
 from engine.jobs.spec_checks_training import check_training
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 def check_together(spec: JobSpec) -> None:
     """Raises EngineError `spec.conflict` or `spec.no_growth`."""
     _check_quantization(spec.task, spec.quantization.kind)
+    check_adapters(spec)
     check_context(spec)
     check_sources(spec)
     check_evaluation(spec)
@@ -40,13 +43,14 @@ def check_together(spec: JobSpec) -> None:
         )
     _check_sizes(spec.expansion)
     check_distillation(spec)
+    check_export(spec)
     if not spec.stages:
         check_mix(spec)
         check_training(spec)
         check_distributed(spec)
     if spec.task.trains_adapter:
         _check_adapter_task(spec)
-    else:
+    elif spec.task is not Task.MIX:
         _check_whole_model_task(spec)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from engine.jobs.spec_checks_stream import BASE_TEXT
 from engine.jobs.spec_conflict import conflict
+from engine.jobs.spec_section import Task
 
 if TYPE_CHECKING:
     from engine.jobs.spec import JobSpec
@@ -42,7 +43,7 @@ def _check_retention(spec: JobSpec) -> None:
     seen: dict[str, int] = {}
     for number, limit in enumerate(spec.retention, 1):
         where = f"retention[{number}]"
-        if not spec.needs_data:
+        if not spec.needs_data and spec.task is not Task.MIX:
             raise conflict(
                 f'{where} limits what training may lose, but task = "{spec.task.value}" trains nothing.',
                 "Leave [[retention]] out; what growth changes is in its proof.",

@@ -169,7 +169,7 @@ def _keys_without_effect(spec: JobSpec) -> frozenset[str]:
     keys |= {f"evaluation.{n}" for n in seldom if getattr(spec.evaluation, n) == getattr(evaluation, n)}
     keys |= {name for name, plain_table in _OPTIONAL_TABLES.items() if getattr(spec, name) == plain_table}
     keys |= {name for name in _ROWS if name != "stages" and not getattr(spec, name)}
-    if not (spec.task.trains_adapter or spec.task is Task.EXTEND):
+    if not (spec.task.trains_adapter or spec.task in (Task.EXTEND, Task.MIX)):
         return frozenset(keys if spec.stages else keys | {"stages"})
     keys |= {f"training.{n}" for n in _GROWTH_TRAINING if getattr(spec.training, n) == getattr(plain, n)}
     keys |= {"stages"} if not spec.stages else set()

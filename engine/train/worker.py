@@ -22,6 +22,7 @@ from engine.jobs import events as ev
 from engine.jobs import layout, ranks
 from engine.jobs.crew import PIECES
 from engine.jobs.journal import JournalWriter
+from engine.jobs.spec_section import Task
 from engine.train.course import GoBack
 from engine.train.environment import (
     choose_threads,
@@ -140,7 +141,11 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals, life:
         required = checkpointing.REQUIRED if spec.task.trains_adapter else checkpointing.REQUIRED_GROWN
         resume, messages = checkpointing.find_resume(run_dir, record.spec_hash, required=required)
     threads = choose_threads(spec.training.threads, life.place.local_world if life is not None else 1)
-    device = prepare_torch(threads, spec.training.dtype) if spec.needs_data else without_torch(threads)
+    device = (
+        prepare_torch(threads, spec.training.dtype)
+        if spec.needs_data or spec.task is Task.MIX
+        else without_torch(threads)
+    )
     versions = library_versions()
     company = None
     if life is not None:

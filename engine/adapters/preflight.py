@@ -1,0 +1,46 @@
+"""Whether a job's adapters are there and belong to its base, and whether its result can be merged: before the start.
+
+Owns these checks on a spec. Must not know machines. Only headers are read, and of the base as much as its fingerprint
+takes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.adapters.base import check_base
+from engine.adapters.folder import AdapterFolder, read_adapter
+from engine.adapters.merge_refusals import check_not_quantised
+from engine.errors import EngineError
+from engine.jobs.named_adapter import adapter_folder
+from engine.jobs.spec import JobSpec
+from engine.jobs.spec_section import Task
+from engine.models.folder import check_folder
+from engine.models.headers import read_headers
+from engine.models.source import ModelRef
+
+
+def check_adapters_of(spec: JobSpec, ref: ModelRef) -> tuple[AdapterFolder, ...]:
+    """The adapters of a job that mixes, in the spec's order. Raises EngineError `adapter.*`, `run.*`, with the key."""
+    found = []
+    for number, named in enumerate(spec.adapters, 1):
+        try:
+            adapter = read_adapter(adapter_folder(named.path))
+            if ref.path is not None and ref.has_weights:
+                check_base(adapter, ref.path)
+        except EngineError as error:
+            error.key = error.key or f"adapters[{number}].path"
+            raise
+        found.append(adapter)
+    return tuple(found)
+
+
+def check_mergeable(spec: JobSpec, ref: ModelRef) -> None:
+    """Raises EngineError `merge.quantised_base` where the job is to end in a merged model and its base is packed."""
+    if ref.path is None or not ref.has_weights or not (spec.output.merge or spec.task is Task.MIX):
+        return
+    try:
+        check_not_quantised(check_folder(Path(ref.path)), read_headers(ref.path), spec.model.source)
+    except EngineError as error:
+        error.key = error.key or ("output.merge" if spec.output.merge else "model.source")
+        raise
