@@ -49,6 +49,7 @@ class Checked:
 def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     """Hold `spec` against this machine. Files named in it are relative to `base`. Raises EngineError, with the key of
     the spec where it is about one; with code 4 and the ways out when it does not fit, unless `force`."""
+    from engine.adapters.preflight import check_adapters_of, check_mergeable
     from engine.advise.spec_growth import growth_of
     from engine.advise.spec_plan import appraise_spec, load_of_spec
     from engine.advise.spec_stages import estimate_job
@@ -60,6 +61,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     from engine.models.analyze import analyze_model
     from engine.paths import ensure_writable, runs_dir
     from scaler_tui.benchmarks_check import require_benchmarks
+    from scaler_tui.export_check import check_export_of
 
     ensure_writable(runs_dir())  # a disk that nobody can write to is another matter than one that is too full
     spec = with_absolute_paths(spec, base.absolute())
@@ -70,11 +72,17 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     window = reach_of(spec, ref.path).notes if spec.context != ContextSection() else ()
     _require_libraries(spec, machine)
     _require_cards(spec, machine)
+    exported = check_export_of(spec, ref, growth, architecture)
     if growth is not None and not spec.needs_data:
-        return _only_growth(spec, ref, growth)
-    if spec.task is Task.EXTEND:
+        return exported.on(_only_growth(spec, ref, growth))
+    check_mergeable(spec, ref)
+    if spec.task is Task.MIX:
+        check_adapters_of(spec, ref)
+        _check_named_tasks(spec)
+        require_benchmarks(spec)
+    if spec.task in (Task.EXTEND, Task.MIX):
         found = appraise_spec(spec, architecture, machine, load_of_spec(spec, architecture, machine, 0.0))
-        return _checked(spec, found, [*ref.notes, *window], force=force)
+        return exported.on(_checked(spec, found, [*ref.notes, *window], force=force))
     check_trainable(spec, ref)
     _check_named_tasks(spec)
     require_benchmarks(spec)
@@ -83,7 +91,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     notes = [*ref.notes, *window, *words, *job.warnings]
     if ref.needs_download:
         notes.append(_download_note(ref, architecture, machine))
-    checked = _checked(spec, job.whole, notes, force=force)
+    checked = exported.on(_checked(spec, job.whole, notes, force=force))
     return replace(checked, job=job if spec.streams or spec.stages else None)
 
 

@@ -19,7 +19,7 @@ from engine.export.merged import has_own_config
 from engine.export.order import ExportOrder, adapter_name, gguf_name
 from engine.export.questions import asked_of
 from engine.export.runtime import Runtime, find_runtime, why_none
-from engine.export.staging import Staging
+from engine.export.staging import Staging, place
 from engine.export.verify import Spoken, Verifier, faults
 from engine.jobs.export_report import Agreement, ExportedFile
 from engine.jobs.spec import JobSpec
@@ -45,6 +45,8 @@ class GgufWork:
     say: Say
     flags: list[str] = field(default_factory=list)
     files: list[ExportedFile] = field(default_factory=list)
+    compared: dict[str, tuple[Agreement | None, str]] = field(default_factory=dict)
+    """File name -> what an earlier export of the same file found."""
     _verifier: Verifier | None = None
 
     def make(self) -> None:
@@ -65,7 +67,7 @@ class GgufWork:
     # ── making ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _written(self, kind: str) -> Path:
         out = self.staging.result / gguf_name(self.order, kind)
-        if out.is_file():
+        if self._linked(out, kind) or out.is_file():
             return out  # it has its name since it was whole
         if kind in WRITTEN_HERE:
             self._write(out, kind)
@@ -75,11 +77,20 @@ class GgufWork:
 
         self.say(f"quantising to {kind}", 0, 0)
         imatrix = Path(self.order.imatrix) if self.order.imatrix else None
-        made = quantise(source, out, kind, imatrix=imatrix, on_progress=self._bytes(f"quantising to {kind}"))
-        if made.fallbacks:
-            widths = ", ".join(sorted({str(one.row_width) for one in made.fallbacks}))
-            self._flag(f"{kind}: {len(made.fallbacks)} matrices with rows of {widths} are kept in a larger type.")
+        quantised = quantise(source, out, kind, imatrix=imatrix, on_progress=self._bytes(f"quantising to {kind}"))
+        if quantised.fallbacks:
+            widths = ", ".join(sorted({str(one.row_width) for one in quantised.fallbacks}))
+            self._flag(f"{kind}: {len(quantised.fallbacks)} matrices with rows of {widths} are kept in a larger type.")
         return out
+
+    def _linked(self, out: Path, kind: str) -> bool:
+        """Whether an earlier export of the run made it already."""
+        made = self.order.made_file(kind)
+        if made is None:
+            return False
+        place(Path(made.path), out)
+        self.compared[out.name] = (made.agreement, made.not_verified)
+        return True
 
     def _write(self, out: Path, kind: str) -> None:
         found = write_gguf(
@@ -101,19 +112,19 @@ class GgufWork:
 
     def _make_adapter(self) -> None:
         out = self.staging.result / adapter_name(self.order)
-        if not out.is_file():
+        if not self._linked(out, "adapter") and not out.is_file():
             from engine.export.gguf_adapter import write_gguf_adapter
 
             self.say("writing the adapter", 0, 0)
             write_gguf_adapter(Path(self.order.source), self.model, out)
         bases = [(self._written(kind), kind) for kind in self.order.types]
-        if not bases and self.order.verify and find_runtime() is not None:
+        if not bases and self.order.verify and out.name not in self.compared and find_runtime() is not None:
             bases = [(self._floats(), "f16")]
         if not bases:
             self._keep(out, "adapter", None)
             return
         base, kind = bases[0]
-        found, why = self._verified(base, kind, out)
+        found, why = self.compared.get(out.name) or self._verified(base, kind, out)
         self.files.append(self._file(out, "adapter", found, why))
         for path, name in bases[: len(self.order.types)]:
             self.files.append(self._file(path, name, None, f"It is the base of {out.name}, compared with it."))
@@ -145,6 +156,8 @@ class GgufWork:
 
     def _verified(self, path: Path, kind: str, adapter: Path | None) -> tuple[Agreement | None, str]:
         """The figures, or why there are none. Raises EngineError `export.differs` for a file that must not be used."""
+        if adapter is None and path.name in self.compared:
+            return self.compared[path.name]
         if not self.order.verify:
             return None, NOT_ASKED
         runtime = find_runtime()
@@ -175,9 +188,9 @@ class GgufWork:
             adapter = Path(self.order.source) if self.order.adapter else None
             if adapter is not None and has_own_config(adapter):
                 raise EngineError("verify.failed", "The adapter has a config of its own, which plain peft cannot load.")
-            place = self.staging.work / "verify"
+            where = self.staging.work / "verify"
             asked = asked_of(self.model, self.spec)
-            self._verifier = Verifier.of(Spoken(self.model, adapter), asked, place, self.say)
+            self._verifier = Verifier.of(Spoken(self.model, adapter), asked, where, self.say)
         return self._verifier
 
     def _flag(self, text: str) -> None:

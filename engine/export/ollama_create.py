@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 
 from engine.errors import EngineError, ExitCode
+from engine.jobs.export_report import ExportReport
 
 _PATIENCE_SECONDS = 3600.0
 
@@ -42,3 +43,10 @@ def create(command: Sequence[str]) -> bool:
             exit_code=ExitCode.RUN_FAILED,
         )
     return True
+
+
+def create_from(report: ExportReport) -> str:
+    """The name under which Ollama has the exported model now; "" where the program is not here. Raises EngineError
+    `export.ollama`."""
+    words = shlex.split(report.next_step)
+    return words[2] if create(words) else ""

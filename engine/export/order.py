@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import EngineError
+from engine.jobs.export_report import ExportedFile, ExportReport
 from engine.jobs.spec_export import GGUF_TYPES, Destination
 
 EXPORTS = "output/export"
@@ -40,6 +41,8 @@ class ExportOrder(msgspec.Struct, frozen=True, kw_only=True):
     verify: bool = True
     force: bool = False
     one_file: bool = False
+    made: tuple[ExportReport, ...] = ()
+    """Earlier exports of the same run: their GGUF files are linked instead of made again."""
 
     @property
     def out_path(self) -> Path:
@@ -49,6 +52,22 @@ class ExportOrder(msgspec.Struct, frozen=True, kw_only=True):
     def is_adapter(self) -> bool:
         """Whether the source is one; it is exported merged, or by itself."""
         return bool(self.base)
+
+    def made_file(self, kind: str) -> ExportedFile | None:
+        """A file of an earlier export that is this one's, with its absolute path."""
+        for report in self.made:
+            is_adapters = any(file.kind == "adapter" for file in report.files)
+            for file in report.files:
+                path = Path(self.run_dir) / file.path
+                if file.kind == kind and path.suffix == ".gguf" and is_adapters == self.adapter and path.is_file():
+                    return msgspec.structs.replace(file, path=str(path))
+        return None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether anything is still to be made of weights."""
+        kinds = [*self.types, *(["adapter"] if self.adapter else [])]
+        return self.destination is not Destination.GGUF or any(self.made_file(kind) is None for kind in kinds)
 
     @property
     def holds_weights(self) -> bool:

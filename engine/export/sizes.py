@@ -60,9 +60,8 @@ def _bytes_of(tensor: TensorHeader, shape: Shape, kind: str) -> float:
     if len(tensor.shape) < 2 or _is_left_out(tensor, shape):
         return _bytes_16(tensor, shape)
     found = _LAYER.search(tensor.name)
-    if tensor.name.endswith("lm_head.weight") or (shape.tied and "embed_tokens" in tensor.name):
-        kind = "q6"
-    elif found and tensor.name.endswith(_MORE) and _takes_more(int(found[1]), shape.layers):
+    is_output = tensor.name.endswith("lm_head.weight") or (shape.tied and "embed_tokens" in tensor.name)
+    if is_output or (found and tensor.name.endswith(_MORE) and _takes_more(int(found[1]), shape.layers)):
         kind = "q6"
     bits = _BITS[kind] if tensor.shape[-1] % 256 == 0 else _SMALL_BLOCKS[kind]
     return tensor.elements * bits / 8

@@ -71,6 +71,8 @@ def _model(order: ExportOrder, staging: Staging, say: Say) -> Path:
         return Path(order.source)
     if order.adapter:
         return Path(order.base)
+    if not order.needs_model:
+        return Path(order.source)
     return merged_model(Path(order.source), Path(order.base), staging.work / "merged", say)
 
 

@@ -46,10 +46,23 @@ if TYPE_CHECKING:
 
 def run(attempt: Attempt) -> Outcome:
     """Everything. Raises EngineError, PauseRequested, or whatever a library raises."""
+    from engine.train import exporting
+
+    if exporting.is_only_left(attempt):
+        return exporting.go_on(attempt)
+    return exporting.after(attempt, _run(attempt))
+
+
+def _run(attempt: Attempt) -> Outcome:
+    """All but the exports: what they need of memory is free again."""
     if attempt.spec.task is Task.EXTEND:
         from engine.train import extend_job
 
         return extend_job.run(attempt)
+    if attempt.spec.task is Task.MIX:
+        from engine.train import mix_job
+
+        return mix_job.run(attempt)
     if not attempt.spec.task.trains_adapter:
         from engine.train import grown_job
 

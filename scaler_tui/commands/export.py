@@ -7,7 +7,6 @@ own.
 from __future__ import annotations
 
 import argparse
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +148,9 @@ def _export(arguments: argparse.Namespace, source: _Source) -> int:
     report = _exported(order, quiet=arguments.json)
     created = ""
     if order.destination.value == "ollama" and not arguments.no_create:
-        created = _create(report)
+        from engine.export.ollama_create import create_from
+
+        created = create_from(report)
     url = _pushed(order.out, arguments) if arguments.push else ""
     if source.run_dir is not None:
         _note_in_card(source.run_dir, report)
@@ -208,14 +209,6 @@ def _run(module: str, words: list[str], place: Path, *, quiet: bool, hear: Any =
             next_step="The same command goes on with what is missing.",
             exit_code=ExitCode.INTERRUPTED,
         ) from None
-
-
-def _create(report: ExportReport) -> str:
-    """The name under which Ollama has the model now; "" where the program is not here."""
-    from engine.export.ollama_create import create
-
-    words = shlex.split(report.next_step)
-    return words[2] if create(words) else ""
 
 
 def _pushed(folder: str, arguments: argparse.Namespace) -> str:

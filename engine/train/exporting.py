@@ -1,0 +1,166 @@
+"""The phase "exporting" at the end of a job: its result written for other programs, as [export] asks.
+
+Owns the order of exports and what is done about one that fails: the run is finished all the same, and its card says
+why. Must not know formats: each export is a process of its own (`engine.export.work`), which goes on where a killed one
+was. What one export made the next does not make again: a folder is merged once, a GGUF file written and compared once.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import EngineError
+from engine.export.ollama_create import create_from
+from engine.export.order import EXPORTS, ExportOrder, check_order, file_name, largest_first
+from engine.jobs import events as ev
+from engine.jobs import layout
+from engine.jobs.card import Card
+from engine.jobs.card_exports import add_exports, inside
+from engine.jobs.card_io import read_card
+from engine.jobs.export_report import ExportReport
+from engine.jobs.spec_export import Destination
+from engine.models.adapter import base_of_adapter
+from engine.models.resolve import download_weights, resolve_model
+from engine.surgery.helpers import Failing, Progress, run_module
+from engine.train.attempt import Attempt, Outcome
+from engine.train.output import MERGED
+
+_FAILING = Failing("export.failed", "Export it by hand.", own_exit_code=True)
+_HELD = "output/held"
+_ORDER = (Destination.HF, Destination.OLLAMA, Destination.GGUF)
+"""The first makes a folder that the others read; the second files that the last only has to link."""
+
+
+def is_only_left(attempt: Attempt) -> bool:
+    """Whether the job itself is done, with its card, and an attempt was ended while it exported."""
+    alone = attempt.company is None  # several processes find together that nothing is left to train
+    return alone and bool(attempt.spec.export.to) and (attempt.run_dir / layout.CARD).is_file()
+
+
+def go_on(attempt: Attempt) -> Outcome:
+    """The exports of a job that was done already."""
+    card = read_card(attempt.run_dir)
+    return after(attempt, Outcome("finished", card.steps))
+
+
+def after(attempt: Attempt, outcome: Outcome) -> Outcome:
+    """`outcome`, with the exports made where the job is finished. Raises PauseRequested; a failed export is a note."""
+    if not attempt.spec.export.to or attempt.follows or outcome.outcome != "finished":
+        return outcome
+    if not (attempt.run_dir / layout.CARD).is_file():
+        return outcome
+    card = read_card(attempt.run_dir)
+    if card.adapter.path.startswith(_HELD):
+        _note(attempt, "Nothing was exported: the result was not promoted.", f"scaler-wizard card {card.run_id}")
+    else:
+        targets = [target for target in _ORDER if target in attempt.spec.export.to]
+        for number, target in enumerate(targets, 1):
+            attempt.obey_before_training()
+            attempt.phase("exporting", target.value, number, len(targets))
+            _export(attempt, read_card(attempt.run_dir), target)
+    attempt.journal.write(ev.CardReady(t=time.time()))
+    return outcome
+
+
+def _export(attempt: Attempt, card: Card, target: Destination) -> None:
+    try:
+        order = _order(attempt, card, target)
+        if _is_done(card, order, attempt.run_dir):
+            return
+        report = _exported(attempt, order)
+    except EngineError as error:
+        again = f"scaler-wizard export {target.value} {attempt.run_dir.name}"
+        what = f"The export to {target.value} failed: {error.what}"
+        _note(attempt, f"{what} {error.cause}".strip(), f"{error.next_step} Then: {again}".strip())
+        return
+    report = inside(report, attempt.run_dir)
+    add_exports(attempt.run_dir, (report,))
+    attempt.journal.write(ev.Exported(t=time.time(), report=report))
+    if target is Destination.OLLAMA:
+        _create(attempt, report)
+
+
+def _create(attempt: Attempt, report: ExportReport) -> None:
+    try:
+        name = create_from(report)
+    except EngineError as error:
+        _note(attempt, f"{error.what} {error.cause}", error.next_step)
+    else:
+        attempt.say(f"Ollama has it: ollama run {name}" if name else f"For Ollama: {report.next_step}")
+
+
+def _is_done(card: Card, order: ExportOrder, run_dir: Path) -> bool:
+    """Whether an earlier attempt finished it: the files are there, and the card knows them."""
+    told = [report for report in card.exports if report.destination == order.destination.value]
+    return any(all((run_dir / file.path).exists() for file in report.files) for report in told)
+
+
+def _order(attempt: Attempt, card: Card, target: Destination) -> ExportOrder:
+    section, run_dir = attempt.spec.export, attempt.run_dir
+    adapter = section.adapter and target is not Destination.HF
+    source, base = _source(attempt, card, adapter=adapter)
+    order = ExportOrder(
+        destination=target,
+        source=str(source),
+        out=str(run_dir / EXPORTS / target.value),
+        name=file_name(attempt.spec.name or run_dir.name),
+        base=str(base) if base is not None else "",
+        run_dir=str(run_dir),
+        types=largest_first(section.gguf_types),
+        adapter=adapter,
+        verify=section.verify,
+        force=(run_dir / EXPORTS / target.value).exists(),  # complete, but not on the card: a kill between the two
+        made=tuple(report for report in card.exports if report.destination != target.value),
+    )
+    check_order(order)
+    return order
+
+
+def _source(attempt: Attempt, card: Card, *, adapter: bool) -> tuple[Path, Path | None]:
+    """The folder of the result, and its base where it is an adapter."""
+    result = attempt.run_dir / card.adapter.path  # absolute where the spec names a place outside
+    if card.adapter.kind == "model":
+        return result, None
+    for whole in (attempt.run_dir / layout.OUTPUT / MERGED, attempt.run_dir / EXPORTS / Destination.HF.value):
+        if not adapter and whole.is_dir():
+            return whole, None
+    try:
+        return result, base_of_adapter(result)
+    except EngineError:
+        ref = download_weights(resolve_model(attempt.spec.model.source, revision=attempt.spec.model.revision))
+        assert ref.path is not None
+        return result, ref.path
+
+
+def _exported(attempt: Attempt, order: ExportOrder) -> ExportReport:
+    place = attempt.run_dir / EXPORTS
+    place.mkdir(parents=True, exist_ok=True)
+    orders, reports = (place / f".{order.destination.value}.{name}.json" for name in ("order", "report"))
+    layout.write_atomic(orders, msgspec.json.encode(order))
+    last = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 1:
+            last = time.monotonic()
+            words = f"{order.destination.value}: {progress.words}"
+            attempt.phase("exporting", words, progress.done_bytes, progress.total_bytes)
+
+    try:
+        run_module(
+            "engine.export.work", [str(orders), str(reports)], attempt.run_dir / layout.WORKER_LOG, "exporting", report,
+            failing=_FAILING,
+        )  # fmt: skip
+        return msgspec.json.decode(reports.read_bytes(), type=ExportReport)
+    finally:
+        for path in (orders, reports):
+            path.unlink(missing_ok=True)
+
+
+def _note(attempt: Attempt, message: str, next_step: str) -> None:
+    """Into the journal and onto the card."""
+    attempt.warn(message, next_step)
+    add_exports(attempt.run_dir, (), (f"{message} {next_step}".strip(),))
