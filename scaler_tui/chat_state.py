@@ -6,6 +6,7 @@ tests share it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,6 +44,14 @@ ENDED_WORDS = {
     "stopped": "stopped",
     "failed": "no answer",
 }
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str) -> str:
+    """`text` with control characters in caret form: a model may write escape sequences, the terminal must not obey."""
+    return _CONTROL.sub(lambda found: f"^{chr((ord(found[0]) & 0x7F) ^ 0x40)}", text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A chat in words and tones: a side's heading, an answer, the very text that was sent.
 
-Owns the look of text that a model wrote: nothing in it may steer the terminal. Must not know widgets or processes.
+Owns the look. Must not know widgets or processes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,8 @@ import re
 
 from textual.content import Content
 
-from scaler_tui.chat_state import Answer, ChatState, Phase, SideState
+from scaler_tui.chat_state import Answer, ChatState, Phase, SideState, harmless
 from scaler_tui.widgets.status_line import clip, toned
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def harmless(text: str) -> str:
-    """`text` with control characters in caret form: a model may write escape sequences, the terminal must not obey."""
-    return _CONTROL.sub(lambda found: f"^{chr((ord(found[0]) & 0x7F) ^ 0x40)}", text)
 
 
 def heading(side: SideState, width: int, *, unicode: bool) -> str:
@@ -88,7 +81,7 @@ def _marked(side: SideState, line_end: str) -> list[Content]:
     return found
 
 
-def status(state: ChatState | None, saved: str, said: str, *, unicode: bool) -> Content:
+def status(state: ChatState | None, saved: str, said: str) -> Content:
     """The line above the field: what is going on, else what was said last, else where things are."""
     if state is None:
         return toned("Looking for what to talk to ...", "busy")

@@ -153,6 +153,8 @@ class LineChat:
             self._note(f"! Not saved in {self._log.folder}: {error.strerror or error}")
 
     def _show(self, number: int) -> None:
+        from scaler_tui.chat_state import harmless
+
         side = self.state.sides[number]
         answer = side.answers[-1]
         many = len(self.state.live) > 1
@@ -161,7 +163,8 @@ class LineChat:
         if answer.problem is not None:
             self._note(f"! {_problem_words(answer.problem)}")
         else:
-            output.say(answer.text.strip() or "(an empty answer)")
+            text = answer.text.strip() or "(an empty answer)"
+            output.say(harmless(text) if sys.stdout.isatty() else text)
             self._note(f"  {answer.words}")
         if many:
             output.say()
@@ -179,13 +182,15 @@ class LineChat:
 
     def show_template(self) -> None:
         """The very text every side was given last."""
+        from scaler_tui.chat_state import harmless
+
         for number in self.state.live:
             side = self.state.sides[number]
             assert side.facts is not None
             prompts.say(
                 f"{side.order.name}: template from {side.facts.template_origin}, {side.sent_tokens} tokens sent"
             )
-            prompts.say(side.sent or "(nothing was sent yet)")
+            prompts.say(harmless(side.sent) or "(nothing was sent yet)")
 
     def _follow(self, done: Callable[[], bool], *, each: Callable[[], None] = lambda: None, loud: bool = False) -> None:
         """Fold news until `done`; Ctrl+C stops the answers once. Raises EngineError when the process ends."""

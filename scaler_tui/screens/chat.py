@@ -15,7 +15,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Static
 
 from engine.jobs.chat_lines import Ask, Stop
 from scaler_tui.chat_sides import ChatAsked
@@ -26,7 +25,7 @@ from scaler_tui.screens.help import HelpScreen
 from scaler_tui.screens.problem import ProblemScreen
 from scaler_tui.screens.run import STYLES
 from scaler_tui.terminal import RenderPolicy
-from scaler_tui.widgets.chat_column import ChatColumn
+from scaler_tui.widgets.chat_column import ChatColumn, GrowingText
 from scaler_tui.widgets.frame import KeyLine
 from scaler_tui.widgets.prompt_field import PromptField
 from scaler_tui.widgets.status_line import FixedText, clip, toned
@@ -83,9 +82,9 @@ class ChatScreen(Screen[None]):
         yield FixedText(id="chat-title")
         yield FixedText(id="chat-tabs")
         yield Horizontal(id="chat-columns")
-        yield Static("", id="chat-status")
+        yield GrowingText(id="chat-status")
         with Horizontal(id="chat-ask"):
-            yield FixedText(id="chat-sign")
+            yield GrowingText(id="chat-sign")
             yield PromptField(id="chat-field")
         yield KeyLine(id="keys")
 
@@ -182,8 +181,8 @@ class ChatScreen(Screen[None]):
             return
         state, unicode = self.state, self.policy.unicode
         self.query_one("#chat-title", FixedText).show(self._title(unicode=unicode))
-        self.query_one("#chat-status", Static).update(status(state, self._saved, self._said, unicode=unicode))
-        self.query_one("#chat-sign", FixedText).show(toned(self._sign(unicode=unicode), "busy"))
+        self.query_one("#chat-status", GrowingText).show(status(state, self._saved, self._said))
+        self.query_one("#chat-sign", GrowingText).show(toned(self._sign(unicode=unicode), "busy"))
         tabs = self.query_one("#chat-tabs", FixedText)
         tabs.display = state is not None and len(state.sides) > self.columns
         if state is None:

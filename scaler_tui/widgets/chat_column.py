@@ -17,8 +17,8 @@ from scaler_tui.chat_words import answer_content, beginning, heading, sent_conte
 class GrowingText(Static):
     """Text that takes more rows as it grows; touched only when it changes."""
 
-    def __init__(self, *, classes: str = "") -> None:
-        super().__init__("", classes=classes)
+    def __init__(self, *, id: str | None = None, classes: str = "") -> None:  # noqa: A002
+        super().__init__("", id=id, classes=classes)
         self.shown = Content("")
 
     def show(self, content: Content) -> bool:
