@@ -98,8 +98,8 @@ class Load:
 
 def load_of(plan: Plan, answers: Answers, machine: Machine, *, own_data: bool = False) -> Load:
     """The load of a planned approach under the answers; `own_data` as in `run_tokens`."""
-    source = plan.work.teacher or (plan.base if plan.approach.model != "larger" else plan.final)
     base = plan.final if plan.approach.model == "larger" else plan.base
+    read = {base} if plan.work.teacher is None else {base, plan.work.teacher}
     rented = answers.rented or machine.price_usd_per_hour is not None
     cards = max(plan.work.cards, len(machine.gpus) if rented else 1)
     tokens, epochs = run_tokens(plan, answers, own_data=own_data), plan.recipe.number("epochs")
@@ -116,11 +116,13 @@ def load_of(plan: Plan, answers: Answers, machine: Machine, *, own_data: bool = 
             is_on_disk(base),
             writes_grown_model=plan.approach.model in ("deeper", "wider"),
             merged=answers.text("output") == "merged" or (choice is not None and choice.train),
+            gguf=bool(answers.destinations),
+            gguf_type="Q8_0",
             teacher_on_disk=plan.work.teacher is None or is_on_disk(plan.work.teacher),
             epoch_tokens=tokens[1] / epochs,
         ),
         tariff=Tariff(rented, machine.price_usd_per_hour, answers.number("usd_per_kwh") or None, cards),
-        download_bytes=0.0 if is_on_disk(source) else float(source.weight_bytes or 2 * source.parameters),
+        download_bytes=sum(float(one.weight_bytes or 2 * one.parameters) for one in read if not is_on_disk(one)),
     )
 
 

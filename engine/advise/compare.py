@@ -19,6 +19,7 @@ from engine.advise.fit import Plan, calibration_for, plan_of
 from engine.advise.grown import Grown
 from engine.advise.matrix import ApproachRow, Matrix
 from engine.advise.recommend import recommend
+from engine.advise.taught import teacher_words
 from engine.estimate.estimate import Estimate, Origin, Verdict
 from engine.estimate.workload import Loss, Method, Purpose
 from engine.hardware.machine import Machine
@@ -192,7 +193,7 @@ def settings_words(plan: Plan) -> str:
     if work.offload_activations:
         words.append("layers' inputs in host RAM")
     if work.teacher is not None:
-        words.append(f"teacher {work.teacher.name} in 4 bits")
+        words.append(teacher_words(work))
     if work.shards > 1:
         words.append(f"ZeRO-3/FSDP over {work.shards} cards")
     elif not plan.devices.on_cpu:

@@ -5,8 +5,11 @@ Owns that search. Must not know titles, reasons, hours or money.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+
+import msgspec
 
 from engine.advise.amounts import data_tokens
 from engine.advise.answers import Answers
@@ -17,12 +20,26 @@ from engine.advise.grown import Grown
 from engine.advise.longer import at_length, fit_window, joins, with_measured
 from engine.advise.recipes import Recipe, choose_recipe
 from engine.advise.targets import deeper, deeper_to, larger, wider
+from engine.advise.taught import live_forms, teacher_shape, with_teacher
+from engine.errors import EngineError
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Verdict
 from engine.estimate.memory import estimate_memory, memory_bounds
-from engine.estimate.workload import ALL_LINEAR, DeviceKind, Method, OptimizerKind, Packing4Bit, Purpose, Workload
+from engine.estimate.state import teacher_bytes
+from engine.estimate.workload import (
+    ALL_LINEAR,
+    DeviceKind,
+    Method,
+    OptimizerKind,
+    Packing4Bit,
+    Purpose,
+    TeacherHeld,
+    Workload,
+)
 from engine.hardware.machine import Machine
+from engine.jobs.spec_distillation import SELF, DistillationSection
 from engine.models.architecture import Architecture
+from engine.models.model_profiles import find_model_profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +60,8 @@ class Plan:
     """Of context scaling: length, method and window, all decided."""
     counts_tokens: bool = False
     """A step ends when it holds so many tokens, however many micro-batches that takes."""
+    may_cache: bool = False
+    """A teacher may leave its logits on disk instead of being asked."""
     impediment: str = ""
     """Why the approach is not for this model, in one sentence; "" when it is."""
 
@@ -68,6 +87,8 @@ def plan_of(
     """
     if approach.longer:
         return _longer_plan(approach, architecture, machine, answers, calibration, context)
+    if approach.teacher:
+        return _taught_plan(approach, architecture, machine, answers, calibration)
     recipe = choose_recipe(answers, machine, architecture)
     devices = equal_devices(machine) if approach.shards else single_device(machine)
     final = grown.architecture if grown else final_architecture(approach, architecture, answers)
@@ -187,6 +208,75 @@ def _longer_plan(
     )
 
 
+def _taught_plan(
+    approach: Approach, architecture: Architecture, machine: Machine, answers: Answers, calibration: Calibration | None
+) -> Plan:
+    """A teacher and its student on one card. What learns is, in this order, every weight, an adapter, an adapter on
+    4-bit weights; the teacher is held whole, in 4 bits, or in host RAM: the first pair whose upper bound is free."""
+    recipe = choose_recipe(answers, machine, architecture, taught=True)
+    devices, effective = single_device(machine), recipe.whole("effective_batch")
+    teacher, impediment = teacher_asked(answers, architecture)
+    first = partial(_first_choice, base=architecture, final=architecture, devices=devices, recipe=recipe)
+    alone = answers.text("teacher") == SELF
+    for packed, method in ((False, Method.FULL), (False, Method.ADAPTER), (True, Method.ADAPTER)):
+        kind = approach.optimizer if method is Method.FULL else OptimizerKind.ADAMW
+        student = msgspec.structs.replace(approach, method=method, packed=packed, optimizer=kind)
+        forms = (TeacherHeld.SHARED,) if alone and method is Method.ADAPTER else live_forms(devices)
+        plain = with_teacher(first(student, answers=answers), teacher, forms[0])
+        tried = _fitting_forms(plain, forms, devices.free_bytes, calibration)
+        found = (shrink_to_fit(work, devices.free_bytes, effective, calibration) for work in tried)
+        fitting = next((pair for pair in found if pair[1][2] <= devices.free_bytes), None)
+        if fitting is not None:
+            break
+    smallest = replace(plain, teacher_held=forms[-1])
+    work, bounds = fitting or shrink_to_fit(smallest, devices.free_bytes, effective, calibration)
+    return Plan(
+        approach,
+        architecture,
+        architecture,
+        work,
+        devices,
+        recipe,
+        bounds,
+        calibration,
+        may_cache=work.teacher_held is not TeacherHeld.SHARED,
+        impediment=impediment,
+    )
+
+
+def _fitting_forms(
+    work: Workload, forms: Sequence[TeacherHeld], free_bytes: float, calibration: Calibration | None
+) -> Iterator[Workload]:
+    """Those with which the smallest micro-batch may fit: asked once, since most pairs of student and teacher do not,
+    and a teacher's weights are alive through all of a step."""
+    least = replace(work, batch=1, checkpointing=True, teacher_held=forms[-1])
+    spare = free_bytes - memory_bounds_on(least, calibration)[2] + teacher_bytes(least)
+    for held in forms:
+        asked = work if held is work.teacher_held else replace(work, teacher_held=held)
+        if teacher_bytes(asked) <= spare:
+            yield asked
+
+
+def teacher_asked(answers: Answers, student: Architecture) -> tuple[Architecture, str]:
+    """The teacher of the answers: named, or the next larger model of the student's series. The other is why there is
+    none, in one sentence; a shape then stands in."""
+    named = answers.text("teacher")
+    try:
+        if named:
+            return teacher_shape(DistillationSection(teacher=named), student), ""
+    except EngineError as error:
+        return larger(student), error.what
+    found = larger(student)
+    if find_model_profile(found.name) is None or not _same_size_of_vocabulary(student, found):
+        return found, f"No larger model with {student.name}'s tokenizer is known here: a teacher has to be named."
+    return found, ""
+
+
+def _same_size_of_vocabulary(one: Architecture, other: Architecture) -> bool:
+    """But for padding and a few added tokens: a guess, which a start holds against the tokenizers themselves."""
+    return abs(one.vocab_size - other.vocab_size) <= 0.01 * one.vocab_size
+
+
 def measured_only(work: Workload) -> Workload:
     """The model at the new length with nothing that learns: one text, in chunks with a cache, logits where an answer
     stands."""
@@ -232,7 +322,6 @@ def _first_choice(
         trained_layers=final.layers - base.layers,
         compute_bytes=compute_bytes(devices),
         shards=max(len(devices.gpus), 1) if approach.shards else 1,
-        teacher=larger(base) if approach.teacher else None,
         device=DeviceKind.CPU if devices.on_cpu else DeviceKind.GPU,
         workspace_bytes=workspace_bytes(devices),
         capability=capability_of(devices),

@@ -13,7 +13,9 @@ from enum import IntEnum
 from engine.advise.context import MIXED, POSE, measured_lengths
 from engine.advise.fit import Plan
 from engine.advise.longer import pose_lengths
-from engine.estimate.workload import Loss, Method, OptimizerKind, Packing4Bit, Purpose, Workload
+from engine.advise.taught import IN_SPECS
+from engine.estimate.state import teacher_bytes
+from engine.estimate.workload import Loss, Method, OptimizerKind, Packing4Bit, Purpose, TeacherHeld, Workload
 
 MINIMUM_RANK = 4
 MINIMUM_LENGTH = 256
@@ -67,7 +69,7 @@ def knobs_of(plan: Plan) -> tuple[Knob, ...]:
         makers = [_measured, _target]
     else:
         makers = [_checkpointing, _micro_batch, _chunked_loss, _offload_activations, _optimizer]
-        makers += [_measured, _frozen_embeddings, _rank, _four_bits, _pose, _length]
+        makers += [_teacher_form, _cached_teacher, _measured, _frozen_embeddings, _rank, _four_bits, _pose, _length]
     if not plan.approach.runs:  # our worker has neither; where it only plans, they are part of the plan
         makers[2:2] = [_offload_optimizer, _bf16_adapters]
     found = [knob for make in makers if (knob := make(plan)) is not None and knob.steps]
@@ -157,6 +159,37 @@ def _frozen_embeddings(plan: Plan) -> Knob | None:
         "embeddings frozen", lambda work: replace(work, train_embeddings=False), (("context.train_embeddings", False),)
     )
     return Knob("frozen-embeddings", Price.LITTLE, "a little behind at length (LongLoRA); norms still learn", (step,))
+
+
+def _teacher_form(plan: Plan) -> Knob | None:
+    """A teacher that takes less of the card: each form needs less than the one before."""
+    work, forms = plan.work, (TeacherHeld.PACKED, TeacherHeld.OFFLOADED)
+    if work.teacher is None or work.teacher_held not in (TeacherHeld.RESIDENT, TeacherHeld.PACKED):
+        return None
+    steps, least = [], teacher_bytes(work)
+    for held in forms[: 1 if plan.devices.on_cpu else 2]:
+        needs = teacher_bytes(replace(work, teacher_held=held))
+        if needs < least:
+            steps.append(_teacher_step(held))
+            least = needs
+    return Knob("teacher", Price.LITTLE, "the teacher a little blurred, or slower", tuple(steps))
+
+
+def _teacher_step(held: TeacherHeld) -> Step:
+    words = "hold the teacher in 4 bits" if held is TeacherHeld.PACKED else "keep the teacher in host RAM"
+    edits: tuple[Edit, ...] = (("distillation.held", IN_SPECS[held].value),)
+    return Step(words, lambda work: replace(work, teacher_held=held), edits)
+
+
+def _cached_teacher(plan: Plan) -> Knob | None:
+    if plan.work.teacher is None or not plan.may_cache or plan.work.teacher_held is TeacherHeld.CACHED:
+        return None
+    step = Step(
+        "cache the teacher's logits",
+        lambda work: replace(work, teacher_held=TeacherHeld.CACHED),
+        (("distillation.held", IN_SPECS[TeacherHeld.CACHED].value),),
+    )
+    return Knob("cached-teacher", Price.LITTLE, "only its likeliest tokens; they take room on disk", (step,))
 
 
 def _offload_optimizer(plan: Plan) -> Knob | None:

@@ -22,6 +22,7 @@ from engine.advise.grown import Grown, expansion_section
 from engine.advise.recipes import Recipe
 from engine.advise.refusal import context_refusal, refusal_of
 from engine.advise.spec_plan import predict, prediction_of, workload_of
+from engine.advise.taught_spec import no_teacher, taught_spec
 from engine.advise.text_spec import FULL_RATE, text_spec
 from engine.errors import EngineError
 from engine.estimate.cost import Tariff, hourly_rent
@@ -34,6 +35,7 @@ from engine.jobs.spec import (
     CostSection,
     DataSection,
     EvaluationSection,
+    ExportSection,
     JobSpec,
     ModelSection,
     Optimizer,
@@ -89,7 +91,7 @@ def build_spec(
     answers = answers_at_length(answers) if chosen.longer else answers
     plan = plan_of(chosen, architecture, machine, answers, calibration_for(machine), wish.grown, wish.context)
     if plan.impediment:
-        raise context_refusal(plan)
+        raise context_refusal(plan) if chosen.longer else no_teacher(plan.impediment)
     found = appraise(plan, machine, load_of(plan, answers, machine, own_data=True))
     needed = found if chosen.runs else appraise(plan, machine, load_of(plan, answers, machine))
     if not runs_here(chosen, plan, needed.verdict):
@@ -128,6 +130,8 @@ def build_spec(
     tokens = data_tokens(answers if on_text or train == answers.text("data") else answers.with_values(data=train))
     if on_text:
         spec = text_spec(spec, plan, wish.sources, tokens[1])
+    if chosen.teacher:
+        spec = taught_spec(spec, plan, answers)
     if wish.grown is not None:
         spec = grown_spec(spec, plan, wish.grown)
     if wish.grown is not None or on_text:
@@ -180,6 +184,7 @@ def draft_spec(plan: Plan, answers: Answers, machine: Machine, *, train: str, na
         ),
         checkpoint=CheckpointSection(every_steps=min(max(steps // 6, 10), 500)),
         output=OutputSection(merge=answers.text("output") == "merged"),
+        export=ExportSection(to=answers.destinations),
         cost=_cost(plan, answers, machine),
     )
     return context_spec(spec, plan, steps) if plan.context is not None else spec

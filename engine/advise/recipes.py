@@ -115,10 +115,12 @@ def load_recipes() -> tuple[_RecipeFile, ...]:
     return tuple(load_toml(path, _RecipeFile, what="recipe") for path in paths)
 
 
-def choose_recipe(answers: Answers, machine: Machine, architecture: Architecture, *, longer: bool = False) -> Recipe:
+def choose_recipe(
+    answers: Answers, machine: Machine, architecture: Architecture, *, longer: bool = False, taught: bool = False
+) -> Recipe:
     """The recipe for the goal on the machine's card class; the demo and very small models have their own.
 
-    `longer`: a longer window is trained, whatever the goal is.
+    `longer`: a longer window is trained, whatever the goal is; `taught`: from a teacher.
     """
     card_class = card_class_of(max((gpu.vram_bytes for gpu in machine.gpus), default=None))
     tiny = architecture.parameters < 20_000_000
@@ -126,11 +128,14 @@ def choose_recipe(answers: Answers, machine: Machine, architecture: Architecture
         return _recipe(answers.goal, TINY_TEXT if tiny else LARGE_TEXT, card_class)
     if longer:
         return _recipe(LONG_GOAL, TINY_LONG if tiny else answers.model, card_class)
+    if taught:
+        return _recipe(TAUGHT_GOAL, TINY_TAUGHT if tiny else answers.model, card_class)
     return _recipe(answers.goal, "demo" if tiny else answers.model, card_class)
 
 
 LONG_GOAL = "long-documents"
 TINY_LONG = "demo-long"
+TAUGHT_GOAL, TINY_TAUGHT = "from-teacher", "distillation-demo"
 LARGE_TEXT, TINY_TEXT = "large-text", "large-text-demo"
 """As `models` of a recipe name it."""
 

@@ -37,7 +37,8 @@ def recommend(rows: tuple[ApproachRow, ...], answers: Answers) -> Advice:
     chosen = _choose(preferred, rows, limits)
     objection = limits.objection(wish)
     if wanted[0].impediment and chosen in preferred:
-        why = f"{wanted[0].impediment} {chosen.title} stays within the window it has."
+        words = "stays within the window it has" if wanted[0].id == "context" else "needs none"
+        why = f"{wanted[0].impediment} {chosen.title} {words}."
     elif chosen.verdict is Verdict.NO:
         why = f"Nothing fits this machine; {chosen.title} comes nearest: {chosen.verdict_reason}."
     elif objection and chosen is not wish and wish.verdict is not Verdict.NO:

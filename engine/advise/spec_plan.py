@@ -22,6 +22,7 @@ from engine.advise.fit import Plan, calibration_for, estimate_memory_on, measure
 from engine.advise.recipes import choose_recipe
 from engine.advise.sharded import Strategy, spread, strategy_for
 from engine.advise.spec_growth import SpecGrowth
+from engine.advise.taught import may_cache, taught, teacher_shape
 from engine.estimate.calibration import Calibration
 from engine.estimate.cost import Tariff, machine_watts
 from engine.estimate.data_shape import NO_PADDING, PACKED_FILL, DataShape
@@ -61,7 +62,7 @@ def workload_of(
     `architecture` before whole weights are trained.
     """
     devices = single_device(machine)
-    trains = spec.task is not Task.EXTEND
+    trains = spec.task not in (Task.EXTEND, Task.MIX)
     adapter = spec.task.trains_adapter or not trains
     method = Method.ADAPTER if adapter else growth.method(spec.task) if growth else Method.FULL
     packed = spec.quantization_kind != "none" and method is not Method.FULL
@@ -97,7 +98,9 @@ def workload_of(
         workspace_bytes=workspace_bytes(devices),
         capability=capability_of(devices),
     )
-    return _divided(spec, work, devices) if trains else measured_only(work)
+    if not trains:
+        return measured_only(work)
+    return _divided(spec, taught(spec, work, architecture, devices), devices)
 
 
 def devices_of(spec: JobSpec, machine: Machine) -> Devices:
@@ -180,7 +183,8 @@ def plan_of_spec(
     """The spec as a plan, so that its verdict and its ways out are the wizard's."""
     work = workload_of(spec, architecture, machine, growth=growth)
     approach, choice = find_approach(_approach_of(spec, work.method)), choice_of(spec)
-    recipe = choose_recipe(answers_of({"model": spec.model.source}), machine, architecture, longer=choice is not None)
+    answers, learns = answers_of({"model": spec.model.source}), spec.distillation.distils
+    recipe = choose_recipe(answers, machine, architecture, longer=choice is not None, taught=learns)
     bounds, devices = memory_bounds_on(work, calibration), devices_of(spec, machine)
     return Plan(
         approach,
@@ -193,12 +197,15 @@ def plan_of_spec(
         calibration,
         context=choice,
         counts_tokens=spec.training.tokens_per_step > 0,
+        may_cache=may_cache(spec),
     )
 
 
 def _approach_of(spec: JobSpec, method: Method) -> str:
     if spec.context.extends:
         return "context"
+    if spec.distillation.distils:
+        return "distillation"
     if method is Method.NEW_BLOCKS:
         return "block-expansion"
     if method is Method.FULL:
@@ -225,6 +232,13 @@ def load_of_spec(
     low, likely, high = (count * spec.training.epochs * spec.task.trains for count in counts)
     here = is_on_disk(architecture) if base_on_disk is None else base_on_disk
     price, section = spec.cost.usd_per_hour or machine.price_usd_per_hour or None, spec.distributed
+    teacher = teacher_shape(spec.distillation, architecture) if spec.distillation.distils else architecture
+    taught_here = teacher is architecture or is_on_disk(teacher)
+    download = sum(
+        float(one.weight_bytes or 2 * one.parameters)
+        for one, there in ((architecture, here), (teacher, taught_here))
+        if not there
+    )
     return Load(
         tokens=(low, likely, high),
         disk=DiskPlan(
@@ -233,6 +247,8 @@ def load_of_spec(
             writes_grown_model=spec.grows,
             merged=spec.output.merge,
             checkpoints_kept=spec.checkpoint.keep,
+            teacher_on_disk=taught_here,
+            epoch_tokens=counts[1] * (data.trained_share if data is not None else 1.0),
         ),
         tariff=Tariff(
             price is not None,
@@ -247,7 +263,7 @@ def load_of_spec(
         measuring=measuring_of(spec, data) if data is not None else None,
         checkpoint_every=spec.checkpoint.every_steps,
         length_tokens=_length_tokens(spec, architecture),
-        download_bytes=0.0 if here else float(architecture.weight_bytes or 2 * architecture.parameters),
+        download_bytes=download,
     )
 
 

@@ -377,7 +377,7 @@ def _teacher(work: Workload) -> _TeacherWork:
     if work.teacher is None or work.purpose is not Purpose.TRAIN or work.teacher_held is TeacherHeld.CACHED:
         return _NO_TEACHER
     shape = shape_of(work.teacher)
-    packed = work.teacher_held is TeacherHeld.PACKED
+    packed = work.packed if work.teacher_held is TeacherHeld.SHARED else work.teacher_held is TeacherHeld.PACKED
     stored = 2.0 * shape.parameters
     pairs = work.sequence * shape.layers * (1.0 if work.masked else 0.5)
     share = work.trained_share if work.stack.selective_head else 1.0

@@ -29,6 +29,7 @@ from engine.estimate.state import (
     optimizer_bytes,
     optimizer_transient_bytes,
     teacher_bytes,
+    teacher_formula,
     trainable_parameters,
     weight_bytes,
     weight_formula,
@@ -327,8 +328,7 @@ def _state_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
     over = f" / {work.shards} cards" if work.shards > 1 else ""
     parts = [Part("weights", peak.weights, weight_formula(work) + over, "bitsandbytes, peft, torch")]
     if work.teacher is not None:
-        text = f"{work.teacher.parameters:,} parameters, {work.teacher_held.value}"
-        parts.append(Part("teacher", peak.teacher, text, "bitsandbytes, torch"))
+        parts.append(Part("teacher", peak.teacher, teacher_formula(work), "bitsandbytes, torch"))
     if work.method is Method.ADAPTER:
         text = f"{work.adapter_bytes} B x {count:,} (rank {work.rank})"
         parts.append(Part("adapter", peak.adapter, text + over, "peft: adapters stay in fp32"))

@@ -277,7 +277,7 @@ def _start(work: Workload, device: DeviceSpeed) -> _Row:
     """Imports, then the checkpoint read from disk, and the weights moved to the card."""
     stored = float(work.architecture.weight_bytes or 2 * work.architecture.parameters)
     moved = 0.0 if device.is_cpu else weight_bytes(work)
-    if work.teacher is not None and work.teacher_held is not TeacherHeld.CACHED:
+    if work.teacher is not None and work.teacher_held not in (TeacherHeld.CACHED, TeacherHeld.SHARED):
         stored += float(work.teacher.weight_bytes or 2 * work.teacher.parameters)
     disk, link, imports = DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND, IMPORT_SECONDS
     seconds = (

@@ -85,16 +85,24 @@ def weight_formula(work: Workload) -> str:
 
 
 def teacher_bytes(work: Workload) -> float:
-    """A frozen teacher beside the student (distillation): NF4 with double quantisation, 16-bit, two layers, or 0."""
+    """A frozen teacher beside the student (distillation): NF4 with double quantisation, the compute type, two layers
+    of it, or 0 where it is the student's own base or on disk."""
     teacher = work.teacher
-    if teacher is None or work.teacher_held is TeacherHeld.CACHED:
+    if teacher is None or work.teacher_held in (TeacherHeld.CACHED, TeacherHeld.SHARED):
         return 0.0
     if work.teacher_held is TeacherHeld.PACKED:
         return packed_model_bytes(teacher, Packing4Bit.NF4_DOUBLE, float(work.compute_bytes))
     if work.teacher_held is TeacherHeld.OFFLOADED:
         block = (teacher.parameters - teacher.embedding_parameters) / max(teacher.layers, 1)
-        return 2.0 * max(2.0 * block, teacher.embedding_parameters)
-    return 2.0 * teacher.parameters
+        return work.compute_bytes * max(2.0 * block, teacher.embedding_parameters)
+    return float(work.compute_bytes * teacher.parameters)
+
+
+def teacher_formula(work: Workload) -> str:
+    """The same in words."""
+    if work.teacher is None or work.teacher_held is TeacherHeld.SHARED:
+        return "none of its own: the base, with the adapter switched off"
+    return f"{work.teacher.parameters:,} parameters, {work.teacher_held.value}"
 
 
 def trainable_parameters(work: Workload) -> int:

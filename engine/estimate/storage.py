@@ -20,8 +20,9 @@ LARGEST_SHARD_BYTES = 5_000_000_000
 CHECKPOINTS_KEPT = 2
 LIBRARY_BYTES = (1.5 * GIB, 2.5 * GIB, 4.0 * GIB)
 """Python with CUDA libraries per process. Source: general experience, hence the width."""
-GGUF_BYTES_PER_PARAMETER = 0.604
-"""Q4_K_M: 4.83 bits per parameter. Source: llama.cpp's own table for Llama-2-7B (3.80 GiB of 6.74e9)."""
+GGUF_TYPES = {"Q4_K_M": 0.604, "Q8_0": 1.0625}
+"""Bytes per parameter. Q4_K_M: 4.83 bits, from llama.cpp's own table for Llama-2-7B (3.80 GiB of 6.74e9); Q8_0: 34 bytes
+per 32 (ggml's block)."""
 
 
 def estimate_host_ram(work: Workload, *, processes: int = 1) -> Estimate:
@@ -96,12 +97,14 @@ class DiskPlan:
     merged: bool = False
     """A merged model is written at the end."""
     gguf: bool = False
-    """A 4-bit GGUF file is written at the end."""
+    """A GGUF file is written at the end."""
+    gguf_type: str = "Q4_K_M"
+    """One of `GGUF_TYPES`."""
     checkpoints_kept: int = CHECKPOINTS_KEPT
     teacher_on_disk: bool = True
     """False: a distillation teacher is downloaded beside the base."""
     epoch_tokens: float = 0.0
-    """Tokens of one pass over the data: what a cached teacher's logits are kept for."""
+    """Tokens of one pass over the data that are trained: what a cached teacher's logits are kept for."""
 
 
 def estimate_disk(work: Workload, plan: DiskPlan) -> Estimate:
@@ -116,16 +119,13 @@ def estimate_disk(work: Workload, plan: DiskPlan) -> Estimate:
         Part("checkpoints", plan.checkpoints_kept * checkpoint_bytes(work), _checkpoint_text(plan), "spec: keep"),
         Part("result", _result_bytes(work), _result_text(work), "what is written at the end"),
     ]
-    if work.teacher is not None:
+    if work.teacher is not None and work.teacher_held is not TeacherHeld.SHARED:
         amount = _download(work.teacher, plan.teacher_on_disk)
         parts.append(Part("teacher model", amount, _here_or(plan.teacher_on_disk), "checkpoint size"))
         if work.teacher_held is TeacherHeld.CACHED:
-            each, tokens = (
-                cached_token_bytes(work.teacher_top_k or CACHED_LOGITS),
-                plan.epoch_tokens * work.trained_share,
-            )
-            cache = each * tokens
-            text = f"{each} B ({work.teacher_top_k or CACHED_LOGITS} logits) x {tokens:,.0f} trained tokens"
+            kept = work.teacher_top_k or CACHED_LOGITS
+            cache = cached_token_bytes(kept) * plan.epoch_tokens
+            text = f"{cached_token_bytes(kept)} B ({kept} logits) x {plan.epoch_tokens:,.0f} trained tokens"
             parts.append(Part("teacher's logits", cache, text, "top logits of every token, kept for all epochs"))
     if plan.writes_grown_model:
         grown = 2.0 * architecture.parameters
@@ -133,8 +133,9 @@ def estimate_disk(work: Workload, plan: DiskPlan) -> Estimate:
     if plan.merged and work.method is Method.ADAPTER:
         parts.append(Part("merged model", 2.0 * architecture.parameters, "2 B x N", "asked for in the answers"))
     if plan.gguf:
-        gguf = GGUF_BYTES_PER_PARAMETER * architecture.parameters
-        parts.append(Part("GGUF file", gguf, "0.604 B x N (Q4_K_M)", "llama.cpp"))
+        rate = GGUF_TYPES[plan.gguf_type]
+        text = f"{rate:.4g} B x N ({plan.gguf_type})"
+        parts.append(Part("GGUF file", rate * architecture.parameters, text, "llama.cpp"))
     likely = sum(part.amount for part in parts)
     return Estimate(likely, likely, likely + _in_passing(work, plan), "bytes", Origin.FORMULA, tuple(parts))
 
@@ -149,14 +150,14 @@ def written_bytes(work: Workload, plan: DiskPlan) -> float:
     architecture = work.architecture
     merged = 2.0 * architecture.parameters if plan.merged and work.method is Method.ADAPTER else 0.0
     grown = 2.0 * architecture.parameters if plan.writes_grown_model else 0.0
-    return merged + grown + (GGUF_BYTES_PER_PARAMETER * architecture.parameters if plan.gguf else 0.0)
+    return merged + grown + (GGUF_TYPES[plan.gguf_type] * architecture.parameters if plan.gguf else 0.0)
 
 
 def _in_passing(work: Workload, plan: DiskPlan) -> float:
     """What exists for a while, or is asked for later: a checkpoint being written, a merge, a 16-bit GGUF."""
     later = 2.0 * work.architecture.parameters
     if work.method is not Method.ADAPTER:
-        later = GGUF_BYTES_PER_PARAMETER * work.architecture.parameters
+        later = GGUF_TYPES[plan.gguf_type] * work.architecture.parameters
     elif plan.merged and not plan.gguf:
         later = 0.0
     return checkpoint_bytes(work) + later

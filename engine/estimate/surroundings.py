@@ -36,12 +36,30 @@ def around(work: Workload) -> float:
     frozen = work.method is not Method.FULL and not work.train_embeddings
     scaled = a.family in SCALED_EMBEDDINGS and work.checkpointing and frozen
     per_token = 24.0 + tables + kept + (float(a.hidden_size * work.compute_bytes) if scaled else 0.0)
-    if work.teacher is not None:
-        if work.teacher_held is TeacherHeld.CACHED:
-            per_token += 8.0 * (work.teacher_top_k or CACHED_LOGITS)
-        else:
-            per_token += 8.0 * work.teacher.vocab_size * logit_share(work)
-    return per_token * work.tokens
+    return (per_token + _taught(work)) * work.tokens
+
+
+def _taught(work: Workload) -> float:
+    """Per token, of learning from a teacher (`engine.distill.objective`): hidden states of both at the positions that
+    carry loss, and of the chunk under way log-probabilities of both, their mixture and its gradients in fp32, 24·V; or
+    of a cached teacher 12·V of the student's alone beside k ids and log-probabilities."""
+    if work.teacher is None:
+        return 0.0
+    share, width = logit_share(work), float(work.compute_bytes)
+    states = width * work.architecture.hidden_size * work.trained_share
+    if work.teacher_held is TeacherHeld.CACHED:
+        kept = (12.0 * (work.teacher_top_k or CACHED_LOGITS)) * share
+        return states + kept + 12.0 * work.architecture.vocab_size * share
+    return states + width * work.teacher.hidden_size * work.trained_share + 24.0 * work.teacher.vocab_size * share
+
+
+DISTILLED_CHUNK_BYTES = 64 << 20
+"""Of one fp32 tensor of logits: a loss with a teacher always comes in chunks of that size."""
+
+
+def distilled_chunk_tokens(vocabulary: int) -> int:
+    """Positions per chunk of such a loss."""
+    return max(DISTILLED_CHUNK_BYTES // (4 * vocabulary), 1)
 
 
 SCALED_EMBEDDINGS = ("gemma", "gemma2", "gemma3", "granite")

@@ -86,6 +86,7 @@ def _key(work: Workload) -> Workload:
         nodes=1,
         teacher=None,
         teacher_held=TeacherHeld.PACKED,
+        teacher_top_k=0,
         purpose=Purpose.TRAIN,
         device=DeviceKind.GPU,
         workspace_bytes=0,

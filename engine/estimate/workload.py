@@ -91,6 +91,8 @@ class TeacherHeld(StrEnum):
     """Weights in host RAM, streamed to the device layer by layer."""
     CACHED = "cached logits"
     """Its top logits were written to disk before; no weights at all."""
+    SHARED = "shared"
+    """It is the frozen part of the student itself, asked with the adapter switched off."""
 
 
 class DeviceKind(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -221,7 +222,6 @@ def test_a_row_that_was_cut_otherwise_is_refused(
 
 
 SCRIPT = """
-import resource
 import sys
 from pathlib import Path
 from tests.train import test_logit_cache as here
@@ -231,27 +231,20 @@ def tell(done, total, words):
     print(done, total, flush=True)
     if done >= int(sys.argv[4]):
         sys.stdin.readline()
-if int(sys.argv[5]):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]),) * 2)
 from engine.distill.cache import cached_knowledge
-from engine.errors import EngineError
-teacher = here.asked(model)
-try:
-    cached_knowledge(here.order_of(rows, model), here.segments_of_rows(rows), home, teacher.loaded, 1.0, tell,
-                     shard_bytes=here.SMALL_SHARDS)
-except EngineError as error:
-    print(error.code, "|", error.what, flush=True)
+cached_knowledge(here.order_of(rows, model), here.segments_of_rows(rows), home, here.asked(model).loaded, 1.0, tell,
+                 shard_bytes=here.SMALL_SHARDS)
 """
 
 
 @pytest.fixture
-def spawned(tiny_model: Path, tiny_data: Path) -> Iterator[Callable[[Path, int, int], subprocess.Popen[str]]]:
+def spawned(tiny_model: Path, tiny_data: Path) -> Iterator[Callable[[Path, int], subprocess.Popen[str]]]:
     processes = []
 
-    def spawn(home: Path, stop_at: int, largest_file: int = 0) -> subprocess.Popen[str]:
+    def spawn(home: Path, stop_at: int) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(tiny_data), str(home)]
         process = subprocess.Popen(
-            [*command, str(stop_at), str(largest_file)],
+            [*command, str(stop_at)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -295,16 +288,32 @@ def test_a_kill_leaves_nothing_under_the_final_name_and_costs_one_shard(
     assert not staging.exists()
 
 
-def test_a_full_disk_says_how_much_is_missing_and_keeps_what_is_whole(
-    rows: list[EncodedRow], tiny_model: Path, tmp_path: Path, spawned: Callable[..., subprocess.Popen[str]]
+@contextlib.contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """A disk on which files cannot grow further."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_says_how_much_is_missing_and_what_was_whole_is_kept(
+    rows: list[EncodedRow], teacher: Asked, tiny_model: Path, tmp_path: Path
 ) -> None:
-    process = spawned(tmp_path, 10**9, 2048)
-    out, _ = process.communicate(timeout=60)
-    assert "disk.full | The teacher's logits need" in out
-    assert "are missing" in out
     order = order_of(rows, tiny_model)
-    assert not (tmp_path / order.folder_name).exists()
-    assert not list(staging_of(tmp_path, order).glob("*.part"))
+    _, whole = made(rows, order, tmp_path, teacher)
+    (whole.folder / shard_name(2)).unlink()
+    with files_end_at(2048), pytest.raises(EngineError) as caught:
+        made(rows, order, tmp_path, teacher)
+    assert caught.value.code == "disk.full"
+    assert "are missing" in caught.value.what
+    assert not whole.folder.exists()
+    staging = staging_of(tmp_path, order)
+    assert not list(staging.glob("*.part"))
+    assert len(list(staging.glob("logits-*.safetensors"))) == whole.shards - 1
+    assert made(rows, order, tmp_path, teacher)[1].made_shards == 1
 
 
 def test_too_small_a_disk_is_refused_before_the_teacher_is_loaded(

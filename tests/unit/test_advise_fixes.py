@@ -27,7 +27,8 @@ from engine.units import GIB
 ANSWERS = answers_of({"model": "llama-3.2-3b", "data_tokens": 2_000_000})
 CARDS = [machine(card(f"{gib} GB", gib)) for gib in (4, 6, 8, 12, 16, 24, 80)]
 RUNNABLE = ("qlora", "lora", "lora-large", "context", "pretrained-larger", "block-expansion", "partial-expansion")
-PLANNED = ("full-expansion", "distillation")
+RUNNABLE = (*RUNNABLE, "distillation")
+PLANNED = ("full-expansion",)
 figure = partial(Estimate, unit="bytes", origin=Origin.FORMULA)
 
 
@@ -116,7 +117,7 @@ def test_only_what_the_program_carries_out_is_offered_as_settings(approach: str,
         "task", "quantization.kind", "model.source", "data.max_length", "adapter.rank", "training.optimizer",
         "training.batch_size", "training.gradient_accumulation", "training.gradient_checkpointing",
         "training.loss_chunk_tokens", "training.offload_activations",
-        "context.train_embeddings", "context.window", "context.train_length",
+        "context.train_embeddings", "context.window", "context.train_length", "distillation.held",
     }  # fmt: skip
     planning_only = {"bf16-adapters", "offload-optimizer"}
     for fix in fixes_for(appraised(approach, place)):

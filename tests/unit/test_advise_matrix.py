@@ -259,6 +259,7 @@ def test_capacity_figures_are_marked_as_judgement() -> None:
 def test_every_recipe_value_has_a_reason_and_a_source() -> None:
     assert {file.id for file in load_recipes()} == {
         "demo", "domain", "style", "extraction", "long", "long-demo", "text", "text-demo",
+        "distillation", "distillation-demo",
     }  # fmt: skip
     for file in load_recipes():
         for settings in (file.base, *file.card.values()):
