@@ -82,7 +82,7 @@ class AdaptersScreen(MixingScreen):
         yield Static(id="mix-adapters", markup=False)
         yield Static(id="mix-settings", markup=False)
         yield Static(id="mix-score", markup=False)
-        yield Input(id="mix-field", compact=True)
+        yield Input(id="mix-field", compact=True, select_on_focus=False)
         with VerticalScroll(id="mix-scroll", can_focus=False):
             yield Static(id="mix-words", markup=False)
 

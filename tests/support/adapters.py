@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,4 +28,30 @@ def random_adapter(base: Path, out: Path, *, seed: int, size: float = 0.05, **co
                 parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
     peft.peft_config["default"].base_model_name_or_path = str(base)
     peft.save_pretrained(out)
+    return out
+
+
+def plain_adapter(base: Path, out: Path, *, seed: int, rank: int = 2, size: float = 0.05, named: str = "") -> Path:
+    """Plain LoRA on every query and value projection, written without torch."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from engine.models.headers import read_headers
+
+    draw = np.random.default_rng(seed)
+    tensors = {}
+    for tensor in read_headers(base).tensors:
+        if tensor.name.endswith(("q_proj.weight", "v_proj.weight")):
+            outputs, inputs = tensor.shape
+            name = f"base_model.model.{tensor.name.removesuffix('.weight')}"
+            for part, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
+                drawn = draw.standard_normal(shape, dtype=np.float32)
+                tensors[f"{name}.lora_{part}.weight"] = drawn * np.float32(size)
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": named or str(base), "r": rank,
+        "lora_alpha": 2 * rank, "target_modules": ["q_proj", "v_proj"], "bias": "none", "inference_mode": True,
+    }  # fmt: skip
+    out.mkdir(parents=True)
+    (out / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
     return out
