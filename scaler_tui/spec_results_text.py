@@ -65,8 +65,6 @@ def distillation_lines(spec: JobSpec) -> Lines:
     if section.teacher == SELF:
         who = "the model as it is before this job"
         who += ", at no cost in memory" if spec.task.trains_adapter else f"; {HELD[section.held]}"
-        if section.held is Held.CACHED:
-            who = f"the model as it is before this job; {HELD[section.held]}"
     else:
         revision = f" at {section.teacher_revision}" if section.teacher_revision else ""
         who = f"{_short(section.teacher)}{revision}; {HELD[section.held]}"
