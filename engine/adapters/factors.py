@@ -12,17 +12,22 @@ from engine.surgery.numbers import Array
 EXACT_UP_TO = 768
 """Matrices whose smaller side is at most this are decomposed whole."""
 PRECISE, ROUGH = 1e-6, 1e-3
+"""Wanted error of the product of the leading directions over its norm."""
+_FLOOR = 4e-6
+"""Residuals over the largest singular value that float32 can be trusted to reach."""
 _EXTRA = 16
 _MOST_BLOCKS = 40
+_REFINEMENTS = 3
 _SEED = 20261126
+_CHUNK_BYTES = 16 << 20
 
 
 def leading(matrix: Array, rank: int, *, tolerance: float = PRECISE) -> tuple[Array, Array, Array]:
     """The `rank` largest singular directions of a matrix (O, I): (O, R), (R,), (R, I), float32.
 
-    Large matrices: block Krylov iteration from a fixed random start (Musco and Musco, arXiv 1504.05477), until the
-    residual over the gap to the next singular value is below `tolerance` times the largest one; where the spectrum is
-    too flat for that the matrix is decomposed whole.
+    Large matrices: block Krylov iteration from a fixed random start (Musco and Musco, arXiv 1504.05477), for a
+    `PRECISE` result refined by subspace iteration in float64. Where the spectrum is too flat for `tolerance` the matrix
+    is decomposed whole.
     """
     smaller = min(matrix.shape)
     if smaller > EXACT_UP_TO and (rank + _EXTRA) * 6 <= smaller:
@@ -34,42 +39,66 @@ def leading(matrix: Array, rank: int, *, tolerance: float = PRECISE) -> tuple[Ar
 
 
 def _krylov(matrix: Array, rank: int, tolerance: float) -> tuple[Array, Array, Array] | None:
-    """None where it does not converge in a basis of a third of the smaller side."""
+    """None where it does not converge in a basis of 0.4 of the smaller side."""
     size = rank + _EXTRA
     draws = np.random.default_rng(_SEED)
     block = matrix @ draws.standard_normal((matrix.shape[1], size), dtype=np.float32)
     basis = np.linalg.qr(block)[0]
     projected = basis.T @ matrix  # (K, I)
-    most = min(_MOST_BLOCKS, min(matrix.shape) // (3 * size))
-    for _ in range(max(1, most - 1)):
+    for _ in range(min(_MOST_BLOCKS, int(0.4 * min(matrix.shape)) // size) - 1):
         block = matrix @ projected[-size:].T
         for _again in range(2):  # twice is enough (Giraud, Langou and Rozloznik 2005)
             block -= basis @ (basis.T @ block)
         block = np.linalg.qr(block)[0]
         basis = np.concatenate((basis, block), axis=1)
         projected = np.concatenate((projected, block.T @ matrix), axis=0)
-        found = _triplets(matrix, basis, projected, rank, tolerance)
+        small, values, vt = np.linalg.svd(projected, full_matrices=False)
+        residual = float(np.linalg.norm(matrix @ vt[:rank].T - (basis @ small[:, :rank]) * values[:rank]))
+        if residual > max(tolerance, _FLOOR) * float(values[0]):
+            continue
+        if tolerance > PRECISE:
+            return basis @ small[:, :rank], values[:rank], vt[:rank]
+        found = _refined(matrix, vt[:size], rank, tolerance)
         if found is not None:
             return found
     return None
 
 
-def _triplets(
-    matrix: Array, basis: Array, projected: Array, rank: int, tolerance: float
-) -> tuple[Array, Array, Array] | None:
-    """Singular triplets in the basis; None while they are not converged."""
-    small, values, vt = np.linalg.svd(projected, full_matrices=False)
-    u, vt = basis @ small[:, :rank], vt[: rank + 1]
-    residual = float(np.linalg.norm(matrix @ vt[:rank].T - u * values[:rank]))
+def _refined(matrix: Array, directions: Array, rank: int, tolerance: float) -> tuple[Array, Array, Array] | None:
+    """Subspace iteration in float64 from right directions (K, I); None where it does not reach `tolerance`: an angle
+    between true and found directions is at most the residual over the gap to the next singular value."""
+    vt = directions.astype(np.float64)
+    for _ in range(_REFINEMENTS):
+        images = _times(matrix, vt.T)  # (O, K)
+        q = np.linalg.qr(images)[0]
+        small, values, vt = np.linalg.svd(_times_transposed(matrix, q).T, full_matrices=False)
+        u = q @ small
+    residual = float(np.linalg.norm(_times(matrix, vt[:rank].T) - u[:, :rank] * values[:rank]))
     gap = float(values[rank - 1] - values[rank])
-    largest = max(float(values[0]), float(np.finfo(np.float32).tiny))
-    wanted = tolerance * largest
-    precise = tolerance <= PRECISE
-    if residual > wanted and residual > 3e-7 * float(np.linalg.norm(values[:rank])):
+    if residual * float(values[rank - 1]) > tolerance * gap * float(np.linalg.norm(values[:rank])):
         return None
-    if precise and residual * float(values[rank - 1]) > 30 * wanted * gap:
-        return None
-    return u, values[:rank], vt[:rank]
+    return u[:, :rank].astype(np.float32), values[:rank].astype(np.float32), vt[:rank].astype(np.float32)
+
+
+def _times(matrix: Array, others: Array) -> Array:
+    """The product in float64, some rows at a time."""
+    product = np.empty((matrix.shape[0], others.shape[1]), np.float64)
+    for part in _parts(matrix):
+        product[part] = matrix[part].astype(np.float64) @ others
+    return product
+
+
+def _times_transposed(matrix: Array, others: Array) -> Array:
+    """The product of the transposed matrix, the same way."""
+    product = np.zeros((matrix.shape[1], others.shape[1]), np.float64)
+    for part in _parts(matrix):
+        product += matrix[part].astype(np.float64).T @ others[part]
+    return product
+
+
+def _parts(matrix: Array) -> list[slice]:
+    step = max(1, _CHUNK_BYTES // (8 * matrix.shape[1]))
+    return [slice(begin, begin + step) for begin in range(0, matrix.shape[0], step)]
 
 
 def truncated(left: Array, right: Array, rank: int) -> tuple[Array, Array]:

@@ -93,7 +93,7 @@ def _exact(blend: Blend, total: Update, weight: Array | None, *, dora: bool) -> 
         left, right = _fitted(total.left, total.right)
         return Mixed(left, right), _factor_squares(total, left, right)
     assert weight is not None
-    kept = np.ones(weight.shape[0], np.float32) if total.gain is None else 1 + total.gain
+    kept = np.ones(weight.shape[0]) if total.gain is None else 1 + total.gain.astype(np.float64)
     gone = np.abs(kept) < _LEAST_ROW_SCALE
     if total.left[gone].any():
         raise EngineError(
@@ -102,9 +102,10 @@ def _exact(blend: Blend, total: Update, weight: Array | None, *, dora: bool) -> 
             cause="Weights far from 1 take more away from rows than DoRA's magnitudes left of them.",
             next_step="Use smaller weights, make a model of it with --merged, or cut it to a rank with --rank.",
         )
-    magnitude = row_norms(weight * kept[:, None], total.left, total.right) * np.sign(kept)
+    magnitude = row_norms(weight, total.left, total.right, kept) * np.sign(kept)
     magnitude[gone] = 0
-    left, right = _fitted(total.left / np.where(gone, np.float32(1), kept)[:, None], total.right)
+    divided = (total.left / np.where(gone, 1.0, kept)[:, None]).astype(np.float32)
+    left, right = _fitted(divided, total.right)
     mixed = Mixed(left, right, magnitude.astype(np.float32))
     return mixed, _dora_squares(total, mixed, weight)
 
@@ -128,15 +129,17 @@ def _dora_squares(total: Update, mixed: Mixed, weight: Array) -> Squares:
     """What peft computes from the result, against the sum."""
     assert mixed.magnitude is not None
     norms = row_norms(weight, mixed.left, mixed.right)
-    factor = np.divide(mixed.magnitude, norms, out=np.ones_like(norms), where=norms > 0).astype(np.float32)
+    factor = np.divide(mixed.magnitude, norms, out=np.ones_like(norms), where=norms > 0)
+    gain = factor - 1 - (total.gain if total.gain is not None else 0)
+    left = mixed.left * factor[:, None].astype(np.float32)
     squares = Squares()
     for begin, end in chunks(weight.shape):
-        own = weight[begin:end]
         true = total.left[begin:end] @ total.right
+        difference = left[begin:end] @ mixed.right - true
+        difference += gain[begin:end, None].astype(np.float32) * weight[begin:end]
         if total.gain is not None:
-            true += total.gain[begin:end, None] * own
-        found = factor[begin:end, None] * (own + mixed.left[begin:end] @ mixed.right) - own
-        squares.add(found - true, true)
+            true += total.gain[begin:end, None] * weight[begin:end]
+        squares.add(difference, true)
     return squares
 
 

@@ -174,8 +174,11 @@ def _blend(name: str, parts: tuple[tuple[int, Change], ...], base: Base | None, 
 
 
 def _rank(changes: Sequence[Change], recipe: Recipe, shape: tuple[int, ...]) -> int:
-    wanted = recipe.rank or sum(change.rank for change in changes)
-    return min(wanted, *shape)
+    together = sum(change.rank for change in changes)
+    scaled = any(change.adapted is not None and change.adapted.magnitude is not None for change in changes)
+    if recipe.is_sum and not scaled:
+        return min(recipe.rank or together, together, *shape)
+    return min(recipe.rank or together, *shape)
 
 
 def _shape(name: str, changes: Sequence[Change], stored: TensorHeader | None) -> tuple[int, ...]:

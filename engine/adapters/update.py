@@ -111,11 +111,15 @@ def bias_of(adapted: Adapted) -> Array | None:
     return read_float(adapted.bias).reshape(-1) * np.float32(adapted.scale)
 
 
-def row_norms(weight: Array, left: Array, right: Array) -> Array:
-    """Euclidean norms of the rows of weight + left right, float64 (O,); some rows at a time."""
+def row_norms(weight: Array, left: Array, right: Array, scale: Array | None = None) -> Array:
+    """Euclidean norms of the rows of diag(scale) weight + left right, float64 (O,); some rows at a time. With a `scale`
+    all of it is float64: its norms are stored, and decide the last bits of a DoRA adapter's update."""
     norms = np.empty(weight.shape[0], dtype=np.float64)
     step = max(1, _ROWS_AT_ONCE_BYTES // (4 * max(1, weight.shape[1])))
+    wide = right.astype(np.float64) if scale is not None else right
     for begin in range(0, len(norms), step):
-        rows = weight[begin : begin + step] + left[begin : begin + step] @ right
-        norms[begin : begin + step] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+        part = slice(begin, begin + step)
+        rows = weight[part] if scale is None else weight[part] * scale[part, None]
+        rows = rows + left[part].astype(wide.dtype) @ wide
+        norms[part] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     return norms
