@@ -72,7 +72,7 @@ def record_score(run_dir: Path, spec: JobSpec, device: Device, outcome: str, wor
 def score_of(run_dir: Path, spec: JobSpec, device: Device, outcome: str, working_seconds: float) -> Score:
     """The line, from the journal, the process as it is now, and the formula."""
     trained, peak = trained_of(run_dir), peak_of(device.torch_device)
-    machine = _trained_on(detect(), device)
+    machine = trained_on(detect(), device)
     ref = resolve_model(spec.model.source, revision=spec.model.revision, offline=True)
     architecture = analyze_model(ref)
     growth = growth_of(spec, ref, architecture)
@@ -155,7 +155,7 @@ def workload_words(spec: JobSpec, work: Workload) -> str:
     return f"{spec.task.value}, {spec.training.batch_size} x {work.sequence:,} tokens{rank}{window}"
 
 
-def _trained_on(machine: Machine, device: Device) -> Machine:
+def trained_on(machine: Machine, device: Device) -> Machine:
     """The machine with the card that was used alone; with none when the run computed on the processor."""
     if not device.is_cuda:
         return replace(machine, gpus=())

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
+from engine.data.tokenizer import ChatTokenizer
 from engine.distill.cache import (
     CacheOrder,
     cache_home,
@@ -35,13 +36,14 @@ from engine.distill.objective import Objective, Weights
 from engine.distill.onpolicy import Writing
 from engine.distill.streaming import LayerStream
 from engine.distill.teacher import ModelTeacher, Says, own_teacher
+from engine.distill.uld import UldKnowledge, uld_loss
 from engine.errors import EngineError, ExitCode
 from engine.evaluation.measure import Measurement
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.rows import score_rows
 from engine.jobs import events as ev
 from engine.jobs.spec import JobSpec
-from engine.jobs.spec_distillation import Held
+from engine.jobs.spec_distillation import Held, Tokenizers
 from engine.train import model as models
 from engine.train.attempt import Attempt
 from engine.train.cutting import cut_rows
@@ -64,8 +66,9 @@ _SHOWN_CHARACTERS = 2000
 class Teaching:
     """One per attempt. Mutable: what is loaded is kept for later stages."""
 
-    def __init__(self, attempt: Attempt, found: FoundTeacher, rows: PreparedData) -> None:
-        self._attempt, self._found, self._rows = attempt, found, rows
+    def __init__(self, attempt: Attempt, found: FoundTeacher, held: Held, rows: PreparedData) -> None:
+        """`held`: for a run that has not begun; never auto, unless the teacher is the student's own."""
+        self._attempt, self._found, self._held, self._rows = attempt, found, held, rows
         self._section = attempt.spec.distillation
         self._loaded: LoadedModel | None = None
         self._cached: Knowledge | None = None
@@ -78,10 +81,11 @@ class Teaching:
     def _steps(self, student: LoadedModel, spec: JobSpec) -> TaughtSteps:
         section, training = self._section, spec.training
         knowledge, ear = self._knowledge(student)
+        across = uld_loss if self._is_across else None
         objective = Objective(
             student=student,
             knowledge=knowledge,
-            divergence=Divergence.of(section, self._found.vocabulary),
+            divergence=Divergence.of(section, self._found.vocabulary, across),
             weights=Weights(section.ce_weight, section.hidden_weight),
             ear=ear,
             chunk_tokens=training.loss_chunk_tokens,
@@ -110,9 +114,16 @@ class Teaching:
             ear = self._ear(student, compared_layers(self._section.hidden_layers, *(_depth(student),) * 2)[0])
             self._keep(OWN, student)
             return own_teacher(student, says, ear), ear
-        teacher = self._teacher(student)
+        teacher = self._teacher()
+        if self._is_across:
+            return UldKnowledge(ModelTeacher(teacher, Says()), student.tokenizer), None
         own, theirs = self._compared(student, teacher)
         return ModelTeacher(teacher, says, ear=self._ear(teacher, theirs)), self._ear(student, own)
+
+    @property
+    def _is_across(self) -> bool:
+        """Between two tokenizers."""
+        return self._section.tokenizers is Tokenizers.ULD
 
     def _says(self, top_k: int) -> Says:
         return Says(self._found.vocabulary, top_k, self._section.temperature)
@@ -134,12 +145,11 @@ class Teaching:
         return LayerEar(loaded.model, layers) if self._section.hidden_weight else None
 
     # ── in memory ─────────────────────────────────────────────────────────────────────────────────────────────────
-    def _teacher(self, student: LoadedModel) -> LoadedModel:
+    def _teacher(self) -> LoadedModel:
         """Loaded once; in the form of the attempt before, where there was one."""
         if self._loaded is None:
             kept = read_record(self._attempt.run_dir)
-            asked = Held(kept.held) if kept is not None else self._section.held
-            held = asked if asked is not Held.AUTO else choose_held(self._found, student)
+            held = Held(kept.held) if kept is not None else self._held
             self._loaded = self._load(held)
             self._keep(held.value, self._loaded)
         return self._loaded
@@ -164,7 +174,8 @@ class Teaching:
         model.eval()
         if streams:
             LayerStream(model, decoder_layers(model), device.torch_device)
-        return models.ready(model, base, self._rows.tokenizer, device)
+        tokenizer = ChatTokenizer.load(found.folder) if self._is_across else self._rows.tokenizer
+        return models.ready(model, base, tokenizer, device)
 
     # ── on disk ───────────────────────────────────────────────────────────────────────────────────────────────────
     def cache(self) -> None:
@@ -227,8 +238,8 @@ class Teaching:
         if self._found.is_own:
             before = msgspec.json.decode((attempt.run_dir / BEFORE).read_bytes(), type=Measurement)
             return before.scores.task_loss, before.scores.exact_match
-        if not heldout:
-            return None, None
+        if not heldout or self._is_across:
+            return None, None  # rows in the student's tokens say nothing of a teacher with others
         scored = score_rows(
             loaded, heldout, lambda *what: attempt.phase("measuring before", "the teacher on held-out rows", *what)
         )
@@ -272,8 +283,11 @@ class Teaching:
 
 def open_teaching(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Teaching:
     """The job's teacher, its logits on disk where they are to be. Raises EngineError, PauseRequested."""
-    teaching = Teaching(attempt, find_teacher(attempt, ref, rows), rows)
-    if attempt.spec.distillation.held is Held.CACHED:
+    found, held = find_teacher(attempt, ref, rows), attempt.spec.distillation.held
+    if held is Held.AUTO and not found.is_own and read_record(attempt.run_dir) is None:
+        held = choose_held(attempt, ref)
+    teaching = Teaching(attempt, found, held, rows)
+    if held is Held.CACHED:
         teaching.cache()
     return teaching
 
