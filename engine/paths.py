@@ -41,6 +41,11 @@ def runs_dir() -> Path:
     return data_home() / "runs"
 
 
+def teachers_dir(asked: str = "") -> Path:
+    """Logits that teachers left on disk: the folder a spec asks for, or the program's own."""
+    return Path(asked).expanduser() if asked else data_home() / "teachers"
+
+
 def ensure_writable(directory: Path) -> Path:
     """Create `directory` and prove that a file can be written there. Raises EngineError `home.unwritable`."""
     probe = directory / f".write-test-{os.getpid()}"

@@ -62,6 +62,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     from engine.paths import ensure_writable, runs_dir
     from scaler_tui.benchmarks_check import require_benchmarks
     from scaler_tui.export_check import check_export_of
+    from scaler_tui.teacher_check import Pupil, teacher_notes
 
     ensure_writable(runs_dir())  # a disk that nobody can write to is another matter than one that is too full
     spec = with_absolute_paths(spec, base.absolute())
@@ -87,6 +88,9 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     _check_named_tasks(spec)
     require_benchmarks(spec)
     text, words = text_of(spec, ref.path)
+    tokens = text.rows.tokens[1] * text.rows.trained_share if text.rows is not None else 0.0
+    pupil = Pupil(ref, architecture, growth.architecture if growth is not None else architecture, tokens)
+    words += teacher_notes(spec, pupil, machine)
     job = estimate_job(spec, ref, architecture, machine, text)
     notes = [*ref.notes, *window, *words, *job.warnings]
     if ref.needs_download:

@@ -82,6 +82,13 @@ def probe(
 
     Raises EngineError `probe.*`, `train.*`, `data.*`, `rehearsal.*`.
     """
+    if spec.distillation.distils:
+        raise EngineError(
+            "probe.unsupported",
+            "A probe cannot measure a job with a teacher: it trains the student alone.",
+            next_step="Leave --probe out: the formula counts the teacher.",
+            key="distillation.teacher",
+        )
     known = evidence_of(machine).probes
     job = spec_hash(spec)
     record = next((record for record in known if record.job == job), None)

@@ -5,7 +5,6 @@ Owns the rule for held = "auto", which the worker follows too. Must not know los
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -16,9 +15,10 @@ from engine.errors import EngineError
 from engine.estimate.calibration import Calibration
 from engine.estimate.memory import memory_bounds
 from engine.estimate.surroundings import CACHED_LOGITS, distilled_chunk_tokens
-from engine.estimate.workload import Loss, TeacherHeld, Workload
+from engine.estimate.workload import Loss, Method, Packing4Bit, Purpose, TeacherHeld, Workload
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_distillation import SELF, DistillationSection, Held, Tokenizers
+from engine.models.adapter import base_of_adapter, is_adapter
 from engine.models.architecture import Architecture
 
 HELD = {
@@ -29,20 +29,19 @@ HELD = {
 }
 IN_SPECS = {held: name for name, held in HELD.items()}
 """How a spec names it."""
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def teacher_shape(section: DistillationSection, student: Architecture) -> Architecture:
     """The teacher's shape; of an adapter its base's. "self" is `student`, the model as it was before the job.
 
-    Raises EngineError `model.*`, `hub.*` with the key, `distillation.no_base`.
+    Raises EngineError `model.*`, `hub.*`, `adapter.*`, with the key.
     """
     if section.teacher == SELF:
         return student
-    name = base_of(section.teacher)
-    config = Path(name).expanduser() / "config.json"
-    changed = config.stat().st_mtime_ns if config.is_file() else 0
     try:
+        name = base_of(section.teacher)
+        config = Path(name).expanduser() / "config.json"
+        changed = config.stat().st_mtime_ns if config.is_file() else 0
         return _shape(name, section.teacher_revision, changed)
     except EngineError as error:
         raise EngineError(
@@ -63,28 +62,10 @@ def _shape(name: str, revision: str, _changed: int) -> Architecture:
 
 
 def base_of(teacher: str) -> str:
-    """What holds the teacher's weights: its folder or id; of a folder with an adapter the base that it names.
-
-    Raises EngineError `distillation.no_base`.
-    """
+    """What holds the teacher's weights: its folder or id; of a folder with an adapter the base that it names. Raises
+    EngineError `adapter.*`."""
     folder = Path(teacher).expanduser()
-    path = folder / ADAPTER_CONFIG
-    if not path.is_file() or (folder / "config.json").is_file():
-        return teacher
-    try:
-        base = json.loads(path.read_bytes()).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        base = None
-    if not isinstance(base, str) or not base:
-        raise EngineError(
-            "distillation.no_base",
-            f"The adapter {folder} does not say which model it is for.",
-            next_step=f"Write the model's folder or hub id into base_model_name_or_path of {path}, or name a whole "
-            "model as the teacher.",
-            key="distillation.teacher",
-        )
-    local = Path(base).expanduser()
-    return str((folder / local).resolve()) if not local.is_absolute() and (folder / local).is_dir() else base
+    return str(base_of_adapter(folder)) if is_adapter(folder) else teacher
 
 
 def taught(
@@ -129,6 +110,50 @@ def held_for(
     found = {held: bounds_with(work, teacher, held, calibration) for held in live_forms(devices)}
     fitting = next((held for held, bounds in found.items() if bounds[2] <= devices.free_bytes), None)
     return fitting or min(found, key=lambda held: found[held][2])
+
+
+def caching_form(
+    work: Workload, teacher: Architecture, devices: Devices, calibration: Calibration | None = None
+) -> TeacherHeld:
+    """How a teacher that leaves its logits on disk is held while it does: alone on the device, in the truest form for
+    which there is room. `work`: the student's job."""
+    found = {}
+    for held in live_forms(devices):
+        asked = alone(work, teacher, held)
+        bounds = memory_bounds(asked) if calibration is None else memory_bounds(asked, calibration)
+        found[held] = bounds[2]
+        if bounds[2] <= devices.free_bytes:
+            return held
+    return min(found, key=lambda held: found[held])
+
+
+def alone(work: Workload, teacher: Architecture, held: TeacherHeld) -> Workload:
+    """One pass of the teacher over rows, nothing beside it; from host RAM two of its layers are on the device."""
+    asked = Workload(
+        teacher,
+        Method.ADAPTER,
+        Packing4Bit.NF4_DOUBLE if held is TeacherHeld.PACKED else Packing4Bit.NONE,
+        batch=1,
+        sequence=work.sequence,
+        purpose=Purpose.EVALUATE,
+        targets=(),
+        masked=True,
+        compute_bytes=work.compute_bytes,
+        device=work.device,
+        workspace_bytes=work.workspace_bytes,
+        capability=work.capability,
+        loss=Loss.CHUNKED,
+        stack=replace(work.stack, loss_chunk_tokens=distilled_chunk_tokens(teacher.vocab_size)),
+    )
+    if held is not TeacherHeld.OFFLOADED:
+        return asked
+    layers = min(2, teacher.layers)
+    return replace(asked, architecture=replace(teacher, layers=layers, parameters=_of_layers(teacher, layers)))
+
+
+def _of_layers(teacher: Architecture, layers: int) -> int:
+    each = (teacher.parameters - teacher.embedding_parameters) // max(teacher.layers, 1)
+    return teacher.embedding_parameters + layers * each
 
 
 def teacher_words(work: Workload) -> str:

@@ -24,7 +24,7 @@ import msgspec
 from engine.data.rows import EncodedRow
 from engine.estimate.surroundings import cached_token_bytes
 from engine.jobs.layout import fsync_directory, write_atomic
-from engine.paths import data_home
+from engine.paths import teachers_dir
 
 ORDER, MANIFEST = "order.json", "manifest.json"
 SHARD_BYTES = 64 << 20
@@ -153,7 +153,7 @@ def _blocks(path: Path, size: int) -> Iterator[bytes]:
 
 def cache_home(asked: str) -> Path:
     """`distillation.cache`, or the program's own folder."""
-    return Path(asked).expanduser() if asked else data_home() / "teachers"
+    return teachers_dir(asked)
 
 
 def staging_of(home: Path, order: CacheOrder) -> Path:

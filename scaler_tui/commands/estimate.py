@@ -199,8 +199,11 @@ def _job_of_answers(arguments: argparse.Namespace, settings: Settings) -> Job:
 
 def _spec_of(found: Appraisal, answers: Answers, machine: Machine, grown: Grown | None) -> JobSpec:
     from engine.advise.plan import draft_spec, grown_spec
+    from engine.advise.taught_spec import taught_spec
 
     spec = draft_spec(found.plan, answers, machine, train=answers.text("data") or "demo")
+    if found.plan.approach.teacher:
+        spec = taught_spec(spec, found.plan, answers)
     return spec if grown is None else grown_spec(spec, found.plan, grown)
 
 
