@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from engine.advise.questions import AnswerValue, check_answer, load_graph
+from engine.jobs.spec_export import Destination
 
 TEXT = "text"
 """Answer to the question about data: large text; which, is said by sources with weights."""
@@ -65,6 +66,12 @@ class Answers:
     def rented(self) -> bool:
         """Whether the hardware is paid by the hour."""
         return self.text("hardware") in ("rented", "this-rented")
+
+    @property
+    def destinations(self) -> tuple[Destination, ...]:
+        """The programs that the result is written for, beside a model's own folder."""
+        output = self.text("output")
+        return (Destination(output),) if output in (Destination.GGUF, Destination.OLLAMA) else ()
 
     @property
     def plans_for_this(self) -> bool:

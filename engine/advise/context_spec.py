@@ -34,6 +34,7 @@ def context_spec(spec: JobSpec, plan: Plan, steps: int) -> JobSpec:
             context=ContextSection(length=choice.length, method=choice.method, factors=choice.factors),
             evaluation=EvaluationSection(lengths=choice.measured),
             cost=spec.cost,
+            export=spec.export,
         )
     change, work = msgspec.structs.replace, plan.work
     return change(

@@ -12,8 +12,11 @@ from engine.advise.approaches import find_approach, rule_for
 from engine.advise.matrix import Matrix
 from engine.advise.questions import Option, Question
 from engine.advise.recommend import TIMELINE_HOURS
+from engine.context.gguf_graphs import GRAPHS
 from engine.errors import EngineError
+from engine.estimate.storage import GGUF_TYPES
 from engine.hardware.machine import Machine
+from engine.jobs.spec_export import Destination
 from engine.models.architecture import Architecture
 from engine.resources import demo_dir
 from engine.units import format_bytes, format_usd
@@ -56,6 +59,9 @@ def _impossible(question_id: str, option: Option, answers: Answers, context: Opt
     if question_id == "data" and option.value == "demo" and not (demo_dir() / "finetune" / "train.jsonl").is_file():
         return "the demo data is not installed"
     architecture = context.architecture
+    if question_id == "output" and option.value in (Destination.GGUF, Destination.OLLAMA) and architecture is not None:
+        known = architecture.family in GRAPHS
+        return "" if known else f"GGUF files of '{architecture.family}' models are not written here"
     if question_id == "context" and architecture is not None and answers.goal != "long-documents":
         window = architecture.context_length
         if window and float(option.value) > window:
@@ -81,9 +87,16 @@ def _effect(question_id: str, option: Option, context: OptionContext) -> str:
         return f"{_possible(matrix, limit, None)} of {len(matrix.rows)} approaches fit and finish in time"
     if question_id == "budget_usd" and matrix is not None and option.value:
         return f"{_possible(matrix, None, float(option.value))} of {len(matrix.rows)} approaches fit and stay below it"
-    if question_id == "output" and option.value == "merged" and context.architecture is not None:
-        return f"{format_bytes(2 * context.architecture.parameters)} more disk"
+    if question_id == "output" and context.architecture is not None:
+        return _output_effect(str(option.value), context.architecture.parameters)
     return ""
+
+
+def _output_effect(output: str, parameters: int) -> str:
+    if output == "adapter":
+        return ""
+    rate = GGUF_TYPES["Q8_0"] if output in (Destination.GGUF, Destination.OLLAMA) else 2
+    return f"{format_bytes(rate * parameters)} more disk"
 
 
 def _possible(matrix: Matrix, hours: float | None, usd: float | None) -> int:

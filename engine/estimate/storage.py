@@ -21,8 +21,8 @@ CHECKPOINTS_KEPT = 2
 LIBRARY_BYTES = (1.5 * GIB, 2.5 * GIB, 4.0 * GIB)
 """Python with CUDA libraries per process. Source: general experience, hence the width."""
 GGUF_TYPES = {"Q4_K_M": 0.604, "Q8_0": 1.0625}
-"""Bytes per parameter. Q4_K_M: 4.83 bits, from llama.cpp's own table for Llama-2-7B (3.80 GiB of 6.74e9); Q8_0: 34 bytes
-per 32 (ggml's block)."""
+"""Bytes per parameter. Q4_K_M: 4.83 bits, from llama.cpp's own table for Llama-2-7B (3.80 GiB of 6.74e9); Q8_0: 34
+bytes per 32 (ggml's block)."""
 
 
 def estimate_host_ram(work: Workload, *, processes: int = 1) -> Estimate:

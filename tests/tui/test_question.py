@@ -166,7 +166,7 @@ async def test_a_number_that_is_none_is_refused_beside_the_question() -> None:
 async def test_a_file_that_is_not_there_is_refused_and_one_that_is_gets_counted(tmp_path: Path) -> None:
     async with opened() as (app, pilot):
         screen = await to_questions(app, pilot)
-        await answer(app, pilot, model="demo", goal="specialise", use_case="learning")
+        await answer(app, pilot, model="demo", goal="specialise", use_case="learning", output="adapter")
         screen.field.focus()
         screen.field.value = str(tmp_path / "missing.jsonl")
         await press(pilot, "enter")

@@ -51,7 +51,7 @@ async def test_every_choice_the_price_and_the_command_are_listed(size: tuple[int
         for expected in (
             "QLoRA on demo", "256 tokens, packed", "rank 16", "4-bit NF4", "epochs", "every", "Memory", "likely",
             "Time", "Cost", "Disk", "scaler-wizard run spec.toml", "Enter starts it in the background",
-            "What is the true goal?", "What do you want in the end?", "Within a week",
+            "What is the true goal?", "Where should the model run in the end?", "Within a week",
         ):  # fmt: skip
             assert expected in seen, expected
         assert screen.spec is not None
