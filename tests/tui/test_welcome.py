@@ -85,7 +85,7 @@ async def test_saved_answers_are_offered_and_go_on_where_they_stopped() -> None:
         await until(pilot, lambda: f"Continue the wizard  at {step}" in visible(app))
         await press(pilot, "2")
         assert isinstance(app.screen, QuestionScreen)
-        assert app.screen.question.id == "data"
+        assert app.screen.question.id == "output"
         assert app.wizard.session.value("goal") == "style"
 
 
