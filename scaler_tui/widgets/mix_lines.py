@@ -115,9 +115,10 @@ def score_content(mixing: Mixing, width: int, signs: Glyphs, *, waiting: str) ->
         parts = [toned(waiting, "busy")]
     line = Content("   ").join(parts)
     verdict = score_verdict(mixing, signs)
-    if verdict.plain and line.cell_length + verdict.cell_length + 3 <= width:
-        line = Content.assemble(line, "   ", verdict)
-    return line
+    if not verdict.plain:
+        return line
+    fits = line.cell_length + verdict.cell_length + 3 <= width
+    return Content.assemble(line, "   " if fits else "\n", verdict)
 
 
 def score_verdict(mixing: Mixing, signs: Glyphs) -> Content:

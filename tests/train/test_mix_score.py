@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from engine.adapters.folder import read_adapter
@@ -20,9 +19,11 @@ from engine.evaluation import mix_score
 from engine.evaluation.loading import loaded
 from engine.evaluation.mix_rows import chosen_rows, read_rows
 from engine.evaluation.rows import score_rows
-from engine.jobs.mix_lines import AskedMix, Dropped, Refused, Scored, Scorer, SweepReport, Tried, decode_line
+from engine.jobs.mix_lines import AskedMix, Dropped, Line, Refused, Scored, Scorer, Tried, decode_line
 from engine.jobs.spec_mix import MixMethod, MixSection
+from scaler_tui.mix_process import MixProcess
 from tests.support.adapters import random_adapter
+from tests.support.cli import cli, command, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mix-score")]
 KINDS = {
@@ -103,75 +104,68 @@ def test_a_stale_score_is_given_up(ready: mix_score.Ready) -> None:
     assert ready.score(AskedMix(id=1, weights=(1.0, 0, 0, 0, 0)), stale=lambda: True) is None
 
 
-# ── the process ───────────────────────────────────────────────────────────────────────────────────────────────────
-def command(base: Path, adapters: dict[str, Path], data: Path, *more: str) -> list[str]:
-    named = [word for name in ("lora", "dora") for word in ("--adapter", f"{name}={adapters[name]}")]
-    return [
-        sys.executable, "-m", "engine.evaluation.mix_score", "--base", str(base), *named, "--data", str(data),
-        "--threads", "1", *more,
-    ]  # fmt: skip
+# ── the command line and its processes ────────────────────────────────────────────────────────────────────────────
+def words(verb: str, adapters: dict[str, Path], data: Path, *more: str) -> list[str]:
+    named = [str(adapters[name]) for name in ("lora", "dora")]
+    return ["adapters", verb, *named, "--data", str(data), "--json", *more]
 
 
 def test_the_process_answers_the_newest_wish_and_says_which_were_dropped(
-    tiny_model: Path, tiny_data: Path, adapters: dict[str, Path], ready: mix_score.Ready
+    tiny_data: Path, adapters: dict[str, Path], ready: mix_score.Ready
 ) -> None:
-    wishes = [AskedMix(id=number, weights=(number / 10, 0.5)) for number in (1, 2, 3)]
-    nothing = AskedMix(id=4, weights=(1.0, -1.0), mix=MixSection(method=MixMethod.LINEAR))
-    process = subprocess.Popen(
-        command(tiny_model, adapters, tiny_data / "heldout.jsonl"),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        for wish in wishes:
-            process.stdin.write(msgspec.json.encode(wish) + b"\n")
-        process.stdin.flush()
-        said = [decode_line(process.stdout.readline()) for _ in range(4)]
-        assert isinstance(said[0], Scorer)
-        assert said[0].adapters == ("lora", "dora")
-        assert said[0].rows == len(ready.rows.search)
-        assert said[1:3] == [Dropped(id=1), Dropped(id=2)]
-        assert isinstance(said[3], Scored)
-        assert said[3].id == 3
-        assert said[3].loss == pytest.approx(ready.score(AskedMix(id=0, weights=(0.3, 0, 0.5, 0, 0))), abs=2e-5)
-        process.stdin.write(msgspec.json.encode(nothing) + b"\n")
-        process.stdin.flush()
-        refused = decode_line(process.stdout.readline())
-        assert isinstance(refused, Refused), "a wish that cannot be is answered, and the process goes on"
-        process.stdin.close()
-        assert process.wait(30) == 0, process.stderr.read() if process.stderr else ""
-    finally:
-        process.kill()
+    process = MixProcess(words("score", adapters, tiny_data / "heldout.jsonl", "--json-lines"))
+    said: list[Line] = []
+    for line in process.lines():
+        said.append(line)
+        if isinstance(line, Scorer):
+            for number in (1, 2, 3):
+                process.ask(AskedMix(id=number, weights=(number / 10, 0.5)))
+        elif isinstance(line, Scored) and line.id == 3:
+            linear = MixSection(method=MixMethod.LINEAR)
+            process.ask(AskedMix(id=4, weights=(1.0, -1.0), mix=linear))
+        elif isinstance(line, Refused):
+            process.end()
+    assert process.error is None
+    assert isinstance(said[0], Scorer)
+    assert said[0].adapters == ("lora", "dora")
+    assert said[0].rows == len(ready.rows.search)
+    answered = [line for line in said if isinstance(line, Scored)]
+    dropped = [line.id for line in said if isinstance(line, Dropped)]
+    assert sorted([*dropped, *(line.id for line in answered)]) == [1, 2, 3], "every wish gets one line"
+    assert answered[-1].id == 3
+    assert answered[-1].loss == pytest.approx(ready.score(AskedMix(id=0, weights=(0.3, 0, 0.5, 0, 0))), abs=2e-5)
+    assert isinstance(said[-1], Refused), "a wish that cannot be is answered, and the process goes on"
 
 
 def test_a_killed_sweep_measures_nothing_twice_and_finds_the_same(
-    tiny_model: Path, tiny_data: Path, adapters: dict[str, Path], tmp_path: Path
+    own_home: Path, tiny_data: Path, adapters: dict[str, Path]
 ) -> None:
-    log, out = tmp_path / "log.jsonl", tmp_path / "report.json"
-    words = command(
-        tiny_model, adapters, tiny_data / "heldout.jsonl", "--sweep", "14", "--log", str(log), "--out", str(out)
-    )
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    asked = words("sweep", adapters, tiny_data / "heldout.jsonl", "--tries", "9")
+    process = subprocess.Popen(
+        command(*asked, "--json-lines"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(),
+        start_new_session=True,
+    )  # fmt: skip
     assert process.stdout is not None
-    for _ in range(6):
+    for _ in range(5):
         assert isinstance(decode_line(process.stdout.readline()), Tried)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not out.exists()
+    (log,) = own_home.rglob("sweeps/*.jsonl")
     kept = log.read_bytes().splitlines()
-    assert len(kept) >= 6
-    done = subprocess.run(words, capture_output=True, check=True)
-    report = msgspec.json.decode(out.read_bytes(), type=SweepReport)
-    cells = [json.loads(line)["cell"] for line in log.read_bytes().splitlines()]
-    assert log.read_bytes().splitlines()[: len(kept)] == kept
+    assert len(kept) >= 5
+    done = cli(*asked)
+    assert done.code == 0, done.text
+    lines = log.read_bytes().splitlines()
+    cells = [json.loads(line)["cell"] for line in lines]
+    assert lines[: len(kept)] == kept
     assert len(cells) == len(set(cells)), "nothing was measured twice"
-    tried = [decode_line(line) for line in done.stdout.splitlines()]
-    assert report.tries == 14 == len(tried)
-    assert report.best.loss == min(one.loss for one in tried if isinstance(one, Tried))
-    assert report.best.loss <= min(one.loss for one in (report.base, *report.alone))
-    assert report.check_rows > 0
-    assert report.best.check_loss is not None
+    report = done.json
+    losses = [json.loads(line)["value"] for line in lines if json.loads(line)["cell"].startswith("search")]
+    assert report["tries"] == 9 == len(losses)
+    assert report["best"]["loss"] == min(losses)
+    assert report["check_rows"] > 0
+    assert "were chosen for the" in report["verdict"]
+    assert not list(own_home.rglob("sweeps/*.json")), "its report is what is printed"
 
 
 def test_rows_follow_from_their_text_and_no_row_is_in_both_halves(tiny_model: Path, tiny_data: Path) -> None:
