@@ -130,9 +130,9 @@ def _other_meaning(ours: _Side, theirs: _Side) -> str:
         if theirs.tokens.get(token, number) != number
     ]
     if moved:
-        number, token, other = min(moved)
+        number, token, there = min(moved)
         return (
-            f"{_tokens(moved)} have other ids: {_shown(token)} is {number:,} for the {ours.name} and {other:,} for "
+            f"{_tokens(moved)} have other ids: {_shown(token)} is {number:,} for the {ours.name} and {there:,} for "
             f"the {theirs.name}"
         )
     for one, other in ((ours, theirs), (theirs, ours)):

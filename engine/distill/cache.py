@@ -83,7 +83,7 @@ class CachedKnowledge:
         self._places: dict[bytes, _Place] = {}
         for number, record in enumerate(manifest.shards):
             try:
-                shard = safe_open(str(folder / record.name), "pt")
+                shard: Any = safe_open(str(folder / record.name), "pt")
                 keys, counts = shard.get_tensor("keys").numpy(), shard.get_tensor("counts").tolist()
             except Exception as error:  # the library raises its own kind for every damage
                 raise _damaged(folder, str(error)) from error

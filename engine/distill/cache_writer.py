@@ -218,7 +218,9 @@ def _sequences(part: Sequence[Segment]) -> Iterator[list[Segment]]:
 
 def wanted_of(batch: Sequence[Segment]) -> Wanted:
     """Rows one behind the other in one sequence (1, T), kept apart by positions that restart."""
-    ids, places, positions = [], [], []
+    ids: list[int] = []
+    places: list[int] = []
+    positions: list[int] = []
     for segment in batch:
         positions += [len(ids) + place for place in segment.wanted]
         ids += segment.ids

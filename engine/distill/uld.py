@@ -67,7 +67,10 @@ class UldKnowledge:
         """Runs the teacher on its own tokens of every row's text."""
         rows = list(segments_of(wanted))
         found = [self._aligned(row) for row in rows]
-        ids, places, positions, index = [], [], [], []
+        ids: list[int] = []
+        places: list[int] = []
+        positions: list[int] = []
+        index: list[int] = []
         for row, one in zip(rows, found, strict=True):
             for place in row.wanted:
                 counterpart = one.counterparts.get(place, -1)
