@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("startup", "display", "training", "surgery", "growth", "context", "needles", "corpus", "lab")
+NAMES = ("startup", "display", "training", "surgery", "growth", "context", "needles", "corpus", "lab", "adapters")
 TABLES = ("brief",)
 """Not measured, so not among "all"."""
 

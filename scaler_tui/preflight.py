@@ -49,7 +49,7 @@ class Checked:
 def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     """Hold `spec` against this machine. Files named in it are relative to `base`. Raises EngineError, with the key of
     the spec where it is about one; with code 4 and the ways out when it does not fit, unless `force`."""
-    from engine.adapters.preflight import check_adapters_of, check_mergeable
+    from engine.adapters.preflight import check_adapters_of, check_mergeable, heldout_of
     from engine.advise.spec_growth import growth_of
     from engine.advise.spec_plan import appraise_spec, load_of_spec
     from engine.advise.spec_stages import estimate_job
@@ -79,6 +79,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     check_mergeable(spec, ref)
     if spec.task is Task.MIX:
         check_adapters_of(spec, ref)
+        heldout_of(spec, ref.path)
         _check_named_tasks(spec)
         require_benchmarks(spec)
     if spec.task in (Task.EXTEND, Task.MIX):

@@ -6,11 +6,13 @@ takes.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from engine.adapters.base import check_base
 from engine.adapters.folder import AdapterFolder, read_adapter
 from engine.adapters.merge_refusals import check_not_quantised
+from engine.data.load import DEMO, PreparedData, prepare, prepare_beside
 from engine.errors import EngineError
 from engine.jobs.named_adapter import adapter_folder
 from engine.jobs.spec import JobSpec
@@ -33,6 +35,22 @@ def check_adapters_of(spec: JobSpec, ref: ModelRef) -> tuple[AdapterFolder, ...]
             raise
         found.append(adapter)
     return tuple(found)
+
+
+def heldout_of(spec: JobSpec, folder: Path, now: datetime | None = None) -> PreparedData:
+    """What a mix is measured on: the user's held-out file alone where there is one, else what is set aside of the
+    rows. `folder` has the tokenizer. Raises EngineError `data.*`, with the key where nothing is held out."""
+    section = spec.data
+    ready = prepare_beside if section.heldout not in ("", DEMO) else prepare
+    found = ready(section, folder, now=now)
+    if spec.mix.sweep and not found.heldout:
+        raise EngineError(
+            "adapter.no_rows",
+            "mix.sweep measures weights on held-out rows, and there are none.",
+            next_step="Name a file of rows in data.heldout.",
+            key="data.heldout",
+        )
+    return found
 
 
 def check_mergeable(spec: JobSpec, ref: ModelRef) -> None:

@@ -18,16 +18,15 @@ import msgspec
 
 from engine.adapters.mix import MixRequest, mix_adapters
 from engine.adapters.mix_write import REPORT
-from engine.adapters.preflight import check_adapters_of, check_mergeable
+from engine.adapters.preflight import check_adapters_of, check_mergeable, heldout_of
 from engine.adapters.recipe import Recipe, Share
-from engine.data.load import DEMO, PreparedData, prepare, prepare_beside
+from engine.data.load import PreparedData
 from engine.jobs import card, layout
 from engine.jobs import events as ev
 from engine.jobs.card_io import write_card
 from engine.jobs.mix_lines import Tried
 from engine.jobs.mix_report import MixReport
 from engine.jobs.named_adapter import adapter_name
-from engine.jobs.spec import JobSpec
 from engine.models.source import ModelRef
 from engine.train import report
 from engine.train.attempt import Attempt, Outcome, find_model
@@ -61,12 +60,6 @@ def run(attempt: Attempt) -> Outcome:
         attempt.warn(warning)
     attempt.obey_before_training()
     return _MixJob(attempt, ref, data, shares).run()
-
-
-def heldout_of(spec: JobSpec, folder: Path, now: datetime) -> PreparedData:
-    """Rows to measure on: the user's held-out file alone where there is one, else what is set aside of the rows."""
-    ready = prepare_beside if spec.data.heldout not in ("", DEMO) else prepare
-    return ready(spec.data, folder, now=now)
 
 
 @dataclass(frozen=True, slots=True)

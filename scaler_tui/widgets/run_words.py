@@ -132,7 +132,8 @@ def no_curve(snapshot: RunSnapshot) -> str:
 
 def trains_model(snapshot: RunSnapshot) -> bool:
     """Whether the run's result is a whole model instead of an adapter."""
-    return snapshot.spec is not None and not snapshot.spec.task.trains_adapter
+    task = snapshot.spec.task if snapshot.spec is not None else None
+    return task is not None and task is not Task.MIX and not task.trains_adapter
 
 
 def _trouble(what: str, cause: str, next_step: str) -> Content:
