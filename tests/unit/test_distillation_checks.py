@@ -1,0 +1,139 @@
+"""What a start looks at of a teacher: refusals name the key and the way out, notes say what will be read and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import EngineError
+from engine.jobs.spec_toml import load_spec
+from engine.jobs.store import list_runs
+from engine.resources import demo_model_dir
+from scaler_tui.preflight import check
+
+HEAD = 'task = "lora"\n[distillation]\n'
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Callable[..., Path]:
+    """The demo model under another name, its tokenizer changed."""
+
+    def make(change: Callable[[dict[str, Any]], None] = lambda _content: None) -> Path:
+        folder = Path(shutil.copytree(demo_model_dir(), tmp_path / "teacher"))
+        content = json.loads((folder / "tokenizer.json").read_text())
+        change(content)
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+def lowered(content: dict[str, Any]) -> None:
+    content["normalizer"] = {"type": "Lowercase"}
+
+
+def longer(content: dict[str, Any]) -> None:
+    content["added_tokens"].append(dict(content["added_tokens"][0], id=1216, content="<think>"))
+
+
+def checked(text: str, folder: Path) -> tuple[str, ...]:
+    path = folder / "job.toml"
+    path.write_text(f"{HEAD}{text}")
+    return check(load_spec(path), base=folder, force=False).notes
+
+
+def refused(text: str, folder: Path) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        checked(text, folder)
+    assert list_runs() == []
+    assert caught.value.key.startswith("distillation.")
+    assert caught.value.next_step
+    return caught.value
+
+
+def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    error = refused('teacher = "nowhere/at-all/model"\n', tmp_path)
+    assert "teacher" in error.what
+
+
+def test_a_teacher_without_weights_is_refused(tmp_path: Path, teacher: Callable[..., Path]) -> None:
+    folder = teacher()
+    (folder / "model.safetensors").unlink()
+    error = refused('teacher = "teacher"\n', tmp_path)
+    assert error.code == "distillation.no_weights"
+
+
+def test_an_adapter_whose_base_is_gone_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    assert refused('teacher = "adapter"\n', tmp_path).code == "adapter.no_base"
+
+
+def test_another_tokenizer_is_refused_with_uld_as_the_way_out(tmp_path: Path, teacher: Callable[..., Path]) -> None:
+    teacher(lowered)
+    error = refused('teacher = "teacher"\n', tmp_path)
+    assert error.code == "distillation.other_tokenizer"
+    assert "normalizer differs" in error.cause
+    assert '"uld"' in error.next_step
+    notes = checked('teacher = "teacher"\ntokenizers = "uld"\n', tmp_path)
+    assert any("sorted probabilities" in note for note in notes)
+
+
+def test_a_longer_tail_is_accepted_and_told(tmp_path: Path, teacher: Callable[..., Path]) -> None:
+    teacher(longer)
+    notes = checked('teacher = "teacher"\n', tmp_path)
+    assert any('only the teacher has 1 token at the end of its vocabulary: "<think>"' in note for note in notes)
+    assert any(
+        '"same" would teach more' in note for note in checked('teacher = "demo"\ntokenizers = "uld"\n', tmp_path)
+    )
+
+
+def test_hidden_states_of_another_width_or_of_no_layer_are_refused(
+    tmp_path: Path, teacher: Callable[..., Path]
+) -> None:
+    folder = teacher()
+    beyond = refused('teacher = "teacher"\nhidden_weight = 1.0\nhidden_layers = [9]\n', tmp_path)
+    assert (beyond.code, beyond.key) == ("distillation.no_such_layer", "distillation.hidden_layers")
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))
+    wide = refused('teacher = "teacher"\nhidden_weight = 1.0\n', tmp_path)
+    assert (wide.code, wide.key) == ("distillation.other_width", "distillation.hidden_weight")
+
+
+def test_the_room_that_cached_logits_take_is_said_beside_what_is_free(tmp_path: Path, home: Path) -> None:
+    notes = checked('teacher = "demo"\nheld = "cached"\ntop_k = 10\n', tmp_path)
+    said = next(note for note in notes if "logits take" in note)
+    assert "3.88K trained tokens, 10 of the likeliest each" in said
+    assert f"{home / 'teachers'}: " in said
+    assert "are free" in said
+    elsewhere = checked('teacher = "demo"\nheld = "cached"\ncache = "kept"\n', tmp_path)
+    assert any(str(tmp_path / "kept") in note for note in elsewhere)
+
+
+def test_neither_a_probe_nor_a_dry_run_passes_over_the_teacher(tmp_path: Path) -> None:
+    from engine.advise.dry_run import dry_run
+    from engine.advise.probe import probe
+    from engine.hardware.detect import detect
+    from engine.models.analyze import analyze
+    from engine.models.resolve import resolve_model
+
+    path = tmp_path / "job.toml"
+    path.write_text(f'{HEAD}teacher = "demo"\n')
+    spec, demo = load_spec(path), analyze("demo")
+    with pytest.raises(EngineError, match="teacher"):
+        probe(spec, demo, resolve_model("demo"), detect())
+    with pytest.raises(EngineError, match="teacher"):
+        dry_run(spec, demo, detect())
