@@ -13,10 +13,11 @@ import contextlib
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.distill.segments import segments_of
 from engine.evaluation.answers import end_ids
@@ -39,6 +40,8 @@ class Writing:
     longest: int
     """Tokens of prompt and answer together at most; prompts are shorter."""
     seed: int
+    vocabulary: int = 0
+    """Ids from 0 that the teacher knows too: no other token is written. 0 for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +117,21 @@ def _write(student: LoadedModel, prompts: Sequence[tuple[int, ...]], writing: Wr
         eos_token_id=ends or None,
         pad_token_id=student.pad_id,
         use_cache=True,
+        logits_processor=[_known_to(writing.vocabulary)] if writing.vocabulary else [],
         **_plain_sampling(writing.temperature),
     )
     rows: list[list[int]] = output[:, width:].tolist()
     return [OwnAnswer(prompt, _to_end(row, ends)) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def _known_to(vocabulary: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """For `generate`: rows behind the shared vocabulary, padding and tokens added later, cannot be drawn."""
+
+    def mask(_ids: Tensor, scores: Tensor) -> Tensor:
+        scores[:, vocabulary:] = float("-inf")  # (B, V)
+        return scores
+
+    return mask
 
 
 def _plain_sampling(temperature: float) -> dict[str, float | int | bool | None]:

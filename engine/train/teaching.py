@@ -98,6 +98,7 @@ class Teaching:
             temperature=section.rollout_temperature,
             longest=min(spec.data.max_length, window),
             seed=training.seed,
+            vocabulary=self._found.vocabulary,
         )
         batching = Batching(student.pad_id, spec.data.max_length, training.batch_size, spec.data.packing)
         self._attempt.phase("training")

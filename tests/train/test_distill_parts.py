@@ -128,6 +128,14 @@ def test_sampled_answers_follow_the_students_distribution(tiny_model: Path) -> N
     assert float(apart) < 3 * float(likely.sum()) + 10
 
 
+def test_no_token_that_the_teacher_lacks_is_written(tiny_model: Path) -> None:
+    student, prompt = load(tiny_model), ROWS[0].input_ids[:6]
+    free = write_answers(student, [prompt] * 32, Writing(1.0, 4, 5.0, 24, 0), step=1)
+    bound = write_answers(student, [prompt] * 32, Writing(1.0, 4, 5.0, 24, 0, vocabulary=100), step=1)
+    assert max(max(one.answer) for one in free) >= 100
+    assert max(max(one.answer) for one in bound) < 100
+
+
 def test_an_adapters_own_base_teaches_whatever_the_adapter_has_learnt(tiny_model: Path) -> None:
     batch, plain = batch_of(ROWS, 24), load(tiny_model)
     student = load(tiny_model, adapter=AdapterSection(rank=4, alpha=8, dropout=0.5, targets=("q_proj", "lm_head")))

@@ -21,7 +21,7 @@ from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec, StageSection
 from engine.jobs.store import create_run, load_state
 from tests.support.forked_workers import ForkedWorkers
-from tests.train.conftest import Finished, SpecMaker
+from tests.train.conftest import Finished, SpecMaker, build_tokenizer
 from tests.train.test_grown_training import QUICK, UNPROVEN
 from tests.train.test_recovery_memory import limited_to, recoveries, wide_spec
 from tests.train.test_resume_is_exact import adapter_bytes, losses
@@ -200,6 +200,21 @@ def test_a_job_that_grows_learns_from_its_parent_in_every_stage(make_spec: SpecM
     card = read_card(done.run_dir)
     assert card.teacher is not None
     assert card.teacher.held == "resident"
+
+
+def test_a_teacher_with_another_tokenizer_teaches_by_sorted_probabilities(
+    make_spec: SpecMaker, workers: ForkedWorkers, larger: Path, tmp_path: Path
+) -> None:
+    foreign = shutil.copytree(larger, tmp_path / "foreign")
+    build_tokenizer(foreign, ["heron fjord juniper " * 5, "say it once more please", "NUMBER number"])
+    done = run_to_end(workers, make_spec("lora", distillation={"teacher": str(foreign), "tokenizers": "uld"}))
+    assert done.end.outcome == "finished", done.log[-2000:]
+    told = parts(done.run_dir)
+    assert all(0 < one["teacher"] <= 2 for one in told.values()), "a distance of distributions"
+    card = read_card(done.run_dir)
+    assert card.teacher is not None
+    assert card.teacher.loss.startswith("uld")
+    assert card.teacher.task_loss is None, "its tokens are others"
 
 
 def test_memory_that_runs_out_beside_a_teacher_splits_the_step(
