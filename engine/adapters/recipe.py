@@ -64,7 +64,12 @@ def weights_of(shares: Sequence[Share], recipe: Recipe) -> tuple[float, ...]:
     if not all(map(math.isfinite, weights)):
         raise EngineError("adapter.mix", "A weight is not a number.", next_step="Give numbers, such as 0.5 or -1.")
     if not 0 < recipe.density <= 1:
-        raise EngineError("adapter.mix", f"A density of {recipe.density} is not above 0 and at most 1.")
+        raise EngineError(
+            "adapter.mix",
+            f"A density of {recipe.density:g} is not above 0 and at most 1.",
+            cause="It is the share of an update that is kept.",
+            next_step="Give 0.5, for instance; 1 keeps everything.",
+        )
     if recipe.method is MixMethod.SVD and recipe.rank == 0:
         raise EngineError("adapter.mix", "svd cuts to a rank, and none is given.", next_step="Give one with --rank.")
     if recipe.method is not MixMethod.LINEAR:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.adapters.recipe import Share
     from engine.jobs.function_report import FunctionReport
 
+COMPARED_TOKENS = "512"
 PEFT_TOLERANCE = 1e-4
 """Of logits: two orders of summation in float32."""
 
@@ -284,6 +285,7 @@ def _logits(first: Path, second: Path, base: Path, folder: Path, *, quiet: bool)
 
     report = folder / "report.json"
     words = ["--first", str(first), "--second", str(second), "--base", str(base), "--out", str(report)]
+    words += ["--tokens", COMPARED_TOKENS]
     failing = Failing("verify.failed", "Compare them again: scaler-wizard verify.", own_exit_code=True)
     with ends_when_told(), growth_view(quiet=quiet) as view:
         run_module("engine.proof.verify", words, folder / "verify.log", "comparing", shown_by(view), failing=failing)
