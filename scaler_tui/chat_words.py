@@ -84,9 +84,10 @@ def _marked(side: SideState, line_end: str) -> list[Content]:
 def status(state: ChatState | None, saved: str, said: str) -> Content:
     """The line above the field: what is going on, else what was said last, else where things are."""
     if state is None:
-        return toned("Looking for what to talk to ...", "busy")
+        return toned(f"Looking for what to talk to ... {said}".rstrip(), "busy")
     if state.phase is Phase.LOADING:
-        return toned(f"{state.loading[:1].upper()}{state.loading[1:]} ... You can type already.", "busy")
+        told = said or "You can type already."
+        return toned(f"{state.loading[:1].upper()}{state.loading[1:]} ... {told}", "busy")
     if state.phase is Phase.OVER:
         error = state.error
         if error is None:

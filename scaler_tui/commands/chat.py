@@ -52,6 +52,7 @@ def _converse(arguments: argparse.Namespace, talk: LineChat) -> int:
         return int(ExitCode.DONE)
     interactive = sys.stdin is not None and sys.stdin.isatty() and not arguments.json
     prompts.prepare()
+    talk.watched = interactive
     for request in _typed(talk) if interactive else _piped(talk):
         exchange = talk.put(request, shown=not arguments.json)
         if arguments.json:
@@ -88,6 +89,8 @@ class LineChat:
         )
         self.saved: Path | None = None
         """The file that the newest exchange is in."""
+        self.watched = False
+        """Somebody waits for the answer: say that it is under way."""
         self._process = ChatProcess(Open(sides=found.sides, dtype=settings.dtype, threads=settings.threads))
         self._news: queue.Queue[News | None] = queue.Queue()
         self._run_dir = found.run_dir
@@ -194,7 +197,7 @@ class LineChat:
 
     def _follow(self, done: Callable[[], bool], *, each: Callable[[], None] = lambda: None, loud: bool = False) -> None:
         """Fold news until `done`; Ctrl+C stops the answers once. Raises EngineError when the process ends."""
-        from engine.jobs.chat_lines import Loading, Stop
+        from engine.jobs.chat_lines import Loading, Sent, Stop
         from scaler_tui.chat_state import Phase
 
         stopping = False
@@ -212,6 +215,8 @@ class LineChat:
                 raise self._process.error or EngineError("chat.failed", "The chat is over.")
             if loud and isinstance(news, Loading):
                 self._note(f"{news.words} ...")
+            elif self.watched and isinstance(news, Sent):
+                self._note(f"{self.state.sides[news.side].order.name} answers, {news.tokens} tokens sent ...")
             self.state.take(news)
             each()
 

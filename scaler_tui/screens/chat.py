@@ -199,7 +199,7 @@ class ChatScreen(Screen[None]):
             await place.mount(ChatColumn())
         for place_number, (number, column) in enumerate(zip(self._shown(), self.query(ChatColumn), strict=True)):
             column.set_class(place_number > 0, "-next")
-            await column.show(state.sides[number], sent=self.shows_sent, unicode=unicode)
+            await column.show(state.sides[number], self.size.width // wanted, sent=self.shows_sent, unicode=unicode)
 
     def _shown(self) -> list[int]:
         """The sides in the columns, from left to right."""
@@ -210,7 +210,7 @@ class ChatScreen(Screen[None]):
         sampling = self.state.sampling if self.state is not None else self.settings.sampling
         words = sampling.words.partition(", at most")[0]
         room = max(self.size.width - len(words) - 10, 8)
-        name = clip(self.asked.model, room, unicode=unicode)
+        name = clip(self.run_dir.name if self.run_dir is not None else self.asked.model, room, unicode=unicode)
         gap = " " * max(self.size.width - len(name) - len(words) - 9, 1)
         return Content.assemble(" ", toned("Chat", "strong"), f"  {name}", gap, toned(words, "quiet"), " ")
 

@@ -39,9 +39,9 @@ class ChatColumn(VerticalScroll):
         yield GrowingText(classes="chat-beginning")
         yield GrowingText(classes="chat-sent")
 
-    async def show(self, side: SideState, *, sent: bool, unicode: bool) -> None:
-        """Draw `side`; with `sent` the text it was given instead of its conversation."""
-        self.border_title = heading(side, self.size.width, unicode=unicode)
+    async def show(self, side: SideState, width: int, *, sent: bool, unicode: bool) -> None:
+        """Draw `side` in about `width` cells; with `sent` the text it was given instead of its conversation."""
+        self.border_title = heading(side, width, unicode=unicode)
         follows = self.scroll_offset.y >= self.max_scroll_y - 1
         start, given = self.query_one(".chat-beginning", GrowingText), self.query_one(".chat-sent", GrowingText)
         changed = start.show(beginning(side)) | given.show(sent_content(side, unicode=unicode) if sent else Content(""))

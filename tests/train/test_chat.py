@@ -36,6 +36,7 @@ from engine.jobs.chat_lines import (
     decode_news,
     encode,
 )
+from engine.models.headers import read_headers
 from engine.train.environment import Device
 from tests.train.spawn import worker_environment
 
@@ -227,6 +228,18 @@ def test_a_second_model_that_does_not_fit_is_refused_in_words_and_the_first_answ
     assert {ready.side: ready.facts.shares for ready in heard.of(SideReady)} == {0: True, 2: True}
     service.ask(Ask(ask=1, turns=(ASKED, ASKED, ()), sampling=GREEDY))
     assert [done.side for done in heard.of(Answered)] == [0]
+
+
+def test_where_float32_does_not_fit_half_of_it_is_taken_and_said(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = sum(tensor.elements for tensor in read_headers(tiny_model).tensors)
+    monkeypatch.setattr("engine.evaluation.loading.free_bytes", lambda device: 3 * numbers)
+    heard = Heard()
+    ChatService(CPU, heard, lambda: False).open(Open(sides=(order(tiny_model),)))
+    (ready,) = heard.of(SideReady)
+    assert ready.facts.weights == "bfloat16"
+    assert "the usual type is float32" in ready.facts.notes[0]
 
 
 # ── the service ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -33,7 +33,7 @@ def test_figures_on_one_base_are_those_of_every_adapter_alone(
     tiny_model: Path, adapters: dict[str, Path], tiny_data: Path
 ) -> None:
     text = Source("words", str(tiny_data / "base.txt"))
-    names = ("lora", "pissa", "head")
+    names = ("lora", "pissa")
     sides = Sides(CPU)
     orders = (order(tiny_model), *(order(adapters[name], tiny_model) for name in names))
     report = measured(sides, orders, FoldersRequest(Model(tiny_model, "base"), suites=(text,)))

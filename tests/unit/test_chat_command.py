@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
 from scaler_tui.cli import main
 from tests.support.fake_chat import PROGRAM
+from tests.support.pty_terminal import PtyTerminal
 from tests.unit.test_chat_sides import adapter
 from tests.unit.test_hygiene import HEAVY, ROOT, modules_after
 
@@ -131,3 +133,39 @@ def test_talking_line_by_line_needs_neither_torch_nor_textual() -> None:
         "assert main(['chat', 'demo', '--prompt', 'hello']) == 0\n"
     )
     assert not loaded & (HEAVY | {"textual", "rich", "pydantic"})
+
+
+def test_a_person_at_a_line_stops_answers_changes_settings_and_leaves(own_home: Path) -> None:
+    program = (
+        "import sys, scaler_tui.chat_process as process\n"
+        f"process.PROGRAM = {PROGRAM!r}\n"
+        "from scaler_tui.cli import main\n"
+        "sys.exit(main(['--plain', 'chat', 'demo']))\n"
+    )
+    terminal = PtyTerminal([sys.executable, "-c", program])
+    try:
+        terminal.read_until(lambda text: b"Type a question" in text)
+        for typed, answer in (
+            (b"wait\n", b"demo answers"),
+            (b"\x03", b"; stopped"),
+            (b"/seed 5\n", b"Now seed 5"),
+            (b"/temperature warm\n", b"'warm' is no number."),
+            (b"/again\n", b"demo answers"),
+            (b"\x03", b"; stopped"),
+            (b"/clear\n", b"A new conversation."),
+            (b"b\n", b"demo heard b in turn 1"),
+            (b"/template\n", b"<|im_start|>assistant"),
+        ):
+            before = len(terminal.received)
+            terminal.send(typed)
+            terminal.read_until(lambda text, begin=before, wanted=answer: wanted in text[begin:])
+        terminal.send(b"q\n")
+        terminal.process.wait(30)
+    finally:
+        terminal.close()
+    assert terminal.process.returncode == 0
+    assert b"demo heard wait in turn 1 with seed 5" in terminal.received
+    assert b"\x1b" not in terminal.received
+    assert [(one.prompt, one.again, one.answers[0].ended) for one in chats(own_home)] == [
+        ("wait", False, "stopped"), ("wait", True, "stopped"), ("b", False, "end")
+    ]  # fmt: skip
