@@ -32,6 +32,7 @@ from textual.pilot import Pilot  # noqa: E402
 import scaler_tui.app as app_module  # noqa: E402
 import scaler_tui.feeds.data_check as data_check  # noqa: E402
 import scaler_tui.race_process as race_process  # noqa: E402
+from assets import screenshot_results  # noqa: E402
 from engine.errors import EngineError  # noqa: E402
 from engine.hardware.simulate import simulate  # noqa: E402
 from engine.jobs.card_io import write_card  # noqa: E402
@@ -50,7 +51,7 @@ from tests.unit.test_text_plan import report_of  # noqa: E402
 
 SIZES = ((80, 24), (120, 40))
 THEMES = ("dark", "light")
-LARGE_PNG = ("question", "matrix", "run-running", "card", "race", "schedule")
+LARGE_PNG = ("question", "matrix", "run-running", "card", "race", "schedule", "adapters")
 """Screens whose large picture is kept as PNG too; all of them would be megabytes."""
 _PRINTS = "import sys; sys.stdout.write(open(sys.argv[1]).read())"
 """Stands in for the measuring process: prints a recording."""
@@ -338,6 +339,7 @@ SCENES: dict[str, Scene] = {
     "card-abilities": abilities,
     "help": helping,
     "problem": problem,
+    **screenshot_results.SCENES,
 }
 
 

@@ -49,11 +49,11 @@ class AdaptersScreen(MixingScreen):
             "right", "shift(1)", "Change", key_display="←→", tooltip="Weight or setting up; with Shift in large steps"
         ),
         Binding("s", "sweep", "Sweep", priority=True, tooltip="Find good weights on the rows; Esc stops it"),
+        Binding("b,escape,backspace", "back", "Back", key_display="b"),
         Binding("a", "type('add')", "Add", priority=True, tooltip="Add an adapter's folder, or a run"),
         Binding("d", "type('data')", "Rows", priority=True, tooltip="Rows to score on"),
         Binding("m", "write('merge')", "Merge", priority=True, tooltip="Write a whole model with the mix in it"),
         Binding("w", "write('spec')", "Spec", priority=True, tooltip="Write the mix as a job for scaler-wizard run"),
-        Binding("b,escape,backspace", "back", "Back", key_display="b"),
         Binding("left", "shift(-1)", "Less", show=False),
         Binding("shift+right", "shift(5)", "More", show=False, tooltip="A large step up"),
         Binding("shift+left", "shift(-5)", "Much less", show=False, tooltip="A large step down"),
@@ -98,8 +98,8 @@ class AdaptersScreen(MixingScreen):
 
     def title_text(self) -> str:
         """Of which base."""
-        base = self.mixing.base
-        return f"adapters on {Path(base).name}" if base else "adapters"
+        chosen = self.mixing.chosen
+        return f"adapters on {chosen[0].base}" if chosen else "adapters"
 
     # ── what is pointed at ───────────────────────────────────────────────────────────────────────────────────────
     @property

@@ -111,7 +111,10 @@ class MixingScreen(FramedScreen):
 
     def _swept(self, report: SweepReport) -> None:
         """Its weights are put on the sliders."""
-        self.swept = report
+        import msgspec
+
+        names = tuple(self.mixing.of(folder).name for folder in self.sweeping)
+        self.swept = msgspec.structs.replace(report, adapters=names)
         for folder, weight in zip(self.sweeping, report.best.weights, strict=True):
             self.mixing.weights[folder] = weight
         self.ask_again()

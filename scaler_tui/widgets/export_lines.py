@@ -41,15 +41,29 @@ class Place:
 
     id: str
     title: str
+    brief: str
     words: str
 
 
 PLACES = (
-    Place("hf", "Folder for transformers", "config, safetensors, tokenizer, model card; vLLM and others read it too."),
     Place(
-        "gguf", "GGUF file", "One file for llama.cpp, LM Studio, KoboldCpp; every size is compared where llama.cpp is."
+        "hf",
+        "Folder for transformers",
+        "vLLM and others read it too",
+        "Config, safetensors, tokenizer, model card; loaded once by plain transformers.",
     ),
-    Place("ollama", "Ollama", "The GGUF file with a Modelfile: template, stop tokens, parameters."),
+    Place(
+        "gguf",
+        "GGUF file",
+        "llama.cpp, LM Studio, KoboldCpp",
+        "One file a size; each is compared with transformers where llama.cpp is installed.",
+    ),
+    Place(
+        "ollama",
+        "Ollama",
+        "the same with a Modelfile",
+        "The GGUF file with a Modelfile: template, stop tokens, parameters.",
+    ),
 )
 
 
@@ -58,7 +72,7 @@ def place_line(number: int, place: Place, width: int, signs: Glyphs, *, chosen: 
     head = f"{signs.pointer if pointed else ' '} {number} {signs.on if chosen else signs.off} {place.title:<24}"
     room = width - len(head) - 1
     tone = "reverse bold" if pointed else "bold" if chosen else QUIET
-    return Content.assemble((head, tone), " ", (clip(place.words, room, unicode=signs.arrow == "→"), QUIET))
+    return Content.assemble((head, tone), " ", (clip(place.brief, room, unicode=signs.arrow == "→"), QUIET))
 
 
 def type_line(

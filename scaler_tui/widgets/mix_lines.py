@@ -151,7 +151,24 @@ def swept_content(report: SweepReport, width: int, signs: Glyphs) -> list[Conten
     tone = "$text-success" if report.helps else "$text-warning"
     mark = signs.ok if report.helps else signs.warn
     found = f"{mark} Sweep: {weights_text(report.adapters, report.best.weights)} is the best of {report.tries} sets."
-    return [Content.styled(wrapped_line(found, width).plain, f"bold {tone}"), wrapped_line(verdict(report), width)]
+    head = [Content.styled(wrapped_line(found, width).plain, f"bold {tone}"), wrapped_line(verdict(report), width)]
+    return [*head, *_swept_table(report, width, signs)]
+
+
+def _swept_table(report: SweepReport, width: int, signs: Glyphs) -> list[Content]:
+    """Base, each alone, all equally and the best, on the rows that were searched on and on others."""
+    names = report.adapters
+    rows = [("base", report.base), *zip(names, report.alone, strict=True)]
+    rows += [("all equally", report.equal)] if report.equal is not None else []
+    rows.append(("best found", report.best))
+    cells = min(max(len(name) for name, _ in rows), max(width - 26, 12))
+    lines = [toned(f"{'':<{cells}}  {'searched on':>11}  {'others':>9}", "quiet")]
+    for name, one in rows:
+        check = signs.dash if one.check_loss is None else f"{one.check_loss:.4f}"
+        figures = f"  {one.loss:>11.4f}  {check:>9}"
+        shown = f"{clip(name, cells, unicode=signs.arrow == '→'):<{cells}}"
+        lines.append(Content.assemble(shown, toned(figures, "strong" if one is report.best else "")))
+    return lines
 
 
 def weights_text(names: Sequence[str], weights: Sequence[float]) -> str:
