@@ -71,6 +71,9 @@ def test_the_questions_survive_resizes_wrong_keys_and_leaving(terminal: Opener, 
     first.wait("step 3 of 9")
     first.press("2")
     first.wait("step 4 of 9")
+    first.wait("Where should the model run in the end?")
+    first.press("1")
+    first.wait("step 5 of 9")
     first.press("t")
     first.type("/no/such/file.jsonl")
     first.press("Enter")
@@ -82,10 +85,10 @@ def test_the_questions_survive_resizes_wrong_keys_and_leaving(terminal: Opener, 
     first.wait("EXIT=0")
 
     second = terminal("--demo", size=size)
-    second.wait("Continue the wizard  at step 4 of 9")
+    second.wait("Continue the wizard  at step 5 of 9")
     second.press("2")
-    second.wait("step 4 of 9")
-    for step in range(5, 10):
+    second.wait("step 5 of 9")
+    for step in range(6, 10):
         second.press("Enter")
         second.wait(f"step {step} of 9")
     second.press("Enter")

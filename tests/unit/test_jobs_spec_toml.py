@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engine.errors import EngineError
 from engine.jobs import spec as spec_module
 from engine.jobs.spec import JobSpec
+from engine.jobs.spec_export import Destination
 from engine.jobs.spec_toml import dump_spec, load_spec, spec_hash, with_absolute_paths
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -154,7 +155,7 @@ def test_every_field_of_every_section_is_written() -> None:
         evaluation=evaluation,
         stop=spec_module.StopSection(hours=2),
         distributed=spec_module.DistributedSection(processes=2),
-        export=spec_module.ExportSection(adapter=True),
+        export=spec_module.ExportSection(to=(Destination.GGUF,)),
     )
     taught = JobSpec(distillation=spec_module.DistillationSection(teacher="self"))
     mixed = JobSpec(
