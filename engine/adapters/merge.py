@@ -135,6 +135,7 @@ def merge(request: MergeRequest, report: Report = lambda _: None) -> MergeRecord
     prepared = _prepare(request)
     if finish_interrupted(request.out, RECORD):
         found = read_record(request.out)
+        shutil.rmtree(_aside(request.out), ignore_errors=True)
         if found is not None and found.order_sha256 == prepared.order_sha256:
             return found
     folders = [one.adapter.path for one in request.mix]
@@ -340,10 +341,15 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _aside(out: Path) -> Path:
+    """Where what is replaced lies for a moment."""
+    return out.with_name(f".{out.name}.replaced")
+
+
 def _publish(staging: Staging, names: list[str], request: MergeRequest) -> None:
     """The result's name; what had it goes when the result has it."""
     out = request.out
-    aside = out.with_name(f".{out.name}.replaced")
+    aside = _aside(out)
     if not (request.force and out.exists()):
         staging.publish(names)
         shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was killed just here

@@ -28,6 +28,7 @@ from engine.adapters import merge as folders
 from engine.adapters.folder import read_adapter
 from engine.adapters.merge_plan import Weighed
 from engine.adapters.merge_refusals import SPARE_BYTES
+from engine.adapters.preflight import heldout_of
 from engine.context.certificate import CERTIFICATE_NAME, Training, encode_certificate
 from engine.data.load import PreparedData, prepare
 from engine.data.rows import EncodedRow
@@ -38,7 +39,7 @@ from engine.evaluation.model import LoadedModel
 from engine.evaluation.rows import row_batches
 from engine.jobs import layout
 from engine.jobs.card import MergeCheck
-from engine.jobs.spec import JobSpec
+from engine.jobs.spec import JobSpec, Task
 from engine.jobs.store import load_run_spec
 from engine.jobs.summary import read_record
 from engine.models.headers import read_headers
@@ -206,7 +207,9 @@ def merge_run(run_dir: Path) -> MergeCheck:
     assert ref.path is not None
     device = prepare_torch(choose_threads(spec.training.threads), spec.training.dtype)
     quiet_libraries()
-    data = prepare(spec.data, ref.path, now=datetime.fromtimestamp(read_record(run_dir).created))
+    created = datetime.fromtimestamp(read_record(run_dir).created)
+    mixes = spec.task is Task.MIX
+    data = heldout_of(spec, ref.path, created) if mixes else prepare(spec.data, ref.path, now=created)
     window = window_of(run_dir, spec, ref) if trains_window(spec) else None
     ref = window.ref if window is not None else ref
     assert ref.path is not None

@@ -122,6 +122,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "fewer tokens": {"resize": 95},
 }
 TIED_ONLY = {"tied on purpose"}
+ONCE = {"patterns", "rslora", "olora", "whole norm", "own biases", "embedding and dora", "fewer tokens"}
+"""Nothing about them depends on whether the ends are tied."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,6 +131,8 @@ TIED_ONLY = {"tied on purpose"}
 def test_a_merged_folder_computes_what_peft_computes(kind: str, base: str, bases: Bases, tmp_path: Path) -> None:
     if kind in TIED_ONLY and base != "tied":
         pytest.skip("only of tied models")
+    if kind in ONCE and base == "tied":
+        pytest.skip("the same as untied")
     expected = trained(bases(base), tmp_path / "adapter", **KINDS[kind])
     record = _merge(bases(base), tmp_path / "merged", (tmp_path / "adapter", 1.0), shard_bytes=20_000)
     model = _load(tmp_path / "merged")
@@ -137,3 +141,41 @@ def test_a_merged_folder_computes_what_peft_computes(kind: str, base: str, bases
     stored = {tensor.name for tensor in read_headers(tmp_path / "merged").tensors}
     assert ("lm_head.weight" in stored) == (base == "untied" or record.untied)
     assert record.changed > 0
+
+
+def test_transposed_layers_merge_as_they_are_stored(bases: Bases, tmp_path: Path) -> None:
+    expected = trained(bases("gpt2"), tmp_path / "adapter", fan_in_fan_out=True, target_modules=["c_attn", "c_fc"])
+    _merge(bases("gpt2"), tmp_path / "merged", (tmp_path / "adapter", 1.0))
+    assert _difference(expected, _logits(_load(tmp_path / "merged"))) < 1e-5
+
+
+def test_several_adapters_of_different_kinds_add_up_to_the_sum_of_what_each_changes(
+    bases: Bases, tmp_path: Path
+) -> None:
+    base, weights = bases("untied"), (0.6, -0.3)
+    kinds: tuple[dict[str, Any], ...] = ({"use_dora": True}, {"bias": "all", "modules_to_save": ["lm_head"]})
+    for number, settings in enumerate(kinds):
+        trained(base, tmp_path / f"adapter{number}", seed=number, **settings)
+    folders = [tmp_path / f"adapter{number}" for number in range(2)]
+    _merge(base, tmp_path / "both", *zip(folders, weights, strict=True))
+    expected = {name: value.clone() for name, value in _load(base).state_dict().items()}
+    plain = {name: value.clone() for name, value in expected.items()}
+    for number, weight in enumerate(weights):
+        _merge(base, tmp_path / f"alone{number}", (folders[number], 1.0))
+        for name, value in _load(tmp_path / f"alone{number}").state_dict().items():
+            expected[name] += weight * (value - plain[name])
+    for name, value in _load(tmp_path / "both").state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["more tokens", "dora"])
+def test_the_comparison_finds_the_merged_folder_to_be_the_adapter_on_its_base(
+    kind: str, bases: Bases, tmp_path: Path
+) -> None:
+    from engine.proof.same_function import FunctionRequest, same_function
+
+    trained(bases("tied"), tmp_path / "adapter", **KINDS[kind])
+    _merge(bases("tied"), tmp_path / "merged", (tmp_path / "adapter", 1.0))
+    report = same_function(FunctionRequest(tmp_path / "merged", tmp_path / "adapter", base=bases("tied"), tokens=24))
+    assert report.agrees
+    assert report.logits.max_rel_logit_diff < 1e-5

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +18,8 @@ from engine.jobs.card import Card
 from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
-from tests.train.conftest import Finished, RunWorker, SpecMaker
-from tests.train.spawn import worker_command, worker_environment
+from tests.support.forked_workers import ForkedWorkers
+from tests.train.conftest import Finished, SpecMaker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mixed")]
 
@@ -67,9 +67,7 @@ def card_of(done: Finished) -> Card:
     return msgspec.json.decode((done.run_dir / "card.json").read_bytes(), type=Card)
 
 
-def test_a_mix_is_measured_beside_its_base_and_merged(
-    mix: Mix, run_worker: RunWorker, tiny_model: Path, adapters: tuple[Path, Path]
-) -> None:
+def test_a_mix_is_measured_beside_its_base_and_merged(mix: Mix, workers: ForkedWorkers, tiny_model: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -79,7 +77,8 @@ def test_a_mix_is_measured_beside_its_base_and_merged(
     from engine.train.model import ready
 
     spec = mix(output={"merge": True}, evaluation={"sample_prompts": ["Say dune"]})
-    done = run_worker(spec)
+    run_dir = create_run(spec)
+    done = Finished(run_dir, workers.run(run_dir))
     assert done.end.outcome == "finished", done.log
     card = card_of(done)
     assert card.mix is not None
@@ -101,15 +100,16 @@ def test_a_mix_is_measured_beside_its_base_and_merged(
     assert card.after.task_loss == pytest.approx(loss, abs=1e-4)
 
 
-def test_a_mix_that_is_killed_goes_on_to_the_same_end(mix: Mix, run_worker: RunWorker) -> None:
+def test_a_mix_that_is_killed_goes_on_to_the_same_end(mix: Mix, workers: ForkedWorkers) -> None:
     spec = mix(mix={"sweep": 12})
-    whole = run_worker(spec)
+    unbroken = create_run(spec)
+    whole = Finished(unbroken, workers.run(unbroken))
     assert whole.end.outcome == "finished", whole.log
     run_dir = create_run(spec)
     for phase in ("mixing", "measuring after"):
-        _kill_in(run_dir, phase)
+        _kill_in(workers, run_dir, phase)
         assert not (run_dir / "card.json").exists()
-    done = run_worker(run_dir)
+    done = Finished(run_dir, workers.run(run_dir))
     assert done.end.outcome == "finished", done.log
     first, second = card_of(whole), card_of(done)
     assert first.mix is not None
@@ -123,16 +123,13 @@ def test_a_mix_that_is_killed_goes_on_to_the_same_end(mix: Mix, run_worker: RunW
     assert [path.name for path in (run_dir / "output").iterdir()] == ["adapter"]
 
 
-def _kill_in(run_dir: Path, phase: str) -> None:
+def _kill_in(workers: ForkedWorkers, run_dir: Path, phase: str) -> None:
     """Start the worker and kill it with -9 in its first moments of a phase."""
     tail = JournalTail(run_dir)
     tail.read_new()
-    process = subprocess.Popen(
-        worker_command(run_dir), env=worker_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None:
-        if any(isinstance(event, ev.Phase) and event.name == phase for event in tail.read_new()):
-            break
+    worker, there = workers.start(run_dir), False
+    while workers.is_alive(worker) and not there:
+        there = any(isinstance(event, ev.Phase) and event.name == phase for event in tail.read_new())
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    os.kill(worker, signal.SIGKILL)
+    assert workers.wait() == -signal.SIGKILL
