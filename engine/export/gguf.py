@@ -91,8 +91,8 @@ def write_gguf(
     """
     check_target(out, force=force)
     content = _content(folder, stored, name, chat_template)
-    with whole_file(out, content.needed_bytes) as partial:
-        _write(partial, content, on_progress)
+    with whole_file(out, content.needed_bytes, force=force) as partial:
+        _write(partial.path, content, on_progress)
     special = content.tokenizer.special
     return GgufFile(
         out,

@@ -121,8 +121,8 @@ def write_gguf_adapter(
     pairs = [_pair(adapted, base, graph, shape, part, alpha) for adapted in adapter.adapted]
     kind = _type(stored)
     data_bytes = sum(math.prod(one) for pair in pairs for one in pair.shapes) * STORAGE[kind].itemsize
-    with whole_file(out, data_bytes + _HEAD_BYTES + 256 * len(pairs)) as partial:
-        _write(partial, graph, name or adapter_folder.resolve().name, alpha, pairs, kind, on_progress)
+    with whole_file(out, data_bytes + _HEAD_BYTES + 256 * len(pairs), force=force) as partial:
+        _write(partial.path, graph, name or adapter_folder.resolve().name, alpha, pairs, kind, on_progress)
     return GgufAdapter(out, out.stat().st_size, graph.name, alpha, len(pairs), max(pair.rank for pair in pairs))
 
 

@@ -10,12 +10,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import EngineError, ExitCode
 from engine.jobs import lock
 from engine.jobs.layout import DISK_FULL_ERRNOS, fsync_directory
 from engine.units import format_bytes
+
+_PATIENCE_SECONDS = 2.0
+"""A worker whose asker was killed needs a moment to end."""
 
 
 def check_target(out: Path, *, force: bool) -> None:
@@ -31,41 +35,61 @@ def check_target(out: Path, *, force: bool) -> None:
         raise EngineError("export.write", f"There is no folder {out.parent}.", next_step="Make it, or choose another.")
 
 
-@contextmanager
-def whole_file(out: Path, needed_bytes: int) -> Iterator[Path]:
-    """The hidden path to write to; on leaving it is flushed and becomes `out`. After an error it is removed.
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A file before it has its name."""
 
-    Raises EngineError `export.busy` while another process writes the same file, `disk.full` with the bytes that are
-    missing - before anything is written where that can be told - and `export.write`.
+    path: Path
+    handle: int
+    """Locked; another process that writes to the path must inherit it, so that nobody else begins before it ends."""
+
+
+@contextmanager
+def whole_file(out: Path, needed_bytes: int, *, force: bool) -> Iterator[Partial]:
+    """The hidden file to write to; on leaving it is flushed and becomes `out`. After an error it is removed.
+
+    Raises EngineError as `check_target`, `export.busy` while another process writes the same file, `disk.full` with the
+    bytes that are missing - before anything is written where that can be told - and `export.write`.
     """
-    partial = out.with_name(f".{out.name}.partial")
+    check_target(out, force=force)
     try:
-        handle = lock.take(partial)
-        if handle is None:
-            raise EngineError(
-                "export.busy", f"Another process is writing {out}.", next_step="Wait for it, or stop it first."
-            )
+        partial = _taken(out)
         try:
-            yield from _written(partial, out, needed_bytes)
+            yield from _written(partial, out, needed_bytes, force=force)
+        except BaseException:
+            partial.path.unlink(missing_ok=True)
+            raise
         finally:
-            partial.unlink(missing_ok=True)
-            os.close(handle)
+            os.close(partial.handle)
     except OSError as error:
         raise _explained(error, out, 0) from error
 
 
-def _written(partial: Path, out: Path, needed_bytes: int) -> Iterator[Path]:
-    os.truncate(partial, 0)
+def _taken(out: Path) -> Partial:
+    path = out.with_name(f".{out.name}.partial")
+    while True:
+        handle = lock.take(path, _PATIENCE_SECONDS)
+        if handle is None:
+            raise EngineError(
+                "export.busy", f"Another process is writing {out}.", next_step="Wait for it, or stop it first."
+            )
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            return Partial(path, handle)
+        os.close(handle)  # the other's file, which has its name by now
+
+
+def _written(partial: Partial, out: Path, needed_bytes: int, *, force: bool) -> Iterator[Partial]:
+    os.truncate(partial.path, 0)
     if missing := no_room(out, needed_bytes):
         raise missing
     try:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(out)
+        os.fsync(partial.handle)
+        check_target(out, force=force)
+        partial.path.rename(out)
         fsync_directory(out.parent)
     except OSError as error:
-        written = partial.stat().st_size if partial.exists() else 0
+        written = partial.path.stat().st_size if partial.path.exists() else 0
         raise _explained(error, out, needed_bytes - written) from error
 
 

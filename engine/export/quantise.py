@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.errors import EngineError, ExitCode
 from engine.export.imatrix import Importance, read_imatrix
-from engine.export.one_file import check_target, no_room, whole_file
+from engine.export.one_file import Partial, check_target, no_room, whole_file
 from engine.export.runtime import find_runtime, why_none
 
 KINDS = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")
@@ -79,7 +79,10 @@ def quantise(
         )
     importance = read_imatrix(imatrix) if imatrix else ()
     source_bytes = source_gguf.stat().st_size
-    with whole_file(out, 0) as partial, _worker(runtime.python, source_gguf, partial, kind, importance) as worker:
+    with (
+        whole_file(out, 0, force=force) as partial,
+        _worker(runtime.python, source_gguf, partial, kind, importance) as worker,
+    ):
         plan = worker.answer()
         needed_bytes = int(plan["size_bytes"]) + _head_bytes(source_gguf) + _MARGIN_BYTES
         if missing := no_room(out, needed_bytes):
@@ -160,7 +163,7 @@ class _Worker:
 
 @contextmanager
 def _worker(
-    python: str, source_gguf: Path, partial: Path, kind: str, importance: tuple[Importance, ...]
+    python: str, source_gguf: Path, partial: Partial, kind: str, importance: tuple[Importance, ...]
 ) -> Iterator[_Worker]:
     with tempfile.TemporaryDirectory(prefix="scaler-quantise-") as folder, tempfile.TemporaryFile("w+") as log:
         order = Path(folder) / "order.json"
@@ -170,13 +173,13 @@ def _worker(
         matrix = {"values": str(values), "entries": [[one.name, int(one.values.size)] for one in importance]}
         order.write_text(
             json.dumps({
-                "source": str(source_gguf.resolve()), "out": str(partial.resolve()), "kind": kind,
+                "source": str(source_gguf.resolve()), "out": str(partial.path.resolve()), "kind": kind,
                 "imatrix": matrix if importance else None,
             })
         )  # fmt: skip
         process = subprocess.Popen(
             [python, str(_WORKER), str(order)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, pass_fds=(partial.handle,),
         )  # fmt: skip
         try:
             yield _Worker(process, log)
@@ -185,10 +188,10 @@ def _worker(
             process.communicate()
 
 
-def _follow(worker: _Worker, partial: Path, out: Path, needed_bytes: int, report: Callable[[int], object]) -> None:
+def _follow(worker: _Worker, partial: Partial, out: Path, needed_bytes: int, report: Callable[[int], object]) -> None:
     for line in worker.lines():
         if line.get("finished"):
             return
         report(int(line["done_bytes"]))
-    left_bytes = needed_bytes - _MARGIN_BYTES - partial.stat().st_size
+    left_bytes = needed_bytes - _MARGIN_BYTES - partial.path.stat().st_size
     raise no_room(out, left_bytes) or worker.failed()

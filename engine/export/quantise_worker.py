@@ -90,12 +90,11 @@ def quantise(llama: Any, order: dict[str, Any], *, dry: bool) -> Heard:
     """One pass over the model; a dry one computes sizes and types only. Raises SystemExit with what llama.cpp said."""
     heard = Heard(tell=not dry)
 
-    @llama.llama_log_callback
     def listen(level: int, text: bytes, _: Any) -> None:
         heard.hear(level, text.decode("utf-8", "replace"))
 
-    heard.listener = listen  # llama.cpp calls it as long as this process lives
-    llama.llama_log_set(listen, ctypes.c_void_p(0))
+    heard.listener = llama.llama_log_callback(listen)  # llama.cpp calls it as long as this process lives
+    llama.llama_log_set(heard.listener, ctypes.c_void_p(0))
     parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = KINDS[order["kind"]]
     parameters.nthread = max(1, len(os.sched_getaffinity(0)))

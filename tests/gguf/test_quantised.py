@@ -6,7 +6,10 @@ Needs llama-cpp-python in the Python that the environment variable GGUF_PYTHON n
 
 from __future__ import annotations
 
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +128,35 @@ def test_what_llama_cpp_cannot_read_is_told_in_its_words(place: Path, tmp_path: 
     assert refusal.value.code == "export.quantiser"
     assert refusal.value.cause
     assert [path.name for path in tmp_path.iterdir()] == ["cut.gguf"]
+
+
+# Quantises for real; stops after the first weight until a line arrives, so that it is certainly busy when it is killed.
+CHILD = """
+import sys
+from pathlib import Path
+from engine.export.quantise import quantise
+def stop(done, total):
+    print("quantising", flush=True)
+    sys.stdin.readline()
+quantise(Path(sys.argv[1]), Path(sys.argv[2]), "q4_k_m", on_progress=stop)
+"""
+
+
+def test_killed_with_minus_nine_nothing_has_the_name_and_the_next_attempt_ends(
+    place: Path, made: object, tmp_path: Path
+) -> None:
+    from engine.export.quantise import quantise
+
+    out = tmp_path / "model.gguf"
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(place / "written-f32.gguf"), str(out)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"quantising\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    quantise(place / "written-f32.gguf", out, "q4_k_m")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+    assert out.read_bytes() == (place / "made-q4_k_m.gguf").read_bytes()
