@@ -46,7 +46,7 @@ class GoTemplate:
 
     text: str
     takes_system: bool
-    """Else a system message is not shown to the model, as the model's own template has no place for it."""
+    """Else a system message is not shown to the model: its own template has no place for it, or no fixed one."""
     conversations: int
     """On which it was proven."""
 

@@ -1,7 +1,7 @@
 """`python -m engine.export.push FOLDER OWNER/NAME [--private]`: a model folder on the hub, because somebody asked.
 
-Owns the upload and the token. The token comes from HF_TOKEN or from the system's keyring, lives in this process only,
-and is in nothing that is written, printed or raised. Must not know how the folder was made. Prints one JSON line.
+Owns the upload and the token. The token comes from HF_TOKEN or from the system's keyring and is in
+nothing that is written, printed or raised. Must not know how the folder was made. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ _HIDDEN = "(the token)"
 def push(folder: Path, repo_id: str, *, private: bool) -> str:
     """Upload `folder`, make the repository where it is missing; returns its address. Raises EngineError `push.*`,
     `hub.*`, none of which holds the token."""
-    check_repo_id(repo_id)
-    if offline():
-        raise EngineError(
-            "push.offline",
-            f"{folder} is not pushed: the environment says to stay offline.",
-            next_step="Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then push again.",
-        )
+    check_push(repo_id)
     token = find_token()
     try:
         return translated(repo_id, "", lambda: _upload(folder, repo_id, token, private=private))
+    except _Denied as denied:
+        raise EngineError(
+            "push.denied",
+            f"The hub does not let this token write to {repo_id}.",
+            cause=_scrubbed(str(denied), token)[:300],
+            next_step=f"Use a token with write access to {repo_id.partition('/')[0]}: {endpoint()}/settings/tokens",
+        ) from None
     except EngineError as error:
         raise _without(error, token) from None
     except Exception as error:
@@ -49,6 +50,22 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
             next_step="Try it again: what the hub has already is not sent twice.",
             exit_code=ExitCode.RUN_FAILED,
         ) from None
+
+
+def check_push(repo_id: str) -> None:
+    """What can be known before anything is written. Raises EngineError `push.name`, `push.offline`, `push.no_token`."""
+    check_repo_id(repo_id)
+    if offline():
+        raise EngineError(
+            "push.offline",
+            f"Nothing is pushed to {repo_id}: the environment says to stay offline.",
+            next_step="Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then push again.",
+        )
+    find_token()
+
+
+class _Denied(Exception):
+    """The hub's words when it does not let the token write."""
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -87,12 +104,18 @@ def _from_keyring() -> str:
 
 def _upload(folder: Path, repo_id: str, token: str, *, private: bool) -> str:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(endpoint=endpoint(), token=token)
-    api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id, folder_path=folder, repo_type="model", commit_message="Upload with scaler-wizard"
-    )
+    try:
+        api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, repo_type="model", commit_message="Upload with scaler-wizard"
+        )
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise _Denied(str(error)) from None
+        raise
     return f"{endpoint()}/{repo_id}"
 
 

@@ -32,9 +32,9 @@ def export(arguments: argparse.Namespace) -> int:
 
         return export_job(arguments)
     if arguments.push:
-        from engine.export.push import check_repo_id
+        from engine.export.push import check_push
 
-        check_repo_id(arguments.push)
+        check_push(arguments.push)
     source = _source(arguments)
     if arguments.sizes:
         return _say_sizes(source, as_json=arguments.json)
