@@ -70,7 +70,7 @@ class Target:
         if len(self.parts) != 1 or self.parts[0].weight != 1.0:
             return None
         part = self.parts[0]
-        return part.whole if part.rows is part.adapted is part.bias is None else None
+        return None if any(one is not None for one in (part.rows, part.adapted, part.bias)) else part.whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A job that mixes is looked at before it starts: adapters that are there, that belong to the base, rows to measure on."""
+"""A job that mixes is looked at before it starts: adapters that are there and fit the base, rows to measure on."""
 
 from __future__ import annotations
 
