@@ -175,6 +175,8 @@ class AdaptersScreen(MixingScreen):
         return shown
 
     def _waiting(self) -> str:
+        if self.sweep is not None:
+            return "searching weights"
         if self.feed is not None and self.mixing.scorer is None:
             return "Loading the base and its adapters ..."
         return "measuring"
