@@ -38,6 +38,8 @@ _GGUF_READS_RAMP = frozenset({"ministral3", "mistral3"})
 """Loaders that read YaRN's beta_fast and beta_slow."""
 _EXPORTED_HERE = frozenset({"llama", "mistral"})
 """Families whose divisors `engine.export` writes as a tensor."""
+_WHOLE_HERE = frozenset({"gemma2", "phi3"})
+"""Families whose base, scaling and m `engine.export` writes, where the converter forgets some."""
 _OWN_M_HERE = _EXPORTED_HERE | {"qwen2", "qwen3"}
 """Families whose m `engine.export` writes as the GGUF's rope.scaling.attn_factor, made up for the loader's own."""
 _GGUF_FORGETS = frozenset({"gemma", "gemma2", "gpt_neox", "falcon", "phi", "stablelm"})
@@ -245,9 +247,11 @@ def _vllm_longrope(written: _Written) -> Portability:
 def _llama_cpp(written: _Written) -> Portability:
     family, kind = written.family, written.kind
     if family in _GGUF_FORGETS:
+        carried = family in _WHOLE_HERE and (kind in ("base", "linear") or (kind == "yarn" and not written.own_ramp))
         return _lost(
             LLAMA_CPP,
-            f"Its converter writes neither base nor scaling for {family}: the GGUF keeps 10000 and no scaling.",
+            f"Its converter writes neither base nor scaling for {family}: the GGUF keeps 10000 and no scaling"
+            + ("; `scaler-wizard export gguf` writes both." if carried else "."),
             silent=True,
         )
     if kind == "base":
@@ -262,7 +266,7 @@ def _llama_cpp(written: _Written) -> Portability:
         return _lost(
             LLAMA_CPP,
             "The loader computes YaRN's ramp from 32 to 1 rotations whatever the file says"
-            + ("; `python -m engine.export` writes the divisors instead." if family in _EXPORTED_HERE else "."),
+            + ("; `scaler-wizard export gguf` writes the divisors instead." if family in _EXPORTED_HERE else "."),
             silent=True,
         )
     if kind == "yarn" and written.own_m:
@@ -270,7 +274,7 @@ def _llama_cpp(written: _Written) -> Portability:
             LLAMA_CPP,
             f"Frequencies are kept, but the loader replaces m = {written.m:.4g} by 0.1 ln s + 1, unless the GGUF's "
             "rope.scaling.attn_factor makes up for it"
-            + (", as `python -m engine.export` writes it." if family in _OWN_M_HERE else "."),
+            + (", as `scaler-wizard export gguf` writes it." if family in _OWN_M_HERE else "."),
         )
     if kind in ("linear", "yarn"):
         return _exact(LLAMA_CPP, f"The converter writes {kind}, its factor and the old length.")
@@ -302,7 +306,7 @@ def _llama_cpp_longrope(written: _Written) -> Portability:
             LLAMA_CPP,
             f"The converter writes the word longrope for {family} and drops the factors without an error; "
             + (
-                "`python -m engine.export` writes them, and m."
+                "`scaler-wizard export gguf` writes them, and m."
                 if family in _EXPORTED_HERE
                 else "a GGUF patched with them (rope_freqs, or rope_factors_long and _short) works."
             ),
@@ -315,7 +319,11 @@ def _llama_cpp_longrope(written: _Written) -> Portability:
             f"{written.original:,} tokens.",
         )
     if written.own_m:
-        return _approximate(LLAMA_CPP, f"Factors are kept; m is recomputed by formula instead of {written.m:.4g}.")
+        return _approximate(
+            LLAMA_CPP,
+            f"Factors are kept; its converter recomputes m by formula instead of {written.m:.4g}"
+            + ("; `scaler-wizard export gguf` writes it." if family in _WHOLE_HERE else "."),
+        )
     return _exact(LLAMA_CPP, "The converter writes both sets of factors, and m by the same formula.")
 
 

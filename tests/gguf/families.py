@@ -51,6 +51,7 @@ _LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "factor": 4.0,
     "original_max_position_embeddings": 128, "long_factor": [1.0, 1.5, 2.5, 4.0], "short_factor": [1.0, 1.0, 1.1, 1.2],
 }  # fmt: skip
+_YARN = _ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 _GEMMA3 = {"sliding_attention": _ROPE, "full_attention": _ROPE | {"rope_theta": 1e6}}
 _TWISTED = ["full_attention", "sliding_attention", "sliding_attention"] * 3
 FAMILIES = (
@@ -65,6 +66,12 @@ FAMILIES = (
     Family("gemma 2, no caps", "gemma2", "gemma", {
         "sliding_window": 32, "attn_logit_softcapping": None, "final_logit_softcapping": None,
         "num_hidden_layers": 9, "layer_types": _TWISTED,
+    }, GEMMA),
+    Family("gemma 2, yarn with an m of its own", "gemma2", "gemma", {
+        "sliding_window": 32, "rope_parameters": _YARN | {"attention_factor": 1.3},
+    }, GEMMA),
+    Family("gemma 3, yarn", "gemma3_text", "gemma", {
+        "num_hidden_layers": 7, "sliding_window": 32, "rope_parameters": _GEMMA3 | {"full_attention": _YARN},
     }, GEMMA),
     Family("gemma 3", "gemma3_text", "gemma", {
         "num_hidden_layers": 7, "sliding_window": 32, "rope_parameters": _GEMMA3, "query_pre_attn_scalar": 20,

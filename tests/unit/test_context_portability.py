@@ -113,16 +113,20 @@ def test_llama_cpp_loses_a_yarn_ramp_of_its_own_without_an_error(family: str, op
     readers = portability(config, plan_context(config, 16384, "yarn", options))
     (lost,) = (one for one in readers if one.silent)
     assert lost.consumer == LLAMA_CPP
-    assert ("engine.export" in lost.why) == (family == "llama")
+    assert ("export gguf" in lost.why) == (family == "llama")
 
 
 @pytest.mark.parametrize(
     ("kind", "families"),
-    [("longrope", {"llama", "mistral"}), ("yarn, own m", {"llama", "mistral", "qwen2", "qwen3"}), ("yarn", set())],
+    [
+        ("longrope", {"llama", "mistral"}),
+        ("yarn, own m", {"llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"}),
+        ("yarn", {"gemma2", "phi3"}),
+    ],
 )
 def test_the_exporter_is_named_for_the_families_whose_scaling_it_carries(kind: str, families: set[str]) -> None:
     found = {family: portability(config_of(family), plan_of(config_of(family), kind))[-1] for family in FAMILIES}
-    assert {family for family, one in found.items() if "engine.export" in one.why} == families
+    assert {family for family, one in found.items() if "export gguf" in one.why} == families
 
 
 # ── what is done about losses ─────────────────────────────────────────────────────────────────────────────────────
