@@ -1,6 +1,6 @@
-"""The file of rows that was typed, and the answer that means large text instead.
+"""The file of rows or the teacher's folder that was typed, and the answer that means large text instead.
 
-Owns the refusal of what is no file. Must not read it.
+Owns the refusal of what is none. Must not read it.
 """
 
 from __future__ import annotations
@@ -22,4 +22,19 @@ def existing_file(text: str) -> Path:
         "data.not_found",
         f"{path} is a folder." if path.is_dir() else f"There is no file {path}.",
         next_step="Type the path of a .jsonl, .json, .csv, .parquet or .txt file; folders are large text.",
+    )
+
+
+def existing_teacher(text: str) -> str:
+    """A folder as an absolute path; names and hub ids as they are. Raises EngineError."""
+    if not text.startswith(("/", ".", "~")):
+        return text
+    path = Path(text).expanduser().absolute()
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return str(path)
+    raise EngineError(
+        "model.not_found",
+        f"There is no model in {path}.",
+        cause="It has neither config.json nor adapter_config.json." if path.is_dir() else "There is no such folder.",
+        next_step='Type the folder of a model or an adapter, a hub id, or "self".',
     )

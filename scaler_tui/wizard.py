@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
-from scaler_tui.data_file import TEXT, existing_file
+from scaler_tui.data_file import TEXT, existing_file, existing_teacher
 from scaler_tui.machines import planned, simulated
 from scaler_tui.window import APPROACH as LONGER
 from scaler_tui.window import Window
@@ -107,6 +107,8 @@ class Wizard:
             simulated(str(value), self.detected, rented=session.answers().rented)
         if question.id == "data" and value not in ("", "demo", TEXT):
             value = str(existing_file(str(value)))
+        if question.id == "teacher":
+            value = existing_teacher(str(value))
         model = self.model_source
         report = session.answer(value)
         if question.id in ("hardware", "card"):

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from engine.advise.answers import Answers
 from engine.advise.approaches import find_approach, rule_for
+from engine.advise.fit import teacher_asked
 from engine.advise.matrix import Matrix
 from engine.advise.questions import Option, Question
 from engine.advise.recommend import TIMELINE_HOURS
+from engine.advise.targets import larger
 from engine.context.gguf_graphs import GRAPHS
 from engine.errors import EngineError
 from engine.estimate.storage import GGUF_TYPES
@@ -19,7 +21,7 @@ from engine.hardware.machine import Machine
 from engine.jobs.spec_export import Destination
 from engine.models.architecture import Architecture
 from engine.resources import demo_dir
-from engine.units import format_bytes, format_usd
+from engine.units import format_bytes, format_count, format_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ def _impossible(question_id: str, option: Option, answers: Answers, context: Opt
     if question_id == "data" and option.value == "demo" and not (demo_dir() / "finetune" / "train.jsonl").is_file():
         return "the demo data is not installed"
     architecture = context.architecture
+    if question_id == "teacher" and option.value == "" and architecture is not None:
+        return teacher_asked(answers.with_values(teacher=""), architecture)[1].rstrip(".")
     if question_id == "output" and option.value in (Destination.GGUF, Destination.OLLAMA) and architecture is not None:
         known = architecture.family in GRAPHS
         return "" if known else f"GGUF files of '{architecture.family}' models are not written here"
@@ -87,6 +91,9 @@ def _effect(question_id: str, option: Option, context: OptionContext) -> str:
         return f"{_possible(matrix, limit, None)} of {len(matrix.rows)} approaches fit and finish in time"
     if question_id == "budget_usd" and matrix is not None and option.value:
         return f"{_possible(matrix, None, float(option.value))} of {len(matrix.rows)} approaches fit and stay below it"
+    if question_id == "teacher" and option.value == "" and context.architecture is not None:
+        teacher = larger(context.architecture)
+        return f"{teacher.name}, {format_count(teacher.parameters)} parameters"
     if question_id == "output" and context.architecture is not None:
         return _output_effect(str(option.value), context.architecture.parameters)
     return ""

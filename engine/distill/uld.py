@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 
+_KEPT_ROWS = 1 << 16
+"""Rows whose alignment is remembered."""
+
+
 def uld_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Sum over n of |p(n) - q(n)|, the n-th largest probability of each: the 1-Wasserstein distance of two
     distributions when moving between any two tokens costs the same (arXiv 2402.12030, equations 4 and 5).
@@ -92,6 +96,8 @@ class UldKnowledge:
         """Rows come again in every epoch."""
         found = self._seen.get(row.ids)
         if found is None:
+            if len(self._seen) >= _KEPT_ROWS:
+                self._seen.clear()
             limit = self.teacher.loaded.context_length
             found = self._seen[row.ids] = aligned(row.ids, self.student, self.teacher.loaded.tokenizer, limit)
         return found

@@ -179,3 +179,28 @@ def test_a_plan_for_a_teacher_names_the_smallest_pair_where_none_fits() -> None:
     assert plan.work.packed
     assert plan.work.teacher_held is TeacherHeld.OFFLOADED
     assert plan.memory_verdict is Verdict.NO
+
+
+def test_the_question_about_the_teacher_names_the_next_larger_model_or_says_that_there_is_none() -> None:
+    from engine.advise.option_state import OptionContext, option_states
+    from engine.advise.questions import load_graph
+
+    question = load_graph().question("teacher")
+    assert question not in load_graph().visible({"goal": "style"})
+    assert question in load_graph().visible({"goal": "smaller"})
+    known = option_states(question, ANSWERS, OptionContext(place(24), STUDENT))[0]
+    assert (known.enabled, known.effect) == (True, "llama-3.2-3b, 3.21B parameters")
+    unknown = option_states(question, ANSWERS, OptionContext(place(24), DEMO))[0]
+    assert not unknown.enabled
+    assert "has to be named" in unknown.reason
+
+
+def test_a_teacher_that_is_typed_is_an_absolute_folder_or_refused(tmp_path: Path) -> None:
+    from scaler_tui.data_file import existing_teacher
+
+    assert existing_teacher("self") == "self"
+    assert existing_teacher("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    with pytest.raises(EngineError, match="There is no model in"):
+        existing_teacher(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert existing_teacher(f"{tmp_path}/../{tmp_path.name}").endswith(tmp_path.name)
