@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -129,6 +130,7 @@ class ChatService:
         self._tell(_sent(request.ask, number, side, text, len(ids)))
         window = side.slot.loaded.context_length
         check_room(len(ids), window)
+        check_vocabulary(side, ids)
         asked = Asked(ids, request.sampling, frozenset(_ends(side)), window)
         outcome, unfolding, began = Outcome(), Unfolding(side.tokenizer), time.monotonic()
         waiting, told = "", began
@@ -187,6 +189,18 @@ def check_room(prompt_tokens: int, window: int) -> None:
         )
 
 
+def check_vocabulary(side: Side, ids: Sequence[int]) -> None:
+    """Raises EngineError `chat.vocabulary` for tokens that the model has no embedding for."""
+    rows = side.slot.loaded.vocab_size
+    if max(ids, default=0) >= rows:
+        raise EngineError(
+            "chat.vocabulary",
+            f"The tokenizer of {side.order.name} has tokens that the model does not have.",
+            cause=f"Token {max(ids):,} was to be sent; the model has embeddings for {rows:,}.",
+            next_step=f"Put the model's own tokenizer files into {side.tokenizer_folder}.",
+        )
+
+
 def _ends(side: Side) -> list[int]:
     from dataclasses import replace
 
@@ -199,14 +213,22 @@ def problem_of(error: EngineError) -> Problem:
 
 
 def _without_running_out(work: Callable[[], object]) -> None:
-    """Do `work`; memory that runs out becomes an EngineError `chat.memory`, and is free again."""
+    """Do `work`; memory that runs out becomes an EngineError `chat.memory`, and is free again; what libraries raise
+    becomes `chat.model`, so that one side's trouble is its own."""
     try:
         work()
         return
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
+    except (MemoryError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         cause = " ".join(str(error).split())[:200]
+        if not is_out_of_memory(error):
+            traceback.print_exc()  # for who looks into it; standard output is for lines alone
+            raise EngineError(
+                "chat.model",
+                "The model's own code failed.",
+                cause=f"{type(error).__name__}: {cause}",
+                next_step="Look at the model with: scaler-wizard inspect FOLDER; other sides go on.",
+                exit_code=ExitCode.RUN_FAILED,
+            ) from error
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

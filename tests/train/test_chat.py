@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from engine.chat.answering import Asked, Outcome, answer
 from engine.chat.service import ChatService, prompt_of
 from engine.chat.sides import Side, Sides
+from engine.chat.unfolding import Unfolding
+from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
 from engine.jobs.chat_lines import (
     AllAnswered,
@@ -348,6 +351,52 @@ def test_a_template_that_refuses_a_system_text_says_what_to_leave_out(
     (failed,) = heard.of(Failed)
     assert failed.problem.cause == "no system role"
     assert "system text" in failed.problem.next_step
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused_before_the_model_fails(
+    opened: Callable[..., tuple[ChatService, Heard]], tiny_model: Path, tmp_path: Path
+) -> None:
+    for file in tiny_model.iterdir():
+        if file.name != "tokenizer.json":
+            (tmp_path / file.name).symlink_to(file)
+    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    tokenizer.add_tokens([f"heron{number}" for number in range(40)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    service, heard = opened(folder=tmp_path)
+    service.ask(Ask(ask=1, turns=((Turn("user", "heron39"),),), sampling=GREEDY))
+    (failed,) = heard.of(Failed)
+    assert failed.problem.code == "chat.vocabulary"
+    service.ask(Ask(ask=2, turns=(ASKED,), sampling=GREEDY))
+    assert heard.of(Answered)
+
+
+def test_a_failure_in_a_models_code_is_that_sides_own(
+    tiny_model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    service = ChatService(CPU, heard, lambda: False)
+    service.open(Open(sides=(order(tiny_model), order(adapters["lora"], tiny_model))))
+    fine = Unfolding.add
+
+    def fails_once(self: Unfolding, token: int) -> str:
+        monkeypatch.setattr(Unfolding, "add", fine)
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Unfolding, "add", fails_once)
+    service.ask(Ask(ask=1, turns=(ASKED, ASKED), sampling=GREEDY))
+    assert heard.of(Failed)[0].problem.cause == "RuntimeError: shapes do not match"
+    assert [done.side for done in heard.of(Answered)] == [1]
+
+
+def test_a_character_spread_over_tokens_appears_whole_and_nothing_is_lost(tiny_model: Path) -> None:
+    tokenizer = ChatTokenizer.load(tiny_model)
+    text = "Grüße, 世界 🙂 and  more"
+    ids = tokenizer.encode(text)
+    unfolding = Unfolding(tokenizer)
+    pieces = [unfolding.add(token) for token in ids]
+    assert "".join(pieces) == unfolding.text == text
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert len(ids) > len(text)  # several tokens a character, or this tests nothing
 
 
 # ── the process ──────────────────────────────────────────────────────────────────────────────────────────────────
