@@ -25,8 +25,8 @@ def test_the_table_has_a_column_per_adapter_and_every_one_is_held_against_the_ba
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fell = RetentionReport(
-        on="base_text", unit="bits per byte", before=1.0, after=2.0, delta=1.0, low=0.9, high=1.1, pairs=50, verdict="lost",
-        words="base_text rose from 1.000 to 2.000 bits per byte, significant",
+        on="base_text", unit="bits per byte", before=1.0, after=2.0, delta=1.0, low=0.9, high=1.1, pairs=50,
+        verdict="lost", words="base text rose from 1.000 to 2.000 bits per byte, significant",
     )  # fmt: skip
     report = AdaptersReport(
         base=abilities("demo", 1.0),
