@@ -57,11 +57,12 @@ class Objective:
     """C; 0 for as many as `CHUNK_BYTES` hold."""
     _sums: list[Tensor] = field(default_factory=list)
     """(3,) of each micro-batch of the step, before weights."""
-    _own_answers: bool = False
+    own_answers: bool = False
+    """Whether the step under way learns on what the student wrote."""
 
     def begin_step(self) -> None:
         """Forget the parts of the step before, or of a try that failed."""
-        self._sums, self._own_answers = [], False
+        self._sums, self.own_answers = [], False
 
     def loss(self, model: Any, wanted: Wanted, targets: Tensor, *, own_answers: bool = False) -> Tensor:
         """Sum over the wanted positions, nats; `model` is the student as it is called. Raises EngineError
@@ -72,7 +73,7 @@ class Objective:
         labels, teacher = found.unbind()
         apart = self._apart(streams, view)
         self._sums.append(torch.stack([labels, teacher, apart]).detach())
-        self._own_answers = own_answers
+        self.own_answers = own_answers
         share = 0.0 if own_answers else self.weights.labels
         loss: Tensor = (1 - share) * teacher + self.weights.hidden * apart
         return loss + share * labels if share else loss
@@ -83,7 +84,7 @@ class Objective:
             return {}
         values = (torch.stack(self._sums).double().sum(0) / max(count, 1)).tolist()
         told = dict(zip(PARTS, values, strict=True))
-        if self._own_answers:
+        if self.own_answers:
             del told["labels"]
         if not self.weights.hidden:
             del told["hidden"]

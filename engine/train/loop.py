@@ -211,7 +211,8 @@ class RunCallback(TrainerCallback):
         tally.training_seconds += seconds
         tally.tokens += trainer.step_tokens
         tally.trained_tokens += trainer.step_trained_tokens
-        tally.recent_losses = [*tally.recent_losses, loss][-self.context.spec.stop.spike_window :]
+        if not trainer.on_own_answers:
+            tally.recent_losses = [*tally.recent_losses, loss][-self.context.spec.stop.spike_window :]
         self._record_documents(int(state.global_step))
         self.context.journal.write(
             ev.Step(
@@ -239,7 +240,10 @@ class RunCallback(TrainerCallback):
             broken = "The gradient is no number"
         elif math.isfinite(loss) and not are_finite(context.model):
             broken = "The update made weights that are no numbers"
-        if planned is not None and (broken or is_spike(context.spec.stop, loss, self.tally.recent_losses)):
+        # A loss on own answers is another quantity, which those of the data say nothing of.
+        comparable = not self.trainer.on_own_answers
+        leapt = comparable and is_spike(context.spec.stop, loss, self.tally.recent_losses)
+        if planned is not None and (broken or leapt):
             leap = Leap(context.stage, context.first_step, step, loss, planned.course, broken)
             go_back(context.run_dir, context.journal, context.spec, leap, self.tally)
         if broken or not math.isfinite(loss):

@@ -227,6 +227,11 @@ class TokenTrainer(Trainer):
         return items
 
     @property
+    def on_own_answers(self) -> bool:
+        """Whether the step that was computed learnt on what the student wrote."""
+        return self.taught is not None and self.taught.objective.own_answers
+
+    @property
     def loss_parts(self) -> dict[str, float]:
         """Of the step that was computed, nats per trained token, before their weights; {} without a teacher."""
         return {} if self.taught is None else self.taught.objective.parts(self.step_trained_tokens)

@@ -186,8 +186,8 @@ def _attempt(run_dir: Path, journal: JournalWriter, signals: PauseSignals, life:
     )
     for message in messages:
         attempt.warn(message)
-    # The figures of a model that changes under way say nothing about a formula.
-    scored = spec.task.trains and not spec.grows and leads
+    # The figures of a model that changes under way, or writes answers between its steps, say nothing about a formula.
+    scored = spec.task.trains and not spec.grows and not spec.distillation.on_policy and leads
     meters = MeterThread(journal)
     if leads:
         meters.start()
