@@ -109,6 +109,7 @@ Line = Scorer | Scored | Dropped | Refused | Tried | SweepReport
 def decode_line(raw: bytes) -> Line | None:
     """A line of the process; None for any other."""
     try:
-        return msgspec.json.decode(raw, type=Line)
+        found: Line = msgspec.json.decode(raw, type=Line)
     except msgspec.MsgspecError:
         return None
+    return found
