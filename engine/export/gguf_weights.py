@@ -97,21 +97,16 @@ class OutTensor:
 
     def chunks(self) -> Iterator[Array]:
         """Groups of rows in their stored type and order; BF16 as the uint16 that holds it, Q8_0 as bytes."""
-        held = np.memmap(
-            self.source.file,
-            dtype=STORAGE[self.source.dtype],
-            mode="r",
-            offset=self.source.offset_bytes,
-            shape=self.source.shape,
-        )
-        rows = held.shape[0]
+        rows, kind = self.source.shape[0], STORAGE[self.source.dtype]
+        columns = self.source.elements // max(1, rows)
         unit = rows // self.change.heads if self.change.heads else 1
-        per_row_bytes = 4 * max(1, held.size // max(1, rows))
-        step = max(unit, CHUNK_BYTES // per_row_bytes // unit * unit)
+        step = max(unit, CHUNK_BYTES // (4 * max(1, columns)) // unit * unit)
         for begin in range(0, rows, step):
-            part = held[begin : begin + step]
-            heads = part.shape[0] // unit if self.change.heads else 0
-            yield self._stored(interleaved(part, heads) if heads else part)
+            count = min(step, rows - begin)
+            start = self.source.offset_bytes + begin * columns * kind.itemsize
+            held = np.fromfile(self.source.file, kind, count * columns, offset=start)
+            part = held.reshape(count, *self.source.shape[1:])
+            yield self._stored(interleaved(part, count // unit) if self.change.heads else part)
 
     def _stored(self, part: Array) -> Array:
         if self.stored == self.source.dtype and not self.change.computes:
