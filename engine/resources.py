@@ -6,6 +6,7 @@ Owns the two layouts: a source checkout (`profiles/`, `assets/demo/` at the top 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -18,6 +19,7 @@ def profiles_dir() -> Path:
     return bundled if bundled.is_dir() else _PACKAGE.parent / "profiles"
 
 
+@lru_cache(maxsize=1)
 def demo_dir() -> Path:
     """The folder of the embedded demo: `model/`, `finetune/`, `long/`, `tasks/`, `prompts.json`."""
     bundled = _BUNDLED / "demo"

@@ -249,12 +249,11 @@ def _fitting_forms(
 ) -> Iterator[Workload]:
     """Those with which the smallest micro-batch may fit: asked once, since most pairs of student and teacher do not,
     and a teacher's weights are alive through all of a step."""
-    least = replace(work, batch=1, checkpointing=True, teacher_held=forms[-1])
+    least = replace(work, batch=1, checkpointing=True)
     spare = free_bytes - memory_bounds_on(least, calibration)[2] + teacher_bytes(least)
     for held in forms:
-        asked = work if held is work.teacher_held else replace(work, teacher_held=held)
-        if teacher_bytes(asked) <= spare:
-            yield asked
+        if teacher_bytes(work, held) <= spare:
+            yield work if held is work.teacher_held else replace(work, teacher_held=held)
 
 
 def teacher_asked(answers: Answers, student: Architecture) -> tuple[Architecture, str]:

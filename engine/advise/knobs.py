@@ -168,7 +168,7 @@ def _teacher_form(plan: Plan) -> Knob | None:
         return None
     steps, least = [], teacher_bytes(work)
     for held in forms[: 1 if plan.devices.on_cpu else 2]:
-        needs = teacher_bytes(replace(work, teacher_held=held))
+        needs = teacher_bytes(work, held)
         if needs < least:
             steps.append(_teacher_step(held))
             least = needs

@@ -14,6 +14,7 @@ from engine.advise.devices import Devices
 from engine.errors import EngineError
 from engine.estimate.calibration import Calibration
 from engine.estimate.memory import memory_bounds
+from engine.estimate.stacks import Stack
 from engine.estimate.surroundings import CACHED_LOGITS, distilled_chunk_tokens
 from engine.estimate.workload import Loss, Method, Packing4Bit, Purpose, TeacherHeld, Workload
 from engine.jobs.spec import JobSpec
@@ -92,14 +93,13 @@ def with_teacher(work: Workload, teacher: Architecture, held: TeacherHeld, top_k
     chunk = distilled_chunk_tokens(max(work.architecture.vocab_size, teacher.vocab_size))
     if work.loss is Loss.CHUNKED:
         chunk = min(chunk, work.stack.loss_chunk_tokens)
-    return replace(
-        work,
-        teacher=teacher,
-        teacher_held=held,
-        teacher_top_k=top_k,
-        loss=Loss.CHUNKED,
-        stack=replace(work.stack, loss_chunk_tokens=chunk),
-    )
+    stack = _in_chunks(work.stack, chunk)
+    return replace(work, teacher=teacher, teacher_held=held, teacher_top_k=top_k, loss=Loss.CHUNKED, stack=stack)
+
+
+@lru_cache(maxsize=64)
+def _in_chunks(stack: Stack, tokens: int) -> Stack:
+    return replace(stack, loss_chunk_tokens=tokens)
 
 
 def held_for(
@@ -143,7 +143,7 @@ def alone(work: Workload, teacher: Architecture, held: TeacherHeld) -> Workload:
         workspace_bytes=work.workspace_bytes,
         capability=work.capability,
         loss=Loss.CHUNKED,
-        stack=replace(work.stack, loss_chunk_tokens=distilled_chunk_tokens(teacher.vocab_size)),
+        stack=_in_chunks(work.stack, distilled_chunk_tokens(teacher.vocab_size)),
     )
     if held is not TeacherHeld.OFFLOADED:
         return asked
