@@ -247,10 +247,10 @@ def _taught_plan(
 def _fitting_forms(
     work: Workload, forms: Sequence[TeacherHeld], free_bytes: float, calibration: Calibration | None
 ) -> Iterator[Workload]:
-    """Those with which the smallest micro-batch may fit: asked once, since most pairs of student and teacher do not,
-    and a teacher's weights are alive through all of a step."""
+    """Those with which the smallest micro-batch may fit, by the low end of one estimate: most pairs of student and
+    teacher do not, and a teacher's weights are alive through all of a step."""
     least = replace(work, batch=1, checkpointing=True)
-    spare = free_bytes - memory_bounds_on(least, calibration)[2] + teacher_bytes(least)
+    spare = free_bytes - memory_bounds_on(least, calibration)[0] + teacher_bytes(least)
     for held in forms:
         if teacher_bytes(work, held) <= spare:
             yield work if held is work.teacher_held else replace(work, teacher_held=held)
