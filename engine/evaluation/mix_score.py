@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import queue
 import sys
 import threading
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
+    # numpy's threads spin while they wait; beside torch's own they cost more than they bring. Read at its import.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     options = _parser().parse_args(arguments)
     return helper_process.run(lambda: _run(options), _out_of_memory)
 
