@@ -6,7 +6,9 @@ Owns the lines. Must not import torch or Textual: the models are in a process of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -74,6 +76,10 @@ def _document(talk: LineChat, exchanges: list[Exchange]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Interrupted:
+    """Ctrl+C, among the news."""
+
+
 class LineChat:
     """A chat whose questions come one after the other, each answered before the next."""
 
@@ -92,7 +98,8 @@ class LineChat:
         self.watched = False
         """Somebody waits for the answer: say that it is under way."""
         self._process = ChatProcess(Open(sides=found.sides, dtype=settings.dtype, threads=settings.threads))
-        self._news: queue.Queue[News | None] = queue.Queue()
+        # A simple queue: a signal's handler may put into it whatever the main thread is at.
+        self._news: queue.SimpleQueue[News | Interrupted | None] = queue.SimpleQueue()
         self._run_dir = found.run_dir
         self._log = ChatLog(chats_dir(found.run_dir))
         self._quiet = quiet
@@ -134,7 +141,6 @@ class LineChat:
         from scaler_tui.chat_state import Phase
 
         state = self.state
-        self._process.send(request)
         told: set[int] = set()
 
         def show_finished() -> None:
@@ -144,9 +150,15 @@ class LineChat:
                     told.add(number)
                     self._show(number)
 
-        self._follow(lambda: state.phase is not Phase.ANSWERING, each=show_finished)
-        exchange = state.exchange(self._run_dir)
-        self._save(exchange)
+        try:
+            with self._hears_ctrl_c():
+                self._process.send(request)
+                self._follow(lambda: state.phase is not Phase.ANSWERING, each=show_finished)
+        finally:  # also what there is of an answer when the process has died
+            if state.phase is Phase.ANSWERING:
+                state.over(None)
+            exchange = state.exchange(self._run_dir)
+            self._save(exchange)
         return exchange
 
     def _save(self, exchange: Exchange) -> None:
@@ -195,18 +207,28 @@ class LineChat:
             )
             prompts.say(harmless(side.sent) or "(nothing was sent yet)")
 
+    @contextlib.contextmanager
+    def _hears_ctrl_c(self) -> Iterator[None]:
+        """Ctrl+C is a piece of news, whenever it comes; not an exception somewhere in the middle."""
+        before = signal.signal(signal.SIGINT, lambda *_: self._news.put(Interrupted()))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def _follow(self, done: Callable[[], bool], *, each: Callable[[], None] = lambda: None, loud: bool = False) -> None:
-        """Fold news until `done`; Ctrl+C stops the answers once. Raises EngineError when the process ends."""
+        """Fold news until `done`; a first Ctrl+C stops the answers, a second raises KeyboardInterrupt.
+
+        Raises EngineError when the process ends.
+        """
         from engine.jobs.chat_lines import Loading, Sent, Stop
-        from scaler_tui.chat_state import Phase
 
         stopping = False
         while not done():
-            try:
-                news = self._news.get()
-            except KeyboardInterrupt:
-                if stopping or self.state.phase is not Phase.ANSWERING:
-                    raise
+            news = self._news.get()
+            if isinstance(news, Interrupted):
+                if stopping:
+                    raise KeyboardInterrupt
                 stopping = True
                 self._process.send(Stop())
                 continue
