@@ -50,16 +50,14 @@ class GgufFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _Content:
-    """A file before it is written."""
+class _Model:
+    """What a file will hold beside its tokenizer."""
 
-    name: str
     graph: Graph
     stored: str
     shape: Shape
     config: dict[str, Any]
     rope: GgufRope
-    tokenizer: GgufTokenizer
     tensors: tuple[OutTensor, ...]
     findings: tuple[Finding, ...]
 
@@ -90,28 +88,30 @@ def write_gguf(
     existing file without `force`, `disk.full`. `out` appears when it is complete.
     """
     check_target(out, force=force)
-    content = _content(folder, stored, name, chat_template)
-    with whole_file(out, content.needed_bytes, force=force) as partial:
-        _write(partial.path, content, on_progress)
-    special = content.tokenizer.special
+    model = _model(folder, stored)
+    tokenizer = tokenizer_for_gguf(folder, model.shape.vocabulary, chat_template)
+    title = name_for(name or folder.resolve().name, tokenizer)
+    with whole_file(out, model.needed_bytes, force=force) as partial:
+        _write(partial.path, title, model, tokenizer, on_progress)
     return GgufFile(
         out,
         out.stat().st_size,
-        content.graph.name,
-        content.stored,
-        content.rope,
-        exact_context(content.graph, content.shape),
-        special.stops,
-        content.findings,
+        model.graph.name,
+        model.stored,
+        model.rope,
+        exact_context(model.graph, model.shape),
+        tokenizer.special.stops,
+        (*model.findings, *tokenizer.findings),
     )
 
 
 def estimated_bytes(folder: Path, stored: str = "") -> int:
-    """Size of the file that `write_gguf` would write, within a per cent. Raises as it does."""
-    return _content(folder, stored, "", None).needed_bytes
+    """Size of the file that `write_gguf` would write, within a per cent; the tokenizer is not looked at. Raises as it
+    does."""
+    return _model(folder, stored).needed_bytes
 
 
-def _content(folder: Path, stored: str, name: str, chat_template: str | None) -> _Content:
+def _model(folder: Path, stored: str) -> _Model:
     if stored and stored not in TYPES:
         raise EngineError(
             "export.type", f"'{stored}' is not written here.", next_step=f"Take one of {', '.join(TYPES)}."
@@ -123,19 +123,9 @@ def _content(folder: Path, stored: str, name: str, chat_template: str | None) ->
     config = text_part(whole_config)[0]
     graph = graph_of(config)
     shape = read_shape(config, str(folder / "config.json"))
-    tokenizer = tokenizer_for_gguf(folder, shape.vocabulary, chat_template)
     chosen = TYPES.get(stored) or _own_type(tensors_for_gguf(folder, graph, shape, config, "F32"))
-    return _Content(
-        name=name_for(name or folder.resolve().name, tokenizer),
-        graph=graph,
-        stored=chosen,
-        shape=shape,
-        config=config,
-        rope=rope_of(graph, config),
-        tokenizer=tokenizer,
-        tensors=tensors_for_gguf(folder, graph, shape, config, chosen),
-        findings=(*findings, *tokenizer.findings),
-    )
+    tensors = tensors_for_gguf(folder, graph, shape, config, chosen)
+    return _Model(graph, chosen, shape, config, rope_of(graph, config), tensors, findings)
 
 
 def _own_type(tensors: tuple[OutTensor, ...]) -> str:
@@ -146,18 +136,18 @@ def _own_type(tensors: tuple[OutTensor, ...]) -> str:
     return max(totals, key=lambda name: totals[name])
 
 
-def _write(partial: Path, content: _Content, on_progress: OnProgress | None) -> None:
+def _write(partial: Path, title: str, model: _Model, tokenizer: GgufTokenizer, on_progress: OnProgress | None) -> None:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    writer: Any = GGUFWriter(partial, content.graph.name)
+    writer: Any = GGUFWriter(partial, model.graph.name)
     try:
-        add_model(writer, content.name, content.graph, content.shape, content.config, content.stored)
-        add_rope(writer, content.rope)
-        add_tokenizer(writer, content.tokenizer)
-        rope = [(name, np.array(values, dtype=np.float32)) for name, values in content.rope.tensors]
+        add_model(writer, title, model.graph, model.shape, model.config, model.stored)
+        add_rope(writer, model.rope)
+        add_tokenizer(writer, tokenizer)
+        rope = [(name, np.array(values, dtype=np.float32)) for name, values in model.rope.tensors]
         for name, values in rope:
             writer.add_tensor_info(f"{name}.weight", values.shape, values.dtype, values.nbytes)
-        for tensor in content.tensors:
+        for tensor in model.tensors:
             kind = GGMLQuantizationType[tensor.stored]
             shape, held = tensor.source.shape, np.dtype(np.float32)
             writer.add_tensor_info(tensor.name, shape, held, tensor.data_bytes, raw_dtype=kind)
@@ -166,13 +156,13 @@ def _write(partial: Path, content: _Content, on_progress: OnProgress | None) -> 
         writer.write_ti_data_to_file()
         for _, values in rope:
             writer.write_tensor_data(values)
-        _write_weights(writer, content, on_progress)
+        _write_weights(writer, model, on_progress)
     finally:
         writer.close()
 
 
-def _write_weights(writer: Any, content: _Content, on_progress: OnProgress | None) -> None:
-    done, total = 0, content.data_bytes
+def _write_weights(writer: Any, model: _Model, on_progress: OnProgress | None) -> None:
+    done, total = 0, model.data_bytes
 
     def report(part_bytes: int) -> None:
         nonlocal done
@@ -180,5 +170,5 @@ def _write_weights(writer: Any, content: _Content, on_progress: OnProgress | Non
         if on_progress:
             on_progress(done, total)
 
-    for tensor in content.tensors:
+    for tensor in model.tensors:
         writer.write_tensor_data(Streamed(tensor, report))

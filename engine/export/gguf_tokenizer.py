@@ -14,7 +14,6 @@ from typing import Any
 
 from engine.context.gguf_support import Finding
 from engine.data.tokenizer import ChatTokenizer
-from engine.errors import EngineError
 from engine.export.gguf_pieces import MARK, Pieces, is_pieces, pieces_of
 from engine.export.gguf_special import SpecialTokens, special_tokens
 from engine.export.gguf_tokens import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, unlike_llama_cpp
@@ -217,14 +216,3 @@ def splitting_rule(rule: Any, *, ignore_merges: bool = False) -> str:
 def _short(rule: Any) -> str:
     text = json.dumps(rule)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def tokenizer_findings(folder: Path, vocabulary: int) -> tuple[Finding, ...]:
-    """What a file would say of the tokenizer in part only, or why there would be none; for a look before a run. Raises
-    EngineError `model.*` where there is no tokenizer to look at."""
-    try:
-        return tokenizer_for_gguf(folder, vocabulary).findings
-    except EngineError as error:
-        if not error.code.startswith("export."):
-            raise
-        return (Finding(error.code, True, error.what, error.cause, error.next_step),)

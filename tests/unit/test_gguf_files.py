@@ -22,7 +22,7 @@ from gguf import GGUFReader
 from engine.context.gguf_graphs import GRAPHS
 from engine.errors import EngineError
 from engine.export import gguf_weights
-from engine.export.gguf import write_gguf
+from engine.export.gguf import estimated_bytes, write_gguf
 from engine.jobs import lock
 from tests.support.gguf_models import HEAD, HEADS, HIDDEN, config_of, write_model
 from tests.support.surgery_models import write_safetensors
@@ -313,3 +313,24 @@ def test_the_command_line_writes_and_reports(model: Path, tmp_path: Path, capsys
 
     assert main([str(model), str(tmp_path / "m.gguf"), "--type", "q8_0"]) == 0
     assert json.loads(capsys.readouterr().out)["stored"] == "Q8_0"
+
+
+@pytest.mark.parametrize("stored", ["f32", "q8_0"])
+def test_the_size_is_known_before(stored: str, model: Path, tmp_path: Path) -> None:
+    size_bytes = write_gguf(model, tmp_path / "model.gguf", stored).size_bytes
+    assert 0 <= estimated_bytes(model, stored) - size_bytes < 64 * 1220
+
+
+def test_only_the_language_model_of_a_multimodal_one_is_written(tmp_path: Path) -> None:
+    text = config_of("gemma3_text")
+    weights = write_model(tmp_path / "model", text)
+    whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(whole))
+    inside = {name.replace("model.", "language_model.model.", 1): values
+              for name, values in weights.items()}  # fmt: skip
+    inside["vision_tower.embeddings.weight"] = weights["model.norm.weight"]
+    path = tmp_path / "model" / "model.safetensors"
+    write_safetensors(path, {name: ("F32", values) for name, values in inside.items()})
+    file = write_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    assert [finding.code for finding in file.findings] == ["export.text_only"]
+    assert len(tensors_of(file.path)) == len(weights)
