@@ -40,6 +40,8 @@ class ModelFacts:
     """As one would find it: a hub id, or the name of a folder."""
     licence: Licence
     base_on_hub: bool = False
+    adapter: bool = False
+    """Made of one, merged."""
     card: Card | None = None
     spec: JobSpec | None = None
     parameters: int = 0
@@ -92,7 +94,8 @@ def _done(facts: ModelFacts) -> list[str]:
     shape = ", ".join(word for word in (size, window) if word)
     lines = ["## What was done", ""]
     if card is None:
-        return [*lines, f"Exported from {facts.base}.{f' {shape.capitalize()}.' if shape else ''}"]
+        made = f"An adapter merged into {facts.base}" if facts.adapter else f"Exported from {facts.base}"
+        return [*lines, f"{made}.{f' {shape.capitalize()}.' if shape else ''}"]
     lines.append(f"{_TASKS.get(card.task, card.task)} Base: {facts.base}.{f' {shape.capitalize()}.' if shape else ''}")
     if card.steps:
         lines.append(

@@ -31,7 +31,7 @@ def write_modelfiles(work: GgufWork, licence: Licence) -> tuple[ExportedFile, ..
             f"The Modelfile has no TEMPLATE: {why}. Ollama then uses what it recognises in the GGUF file."
         )
     elif not template.takes_system:
-        work.flags.append("System messages cannot be carried over from the model's template: SYSTEM does nothing in Ollama.")
+        work.flags.append("System messages cannot be carried over from the model's template: SYSTEM does nothing.")
     stops = tuple(tokenizer.token_text(number) for number in stop_ids(work.model, tokenizer))
     for kind in work.order.types:
         name = modelfile_name(work.order, kind)

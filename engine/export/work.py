@@ -155,6 +155,7 @@ def _facts(order: ExportOrder, folder: Path, origin: Origin, found: Agreement | 
         base=origin.base,
         licence=origin.licence,
         base_on_hub=origin.on_hub,
+        adapter=order.is_adapter,
         card=origin.card,
         spec=origin.spec,
         parameters=sum(tensor.elements for tensor in read_headers(folder).tensors),
