@@ -11,34 +11,45 @@ from engine.surgery.numbers import Array
 
 EXACT_UP_TO = 768
 """Matrices whose smaller side is at most this are decomposed whole."""
-PRECISE, ROUGH = 1e-6, 1e-3
+PRECISE = 1e-6
 """Wanted error of the product of the leading directions over its norm."""
 _FLOOR = 4e-6
 """Residuals over the largest singular value that float32 can be trusted to reach."""
 _EXTRA = 16
 _MOST_BLOCKS = 40
-_REFINEMENTS = 3
+_REFINEMENTS, _PASSES = 3, 2
 _SEED = 20261126
 _CHUNK_BYTES = 16 << 20
 
 
-def leading(matrix: Array, rank: int, *, tolerance: float = PRECISE) -> tuple[Array, Array, Array]:
+def leading(matrix: Array, rank: int, *, precise: bool = True) -> tuple[Array, Array, Array]:
     """The `rank` largest singular directions of a matrix (O, I): (O, R), (R,), (R, I), float32.
 
-    Large matrices: block Krylov iteration from a fixed random start (Musco and Musco, arXiv 1504.05477), for a
-    `PRECISE` result refined by subspace iteration in float64. Where the spectrum is too flat for `tolerance` the matrix
-    is decomposed whole.
+    Large matrices, from a fixed random start: `precise` by block Krylov iteration (Musco and Musco, arXiv 1504.05477),
+    refined in float64 until the error of the product is below `PRECISE` of its norm; where the spectrum is too flat for
+    that the matrix is decomposed whole. Else by subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061,
+    algorithm 4.4): as good an approximation within a percent or so, whose error the caller measures.
     """
     smaller = min(matrix.shape)
     if smaller > EXACT_UP_TO and (rank + _EXTRA) * 6 <= smaller:
-        found = _krylov(matrix, rank, tolerance)
+        found = _krylov(matrix, rank) if precise else _subspace(matrix, rank)
         if found is not None:
             return found
     u, values, vt = np.linalg.svd(matrix, full_matrices=False)
     return u[:, :rank], values[:rank], vt[:rank]
 
 
-def _krylov(matrix: Array, rank: int, tolerance: float) -> tuple[Array, Array, Array] | None:
+def _subspace(matrix: Array, rank: int) -> tuple[Array, Array, Array]:
+    draws = np.random.default_rng(_SEED)
+    start = draws.standard_normal((matrix.shape[1], rank + _EXTRA), dtype=np.float32)
+    basis = np.linalg.qr(matrix @ start)[0]
+    for _ in range(_PASSES):
+        basis = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ basis)[0])[0]
+    small, values, vt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return basis @ small[:, :rank], values[:rank], vt[:rank]
+
+
+def _krylov(matrix: Array, rank: int) -> tuple[Array, Array, Array] | None:
     """None where it does not converge in a basis of 0.4 of the smaller side."""
     size = rank + _EXTRA
     draws = np.random.default_rng(_SEED)
@@ -54,18 +65,16 @@ def _krylov(matrix: Array, rank: int, tolerance: float) -> tuple[Array, Array, A
         projected = np.concatenate((projected, block.T @ matrix), axis=0)
         small, values, vt = np.linalg.svd(projected, full_matrices=False)
         residual = float(np.linalg.norm(matrix @ vt[:rank].T - (basis @ small[:, :rank]) * values[:rank]))
-        if residual > max(tolerance, _FLOOR) * float(values[0]):
+        if residual > _FLOOR * float(values[0]):
             continue
-        if tolerance > PRECISE:
-            return basis @ small[:, :rank], values[:rank], vt[:rank]
-        found = _refined(matrix, vt[:size], rank, tolerance)
+        found = _refined(matrix, vt[:size], rank)
         if found is not None:
             return found
     return None
 
 
-def _refined(matrix: Array, directions: Array, rank: int, tolerance: float) -> tuple[Array, Array, Array] | None:
-    """Subspace iteration in float64 from right directions (K, I); None where it does not reach `tolerance`: an angle
+def _refined(matrix: Array, directions: Array, rank: int) -> tuple[Array, Array, Array] | None:
+    """Subspace iteration in float64 from right directions (K, I); None where it does not reach `PRECISE`: an angle
     between true and found directions is at most the residual over the gap to the next singular value."""
     vt = directions.astype(np.float64)
     for _ in range(_REFINEMENTS):
@@ -75,7 +84,7 @@ def _refined(matrix: Array, directions: Array, rank: int, tolerance: float) -> t
         u = q @ small
     residual = float(np.linalg.norm(_times(matrix, vt[:rank].T) - u[:, :rank] * values[:rank]))
     gap = float(values[rank - 1] - values[rank])
-    if residual * float(values[rank - 1]) > tolerance * gap * float(np.linalg.norm(values[:rank])):
+    if residual * float(values[rank - 1]) > PRECISE * gap * float(np.linalg.norm(values[:rank])):
         return None
     return u[:, :rank].astype(np.float32), values[:rank].astype(np.float32), vt[:rank].astype(np.float32)
 

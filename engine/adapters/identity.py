@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 
 from engine.adapters.base import Base
-from engine.adapters.changes import Change, load_change, load_factors
+from engine.adapters.changes import Change, Factors, load_change, load_factors
+from engine.adapters.factors import product_norm
 from engine.adapters.folder import AdapterFolder, read_adapter
 from engine.adapters.methods import InMemory, RowSource, chunks
 from engine.adapters.mix import MixRequest, write_mix
@@ -78,6 +79,9 @@ def differences(one: AdapterFolder, other: AdapterFolder, base: Base | None) -> 
 
 def _difference(name: str, changes: list[Change | None], base: Base | None) -> Squares:
     true, found = (_source(name, change, base) if change is not None else None for change in changes)
+    if isinstance(true, Factors) and isinstance(found, Factors) and true.gain is None and found.gain is None:
+        parts = np.concatenate((true.left, -found.left), axis=1), np.concatenate((true.right, found.right), axis=0)
+        return Squares(product_norm(*parts) ** 2, product_norm(true.left, true.right) ** 2)
     shape = next(source.shape for source in (true, found) if source is not None)
     squares = Squares()
     for begin, end in chunks(shape):

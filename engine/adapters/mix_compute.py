@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.adapters.changes import Change, Factors, load_change, load_factors
-from engine.adapters.factors import ROUGH, balanced, leading, product_norm, truncated
+from engine.adapters.factors import balanced, leading, product_norm, truncated
 from engine.adapters.methods import InMemory, chunks, combine, combined_rows
 from engine.adapters.mix_plan import Blend
 from engine.adapters.recipe import Recipe
@@ -121,8 +121,11 @@ def _fitted(left: Array, right: Array) -> tuple[Array, Array]:
 
 
 def _factor_squares(total: Update, left: Array, right: Array) -> Squares:
+    true = product_norm(total.left, total.right) ** 2
+    if left is total.left and right is total.right:
+        return Squares(0.0, true)
     difference = product_norm(np.concatenate((total.left, -left), axis=1), np.concatenate((total.right, right), axis=0))
-    return Squares(difference**2, product_norm(total.left, total.right) ** 2)
+    return Squares(difference**2, true)
 
 
 def _dora_squares(total: Update, mixed: Mixed, weight: Array) -> Squares:
@@ -148,7 +151,7 @@ def _by_values(
 ) -> tuple[Mixed, Squares]:
     """Through the update as a whole matrix, cut to a rank."""
     update = combine(sources, weights, recipe, _key(blend))
-    left, right = balanced(*leading(update, blend.rank, tolerance=ROUGH))
+    left, right = balanced(*leading(update, blend.rank, precise=False))
     del update
     squares = Squares()
     for begin, end in chunks(blend.shape):

@@ -254,7 +254,9 @@ def test_plain_adapters_need_no_base(tmp_path: Path) -> None:
     other = write_adapter(tmp_path / "b", {**factors(Q0, 3, seed=1), **factors(DOWN1, 3, seed=2)}, r=3)
     shares = (Share(read_adapter(one), 2.0), Share(read_adapter(other), 1.0))
     report = mix_adapters(MixRequest(shares, tmp_path / "out"))
-    assert (report.rank, report.identity_error) == (5, 0.0)
+    assert report.rank == 5
+    assert report.identity_error is not None
+    assert report.identity_error < 1e-7
     result = read_adapter(tmp_path / "out")
     assert {(a.module, a.rank, a.scale) for a in result.adapted} == {(Q0, 5, 1.0), (DOWN1, 3, 1.0)}
     dora = write_adapter(
