@@ -100,7 +100,7 @@ def test_the_room_of_a_plan_covers_its_own_settings_where_it_fits() -> None:
     assert room[Question.SEQUENCE] >= plan.work.sequence // LENGTH_GRAIN * LENGTH_GRAIN
     assert room[Question.BATCH] >= plan.work.batch
     assert room[Question.RANK] >= plan.work.rank
-    assert len(room_of(planned("distillation", PLACES[3]))) == 2
+    assert len(room_of(planned("partial-expansion", PLACES[3]))) == 2
     assert room_of(plan_of(find_approach("qlora"), DEMO, LAPTOP, ANSWERS))
 
 
