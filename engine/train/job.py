@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from engine.train.course import read_setbacks
 from engine.train.documents_log import DocumentsLog
 from engine.train.endings import rules_of
 from engine.train.job_data import JobData, prepare_job
-from engine.train.measuring import measured_after, measured_before, write_samples, yardstick_of
+from engine.train.measuring import Sides, measured_after, measured_before, write_samples, yardstick_of
 from engine.train.tally import Tally
 from engine.train.window import Window, find_window, readers_of
 
@@ -32,10 +32,9 @@ __all__ = ["Attempt", "Outcome", "run"]
 
 if TYPE_CHECKING:
     from engine.distributed.parallel import Parallel
-    from engine.evaluation.measure import Measurement, Yardstick
+    from engine.evaluation.measure import Yardstick
     from engine.evaluation.model import LoadedModel
     from engine.evaluation.retention import Watch
-    from engine.train.length_reports import Before
     from engine.train.limits import Limits
     from engine.train.long_parts import LongParts
     from engine.train.loop import RunCallback
@@ -255,12 +254,7 @@ class _Job:
         return self.job_data.taught(trainer, self.spec)
 
     def _train(
-        self,
-        parts: LongParts,
-        data: StageData,
-        yardstick: Yardstick,
-        tally: Tally,
-        limits: Limits,
+        self, parts: LongParts, data: StageData, yardstick: Yardstick, tally: Tally, limits: Limits
     ) -> RunCallback:
         from engine.evaluation.answers import answer_all
         from engine.evaluation.rows import score_rows
@@ -396,16 +390,6 @@ class _Job:
         certificate = merged_certificate(run_dir, self.spec, self.window, tally)
         job = MergeJob(run_dir, self.spec, self.ref, rows, self.attempt.device, certificate)
         return merge(job, take_reference(loaded, rows), self.data.tokenizer, Told(self.attempt))
-
-
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """What the model was measured with, and what came of it before the first step."""
-
-    yardstick: Yardstick
-    before: Measurement
-    lengths: Before | None
-    watch: Watch
 
 
 def _load_adapter(loaded: LoadedModel, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,8 +23,20 @@ if TYPE_CHECKING:
     from engine.data.load import PreparedData
     from engine.evaluation.measure import Measurement, Yardstick
     from engine.evaluation.model import LoadedModel
+    from engine.evaluation.retention import Watch
+    from engine.train.length_reports import Before
 
 BEFORE = "before.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What the model was measured with, and what came of it before the first step."""
+
+    yardstick: Yardstick
+    before: Measurement
+    lengths: Before | None
+    watch: Watch
 
 
 def yardstick_of(spec: JobSpec, data: PreparedData) -> Yardstick:
