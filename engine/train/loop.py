@@ -241,7 +241,7 @@ class RunCallback(TrainerCallback):
         elif math.isfinite(loss) and not are_finite(context.model):
             broken = "The update made weights that are no numbers"
         # A loss on own answers is another quantity, which those of the data say nothing of.
-        comparable = not self.trainer.on_own_answers
+        comparable = not (self.trainer.on_own_answers and math.isfinite(loss))
         leapt = comparable and is_spike(context.spec.stop, loss, self.tally.recent_losses)
         if planned is not None and (broken or leapt):
             leap = Leap(context.stage, context.first_step, step, loss, planned.course, broken)

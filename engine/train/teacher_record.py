@@ -32,6 +32,8 @@ class TeacherRecord(msgspec.Struct, frozen=True, kw_only=True):
     exact_match: float | None = None
     cached_tokens: int = 0
     cached_bytes: int = 0
+    form: str = ""
+    """Of a cached one: how it was held while its logits were written, as `held`."""
     v: int = 1
 
 

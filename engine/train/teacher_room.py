@@ -7,9 +7,11 @@ form is loaded.
 from __future__ import annotations
 
 from engine.advise.spec_growth import growth_of
-from engine.advise.spec_plan import workload_of
-from engine.advise.taught import IN_SPECS
+from engine.advise.spec_plan import devices_of, workload_of
+from engine.advise.taught import IN_SPECS, caching_form
+from engine.estimate.workload import Workload
 from engine.hardware.detect import detect
+from engine.hardware.machine import Machine
 from engine.jobs.spec_distillation import Held
 from engine.models.analyze import analyze_model
 from engine.models.source import ModelRef
@@ -19,7 +21,17 @@ from engine.train.scoring import trained_on
 
 def choose_held(attempt: Attempt, ref: ModelRef) -> Held:
     """The truest form for which there is room; whichever needs least where there is none. `ref`: the student."""
+    return IN_SPECS[_work(attempt, ref, trained_on(detect(), attempt.device)).teacher_held]
+
+
+def choose_caching(attempt: Attempt, ref: ModelRef) -> Held:
+    """The same of a teacher that is alone, while its logits are written."""
+    machine = trained_on(detect(), attempt.device)
+    work = _work(attempt, ref, machine)
+    assert work.teacher is not None
+    return IN_SPECS[caching_form(work, work.teacher, devices_of(attempt.spec, machine))]
+
+
+def _work(attempt: Attempt, ref: ModelRef, machine: Machine) -> Workload:
     architecture = analyze_model(ref)
-    growth = growth_of(attempt.spec, ref, architecture)
-    work = workload_of(attempt.spec, architecture, trained_on(detect(), attempt.device), growth=growth)
-    return IN_SPECS[work.teacher_held]
+    return workload_of(attempt.spec, architecture, machine, growth=growth_of(attempt.spec, ref, architecture))

@@ -16,6 +16,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -51,7 +52,7 @@ from engine.train.found_teacher import FoundTeacher, find_teacher
 from engine.train.measuring import BEFORE
 from engine.train.taught_steps import Batching, TaughtSteps, Written
 from engine.train.teacher_record import TeacherRecord, read_record, write_record
-from engine.train.teacher_room import choose_held
+from engine.train.teacher_room import choose_caching, choose_held
 
 if TYPE_CHECKING:
     from engine.data.load import PreparedData
@@ -179,9 +180,9 @@ class Teaching:
         return models.ready(model, base, tokenizer, device)
 
     # ── on disk ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def cache(self) -> None:
-        """Its top logits on all rows of all stages, found or made; the teacher is gone afterwards. Raises EngineError
-        `disk.full` and the like, PauseRequested."""
+    def cache(self, form: Held) -> None:
+        """Its top logits on all rows of all stages, found or made; the teacher, held in that form, is gone afterwards.
+        Raises EngineError `disk.full` and the like, PauseRequested."""
         attempt, section, found = self._attempt, self._section, self._found
         stages = [stage for stage in attempt.spec.staged() if stage.task.trains]
         rows = [row for stage in stages for row in cut_rows(self._rows.train, stage.data.max_length).rows]
@@ -190,7 +191,7 @@ class Teaching:
             data_sha256=data_sha256_of(segments),
             teacher=found.name,
             teacher_sha256=found.sha256,
-            form=str(attempt.device.compute_dtype).removeprefix("torch."),
+            form="nf4" if form is Held.NF4 else str(attempt.device.compute_dtype).removeprefix("torch."),
             k=section.top_k or CACHED_TOP_K,
             vocabulary=found.vocabulary,
         )
@@ -200,10 +201,11 @@ class Teaching:
             attempt.obey_before_training()
 
         home = cache_home(section.cache)
-        self._cached, facts = cached_knowledge(order, segments, home, self._for_caching, section.temperature, tell)
+        teacher = partial(self._for_caching, form)
+        self._cached, facts = cached_knowledge(order, segments, home, teacher, section.temperature, tell)
         kept = read_record(attempt.run_dir)
         base = kept or TeacherRecord(
-            name=found.name, sha256=found.sha256, held=Held.CACHED.value, parameters=found.parameters
+            name=found.name, sha256=found.sha256, held=Held.CACHED.value, parameters=found.parameters, form=form.value
         )
         write_record(
             attempt.run_dir, msgspec.structs.replace(base, cached_tokens=facts.tokens, cached_bytes=facts.size_bytes)
@@ -211,11 +213,11 @@ class Teaching:
         self._cache_seconds = facts.seconds
 
     @contextlib.contextmanager
-    def _for_caching(self) -> Iterator[Knowledge]:
+    def _for_caching(self, form: Held) -> Iterator[Knowledge]:
         """The teacher alone in memory, measured while it is there."""
-        loaded = self._load(Held.RESIDENT)
+        loaded = self._load(form)
         try:
-            self._keep(Held.CACHED.value, loaded)
+            self._keep(Held.CACHED.value, loaded, form.value)
             yield ModelTeacher(loaded, self._says(0))
         finally:
             del loaded
@@ -224,12 +226,12 @@ class Teaching:
                 torch.cuda.empty_cache()
 
     # ── what is kept and told ─────────────────────────────────────────────────────────────────────────────────────
-    def _keep(self, held: str, loaded: LoadedModel) -> None:
+    def _keep(self, held: str, loaded: LoadedModel, form: str = "") -> None:
         """Measure it on the held-out rows, once per run."""
         attempt, found = self._attempt, self._found
         if read_record(attempt.run_dir) is not None:
             return
-        record = TeacherRecord(name=found.name, sha256=found.sha256, held=held, parameters=found.parameters)
+        record = TeacherRecord(name=found.name, sha256=found.sha256, held=held, parameters=found.parameters, form=form)
         loss, exact = self._scores(loaded)
         write_record(attempt.run_dir, msgspec.structs.replace(record, task_loss=loss, exact_match=exact))
 
@@ -285,11 +287,12 @@ class Teaching:
 def open_teaching(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Teaching:
     """The job's teacher, its logits on disk where they are to be. Raises EngineError, PauseRequested."""
     found, held = find_teacher(attempt, ref, rows), attempt.spec.distillation.held
-    if held is Held.AUTO and not found.is_own and read_record(attempt.run_dir) is None:
+    kept = read_record(attempt.run_dir)
+    if held is Held.AUTO and not found.is_own and kept is None:
         held = choose_held(attempt, ref)
     teaching = Teaching(attempt, found, held, rows)
     if held is Held.CACHED:
-        teaching.cache()
+        teaching.cache(Held(kept.form) if kept is not None else choose_caching(attempt, ref))
     return teaching
 
 

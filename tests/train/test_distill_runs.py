@@ -90,10 +90,12 @@ def test_killed_in_steps_on_own_answers_a_run_with_a_teacher_in_4_bits_changes_n
             "on_policy": 0.5, "rollout_tokens": 6,
         },
         training={"max_steps": 8, "gradient_accumulation": 2},
+        stop={"spike_factor": 1.2},
         checkpoint={"every_steps": 2},
     )  # fmt: skip
     unbroken = run_to_end(workers, spec)
     assert unbroken.end.outcome == "finished", unbroken.log[-2000:]
+    assert not recoveries(unbroken.run_dir), "losses on own answers are not held against the others"
     own = sorted(written(unbroken.run_dir))
     assert len(own) == 4, "half of the steps"
     told = parts(unbroken.run_dir)
