@@ -28,7 +28,8 @@ from engine.adapters.recipe import Recipe
 from engine.jobs.spec_mix import MixMethod, Signs
 from engine.surgery.numbers import Array
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 2 << 20
+"""Of a matrix at a time: what is worked on stays near the core."""
 _LOW_BITS = 16
 _SAMPLED_ROWS = 64
 
