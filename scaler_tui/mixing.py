@@ -256,7 +256,8 @@ class Mixing:
         adapters = tuple(
             MixedAdapter(path=str(one.folder), weight=weight, name=one.name[:80]) for one, weight in self.mixed()
         )
-        data = DataSection(heldout=self.data) if self.data else DataSection()
+        heldout = self.data or (self.scorer.data if self.scorer is not None else "")
+        data = DataSection(heldout=heldout) if heldout else DataSection()
         return JobSpec(
             name="mix",
             task=Task.MIX,
