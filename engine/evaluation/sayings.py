@@ -159,7 +159,7 @@ def _opened(folder: Path, adapter: Path | None) -> _Speaker:
     torch.manual_seed(0)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=_dtype(folder),
             local_files_only=True,
@@ -169,6 +169,7 @@ def _opened(folder: Path, adapter: Path | None) -> _Speaker:
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
         raise _does_not_load(folder, " ".join(str(error).split())[:300]) from error
+    model, info = loaded
     strange = [f"{kind.partition('_')[0]}: {sorted(map(str, info[kind]))[0]}" for kind in _STRANGE if info.get(kind)]
     if strange:
         raise _does_not_load(folder, "; ".join(strange))
