@@ -256,7 +256,7 @@ def test_on_answers_of_its_own_only_the_teacher_counts() -> None:
     student, teacher, batch = llama(seed=1), llama(seed=2), packed_batch()
     objective = Objective(student, ModelTeacher(teacher, Says()), Divergence(), Weights(0.5), chunk_tokens=5)
     loss = objective.loss(student.model, wanted_of(batch), batch["targets"], own_answers=True)
-    assert objective.parts(len(batch["targets"])) == {"teacher": pytest.approx(float(loss) / len(batch["targets"]))}
+    assert objective.parts(len(batch["targets"])) == {"teacher": pytest.approx(loss.item() / len(batch["targets"]))}
     torch.testing.assert_close(loss, by_hand(student, teacher, batch, Weights(0.0)), rtol=1e-9, atol=0)
 
 
