@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("startup", "display", "training", "surgery", "growth", "context", "needles", "corpus", "lab", "adapters")
+NAMES = (
+    "startup", "display", "training", "surgery", "growth", "context", "needles", "corpus", "lab", "adapters",
+    "distillation",
+)  # fmt: skip
 TABLES = ("brief",)
 """Not measured, so not among "all"."""
 

@@ -1,9 +1,9 @@
 """A larger teacher and the demo model as its student, against the same student that learns from labels alone.
 
-Run with `python -m bench distillation`: the teacher is trained by `bench/teacher/teacher.toml` (the demo model grown to 6.3 million
-parameters; not shipped), then `lab.toml` runs as any lab does, in a home of its own, so that an interrupted one goes on.
-Its runs are kept in FILE, one line each; `python -m bench.distillation --report` turns FILE into the table of SHARING.md.
-A quarter of an hour on two quiet cores.
+Run with `python -m bench distillation`: the teacher is trained by `bench/teacher/teacher.toml` (the demo model grown to
+6.7 million parameters; not shipped), then `lab.toml` runs as any lab does, in a home of its own, so that an interrupted
+one goes on. Its runs are kept in FILE, one line each; `python -m bench.distillation --report` turns FILE into the table
+of SHARING.md. A quarter of an hour on two quiet cores.
 """
 
 from __future__ import annotations
