@@ -91,7 +91,7 @@ sys.addaudithook(watch)
 """
 
 
-@pytest.mark.parametrize("destination", ["gguf", "ollama", "hf"])
+@pytest.mark.parametrize("destination", ["gguf", "hf"])
 def test_a_kill_leaves_nothing_under_the_final_name_and_the_same_order_goes_on(
     destination: str, tmp_path: Path
 ) -> None:
