@@ -86,6 +86,10 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def _upper(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 # ── what was done ────────────────────────────────────────────────────────────────────────────────────────────────
 def _done(facts: ModelFacts) -> list[str]:
     card = facts.card
@@ -95,8 +99,8 @@ def _done(facts: ModelFacts) -> list[str]:
     lines = ["## What was done", ""]
     if card is None:
         made = f"An adapter merged into {facts.base}" if facts.adapter else f"Exported from {facts.base}"
-        return [*lines, f"{made}.{f' {shape.capitalize()}.' if shape else ''}"]
-    lines.append(f"{_TASKS.get(card.task, card.task)} Base: {facts.base}.{f' {shape.capitalize()}.' if shape else ''}")
+        return [*lines, f"{made}.{f' {_upper(shape)}.' if shape else ''}"]
+    lines.append(f"{_TASKS.get(card.task, card.task)} Base: {facts.base}.{f' {_upper(shape)}.' if shape else ''}")
     if card.steps:
         lines.append(
             f"{card.steps:,} steps over {format_count(card.tokens)} tokens ({format_count(card.trained_tokens)} of "
