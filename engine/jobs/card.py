@@ -116,8 +116,8 @@ class MergeCheck(msgspec.Struct, frozen=True, kw_only=True):
     mean_kl: float = 0.0
     """Nats per token."""
     stored_base_difference: float | None = None
-    """Of an adapter that was trained on a quantised base: `relative_difference` to it on the base as it is stored, which
-    is what rounding the merged weights does. None where that is the base it was measured on."""
+    """Of an adapter that was trained on a quantised base: `relative_difference` to it on the base as it is stored,
+    which is what rounding the merged weights does. None where that is the base it was measured on."""
     stored_base_same_top_token: float | None = None
     """`same_top_token` to the same."""
 

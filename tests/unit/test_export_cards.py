@@ -77,7 +77,7 @@ def test_a_card_says_what_was_done_on_which_data_and_how_well(tmp_path: Path) ->
     facts = ModelFacts("my-run", "Qwen/Qwen3-0.6B", licence, True, card=CARD, spec=spec, parameters=600_000_000)
     text = model_card(facts)
     assert text.startswith("---\nlicense: apache-2.0\nbase_model: Qwen/Qwen3-0.6B\nbase_model_relation: finetune\n")
-    for words in ("LoRA", "12 steps", "600M parameters", "| held-out loss (nats per token) | 2.0000 | 1.5000 |", "10.0% | 60.0%"):
+    for words in ("LoRA", "12 steps", "600M parameters", "(nats per token) | 2.0000 | 1.5000 |", "10.0% | 60.0%"):
         assert words in text
     assert f"`{'d' * 64}`" in text
     assert f"`{'5' * 64}`" in text
