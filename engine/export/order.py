@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import EngineError
+from engine.export.finished import check_replaceable
 from engine.jobs.export_report import ExportedFile, ExportReport
 from engine.jobs.spec_export import GGUF_TYPES, Destination
 
@@ -40,6 +41,9 @@ class ExportOrder(msgspec.Struct, frozen=True, kw_only=True):
     imatrix: str = ""
     verify: bool = True
     force: bool = False
+    """Replace what an earlier export left at `out`."""
+    keep_failed: bool = False
+    """Give a result its name though it failed its comparison, or could not be compared."""
     one_file: bool = False
     made: tuple[ExportReport, ...] = ()
     """Earlier exports of the same run: their GGUF files are linked instead of made again."""
@@ -97,7 +101,7 @@ def largest_first(kinds: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_order(order: ExportOrder) -> None:
-    """Raises EngineError `export.type`, `export.no_adapter`, `export.exists`."""
+    """Raises EngineError `export.type`, `export.no_adapter`, and as `check_target` does."""
     unknown = [kind for kind in order.types if kind not in GGUF_TYPES]
     if unknown:
         raise EngineError(
@@ -109,13 +113,31 @@ def check_order(order: ExportOrder) -> None:
             f"{order.source} is a whole model, not an adapter.",
             next_step="Leave --adapter out, or name an adapter's folder or a run that trained one.",
         )
-    if order.out_path.exists() and not order.force:
+    check_target(order)
+
+
+def check_target(order: ExportOrder) -> None:
+    """Raises EngineError `export.out` where the output would take the place of what is read, `export.exists` without
+    `force`, `export.foreign` for what no export made."""
+    out = order.out_path.resolve()
+    read = [*(Path(word) for word in (order.source, order.base, order.run_dir, order.imatrix) if word), Path.cwd()]
+    for path in read:
+        if path.resolve().is_relative_to(out):
+            raise EngineError(
+                "export.out",
+                f"{order.out} cannot be the output: {path} is there, which stays.",
+                next_step="Name a new folder or file with --out.",
+            )
+    if not order.out_path.exists():
+        return
+    if not order.force:
         raise EngineError(
             "export.exists",
             f"{order.out} exists already.",
             cause="Nothing is overwritten.",
-            next_step="Choose another name with --out, or replace it with --force.",
+            next_step="Choose another name with --out, or replace an earlier export with --force.",
         )
+    check_replaceable(order.out_path, one_file=order.one_file)
 
 
 def read_order(path: Path) -> ExportOrder:

@@ -7,6 +7,7 @@ there, and the same order goes on with it; another order, or a source that chang
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,15 +18,18 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import EngineError, ExitCode
-from engine.export.order import ExportOrder
+from engine.export.finished import remove
+from engine.export.order import ExportOrder, check_target
 from engine.jobs import lock
 from engine.jobs.layout import DISK_FULL_ERRNOS, fsync_directory, write_atomic
 from engine.units import format_bytes
 
 _ORDER, _LOCK, _REPLACED = "order.json", "lock", "replaced"
 _NO_LINK_ERRNOS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
-_FREE_TO_CHANGE = {"force", "verify"}
+_FREE_TO_CHANGE = {"force", "keep_failed", "verify"}
 """Fields of an order that do not change a byte of what is written."""
+_PATIENCE_SECONDS = 6.0
+"""An exporting process whose asker was killed needs a moment to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,22 @@ class Staging:
     """A folder that becomes the output when it is complete."""
 
     folder: Path
-    out: Path
+    order: ExportOrder
+
+    @property
+    def out(self) -> Path:
+        """The final name."""
+        return self.order.out_path
 
     @property
     def result(self) -> Path:
-        """What gets the final name: the folder itself, or its only file."""
+        """What gets the final name: the folder itself, or with `one_file` the only file in it."""
         return self.folder / "result"
+
+    @property
+    def identity(self) -> str:
+        """As `identity_of`, when the attempt began."""
+        return hashlib.sha256((self.folder / _ORDER).read_bytes()).hexdigest()
 
     @property
     def work(self) -> Path:
@@ -48,36 +62,42 @@ class Staging:
 
 @contextmanager
 def staging_of(order: ExportOrder) -> Iterator[Staging]:
-    """The folder of `order`, with what an earlier attempt finished. Held by one process at a time; it stays after an
-    error, so that the next attempt goes on. Raises EngineError `export.busy`, `disk.full`, `export.write`."""
+    """The folder of `order`, with what an earlier attempt finished. Held by one process at a time; with anything made
+    in it, it stays after an error, so that the next attempt goes on. Raises EngineError `export.busy`, `disk.full`,
+    `export.write`, and as `check_target` does."""
     out = order.out_path
     folder = out.with_name(f".{out.name}.exporting")
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = lock.take(folder / _LOCK)
-        if handle is None:
-            raise EngineError(
-                "export.busy", f"Another process is exporting to {out}.", next_step="Wait for it, or stop it first."
-            )
+        handle = _taken(folder, out)
         try:
             _begin(folder, order)
-            staging = Staging(folder, out)
+            staging = Staging(folder, order)
             staging.work.mkdir(exist_ok=True)
             yield staging
         finally:
+            _drop_where_nothing_was_made(folder)
             os.close(handle)
 
 
 def finish(staging: Staging) -> None:
-    """Give the result its name, durably; what was there is replaced. The order was checked for `force` before."""
+    """Give the result its name, durably. What has the name by now is replaced with `force` only; a kill between the
+    two renames leaves it in the folder, and the next attempt puts it back. Raises as `check_target` does."""
     with explained(staging.out):
         _flush(staging.result)
-        replaced = staging.folder / _REPLACED
+        named = staging.result
+        if staging.order.one_file:
+            (named,) = staging.result.iterdir()
+        check_target(staging.order)
         if staging.out.exists():
-            staging.out.rename(replaced)
-        staging.result.rename(staging.out)
+            staging.out.rename(staging.folder / _REPLACED)
+        named.rename(staging.out)
         fsync_directory(staging.out.parent)
         shutil.rmtree(staging.folder, ignore_errors=True)
+
+
+def identity_of(order: ExportOrder) -> str:
+    """SHA-256 of the order and of the files it reads, with sizes and times."""
+    return hashlib.sha256(_identity(order)).hexdigest()
 
 
 def place(source: Path, target: Path) -> None:
@@ -138,15 +158,52 @@ def explained(place: Path) -> Iterator[None]:
         ) from error
 
 
+def _taken(folder: Path, out: Path) -> int:
+    """The folder's lock. Whoever held it may have removed the folder by then."""
+    path = folder / _LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = lock.take(path, _PATIENCE_SECONDS)
+        except FileNotFoundError:
+            continue
+        if handle is None:
+            raise EngineError(
+                "export.busy", f"Another process is exporting to {out}.", next_step="Wait for it, or stop it first."
+            )
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            return handle
+        os.close(handle)
+
+
+def _drop_where_nothing_was_made(folder: Path) -> None:
+    made = [*(folder / "result").rglob("*"), *(folder / "work").rglob("*")]
+    if not (folder / _REPLACED).exists() and not any(path.is_file() for path in made):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_back(folder: Path, out: Path) -> None:
+    """What a killed attempt had moved away for its result: to its name where the result did not come."""
+    replaced = folder / _REPLACED
+    if not os.path.lexists(replaced):
+        return
+    if os.path.lexists(out):
+        remove(replaced)
+    else:
+        replaced.rename(out)
+
+
 def _begin(folder: Path, order: ExportOrder) -> None:
     """Keep what an earlier attempt at the same order left; else begin anew."""
+    _put_back(folder, order.out_path)
+    check_target(order)
     present = _identity(order)
     kept = folder / _ORDER
     if kept.is_file() and kept.read_bytes() == present:
         return
     for path in folder.iterdir():
         if path.name != _LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
     write_atomic(kept, present)
 
 

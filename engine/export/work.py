@@ -20,6 +20,7 @@ import msgspec
 
 from engine import helper_process
 from engine.errors import EngineError, ExitCode
+from engine.export.finished import RECORD, write_record
 from engine.export.gguf_files import NOT_ASKED, GgufWork, check_quantiser, differs
 from engine.export.hf import write_card, write_folder
 from engine.export.merged import has_own_config, merged_model
@@ -32,7 +33,7 @@ from engine.export.staging import Staging, explained, finish, staging_of
 from engine.export.verify import Spoken, Verifier, faults
 from engine.jobs.export_report import Agreement, ExportedFile, ExportReport
 from engine.jobs.spec_export import Destination
-from engine.models.config import CONFIG_NAME, read_json_object
+from engine.models.config import CONFIG_NAME, read_json_object, text_part
 from engine.models.folder import check_folder
 from engine.models.headers import read_headers
 from engine.models.shape import read_shape
@@ -51,17 +52,22 @@ def export(order: ExportOrder, say: Say) -> ExportReport:
         model = _model(order, staging, say)
         writer = _hf if order.destination is Destination.HF else _gguf
         files, flags = writer(order, staging, model, say)
-        if order.one_file:
-            _only_file(staging)
+        report = ExportReport(
+            destination=order.destination.value,
+            source=order.source,
+            files=files,
+            flags=flags,
+            seconds=time.monotonic() - began,
+        )
+        if not order.one_file:
+            write_record(staging.result, order.out_path, staging.identity, report)
         finish(staging)
-    report = ExportReport(
-        destination=order.destination.value,
-        source=order.source,
-        files=files,
-        flags=flags,
-        seconds=time.monotonic() - began,
-    )
-    return msgspec.structs.replace(report, next_step=_next_step(order, report))
+    return told(order, report)
+
+
+def told(order: ExportOrder, report: ExportReport) -> ExportReport:
+    """`report` with its source and a command that uses what it is about."""
+    return msgspec.structs.replace(report, source=order.source, next_step=_next_step(order, report))
 
 
 def _model(order: ExportOrder, staging: Staging, say: Say) -> Path:
@@ -74,15 +80,6 @@ def _model(order: ExportOrder, staging: Staging, say: Say) -> Path:
     if not order.needs_model:
         return Path(order.source)
     return merged_model(Path(order.source), Path(order.base), staging.work / "merged", say)
-
-
-def _only_file(staging: Staging) -> None:
-    """The result is a file, not a folder with one."""
-    (file,) = staging.result.iterdir()
-    moved = staging.folder / "file"
-    file.rename(moved)
-    staging.result.rmdir()
-    moved.rename(staging.result)
 
 
 def _next_step(order: ExportOrder, report: ExportReport) -> str:
@@ -121,7 +118,8 @@ def _hf(
     if why and order.verify:
         flags.append(f"Not verified: {why}")
     write_card(staging.result, model_card(_facts(order, staging.result, origin, found)), origin.licence.files)
-    size = sum(path.stat().st_size for path in staging.result.rglob("*") if path.is_file())
+    written = (path for path in staging.result.rglob("*") if path.is_file() and path.name != RECORD)
+    size = sum(path.stat().st_size for path in written)
     file = ExportedFile(path=order.out, size_bytes=size, kind="hf", agreement=found, not_verified=why)
     return (file,), tuple(flags)
 
@@ -159,7 +157,7 @@ def _facts(order: ExportOrder, folder: Path, origin: Origin, found: Agreement | 
         card=origin.card,
         spec=origin.spec,
         parameters=sum(tensor.elements for tensor in read_headers(folder).tensors),
-        context=read_shape(config, CONFIG_NAME).context_length,
+        context=read_shape(text_part(config)[0], CONFIG_NAME).context_length,
         check=found,
         versions={name: importlib.metadata.version(name) for name in names},
     )

@@ -17,12 +17,14 @@ import msgspec
 import pytest
 
 from engine.errors import EngineError
+from engine.export.finished import RECORD
 from engine.export.order import ExportOrder, check_order, file_name, largest_first
-from engine.export.staging import staging_of
+from engine.export.staging import finish, staging_of
 from engine.export.work import export
 from engine.jobs.export_report import ExportReport
 from engine.jobs.spec_export import Destination
 from engine.resources import demo_model_dir
+from engine.surgery.staging import sha256_of
 from scaler_tui.cli import main
 from tests.support.cli import ROOT, cli, environment
 
@@ -85,22 +87,28 @@ def test_files_appear_with_their_sizes_and_sums_and_nothing_else_stays(tmp_path:
 KILLS = """
 import os, signal, sys
 def watch(event, arguments):
-    if event == "os.rename" and str(arguments[1]) == os.environ.get("KILL_BEFORE"):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if event in ("os.rename", "shutil.rmtree"):
+        if str(arguments[1 if event == "os.rename" else 0]) == os.environ.get("KILL_BEFORE"):
+            os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(watch)
 """
+
+
+def kill_before(place: Path, tmp_path: Path, order: ExportOrder) -> None:
+    """A real process that is killed before it renames something to `place`, or removes that."""
+    (tmp_path / "kills").mkdir(exist_ok=True)
+    (tmp_path / "kills" / "sitecustomize.py").write_text(KILLS)
+    killing = {"PYTHONPATH": f"{tmp_path / 'kills'}:{ROOT}", "KILL_BEFORE": str(place)}
+    assert process(order, tmp_path, **killing)[0] == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("destination", ["gguf", "hf"])
 def test_a_kill_leaves_nothing_under_the_final_name_and_the_same_order_goes_on(
     destination: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "kills").mkdir()
-    (tmp_path / "kills" / "sitecustomize.py").write_text(KILLS)
     out = tmp_path / "out"
     order = order_for(out, destination)
-    killing = {"PYTHONPATH": f"{tmp_path / 'kills'}:{ROOT}", "KILL_BEFORE": str(out)}
-    assert process(order, tmp_path, **killing)[0] == -signal.SIGKILL
+    kill_before(out, tmp_path, order)
     assert not out.exists()
     made = {path.name: path.stat().st_ino for path in (tmp_path / ".out.exporting" / "result").iterdir()}
     assert made
@@ -111,6 +119,58 @@ def test_a_kill_leaves_nothing_under_the_final_name_and_the_same_order_goes_on(
     assert kept
     assert all((out / name).stat().st_ino == made[name] for name in kept), "made once"
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_a_kill_at_either_rename_or_after_them_keeps_one_export_and_can_be_repeated(
+    one_file: bool, tmp_path: Path
+) -> None:
+    out, staged = tmp_path / "out.gguf", tmp_path / ".out.gguf.exporting"
+    old = order_for(out, one_file=one_file, types=("f16",))
+    assert work(old, tmp_path)[0] == 0
+    made = sha256_of(out if one_file else out / "demo.F16.gguf")
+    order = order_for(out, one_file=one_file, force=True)
+
+    kill_before(out, tmp_path, order)
+    assert not out.exists()
+    code, _, error = work(order_for(out, one_file=one_file), tmp_path)
+    assert (code, error["code"]) == (2, "export.exists"), "not lost: it is back before anything else"
+    assert sha256_of(out if one_file else out / "demo.F16.gguf") == made
+
+    kill_before(staged, tmp_path, order)
+    new = out if one_file else out / "demo.Q8_0.gguf"
+    assert new.is_file()
+    assert (staged / "replaced").exists()
+    code, _, error = work(order, tmp_path)
+    assert code == 0, error
+    assert new.is_file()
+    assert hidden(tmp_path) == []
+
+
+def test_what_appeared_meanwhile_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(EngineError) as caught, staging_of(order_for(out)) as staging:
+        staging.result.mkdir()
+        (staging.result / "made").write_text("x")
+        out.mkdir()
+        (out / "mine").write_text("mine")
+        finish(staging)
+    assert caught.value.code == "export.exists"
+    assert (out / "mine").read_text() == "mine"
+    assert (staging.result / "made").is_file()
+
+
+@pytest.mark.parametrize("place", ["models", "models/hf", "."])
+def test_the_place_of_what_is_read_is_never_replaced(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "models" / "hf"
+    shutil.copytree(demo_model_dir(), source)
+    before = sorted(path.name for path in source.iterdir())
+    code, _, error = work(order_for(tmp_path / place, source=str(source), force=True), tmp_path)
+    assert (code, error["code"]) == (2, "export.out")
+    assert sorted(path.name for path in source.iterdir()) == before
 
 
 def test_a_full_disk_is_said_and_what_was_whole_is_kept(tmp_path: Path) -> None:
@@ -129,16 +189,24 @@ def test_a_full_disk_is_said_and_what_was_whole_is_kept(tmp_path: Path) -> None:
     assert (out / "demo.Q8_0.gguf").stat().st_ino == first
 
 
-def test_an_existing_target_stays_unless_it_is_forced(tmp_path: Path) -> None:
+def test_an_existing_target_stays_unless_it_is_forced_and_of_an_export(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine").write_text("x")
+    assert work(order_for(out, types=("f16",)), tmp_path)[0] == 0
     code, _, error = work(order_for(out), tmp_path)
     assert (code, error["code"]) == (2, "export.exists")
     assert "--force" in error["next_step"]
-    assert (out / "mine").read_text() == "x"
+    assert (out / "demo.F16.gguf").is_file()
     assert work(order_for(out, force=True), tmp_path)[0] == 0
-    assert [path.name for path in out.iterdir()] == ["demo.Q8_0.gguf"]
+    assert sorted(path.name for path in out.iterdir()) == ["demo.Q8_0.gguf", RECORD]
+    (out / "mine").write_text("x")
+    for foreign, one_file, why in ((out, False, "mine"), (out, True, "a folder"), (out / "mine", True, "no GGUF")):
+        code, _, error = work(order_for(foreign, force=True, one_file=one_file), tmp_path)
+        assert (code, error["code"]) == (2, "export.foreign")
+        assert why in error["cause"]
+    assert (out / "mine").read_text() == "x"
+    (out / RECORD).unlink()
+    code, _, error = work(order_for(out, force=True), tmp_path)
+    assert (code, error["code"]) == (2, "export.foreign")
 
 
 def test_one_type_may_be_one_file(tmp_path: Path) -> None:
@@ -158,6 +226,7 @@ def test_what_another_order_or_another_source_left_is_not_taken(tmp_path: Path) 
         with staging_of(changed) as staging:
             assert not staging.result.exists(), "begun anew"
             staging.result.mkdir()
+            (staging.result / "made").write_text("x")
     with staging_of(order) as staging:
         assert staging.result.exists(), "the same order goes on"
     os.utime(source / "config.json", (1, 1))
@@ -165,7 +234,8 @@ def test_what_another_order_or_another_source_left_is_not_taken(tmp_path: Path) 
         assert not staging.result.exists(), "the source was touched"
 
 
-def test_two_at_once_do_not_write_over_each_other(tmp_path: Path) -> None:
+def test_two_at_once_do_not_write_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.export.staging._PATIENCE_SECONDS", 0.0)
     order = order_for(tmp_path / "out")
     with staging_of(order):
         code, _, error = work(order, tmp_path)
