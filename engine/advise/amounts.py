@@ -16,7 +16,7 @@ from engine.estimate.cards import DeviceSpeed, cpu_speed, gpu_speed
 from engine.estimate.cost import Tariff, estimate_cost
 from engine.estimate.data_shape import NO_PADDING, PACKED_FILL
 from engine.estimate.estimate import Estimate, Range
-from engine.estimate.speed import Measuring, RunPlan, estimate_hours
+from engine.estimate.speed import NO_ROWS, Measuring, Rows, RunPlan, estimate_hours
 from engine.estimate.storage import DiskPlan, estimate_disk, written_bytes
 from engine.estimate.workload import Method, Workload
 from engine.hardware.machine import Machine
@@ -92,6 +92,7 @@ class Load:
     """As in `DataShape`; 0 where rows were not counted."""
     measuring: Measuring | None = None
     checkpoint_every: int = 0
+    rows: Rows = NO_ROWS
     length_tokens: float = 0.0
     """Of texts that are measured at every length, before and after training."""
 
@@ -150,6 +151,7 @@ def hours_with(load: Load, work: Workload, device: DeviceSpeed, calibration: Cal
         epochs=load.epochs,
         measuring=load.measuring,
         checkpoint_every=load.checkpoint_every,
+        rows=load.rows,
         length_tokens=load.length_tokens,
         write_bytes=written_bytes(work, load.disk),
     )

@@ -27,7 +27,7 @@ from engine.estimate.calibration import Calibration
 from engine.estimate.cost import Tariff, machine_watts
 from engine.estimate.data_shape import NO_PADDING, PACKED_FILL, DataShape
 from engine.estimate.estimate import Estimate
-from engine.estimate.speed import Measuring, estimate_tokens_per_second
+from engine.estimate.speed import NO_ROWS, Measuring, Rows, estimate_tokens_per_second
 from engine.estimate.stacks import OURS
 from engine.estimate.storage import DiskPlan
 from engine.estimate.workload import Attention, DeviceKind, Loss, Method, OptimizerKind, Packing4Bit, Workload
@@ -262,6 +262,7 @@ def load_of_spec(
         width=data.width if data is not None else 0,
         measuring=measuring_of(spec, data) if data is not None else None,
         checkpoint_every=spec.checkpoint.every_steps,
+        rows=Rows(data.row_tokens, data.row_tokens * data.trained_share) if data is not None else NO_ROWS,
         length_tokens=_length_tokens(spec, architecture),
         download_bytes=download,
     )
@@ -357,6 +358,7 @@ def prediction_of(found: Appraisal) -> PredictionSection:
         calibration=found.plan.calibration,
         width=found.load.width,
         fill=found.load.fill,
+        rows=found.load.rows,
     )
     return PredictionSection(
         memory_bytes_low=round(memory.low),

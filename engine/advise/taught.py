@@ -16,7 +16,7 @@ from engine.estimate.calibration import Calibration
 from engine.estimate.memory import memory_bounds
 from engine.estimate.stacks import Stack
 from engine.estimate.surroundings import CACHED_LOGITS, distilled_chunk_tokens
-from engine.estimate.workload import Loss, Method, Packing4Bit, Purpose, TeacherHeld, Workload
+from engine.estimate.workload import Loss, Method, OwnAnswers, Packing4Bit, Purpose, TeacherHeld, Workload
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_distillation import SELF, DistillationSection, Held, Tokenizers
 from engine.models.adapter import base_of_adapter, is_adapter
@@ -80,6 +80,9 @@ def taught(
     if not section.distils or not spec.task.trains:
         return work
     shape = teacher_shape(section, student)
+    if section.on_policy:
+        own = OwnAnswers(section.on_policy, section.rollout_tokens, joined=spec.data.packing)
+        work = replace(work, own_answers=own)
     if section.teacher == SELF and spec.task.trains_adapter:
         return with_teacher(work, shape, TeacherHeld.SHARED)
     top = (section.top_k or CACHED_LOGITS) if section.held is Held.CACHED else section.top_k

@@ -32,6 +32,7 @@ def data_shape(report: DataReport, *, batch_size: int, base_text: str = "") -> D
         trained_share=min(max(report.train.trained_share, 1e-3), 1.0),
         fill=fill,
         width=min(width, report.max_length),
+        row_tokens=_mean(report),
         heldout_tokens=heldout,
         base_tokens=float(report.base_text.tokens) if report.base_text else _base_tokens(base_text),
     )

@@ -27,6 +27,8 @@ class DataShape:
     """Share of the computed tokens that are not padding."""
     width: int = 0
     """Mean width of a micro-batch in tokens, padding included; 0 means full sequences."""
+    row_tokens: float = 0.0
+    """Of the mean row; 0 where rows were not counted."""
     heldout_tokens: float = 0.0
     base_tokens: float = 0.0
 

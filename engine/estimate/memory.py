@@ -14,6 +14,7 @@ from functools import lru_cache
 from engine.estimate.calibration import Calibration
 from engine.estimate.estimate import Estimate, Origin, Part
 from engine.estimate.measured import measured_bytes
+from engine.estimate.own_answers import writing_of
 from engine.estimate.process import base_parts, process_bounds
 from engine.estimate.program.head import learns_fp32_head
 from engine.estimate.program.style import widens
@@ -47,6 +48,7 @@ PHASE_WORDS = {
     "step": "the optimizer step",
     "forward": "the layer in work going forward",
     "measuring": "keys and values of the longest text that is measured",
+    "writing": "the student's own answers while they are written",
 }
 
 
@@ -176,6 +178,8 @@ def _training_moments(work: Workload) -> Iterable[_Candidate]:
             tokens * (stack.bottom.boundary_bytes + stack.widened) + (stack.summing * share if stack.tied else 0.0),
         )
     yield from _measuring(work)
+    if (writing := writing_of(work)) is not None:  # between steps: no gradients
+        yield from (replace(moment, phase="writing") for moment in _asking_moments(writing))
     if not work.step_in_backward:
         yield _Candidate("step", gradients, 0.0, 0.0, optimizer_transient_bytes(work) * share)
 
@@ -360,6 +364,8 @@ def _token_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
         activations = "not alive at the peak"
     elif peak.phase == "measuring":
         activations = f"keys and values of {shape.layers} layers x {work.measured_tokens:,} tokens, twice"
+    elif peak.phase == "writing":
+        activations = f"keys and values of {shape.layers} layers; peak: {where}"
     elif work.purpose is Purpose.GENERATE:
         activations = f"KV cache of {shape.layers} layers x {tokens}"
     elif work.checkpointing or work.purpose is Purpose.EVALUATE:
@@ -379,13 +385,5 @@ def _token_parts(peak: Peak, work: Workload) -> tuple[Part, ...]:
     )
 
 
-__all__ = [
-    "NOTHING",
-    "HeadWalk",
-    "Peak",
-    "allocated_bytes",
-    "estimate_memory",
-    "limiting_words",
-    "memory_bounds",
-    "peak_of",
-]
+__all__ = ["NOTHING", "HeadWalk", "Peak", "allocated_bytes", "estimate_memory", "limiting_words"]
+__all__ += ["memory_bounds", "peak_of"]

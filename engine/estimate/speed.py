@@ -19,6 +19,7 @@ from engine.estimate.flops import (
     step_tokens,
     step_work,
 )
+from engine.estimate.own_answers import PROMPTS_PER_BATCH, asking, new_tokens
 from engine.estimate.roofline import StepSeconds, step_seconds
 from engine.estimate.shapes import shape_of
 from engine.estimate.state import trainable_parameters, weight_bytes
@@ -35,7 +36,6 @@ IMPORT_SECONDS = Range(6.0, 15.0, 60.0)
 """torch, transformers, peft and bitsandbytes from a warm or a cold disk; the demo starts in about 10 s."""
 MEASURING_TOKENS = 4096
 """Tokens per batch of held-out rows, as the worker makes them."""
-PROMPTS_PER_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,18 @@ class Measuring:
     """Tokens per answer, at most."""
     every_steps: int = 0
     """0: only before and after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The mean row, tokens; 0 where rows were not counted."""
+
+    tokens: float = 0.0
+    answer: float = 0.0
+    """What of it carries loss."""
+
+
+NO_ROWS = Rows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ class RunPlan:
     """Optimizer steps between checkpoints; 0 means one in every sixth of the run."""
     length_tokens: float = 0.0
     """Read in forward passes over texts of up to `Workload.measured_tokens`, before and after training."""
+    rows: Rows = NO_ROWS
     write_bytes: float = 0.0
     """Whole models written before or after training: grown, merged, GGUF."""
 
@@ -135,10 +148,14 @@ def estimate_tokens_per_second(
     compiled: bool = False,
     width: int = 0,
     fill: Range = NO_PADDING,
+    rows: Rows = NO_ROWS,
 ) -> Estimate:
-    """Tokens per second over all cards, padding not counted; new tokens while generating."""
+    """Tokens per second over all cards, padding not counted; new tokens while generating. Where a student writes
+    answers of its own, the time for that is part of the steps, as it is of the worker's."""
     work = _at_width(work, width)
-    fast, likely, slow = step_bounds(work, device, calibration=calibration, compiled=compiled)
+    bounds = step_bounds(work, device, calibration=calibration, compiled=compiled)
+    written = _written_step(work, device, rows, fill.likely, calibration)
+    fast, likely, slow = (one + more / work.accumulation for one, more in zip(bounds, written, strict=True))
     tokens = step_tokens(work) * copies(work, cards)
     return Estimate(
         tokens * fill.low / slow,
@@ -168,6 +185,7 @@ def estimate_hours(
     speed_source = calibration.source if calibration is not None and calibration.speed_factor else device.source
     rows = [
         ("training", train, f"{plan.tokens:,.0f} tokens / {rate:,.0f} tokens per second{over}", speed_source),
+        ("own answers", *_own_answers(shaped, device, plan, steps, calibration)),
         ("evaluation", *_evaluation(shaped, device, plan, train, steps)),
         ("measuring by length", *_by_length(work, device, plan)),
         ("teacher's logits", *_teacher_pass(work, device, plan)),
@@ -231,6 +249,43 @@ def _evaluation(
     )
     text = f"{times[1]} x {measuring.heldout_tokens:,.0f} held-out tokens, {measuring.prompts} answers each"
     return (low, likely, high), text, "forward passes and generation with a cache"
+
+
+def _own_answers(
+    work: Workload, device: DeviceSpeed, plan: RunPlan, steps: tuple[float, ...], calibration: Calibration | None
+) -> _Row:
+    """Written before every step that learns on them."""
+    own = work.own_answers
+    if own is None:
+        return (0.0, 0.0, 0.0), "", ""
+    one = _written_step(work, device, plan.rows, plan.fill.likely, calibration)
+    tokens = new_tokens(work, plan.rows.answer)
+    low, likely, high = (number * seconds for number, seconds in zip(steps, one, strict=True))
+    text = f"{own.share * steps[1]:,.0f} steps, answers of up to {tokens[1]:,.0f} tokens ({tokens[2]:,.0f} at most)"
+    return (low, likely, high), text, "forward passes and generation with a cache"
+
+
+def _written_step(
+    work: Workload, device: DeviceSpeed, rows: Rows, fill: float, calibration: Calibration | None
+) -> tuple[float, float, float]:
+    """Seconds for the answers of the mean step: of its prompts in batches a pass over each and one per new token.
+    Longer answers than the data's are also more to learn on."""
+    own = work.own_answers
+    if own is None or work.purpose is not Purpose.TRAIN:
+        return 0.0, 0.0, 0.0
+    sequences, row = work.batch * work.accumulation, rows.tokens or work.sequence
+    prompts = max(round(sequences * work.sequence * fill / row), 1) if own.joined else sequences
+    batches, together = -(-prompts // PROMPTS_PER_BATCH), min(prompts, PROMPTS_PER_BATCH)
+    length = max(min(round(row), work.sequence), 1)
+    tokens = new_tokens(work, rows.answer)
+    longest = min(round(length + tokens[2]), max(work.sequence, length))
+    reading = step_bounds(asking(work, together, length, Purpose.EVALUATE), device, calibration=calibration)
+    writing = step_bounds(asking(work, together, longest), device, calibration=calibration)
+    low, likely, high = (
+        own.share * batches * (read + count * each) for read, count, each in zip(reading, tokens, writing, strict=True)
+    )
+    more = prompts * max(tokens[2] - (rows.answer or tokens[2]), 0.0) / work.tokens
+    return low, likely, high + own.share * more * step_bounds(work, device, calibration=calibration)[2]
 
 
 def _by_length(work: Workload, device: DeviceSpeed, plan: RunPlan) -> _Row:

@@ -95,6 +95,18 @@ class TeacherHeld(StrEnum):
     """It is the frozen part of the student itself, asked with the adapter switched off."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnAnswers:
+    """A student that learns on answers of its own, which it writes before such a step."""
+
+    share: float
+    """Of the steps."""
+    tokens: int
+    """New ones of an answer at most."""
+    joined: bool = False
+    """Rows share sequences: a step has more prompts than sequences."""
+
+
 class DeviceKind(StrEnum):
     GPU = "gpu"
     CPU = "cpu"
@@ -164,6 +176,7 @@ class Workload:
     teacher_held: TeacherHeld = TeacherHeld.PACKED
     teacher_top_k: int = 0
     """Its most likely tokens that are kept where they are cached; 0: as many as when nothing is said."""
+    own_answers: OwnAnswers | None = None
     purpose: Purpose = Purpose.TRAIN
     device: DeviceKind = DeviceKind.GPU
     workspace_bytes: int = 2 * 8_519_680

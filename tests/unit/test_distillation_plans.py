@@ -18,10 +18,12 @@ from engine.advise.plan import JobWish, build_spec
 from engine.advise.spec_plan import appraise_spec, load_of_spec, plan_of_spec, workload_of
 from engine.advise.taught import alone, bounds_with, caching_form, held_for, live_forms, with_teacher
 from engine.errors import EngineError
+from engine.estimate.cards import cpu_speed
 from engine.estimate.data_shape import DataShape
 from engine.estimate.estimate import Verdict
-from engine.estimate.memory import allocated_bytes, memory_bounds
-from engine.estimate.workload import Method, TeacherHeld, Workload
+from engine.estimate.memory import allocated_bytes, memory_bounds, peak_of
+from engine.estimate.speed import Rows, RunPlan, estimate_hours, estimate_tokens_per_second
+from engine.estimate.workload import Method, OwnAnswers, TeacherHeld, Workload
 from engine.hardware.machine import Machine
 from engine.jobs.spec import JobSpec, Task
 from engine.jobs.spec_distillation import DistillationSection, Held
@@ -140,7 +142,7 @@ def test_an_estimate_counts_memory_disk_download_and_time_of_the_teacher() -> No
     assert parts[Held.RESIDENT]["teacher"] == pytest.approx(2 * analyze("llama-3.2-3b").parameters)
     assert parts[Held.CACHED]["teacher"] == 0
     disk = {held: {part.name: part.amount for part in one.disk.breakdown} for held, one in found.items()}
-    assert disk[Held.CACHED]["teacher's logits"] == pytest.approx(0.25e6 * (6 * 100 + 24))
+    assert disk[Held.CACHED]["teacher's logits"] == pytest.approx(0.25e6 * (6 * 100 + 48))
     assert "teacher's logits" not in disk[Held.RESIDENT]
     hours = {held: {part.name: part.amount for part in one.hours.breakdown} for held, one in found.items()}
     assert hours[Held.CACHED]["training"] < hours[Held.RESIDENT]["training"]
@@ -204,3 +206,46 @@ def test_a_teacher_that_is_typed_is_an_absolute_folder_or_refused(tmp_path: Path
         existing_teacher(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert existing_teacher(f"{tmp_path}/../{tmp_path.name}").endswith(tmp_path.name)
+
+
+def test_own_answers_take_time_and_memory_in_the_estimate() -> None:
+    data = DataShape((1e6,) * 3, trained_share=0.25, width=400, row_tokens=200.0)
+
+    def figures(share: float) -> tuple[float, float, float]:
+        asked = spec_with(teacher="self", **({"on_policy": share, "rollout_tokens": 512} if share else {}))
+        load = load_of_spec(asked, STUDENT, place(24), 0.0, data=data)
+        found = appraise_spec(asked, STUDENT, place(24), load)
+        written = {part.name: part.amount for part in found.hours.breakdown}.get("own answers", 0.0)
+        assert written == pytest.approx(found.hours.likely - plain_hours if share else 0.0)
+        return found.memory.likely, found.hours.likely, found.hours.high
+
+    plain_hours = 0.0
+    plain = figures(0.0)
+    plain_hours = plain[1]
+    half, all_of_them = figures(0.5), figures(1.0)
+    assert all_of_them[1] - plain[1] == pytest.approx(2 * (half[1] - plain[1]))
+    assert all_of_them[2] - plain[2] > all_of_them[1] - plain[1] > 0
+
+
+def test_many_long_answers_at_once_can_be_the_peak() -> None:
+    work = with_teacher(Workload(STUDENT, batch=1, sequence=4096, accumulation=32), STUDENT, TeacherHeld.SHARED)
+    written = replace(work, own_answers=OwnAnswers(0.1, 1024))
+    peak = peak_of(written)
+    assert peak.phase == "writing"
+    cache = 2 * STUDENT.layers * STUDENT.key_value_heads * STUDENT.head_dim * 2 * 32 * 4096
+    assert cache < peak.activations < 4 * cache
+    assert peak.allocated > allocated_bytes(work)
+
+
+def test_own_answers_of_the_bench_take_the_share_of_the_time_that_they_took() -> None:
+    """Three runs of bench/teacher on two cores: 144 steps of 4 rows, half of them on own answers of 8 tokens each;
+    writing took 0.73 to 0.81 of what all the rest of the training did."""
+    demo, here = analyze("demo"), cpu_speed(machine(cores=2))
+    plain = Workload(demo, batch=4, sequence=256, rank=8, masked=True, compute_bytes=4, checkpointing=False)
+    work = with_teacher(plain, demo, TeacherHeld.RESIDENT)
+    work = replace(work, own_answers=OwnAnswers(0.5, 24))
+    run = RunPlan(tokens=16_050, width=34, rows=Rows(28.0, 8.3))
+    parts = {part.name: part.amount for part in estimate_hours(work, here, run).breakdown}
+    assert 0.5 < parts["own answers"] / parts["training"] < 1.2
+    rate = [estimate_tokens_per_second(one, here, width=34, rows=run.rows).likely for one in (work, plain)]
+    assert rate[0] < 0.75 * rate[1]
