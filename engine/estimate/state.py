@@ -85,8 +85,9 @@ def weight_formula(work: Workload) -> str:
 
 
 def teacher_bytes(work: Workload, held: TeacherHeld | None = None) -> float:
-    """A frozen teacher beside the student (distillation): NF4 with double quantisation, the compute type, two layers
-    of it, or 0 where it is the student's own base or on disk. `held`: in another form than the job's."""
+    """A frozen teacher beside the student (distillation): NF4 with double quantisation, the compute type, of a streamed
+    one its embeddings and two layers (`engine.distill.streaming`), or 0 where it is the student's own base or on disk.
+    `held`: in another form than the job's."""
     teacher, held = work.teacher, held or work.teacher_held
     if teacher is None or held in (TeacherHeld.CACHED, TeacherHeld.SHARED):
         return 0.0
@@ -94,7 +95,7 @@ def teacher_bytes(work: Workload, held: TeacherHeld | None = None) -> float:
         return packed_model_bytes(teacher, Packing4Bit.NF4_DOUBLE, float(work.compute_bytes))
     if held is TeacherHeld.OFFLOADED:
         block = (teacher.parameters - teacher.embedding_parameters) / max(teacher.layers, 1)
-        return work.compute_bytes * max(2.0 * block, teacher.embedding_parameters)
+        return work.compute_bytes * (min(2, teacher.layers) * block + teacher.embedding_parameters)
     return float(work.compute_bytes * teacher.parameters)
 
 

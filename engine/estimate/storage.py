@@ -29,8 +29,8 @@ def estimate_host_ram(work: Workload, *, processes: int = 1) -> Estimate:
     """RAM beside the GPU: libraries and one shard while loading, per process, and whatever is offloaded to it.
 
     Offloaded optimizer: a copy of the parameters, their gradients and the states (torchao's CPU offload). Offloaded
-    activations: what the layers keep. Offloaded teacher: 2·N in 16 bits. A paged optimizer may spill all of its state.
-    Source: safetensors maps one shard at a time; torchao and torch documentation.
+    activations: what the layers keep. Offloaded teacher: N in the compute type. A paged optimizer may spill all
+    of its state. Source: safetensors maps one shard at a time; torchao and torch documentation.
     """
     stored = work.architecture.weight_bytes or 2 * work.architecture.parameters
     shard = float(min(stored, LARGEST_SHARD_BYTES))
@@ -56,12 +56,12 @@ def _offloaded(work: Workload) -> tuple[Part, ...]:
     activations = _kept_bytes(work) if trains and work.offload_activations else 0.0
     teacher = 0.0
     if trains and work.teacher is not None and work.teacher_held is TeacherHeld.OFFLOADED:
-        teacher = 2.0 * work.teacher.parameters
+        teacher = float(work.compute_bytes * work.teacher.parameters)
     return (
         Part("optimizer on the host", state, f"states of {count:,} trained parameters", "torch, bitsandbytes"),
         Part("parameters and gradients", 2.0 * width * count, f"2 x {width} B x {count:,}", "torchao's CPU offload"),
         Part("activations on the host", activations, f"what the layers keep of {work.tokens:,} tokens", "traced"),
-        Part("teacher on the host", teacher, "2 B x N of the teacher", "streamed to the card layer by layer"),
+        Part("teacher on the host", teacher, f"{work.compute_bytes} B x N of the teacher", "streamed layer by layer"),
     )
 
 
@@ -110,7 +110,7 @@ class DiskPlan:
 def estimate_disk(work: Workload, plan: DiskPlan) -> Estimate:
     """Downloads, models written before training, kept checkpoints, results; the parts sum to `likely`.
 
-    Base and teacher 2·N, grown model 2·N of the final size, logit cache 6·k + 24 B per trained token, checkpoints
+    Base and teacher 2·N, grown model 2·N of the final size, logit cache 6·k + 48 B per trained token, checkpoints
     kept x (trained weights + states), merged 2·N, GGUF 0.6·N. While one checkpoint is written, one more exists.
     """
     architecture = work.architecture

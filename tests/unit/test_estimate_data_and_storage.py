@@ -19,6 +19,7 @@ from engine.data.packing import pack, unpacked
 from engine.data.shape import data_shape
 from engine.estimate.data_shape import LengthCount, packed_shape, padded_shape
 from engine.estimate.estimate import Estimate
+from engine.estimate.state import teacher_bytes
 from engine.estimate.storage import (
     DiskPlan,
     checkpoint_bytes,
@@ -125,6 +126,14 @@ def test_only_an_offloaded_teacher_is_in_host_memory(held: TeacherHeld) -> None:
     work = Workload(LLAMA_3B, Method.FULL, teacher=MIXTURE, teacher_held=held)
     found = parts(estimate_host_ram(work)).get("teacher on the host", 0.0)
     assert found == (2 * MIXTURE.parameters if held is TeacherHeld.OFFLOADED else 0.0)
+    wide = parts(estimate_host_ram(replace(work, compute_bytes=4))).get("teacher on the host", 0.0)
+    assert wide == 2 * found
+
+
+def test_a_streamed_teacher_has_its_embeddings_and_two_layers_on_the_card() -> None:
+    work = Workload(LLAMA_3B, Method.FULL, teacher=LLAMA_3B, teacher_held=TeacherHeld.OFFLOADED)
+    layer = (LLAMA_3B.parameters - LLAMA_3B.embedding_parameters) / LLAMA_3B.layers
+    assert teacher_bytes(work) == pytest.approx(2 * (LLAMA_3B.embedding_parameters + 2 * layer))
 
 
 def test_a_paged_optimizer_may_spill_all_of_its_state() -> None:
@@ -180,7 +189,7 @@ def test_a_teacher_is_downloaded_and_its_cached_logits_are_kept() -> None:
     plan = DiskPlan(LLAMA_3B, True, teacher_on_disk=False, epoch_tokens=1e7)
     found = parts(estimate_disk(work, plan))
     assert found["teacher model"] == 2 * MIXTURE.parameters
-    assert found["teacher's logits"] == pytest.approx(1e7 * (64 * 6 + 24))
+    assert found["teacher's logits"] == pytest.approx(1e7 * (64 * 6 + 48))
     resident = replace(work, teacher_held=TeacherHeld.RESIDENT)
     assert "teacher's logits" not in parts(estimate_disk(resident, plan))
 
