@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +26,33 @@ ENVIRONMENT = {
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
 }
 """Defaults; whatever the user has set stays."""
+
+
+ASKER, ON_INPUT = "SCALER_WIZARD_ASKER", "input"
+"""Set for a process whose standard input ends when whoever started it is gone."""
+_LEAVING_SECONDS = 10.0
+
+
+def leave_with_the_asker() -> None:
+    """End this process when the one that started it is gone, be it by a kill: a killed command leaves nobody that goes
+    on with its work. It ends by SystemExit in the main thread, so that processes it started itself are ended too; what
+    cannot be interrupted is given ten seconds. Without `ASKER` in the environment it does nothing."""
+    if os.environ.pop(ASKER, "") != ON_INPUT:
+        return
+
+    def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    def watch() -> None:
+        while os.read(0, 64):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_LEAVING_SECONDS)
+        os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, leave)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run(work: Callable[[], None], out_of_memory: Callable[[str], EngineError]) -> int:

@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--adapter", type=Path, help="a peft folder on top of it")
     parser.add_argument("--other", nargs=2, type=Path, metavar=("DIR", "OUT"), help="a folder to hold against it")
     options = parser.parse_args(arguments)
+    helper_process.leave_with_the_asker()
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in these folders
     return helper_process.run(lambda: _run(options), _out_of_memory)
 

@@ -165,6 +165,7 @@ def _facts(order: ExportOrder, folder: Path, origin: Origin, found: Agreement | 
 
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
+    helper_process.leave_with_the_asker()
     os.environ.setdefault("HF_HUB_OFFLINE", "0")  # the licence of a base may be known there only
     order, out = read_order(Path(arguments[0])), Path(arguments[1])
     lines, last = helper_process.LineOut(), ("", 0.0)

@@ -6,6 +6,7 @@ Owns starting them, their progress lines and their failures. Must not know what 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from engine import helper_process
 from engine.errors import EngineError, ExitCode
 
 _TAIL_BYTES = 2000
@@ -81,11 +83,14 @@ def run_module(
     hear: Hear | None = None,
 ) -> None:
     """Run `python -m module` to its end; `hear` gets every line too. Raises the EngineError it printed, or one of
-    `failing`'s code."""
+    `failing`'s code. Nothing is written to its input: when that ends, this process is gone, and a module that calls
+    `helper_process.leave_with_the_asker` ends too."""
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL
-        )
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            env={**os.environ, helper_process.ASKER: helper_process.ON_INPUT},
+        )  # fmt: skip
         failure: EngineError | None = None
         try:
             for raw in process.stdout or ():
@@ -137,14 +142,19 @@ def _whole(value: object) -> int:
 
 def _end(process: subprocess.Popen[bytes], patience_seconds: float) -> None:
     """After Ctrl+C: the terminal told the process too; give it a moment, then insist."""
-    if process.poll() is not None:
-        return
-    process.terminate()
     try:
-        process.wait(patience_seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        if process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(patience_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    finally:
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _tail(log: Path) -> str:

@@ -8,13 +8,17 @@ was. What one export made the next does not make again: a folder is merged once,
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from engine.errors import EngineError
+from engine.export.finished import read_record
 from engine.export.ollama_create import create_from
 from engine.export.order import EXPORTS, ExportOrder, check_order, file_name, largest_first
+from engine.export.staging import identity_of
+from engine.export.work import told
 from engine.jobs import events as ev
 from engine.jobs import layout
 from engine.jobs.card import Card
@@ -70,17 +74,35 @@ def _export(attempt: Attempt, card: Card, target: Destination) -> None:
         order = _order(attempt, card, target)
         if _is_done(card, order, attempt.run_dir):
             return
-        report = _exported(attempt, order)
+        report = inside(_finished(order) or _exported(attempt, order), attempt.run_dir)
+        add_exports(attempt.run_dir, (report,))
     except EngineError as error:
-        again = f"scaler-wizard export {target.value} {attempt.run_dir.name}"
-        what = f"The export to {target.value} failed: {error.what}"
-        _note(attempt, f"{what} {error.cause}".strip(), f"{error.next_step} Then: {again}".strip())
+        _failed(attempt, target, error)
         return
-    report = inside(report, attempt.run_dir)
-    add_exports(attempt.run_dir, (report,))
+    except OSError as error:  # a full or read-only disk, where no step said so in words
+        cause = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        _failed(attempt, target, EngineError("export.write", "Its files cannot be written.", cause=cause))
+        return
     attempt.journal.write(ev.Exported(t=time.time(), report=report))
     if target is Destination.OLLAMA:
         _create(attempt, report)
+
+
+def _failed(attempt: Attempt, target: Destination, error: EngineError) -> None:
+    """The run is finished all the same. That somebody else is at the same export is no fault to be kept."""
+    again = f"scaler-wizard export {target.value} {attempt.run_dir.name}"
+    what = f"The export to {target.value} failed: {error.what} {error.cause}".strip()
+    next_step = f"{error.next_step} Then: {again}".strip()
+    if error.code == "export.busy":
+        attempt.warn(what, next_step)
+    else:
+        _note(attempt, what, next_step)
+
+
+def _finished(order: ExportOrder) -> ExportReport | None:
+    """What a killed attempt had finished and not noted: the folder has its name, and is of the same order."""
+    found = read_record(order.out_path) if order.force else None
+    return told(order, found.report) if found is not None and found.order == identity_of(order) else None
 
 
 def _create(attempt: Attempt, report: ExportReport) -> None:
@@ -101,7 +123,7 @@ def _is_done(card: Card, order: ExportOrder, run_dir: Path) -> bool:
 def _order(attempt: Attempt, card: Card, target: Destination) -> ExportOrder:
     section, run_dir = attempt.spec.export, attempt.run_dir
     adapter = section.adapter and target is not Destination.HF
-    source, base = _source(attempt, card, adapter=adapter)
+    source, base = _source(attempt, card, target, adapter=adapter)
     order = ExportOrder(
         destination=target,
         source=str(source),
@@ -112,20 +134,22 @@ def _order(attempt: Attempt, card: Card, target: Destination) -> ExportOrder:
         types=largest_first(section.gguf_types),
         adapter=adapter,
         verify=section.verify,
-        force=(run_dir / EXPORTS / target.value).exists(),  # complete, but not on the card: a kill between the two
+        force=(run_dir / EXPORTS / target.value).exists(),  # of an earlier attempt, but not on the card
         made=tuple(report for report in card.exports if report.destination != target.value),
     )
     check_order(order)
     return order
 
 
-def _source(attempt: Attempt, card: Card, *, adapter: bool) -> tuple[Path, Path | None]:
-    """The folder of the result, and its base where it is an adapter."""
+def _source(attempt: Attempt, card: Card, target: Destination, *, adapter: bool) -> tuple[Path, Path | None]:
+    """The folder of the result, and its base where it is an adapter. An earlier export stands in for it, but not for
+    its own."""
     result = attempt.run_dir / card.adapter.path  # absolute where the spec names a place outside
     if card.adapter.kind == "model":
         return result, None
-    for whole in (attempt.run_dir / layout.OUTPUT / MERGED, attempt.run_dir / EXPORTS / Destination.HF.value):
-        if not adapter and whole.is_dir():
+    exported = attempt.run_dir / EXPORTS / Destination.HF.value
+    for whole in (attempt.run_dir / layout.OUTPUT / MERGED, exported):
+        if not adapter and whole.is_dir() and not (whole == exported and target is Destination.HF):
             return whole, None
     try:
         return result, base_of_adapter(result)
@@ -161,6 +185,7 @@ def _exported(attempt: Attempt, order: ExportOrder) -> ExportReport:
 
 
 def _note(attempt: Attempt, message: str, next_step: str) -> None:
-    """Into the journal and onto the card."""
+    """Into the journal and onto the card, where that can be written."""
     attempt.warn(message, next_step)
-    add_exports(attempt.run_dir, (), (f"{message} {next_step}".strip(),))
+    with suppress(EngineError, OSError):
+        add_exports(attempt.run_dir, (), (f"{message} {next_step}".strip(),))

@@ -26,7 +26,7 @@ from engine.jobs.spec_export import Destination
 from engine.resources import demo_model_dir
 from engine.surgery.staging import sha256_of
 from scaler_tui.cli import main
-from tests.support.cli import ROOT, cli, environment
+from tests.support.cli import ROOT, cli, environment, wait_for
 
 NO_RUNTIME = {"GGUF_PYTHON": "/nowhere/python"}
 
@@ -149,12 +149,13 @@ def test_a_kill_at_either_rename_or_after_them_keeps_one_export_and_can_be_repea
 
 def test_what_appeared_meanwhile_stays(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(EngineError) as caught, staging_of(order_for(out)) as staging:
+    with staging_of(order_for(out)) as staging:
         staging.result.mkdir()
         (staging.result / "made").write_text("x")
         out.mkdir()
         (out / "mine").write_text("mine")
-        finish(staging)
+        with pytest.raises(EngineError) as caught:
+            finish(staging)
     assert caught.value.code == "export.exists"
     assert (out / "mine").read_text() == "mine"
     assert (staging.result / "made").is_file()
@@ -240,6 +241,38 @@ def test_two_at_once_do_not_write_over_each_other(tmp_path: Path, monkeypatch: p
     with staging_of(order):
         code, _, error = work(order, tmp_path)
         assert (code, error["code"]) == (2, "export.busy")
+
+
+ASKER = """
+import sys
+from pathlib import Path
+from engine.surgery.helpers import run_module
+run_module("engine.export.work", sys.argv[1:3], Path(sys.argv[3]), "exporting", lambda _: None)
+"""
+
+
+def test_when_the_asker_is_killed_the_export_and_what_it_started_end(tmp_path: Path) -> None:
+    slow = tmp_path / "python"
+    slow.write_text(
+        f"#!/bin/sh\necho $$ $PPID > {tmp_path}/pids.new; mv {tmp_path}/pids.new {tmp_path}/pids\nexec sleep 600"
+    )
+    slow.chmod(0o755)
+    (tmp_path / "order.json").write_bytes(msgspec.json.encode(order_for(tmp_path / "out", types=("q4_k_m",))))
+    words = [str(tmp_path / name) for name in ("order.json", "report.json", "log")]
+    settings = environment(GGUF_PYTHON=str(slow))
+    with subprocess.Popen([sys.executable, "-c", ASKER, *words], env=settings, cwd=ROOT) as asker:
+        wait_for((tmp_path / "pids").exists, "it works")
+        numbers = [int(word) for word in (tmp_path / "pids").read_text().split()]
+        asker.kill()
+    wait_for(lambda: not any(is_alive(number) for number in numbers), "both are gone")
+
+
+def is_alive(number: int) -> bool:
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_small_types_without_a_quantiser_are_refused_before_anything_is_written(tmp_path: Path) -> None:
