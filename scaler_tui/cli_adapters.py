@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scaler_tui.cli_flags import json_flag
+from scaler_tui.cli_sweep import add_sweep, how_to_mix
 
-METHODS = ("exact", "linear", "ties", "dare", "dare_ties", "magnitude", "svd")
 _MIX = (
     "Updates themselves are mixed, whatever kind of LoRA they come from; the result is an adapter (plain LoRA; DoRA "
     "where an exact sum needs it), or with --merged a whole model. Told for every matrix: how far it is from the true "
@@ -25,7 +25,6 @@ def add_adapters(add: Callable[..., argparse.ArgumentParser], *, named: bool) ->
     adapters = add("adapters", "list, inspect, mix, merge, measure and test LoRA adapters in peft's form")
     if not named:
         return
-    from scaler_tui.cli_sweep import add_sweep
     from scaler_tui.commands.adapters_merge import add_merge
 
     verbs: Any = adapters.add_subparsers(dest="verb", metavar="COMMAND", required=True)
@@ -70,10 +69,7 @@ def _add_mix(verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     mix.add_argument("--out", "-o", metavar="FOLDER", type=Path, required=True, help="a new folder")
     mix.add_argument("--base", metavar="MODEL", default="", help="the model under them; left out: as they name it")
-    mix.add_argument("--method", choices=METHODS, default="exact", help="how updates become one (exact)")
-    mix.add_argument("--density", type=float, default=0.5, metavar="X", help="what ties, dare, magnitude keep (0.5)")
-    mix.add_argument("--signs", choices=("total", "frequency"), default="total", help="of ties, dare_ties (total)")
-    mix.add_argument("--rank", type=int, default=0, metavar="R", help="of the result; 0 is what is exact")
+    how_to_mix(mix)
     mix.add_argument("--seed", type=int, default=17, metavar="N", help="of what dare drops (17)")
     mix.add_argument("--merged", action="store_true", help="a whole model instead of an adapter")
     mix.add_argument(

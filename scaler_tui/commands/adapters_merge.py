@@ -80,14 +80,14 @@ def merge_adapters(arguments: argparse.Namespace) -> int:
 
 # ── what is merged ───────────────────────────────────────────────────────────────────────────────────────────────
 def _request(arguments: argparse.Namespace) -> MergeRequest:
-    from engine.adapters.folder import read_adapter
     from engine.adapters.merge import MergeRequest
     from engine.adapters.merge_plan import Weighed
     from engine.units import parse_bytes
+    from scaler_tui.commands.adapters_mix import shares_of
 
-    named = [_named(word) for word in arguments.adapters]
-    mix = tuple(Weighed(read_adapter(_adapter_folder(word)), weight) for word, weight in named)
-    out = arguments.out.expanduser() if arguments.out is not None else Path(f"{_short(named[0][0])}-merged")
+    shares = shares_of(arguments.adapters)
+    mix = tuple(Weighed(share.adapter, share.weight) for share in shares)
+    out = arguments.out.expanduser() if arguments.out is not None else Path(f"{shares[0].name}-merged")
     return MergeRequest(
         base=_base(arguments.base, mix[0].adapter),
         mix=mix,
@@ -96,45 +96,6 @@ def _request(arguments: argparse.Namespace) -> MergeRequest:
         shard_bytes=parse_bytes(arguments.shard_size),
         force=arguments.force,
     )
-
-
-def _named(word: str) -> tuple[str, float]:
-    """ "style=0.5" -> ("style", 0.5); a folder whose name has such an end is meant as it is."""
-    name, sign, number = word.rpartition("=")
-    if not sign or Path(word).expanduser().exists():
-        return word, 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = float("nan")
-    if not -100 <= weight <= 100:
-        raise EngineError("usage", f"'{number}' is no weight.", next_step="Write ADAPTER=0.5; negative takes away.")
-    return name, weight
-
-
-def _adapter_folder(word: str) -> Path:
-    """An adapter's folder, or that of a run. Raises EngineError `run.*`, `adapter.*`."""
-    from engine.jobs import layout
-    from engine.jobs.store import find_run
-    from engine.models.adapter import is_adapter
-
-    folder = Path(word).expanduser()
-    if is_adapter(folder) or (folder.is_dir() and not (folder / layout.SPEC).is_file()):
-        return folder.absolute()
-    run_dir = find_run(word)
-    for name in ("adapter", "held/adapter"):
-        if is_adapter(run_dir / layout.OUTPUT / name):
-            return run_dir / layout.OUTPUT / name
-    raise EngineError(
-        "run.no_adapter",
-        f"Run {run_dir.name} has left no adapter.",
-        next_step="Name an adapter's folder, or a run that trained one.",
-    )
-
-
-def _short(word: str) -> str:
-    folder = _adapter_folder(word)
-    return folder.parents[1].name if folder.name == "adapter" and folder.parent.name == "output" else folder.name
 
 
 def _base(named: str, adapter: AdapterFolder) -> Path:

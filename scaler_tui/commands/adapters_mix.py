@@ -60,21 +60,17 @@ def shares_of(words: list[str]) -> tuple[Share, ...]:
 
 
 def split_weight(text: str) -> tuple[str, float]:
-    """ "style=0.5" (or "style:0.5") -> ("style", 0.5); weight 1 without one. A folder whose name ends so is itself."""
-    for sign in ("=", ":"):
-        word, found, number = text.rpartition(sign)
-        if not found or not word or Path(text).expanduser().exists():
-            continue
-        try:
-            weight = float(number)
-        except ValueError:
-            if sign == "=":
-                raise _no_weight(number) from None
-            continue
-        if not -100 <= weight <= 100:
-            raise _no_weight(number)
-        return word, weight
-    return text, 1.0
+    """ "style=0.5" -> ("style", 0.5); weight 1 without one. A folder whose name ends so is itself."""
+    word, found, number = text.rpartition("=")
+    if not found or not word or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        raise _no_weight(number) from None
+    if not -100 <= weight <= 100:
+        raise _no_weight(number)
+    return word, weight
 
 
 def _no_weight(number: str) -> EngineError:
@@ -87,8 +83,6 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     from engine.adapters.recipe import Recipe
     from engine.jobs.spec_mix import MixMethod, Signs
 
-    if arguments.rank < 0:
-        raise EngineError("usage", "A rank is not below 0.", next_step="Leave --rank out for what is exact.")
     return Recipe(
         method=MixMethod(arguments.method),
         density=arguments.density,

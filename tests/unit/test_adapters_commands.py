@@ -109,7 +109,8 @@ def test_mix_makes_a_whole_model_when_told(place: Path, capsys: pytest.CaptureFi
         (("mix", "plain=high", "--out", "x"), "usage"),
         (("mix", "plain=101", "--out", "x"), "usage"),
         (("mix", "plain", "--rank", "-1", "--out", "x"), "usage"),
-        (("mix", "plain", "--density", "2", "--out", "x"), "adapter.mix"),
+        (("mix", "plain", "--density", "2", "--out", "x"), "usage"),
+        (("mix", "plain", "--rank", "99999999999", "--out", "x"), "usage"),
         (("mix", "plain", "--method", "svd", "--out", "x"), "adapter.mix"),
         (("mix", "plain", "plain=-1", "--method", "linear", "--out", "x"), "adapter.mix"),
         (("mix", "plain", "--out", "base"), "adapter.out_exists"),
@@ -142,8 +143,8 @@ def test_the_self_test_fails_with_its_own_exit_code(
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("style", ("style", 1.0)), ("style=0.5", ("style", 0.5)), ("style:-2", ("style", -2.0)),
-        ("C:/style", ("C:/style", 1.0)), ("a=b=0.25", ("a=b", 0.25)),
+        ("style", ("style", 1.0)), ("style=0.5", ("style", 0.5)), ("style=-2", ("style", -2.0)),
+        ("C:/style:2", ("C:/style:2", 1.0)), ("a=b=0.25", ("a=b", 0.25)),
     ],
 )  # fmt: skip
 def test_weights_are_read_off_the_end_of_a_word(text: str, wanted: tuple[str, float]) -> None:
