@@ -93,11 +93,14 @@ class Copied:
     base: TensorHeader
     merged: Array | None = None
     """The result, where an update is on top."""
+    replaced: Array | None = None
+    """The values of `change.rows`, where nothing is on top."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows, columns, without rows that the base lacks."""
-        return matrix_shape(self.base.shape)
+        """Rows, columns, without rows that the base or the copy lacks."""
+        rows, columns = matrix_shape(self.base.shape)
+        return (rows if self.change.whole is None else min(rows, matrix_shape(self.change.whole.shape)[0])), columns
 
     def rows(self, begin: int, end: int) -> Array:
         """Some rows of the difference."""
@@ -107,7 +110,8 @@ class Copied:
         values = own.copy()
         if self.change.whole is not None:
             values = _matrix(read_rows(self.change.whole, *_span(self.change.whole, begin, end)))
-        values = with_rows(self.change.rows, values, begin, end)
+        if self.change.rows is not None and self.replaced is not None:
+            values = with_rows(self.change.rows, self.replaced, values, begin, end)
         if self.change.bias is not None:
             added = bias_of(self.change.bias)
             values = values + added if added is not None else values
@@ -125,18 +129,17 @@ def load_change(change: Change, base: TensorHeader, weight: Array | None) -> Fac
     """Ready to give rows. `weight`: see `load_factors`."""
     if change.is_low_rank:
         return load_factors(change, weight)
+    held = read_float(change.rows.tensor) if change.rows is not None else None
     if change.adapted is None:
-        return Copied(change, base)
+        return Copied(change, base, replaced=held)
     values = read_float(change.whole) if change.whole is not None else read_float(base)
-    values = with_rows(change.rows, values, 0, len(values))
+    if change.rows is not None and held is not None:
+        values = with_rows(change.rows, held, values, 0, len(values))
     return Copied(change, base, merged_weight(change.adapted, values))
 
 
-def with_rows(rows: Rows | None, values: Array, begin: int, end: int) -> Array:
-    """`values` (rows from `begin` on) with those that the adapter replaces."""
-    if rows is None:
-        return values
-    held = read_float(rows.tensor)
+def with_rows(rows: Rows, held: Array, values: Array, begin: int, end: int) -> Array:
+    """`values` (rows from `begin` on) with those that the adapter replaces by the rows of `held`, in place."""
     for number, row in enumerate(rows.indices):
         if begin <= row < end:
             values[row - begin] = held[number]

@@ -9,7 +9,7 @@ plans or files of the result.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -52,9 +52,12 @@ class Pieces:
         factors = [way for way in ways if way is not None]
         columns = prod(target.shape[1:])
         step = max(1, BUFFER_BYTES // (columns * numbers.storage(target.dtype).itemsize))
-        for begin in range(0, target.shape[0], step):
-            end = min(begin + step, target.shape[0])
-            yield _stored(self._rows(target, factors, begin, end, work), target)
+        known = min(target.shape[0], target.base.shape[0])
+        for begin in range(0, known, step):
+            yield _stored(self._rows(target, factors, begin, min(begin + step, known), work), target)
+        added = replace(target, parts=tuple(replace(part, weight=1.0) for part in target.parts))
+        for begin in range(known, target.shape[0], step):  # there is nothing of the base to weigh them against
+            yield _stored(self._rows(added, factors, begin, min(begin + step, target.shape[0]), work), target)
 
     def _mixed(self, target: Target) -> Iterator[Array]:
         """Rows to which something else than the weighted sum is added."""
@@ -85,7 +88,8 @@ class Pieces:
     def _at_once(self, target: Target, work: np.dtype[Any]) -> Iterator[Array]:
         """Vectors, and matrices whose rows depend on each other (DoRA's columns)."""
         shape = target.shape
-        base = None if _is_whole(target) else self._read(target.base, 0, target.base.shape[0], work)
+        known = min(shape[0], target.base.shape[0])
+        base = None if _is_whole(target) else self._read(target.base, 0, known, work)
         total: Array | None = None
         for part in target.parts:
             changed = self._changed(part, base, shape, work)
@@ -93,10 +97,11 @@ class Pieces:
                 total = changed
                 break
             assert base is not None
-            total = base.copy() if total is None else total
-            changed -= base
-            changed *= work.type(part.weight)
-            total += changed
+            if total is None:
+                total = np.concatenate((base, changed[known:])) if known < shape[0] else base.copy()
+            changed[:known] -= base
+            changed[:known] *= work.type(part.weight)
+            total[:known] += changed[:known]
         assert total is not None
         columns = prod(shape[1:])
         step = max(1, BUFFER_BYTES // (max(columns, 1) * numbers.storage(target.dtype).itemsize))

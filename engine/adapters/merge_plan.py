@@ -247,11 +247,12 @@ def _head_name(mix: Sequence[Weighed]) -> str:
 
 def _target(tensor: TensorHeader, parts: tuple[Part, ...], dtype: str, *, name: str = "") -> Target:
     shapes = {part.whole.shape if part.whole is not None else tensor.shape for part in parts}
-    if len(shapes) > 1:
+    if len(shapes) > 1 or (len(parts) > 1 and shapes != {tensor.shape}):
         raise EngineError(
             "merge.vocabulary",
-            f"The adapters want '{tensor.name[:80]}' in different shapes.",
-            cause=" and ".join(f"{shape[0]:,} rows" for shape in sorted(shapes)),
+            f"Several adapters change '{tensor.name[:80]}', and a vocabulary was resized.",
+            cause=f"{' and '.join(f'{shape[0]:,} rows' for shape in sorted(shapes))}; the base has {tensor.shape[0]:,}."
+            " Rows that the base does not have are no change of it, and cannot be added.",
             next_step="Merge one of them first, and train or mix the others on what comes out.",
         )
     kind = dtype if dtype and tensor.dtype in numbers.FLOATS else tensor.dtype

@@ -182,7 +182,7 @@ def _rank(changes: Sequence[Change], recipe: Recipe, shape: tuple[int, ...]) -> 
 
 
 def _shape(name: str, changes: Sequence[Change], stored: TensorHeader | None) -> tuple[int, ...]:
-    """As stored. Raises EngineError `adapter.mix_form` where vocabularies grew differently."""
+    """As stored. Raises EngineError `adapter.mix_form` where vocabularies grew differently, or one shrank."""
     grown = {
         change.whole.shape
         for change in changes
@@ -196,7 +196,15 @@ def _shape(name: str, changes: Sequence[Change], stored: TensorHeader | None) ->
             next_step="Merge the adapter with the resized vocabulary first, and mix the others on what comes out.",
         )
     if grown:
-        return grown.pop()
+        shape = grown.pop()
+        if stored is not None and shape[0] < stored.shape[0]:
+            raise EngineError(
+                "adapter.mix_form",
+                f"An adapter's copy of '{name}' has {shape[0]:,} rows, and the base has {stored.shape[0]:,}.",
+                cause="Its vocabulary was cut, and rows that are gone cannot be mixed.",
+                next_step="Merge that adapter first, and mix the others on what comes out.",
+            )
+        return shape
     if stored is not None:
         return stored.shape
     adapted = next((change.adapted for change in changes if change.adapted is not None), None)

@@ -103,6 +103,7 @@ class AdapterFile:
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         header, self._offsets, self.size_bytes = _layout(shapes)
+        self._elements = {name: prod(shape) for name, shape in shapes.items()}
         self._path = folder / WEIGHTS
         _check_room(folder, self.size_bytes)
         self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -115,7 +116,10 @@ class AdapterFile:
         os.close(self._handle)
 
     def put(self, name: str, values: Array, first_element: int = 0) -> None:
-        """Some numbers of a tensor. Raises EngineError `disk.full`, `adapter.not_finite`."""
+        """Some numbers of a tensor. Raises EngineError `adapter.not_finite`, OSError for a full disk, and IndexError for
+        more numbers than the tensor has: they would be another's."""
+        if first_element < 0 or first_element + values.size > self._elements[name]:
+            raise IndexError(f"numbers {first_element} to {first_element + values.size} of '{name}'")
         if not np.isfinite(values).all():
             raise EngineError(
                 "adapter.not_finite",

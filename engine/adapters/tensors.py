@@ -55,7 +55,11 @@ def read_float(tensor: TensorHeader, work: np.dtype[Any] = FLOAT32) -> Array:
 
 
 def read_rows(tensor: TensorHeader, begin: int, end: int) -> Array:
-    """Rows of a matrix, or entries of a vector, float32; the same errors as `read_float`."""
+    """Rows of a matrix, or entries of a vector, float32; the same errors as `read_float`, and IndexError for rows that
+    the tensor does not have: what lies behind it in the file are other numbers."""
+    count = tensor.shape[0] if tensor.shape else 1
+    if not 0 <= begin <= end <= count:
+        raise IndexError(f"rows {begin} to {end} of '{tensor.name}', which has {count}")
     columns = prod(tensor.shape[1:])
     part_bytes = columns * tensor.data_bytes // max(1, tensor.elements)
     part = replace(

@@ -56,7 +56,10 @@ class TensorReader:
 
     def read(self, tensor: TensorHeader, start_element: int, target: Array) -> None:
         """Fill `target` (contiguous, of the storage type) with elements from `start_element` on. Raises EngineError
-        `weights.nan` when a number is not finite, `safetensors.damaged` when the file ends too early."""
+        `weights.nan` when a number is not finite, `safetensors.damaged` when the file ends too early, and IndexError
+        for elements that the tensor does not have."""
+        if start_element < 0 or (start_element + target.size) * target.itemsize > tensor.data_bytes:
+            raise IndexError(f"elements {start_element} to {start_element + target.size} of '{tensor.name}'")
         offset = tensor.offset_bytes + start_element * target.itemsize
         self._read_bytes(tensor, offset, target.reshape(-1).view(np.uint8).data)
         found = numbers.find_not_finite(target, tensor.dtype)

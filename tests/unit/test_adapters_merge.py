@@ -21,8 +21,10 @@ from engine.adapters.merge_plan import Weighed
 from engine.adapters.merge_record import RECORD, MergeRecord, read_record
 from engine.adapters.merge_refusals import plain_name
 from engine.errors import EngineError
+from engine.expansion.recipe import Source
 from engine.models.headers import read_headers
 from engine.surgery import numbers
+from engine.surgery.reader import TensorReader
 from engine.surgery.staging import PROGRESS, staging_folder
 from tests.support.adapter_files import write_adapter
 from tests.support.cli import cli, wait_for
@@ -156,6 +158,25 @@ def test_more_tokens_bring_their_tokenizer_and_change_the_config(base: Path, tmp
     assert (tmp_path / "out/chat_template.jinja").is_file(), "the adapter's tokenizer has none of its own"
     lone = adapter_of(tmp_path / "lone", base, more={"model.embed_tokens.weight": np.ones((100, 32))})
     assert refused(lambda: merged(base, tmp_path / "other", lone)).code == "merge.vocabulary"
+
+
+@pytest.mark.parametrize("rows", [100, 90])
+def test_a_weight_leaves_rows_as_they_are_that_the_base_has_not(rows: int, base: Path, tmp_path: Path) -> None:
+    table = "model.embed_tokens.weight"
+    values = np.arange(rows * 32).reshape(rows, 32) / 100
+    more = {"lm_head.weight": values, table: values}
+    adapter = adapter_of(tmp_path / "adapter", base, more=more)
+    merged(base, tmp_path / "out", (adapter, 0.5), dtype="float32")
+    for name in more:
+        own, found = floats(base, name), floats(tmp_path / "out", name)
+        known = min(rows, 96)
+        np.testing.assert_allclose(found[:known], (own[:known] + values[:known]) / 2, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[known:], values[known:], rtol=1e-6)
+    refusal = refused(lambda: merged(base, tmp_path / "two", (adapter, 0.5), (adapter, 0.5)))
+    assert refusal.code == "merge.vocabulary"
+    with TensorReader(read_headers(base).tensors) as reader, pytest.raises(IndexError):
+        tensor = reader.find(Source(table))
+        reader.read(tensor, 95 * 32, np.empty((2, 32), numbers.storage(tensor.dtype)))
 
 
 def test_a_tied_head_is_parted_only_where_an_adapter_parts_it(tmp_path: Path) -> None:

@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.adapters.base import read_base
+from engine.adapters.changes import Change, load_change
 from engine.adapters.folder import Adapted, AdapterFolder, read_adapter
 from engine.adapters.identity import identity_report
 from engine.adapters.merge import MergeRequest, merge
 from engine.adapters.merge_plan import Weighed
 from engine.adapters.mix import MixRequest, mix_adapters
+from engine.adapters.mix_write import AdapterFile
 from engine.adapters.recipe import EXACT, Recipe, Share
-from engine.adapters.tensors import read_float
+from engine.adapters.tensors import read_float, read_rows
 from engine.adapters.update import low_rank, merged_weight
 from engine.errors import EngineError, ExitCode
 from engine.jobs.mix_report import MixReport
@@ -319,6 +321,24 @@ def test_vocabularies_that_grew_stay_and_cannot_be_added(
     np.testing.assert_array_equal(head[-2:], 7.0)
     clash = (pair[0], Share(read_adapter(folders["saved"])))
     refused(MixRequest(clash, tmp_path / "no", base=base_folder), "adapter.mix_form", "resized")
+
+
+def test_a_vocabulary_that_shrank_is_refused_and_no_write_leaves_its_tensor(
+    kinds: tuple[Path, Weights, dict[str, Path]], tmp_path: Path
+) -> None:
+    base_folder, base, _ = kinds
+    shorter = {**factors(Q0, 2, seed=0), "lm_head.weight": base["lm_head.weight"][:-2] + 0.5}
+    path = write_adapter(tmp_path / "s", shorter, base_folder, modules_to_save=["lm_head"])
+    share = Share(read_adapter(path), 0.5)
+    refused(MixRequest((share,), tmp_path / "no", base=base_folder), "adapter.mix_form", "14 rows")
+    copied = load_change(
+        Change(whole=share.adapter.whole[0].tensor), read_base(base_folder).find("lm_head.weight"), None
+    )
+    assert copied.shape == (VOCABULARY - 2, HIDDEN)
+    with pytest.raises(IndexError):
+        read_rows(share.adapter.whole[0].tensor, 0, VOCABULARY)
+    with AdapterFile(tmp_path, {"a": (2, 3), "b": (4,)}) as file, pytest.raises(IndexError):
+        file.put("a", np.zeros((1, 3)), 4)
 
 
 def test_nothing_is_overwritten_without_force_and_nothing_but_adapters_with_it(tmp_path: Path) -> None:
