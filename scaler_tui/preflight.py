@@ -278,6 +278,7 @@ def _require_libraries(spec: JobSpec, machine: Machine) -> None:
     """What the worker would refuse after its start is refused before it. Raises EngineError."""
     from engine.advise.fit import INSTALL_BITSANDBYTES
     from engine.jobs.spec import Optimizer
+    from engine.jobs.spec_distillation import Held
 
     optimizer = spec.training.optimizer
     if optimizer is not Optimizer.ADAMW and not any(gpu.vendor == "nvidia" for gpu in machine.gpus):
@@ -288,7 +289,16 @@ def _require_libraries(spec: JobSpec, machine: Machine) -> None:
             next_step='Set training.optimizer = "adamw"; for an adapter it costs little memory.',
             key="training.optimizer",
         )
-    if spec.quantization_kind != "none" and machine.libraries.get("bitsandbytes", "unknown") is None:
+    if machine.libraries.get("bitsandbytes", "unknown") is not None:
+        return
+    if spec.distillation.distils and spec.distillation.held is Held.NF4:
+        raise EngineError(
+            "spec.no_bitsandbytes",
+            "A teacher in 4 bits needs bitsandbytes, which is not installed.",
+            next_step='Install it: pip install bitsandbytes. Or set distillation.held = "auto".',
+            key="distillation.held",
+        )
+    if spec.quantization_kind != "none":
         raise EngineError(
             "spec.no_bitsandbytes",
             "4-bit weights need bitsandbytes, which is not installed.",

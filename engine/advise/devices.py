@@ -26,6 +26,8 @@ class Devices:
     """Free memory of the fullest of them, or available RAM."""
     total_bytes: int = 0
     """All memory of that one, or all RAM; 0 when nobody said."""
+    packs: bool = True
+    """Whether 4-bit weights can be loaded: the library for them is here, or the machine is a what-if."""
 
     @property
     def on_cpu(self) -> bool:
@@ -49,9 +51,9 @@ class Devices:
 def single_device(machine: Machine) -> Devices:
     """The GPU with the most free memory, else the processor."""
     if not machine.gpus:
-        return Devices((), machine.ram.available_bytes, machine.ram.total_bytes)
+        return Devices((), machine.ram.available_bytes, machine.ram.total_bytes, has_packing(machine))
     best = max(machine.gpus, key=lambda gpu: gpu.free_vram_bytes)
-    return Devices((best,), best.free_vram_bytes, best.vram_bytes)
+    return Devices((best,), best.free_vram_bytes, best.vram_bytes, has_packing(machine))
 
 
 def equal_devices(machine: Machine) -> Devices:
@@ -61,7 +63,12 @@ def equal_devices(machine: Machine) -> Devices:
         return best
     group = tuple(gpu for gpu in machine.gpus if gpu.name == best.gpus[0].name)
     fullest = min(group, key=lambda gpu: gpu.free_vram_bytes)
-    return Devices(group, fullest.free_vram_bytes, fullest.vram_bytes)
+    return Devices(group, fullest.free_vram_bytes, fullest.vram_bytes, has_packing(machine))
+
+
+def has_packing(machine: Machine) -> bool:
+    """Whether bitsandbytes is installed; on what-if machines, and where nobody looked, it counts as installed."""
+    return machine.simulated or machine.libraries.get("bitsandbytes", "unknown") is not None
 
 
 def compute_bytes(devices: Devices) -> int:

@@ -15,7 +15,15 @@ from engine.advise.amounts import data_tokens
 from engine.advise.answers import Answers
 from engine.advise.approaches import Approach, TargetModel
 from engine.advise.context import ContextChoice, answers_at_length, completed, impediment
-from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
+from engine.advise.devices import (
+    Devices,
+    capability_of,
+    compute_bytes,
+    equal_devices,
+    has_packing,
+    single_device,
+    workspace_bytes,
+)
 from engine.advise.grown import Grown
 from engine.advise.longer import at_length, fit_window, joins, with_measured
 from engine.advise.recipes import Recipe, choose_recipe
@@ -332,6 +340,11 @@ INSTALL_BITSANDBYTES = "Install it: pip install bitsandbytes. Or choose an appro
 
 def missing_library(plan: Plan, machine: Machine) -> str:
     """Why a plan cannot run for want of a library; "" when nothing is missing, or the machine is a what-if."""
-    if plan.work.packed and not machine.simulated and machine.libraries.get("bitsandbytes", "unknown") is None:
+    work = plan.work
+    if has_packing(machine):
+        return ""
+    if work.packed:
         return "4-bit weights need bitsandbytes, which is not installed."
+    if work.teacher is not None and work.teacher_held is TeacherHeld.PACKED:
+        return "A teacher in 4 bits needs bitsandbytes, which is not installed."
     return ""

@@ -13,7 +13,7 @@ from enum import IntEnum
 from engine.advise.context import MIXED, POSE, measured_lengths
 from engine.advise.fit import Plan
 from engine.advise.longer import pose_lengths
-from engine.advise.taught import IN_SPECS
+from engine.advise.taught import IN_SPECS, live_forms
 from engine.estimate.state import teacher_bytes
 from engine.estimate.workload import Loss, Method, OptimizerKind, Packing4Bit, Purpose, TeacherHeld, Workload
 
@@ -163,15 +163,17 @@ def _frozen_embeddings(plan: Plan) -> Knob | None:
 
 def _teacher_form(plan: Plan) -> Knob | None:
     """A teacher that takes less of the card: each form needs less than the one before."""
-    work, forms = plan.work, (TeacherHeld.PACKED, TeacherHeld.OFFLOADED)
+    work, forms = plan.work, live_forms(plan.devices)[1:]
     if work.teacher is None or work.teacher_held not in (TeacherHeld.RESIDENT, TeacherHeld.PACKED):
         return None
     steps, least = [], teacher_bytes(work)
-    for held in forms[: 1 if plan.devices.on_cpu else 2]:
+    for held in forms:
         needs = teacher_bytes(work, held)
         if needs < least:
             steps.append(_teacher_step(held))
             least = needs
+    if not steps:
+        return None
     return Knob("teacher", Price.LITTLE, "the teacher a little blurred, or slower", tuple(steps))
 
 

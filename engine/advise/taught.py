@@ -174,10 +174,12 @@ def teacher_words(work: Workload) -> str:
 
 
 def live_forms(devices: Devices) -> Sequence[TeacherHeld]:
-    """Forms of a teacher that can be asked anything, the truest and fastest first. A processor has no other memory to
-    keep one in."""
-    forms = (TeacherHeld.RESIDENT, TeacherHeld.PACKED, TeacherHeld.OFFLOADED)
-    return forms[:2] if devices.on_cpu else forms
+    """Forms of a teacher that can be asked anything, the truest and fastest first: 4 bits need their library, and a
+    processor has no other memory to keep one in."""
+    forms = [TeacherHeld.RESIDENT]
+    if devices.packs:
+        forms.append(TeacherHeld.PACKED)
+    return forms if devices.on_cpu else [*forms, TeacherHeld.OFFLOADED]
 
 
 def bounds_with(

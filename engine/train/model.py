@@ -24,6 +24,7 @@ from engine.errors import EngineError, ExitCode
 from engine.evaluation.head import SelectiveHead
 from engine.evaluation.model import LoadedModel
 from engine.jobs.spec import AdapterSection, ContextSection, JobSpec, Optimizer
+from engine.jobs.spec_distillation import Held
 from engine.train import also_trained
 from engine.train.environment import Device
 
@@ -62,12 +63,16 @@ def check_hardware(spec: JobSpec, device: Device) -> None:
             next_step='Set training.optimizer = "adamw"; for an adapter it costs little memory.',
             exit_code=ExitCode.RUN_FAILED,
         )
-    if spec.quantization_kind != "none" and not _has_bitsandbytes():
+    taught_in_4_bits = spec.distillation.distils and spec.distillation.held is Held.NF4
+    if (spec.quantization_kind != "none" or taught_in_4_bits) and not _has_bitsandbytes():
+        otherwise = 'set task = "lora", which keeps the base unquantised'
+        if taught_in_4_bits:
+            otherwise = 'set distillation.held = "auto"'
         raise EngineError(
             "train.no_bitsandbytes",
             "The 4-bit library bitsandbytes cannot be loaded here.",
             cause=_bitsandbytes_error(),
-            next_step='Install bitsandbytes 0.50 or newer, or set task = "lora", which keeps the base unquantised.',
+            next_step=f"Install bitsandbytes 0.50 or newer, or {otherwise}.",
             exit_code=ExitCode.RUN_FAILED,
         )
 

@@ -249,3 +249,20 @@ def test_own_answers_of_the_bench_take_the_share_of_the_time_that_they_took() ->
     assert 0.5 < parts["own answers"] / parts["training"] < 1.2
     rate = [estimate_tokens_per_second(one, here, width=34, rows=run.rows).likely for one in (work, plain)]
     assert rate[0] < 0.75 * rate[1]
+
+
+def test_without_the_library_for_4_bits_no_teacher_is_held_in_them() -> None:
+    """A teacher of 3B would be held in 4 bits beside whole weights on 16 GB, and beside an adapter on 8 GB."""
+    bare = replace(place(16), simulated=False, libraries={"bitsandbytes": None})
+    spec = build_spec(STUDENT, bare, ANSWERS, approach="distillation", wish=JobWish(force=True))
+    assert spec.distillation.held is Held.OFFLOADED
+    work = Workload(STUDENT, sequence=512)
+    assert held_for(work, LLAMA_3B, _on(8)) is TeacherHeld.PACKED
+    assert held_for(work, LLAMA_3B, replace(_on(8), packs=False)) is TeacherHeld.OFFLOADED
+    asked = spec_with(teacher="llama-3.2-3b", held=Held.NF4)
+    found = appraise_spec(asked, STUDENT, bare, load_of_spec(asked, STUDENT, bare, 1e6))
+    assert found.verdict is Verdict.NO
+    assert "bitsandbytes" in found.judgement.reason
+    resident = spec_with(teacher="llama-3.2-3b", held=Held.RESIDENT)
+    ways = fixes_for(appraise_spec(resident, STUDENT, bare, load_of_spec(resident, STUDENT, bare, 1e6)))
+    assert "nf4" not in {value for way in ways for key, value in way.edits if key == "distillation.held"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from engine.errors import EngineError, ExitCode
-from engine.jobs.spec import JobSpec, Optimizer, TrainingSection
+from engine.jobs.spec import JobSpec, Optimizer, Task, TrainingSection
+from engine.jobs.spec_distillation import DistillationSection, Held
 from engine.jobs.store import list_runs
 from scaler_tui.preflight import check
 
@@ -24,6 +26,20 @@ def test_an_optimizer_this_machine_cannot_run_is_refused_before_the_start(optimi
         check(spec, base=tmp_path, force=False)
     assert refused.value.exit_code is ExitCode.BAD_INPUT
     assert "NVIDIA" in refused.value.what
+    assert list_runs() == []
+
+
+def test_a_teacher_in_4_bits_without_their_library_is_refused_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.hardware import detect
+
+    here = detect.detect()
+    monkeypatch.setattr(detect, "detect", lambda: replace(here, libraries={**here.libraries, "bitsandbytes": None}))
+    spec = JobSpec(task=Task.LORA, distillation=DistillationSection(teacher="demo", held=Held.NF4))
+    with pytest.raises(EngineError) as refused:
+        check(spec, base=tmp_path, force=False)
+    assert (refused.value.code, refused.value.key) == ("spec.no_bitsandbytes", "distillation.held")
     assert list_runs() == []
 
 
