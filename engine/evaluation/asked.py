@@ -5,7 +5,8 @@ Owns both shapes, and what follows from two sets of answers. Must not know torch
 
 Dims: T tokens, V vocabulary, K kept positions. Answers lie in one .npz: for question i its `prompt/i` and `answer/i`
 ids, `top/i` (T) the most likely next token after each position of both, `logits/i` (K, V) of the last positions; for
-passage i `nll/i` (T-1) nats per token; for text i its `text/i` ids.
+passage i `nll/i` (T-1) nats per token; for text i its `text/i` ids. A program whose file says by itself where answers end
+adds `ends`, those ids.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """Token ids whose perplexity is taken."""
     stops: tuple[int, ...]
     """Tokens that end an answer."""
+    unnamed_stops: tuple[int, ...] = ()
+    """Those of them for which a GGUF file has no key; it says so when it is written."""
     new_tokens: int
     vocabulary: int
     """Of the model's output."""

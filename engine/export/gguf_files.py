@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.errors import EngineError, ExitCode
 from engine.export.gguf import write_gguf
+from engine.export.imatrix import check_imatrix
 from engine.export.merged import has_own_config
 from engine.export.order import ExportOrder, adapter_name, gguf_name
 from engine.export.questions import asked_of
@@ -22,6 +23,7 @@ from engine.export.runtime import Runtime, find_runtime, why_none
 from engine.export.staging import Staging, place
 from engine.export.verify import Spoken, Verifier, faults
 from engine.jobs.export_report import Agreement, ExportedFile
+from engine.jobs.layout import write_atomic
 from engine.jobs.spec import JobSpec
 from engine.surgery.staging import sha256_of
 
@@ -68,6 +70,7 @@ class GgufWork:
     def _written(self, kind: str) -> Path:
         out = self.staging.result / gguf_name(self.order, kind)
         if self._linked(out, kind) or out.is_file():
+            self._find_again(out)
             return out  # it has its name since it was whole
         if kind in WRITTEN_HERE:
             self._write(out, kind)
@@ -80,7 +83,9 @@ class GgufWork:
         quantised = quantise(source, out, kind, imatrix=imatrix, on_progress=self._bytes(f"quantising to {kind}"))
         if quantised.fallbacks:
             widths = ", ".join(sorted({str(one.row_width) for one in quantised.fallbacks}))
-            self._flag(f"{kind}: {len(quantised.fallbacks)} matrices with rows of {widths} are kept in a larger type.")
+            self._found(
+                out, f"{kind}: {len(quantised.fallbacks)} matrices with rows of {widths} are kept in a larger type."
+            )
         return out
 
     def _linked(self, out: Path, kind: str) -> bool:
@@ -97,7 +102,7 @@ class GgufWork:
             self.model, out, kind, force=True, name=self.order.name, on_progress=self._bytes(f"writing {out.name}")
         )
         for finding in found.findings:
-            self._flag(" ".join(part for part in (finding.what, finding.cause, finding.next_step) if part))
+            self._found(out, " ".join(part for part in (finding.what, finding.cause, finding.next_step) if part))
 
     def _floats(self) -> Path:
         """A file of floats to quantise: one that was asked for, else one in the weights' own type for this attempt."""
@@ -108,6 +113,8 @@ class GgufWork:
         own = self.staging.work / "own.gguf"
         if not own.is_file():
             self._write(own, "")
+        else:
+            self._find_again(own)
         return own
 
     def _make_adapter(self) -> None:
@@ -165,11 +172,11 @@ class GgufWork:
             return None, why_none()
         found, why = self._asked(runtime, path, adapter)
         wrong = faults(found, kind) if found is not None else ()
-        if wrong and not self.order.force:
+        if wrong and not self.order.keep_failed:
             raise differs(path.name, wrong)
-        self.flags += [f"{path.name}: {fault}. It was kept with --force." for fault in wrong]
+        self.flags += [f"{path.name}: {fault}. It was kept with --keep-failed." for fault in wrong]
         if found is not None and not found.stops:
-            self._flag(f"No answer of the {found.prompts} ended at a stop token by itself in both programs.")
+            self._flag(f"{path.name}: {found.ended_words}.")
         return found, why
 
     def _asked(self, runtime: Runtime, path: Path, adapter: Path | None) -> tuple[Agreement | None, str]:
@@ -177,7 +184,7 @@ class GgufWork:
             verifier = self._reference()
             return verifier.in_llama_cpp(runtime, path, adapter, self.say), ""
         except EngineError as error:
-            if error.code not in _CANNOT_TELL and not self.order.force:
+            if error.code not in _CANNOT_TELL and not self.order.keep_failed:
                 raise
             why = " ".join(part for part in (error.what, error.cause) if part)
             self._flag(f"Not verified: {why}")
@@ -193,6 +200,21 @@ class GgufWork:
             self._verifier = Verifier.of(Spoken(self.model, adapter), asked, where, self.say)
         return self._verifier
 
+    def _found(self, file: Path, text: str) -> None:
+        """A flag about a file just made, kept beside it for an attempt that finds it made."""
+        self._flag(text)
+        notes = self._notes(file)
+        told = notes.read_text() if notes.is_file() else ""
+        write_atomic(notes, f"{told}{text}\n".encode())
+
+    def _find_again(self, file: Path) -> None:
+        notes = self._notes(file)
+        for text in notes.read_text().splitlines() if notes.is_file() else ():
+            self._flag(text)
+
+    def _notes(self, file: Path) -> Path:
+        return self.staging.work / f"{file.name}.flags"
+
     def _flag(self, text: str) -> None:
         if text not in self.flags:
             self.flags.append(text)
@@ -202,8 +224,10 @@ class GgufWork:
 
 
 def check_quantiser(order: ExportOrder) -> None:
-    """Raises EngineError `export.no_quantiser` before anything is written."""
+    """Raises EngineError `export.no_quantiser` or `export.imatrix` before anything is written."""
     made = [kind for kind in order.types if kind not in WRITTEN_HERE]
+    if order.imatrix:
+        check_imatrix(Path(order.imatrix), made)
     if order.holds_weights and made and find_runtime() is None:
         raise EngineError(
             "export.no_quantiser",
@@ -219,6 +243,6 @@ def differs(name: str, wrong: tuple[str, ...]) -> EngineError:
         "export.differs",
         f"{name} does not compute what it was made of, so it did not get its name.",
         cause=f"In its own runtime {'; '.join(wrong)}.",
-        next_step="Choose a larger --type, or keep it all the same with --force.",
+        next_step="Choose a larger --type, or keep it all the same with --keep-failed.",
         exit_code=ExitCode.RUN_FAILED,
     )

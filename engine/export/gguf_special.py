@@ -6,7 +6,7 @@ how text is split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ class SpecialTokens:
 def special_tokens(folder: Path, chat: ChatTokenizer, tree: Mapping[str, Any], rows: int) -> SpecialTokens:
     """The special tokens of a model folder; `rows` ids there are."""
     config = text_part(read_json_object(folder / "config.json", code="model.config_damaged", what="a model config"))[0]
-    end = chat.eos_id
+    end = _in_range(chat.eos_id, rows)
     known = [number for number in stop_ids(folder, chat) if number < rows]
     stops = tuple(dict.fromkeys([*([end] if end is not None else []), *known]))
-    unlisted = [number for number in stops[1:] if chat.token_text(number) not in ENDS_BY_TEXT]
+    unlisted = _unlisted(stops, chat)
     lost = ", ".join(repr(chat.token_text(number)) for number in unlisted[2:])
     finding = Finding(
         "export.stops", False, f"llama.cpp does not stop at {lost}.", "A file names three tokens.",
@@ -72,6 +72,17 @@ def special_tokens(folder: Path, chat: ChatTokenizer, tree: Mapping[str, Any], r
         stops=stops,
         findings=(finding,) if lost else (),
     )
+
+
+def unnamed_stops(stops: Sequence[int], chat: ChatTokenizer) -> tuple[int, ...]:
+    """Those of a model's stop tokens for which a file has no key."""
+    end = [chat.eos_id] if chat.eos_id is not None else []
+    return tuple(_unlisted(list(dict.fromkeys([*end, *stops])), chat)[2:])
+
+
+def _unlisted(stops: Sequence[int], chat: ChatTokenizer) -> list[int]:
+    """Those behind the first, which has a key, that llama.cpp does not know by their text."""
+    return [number for number in stops[1:] if chat.token_text(number) not in ENDS_BY_TEXT]
 
 
 def _in_range(number: Any, rows: int) -> int | None:

@@ -10,6 +10,7 @@ and the number of calls.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -48,6 +49,21 @@ def read_imatrix(path: Path) -> tuple[Importance, ...]:
         if not np.isfinite(one.values).all():
             raise _unreadable(path, f"{one.name} holds numbers that are not finite")
     return tuple(found)
+
+
+def check_imatrix(path: Path, kinds: Sequence[str]) -> None:
+    """Before anything is written: `kinds` are the k-quants that will be made with it. Raises EngineError
+    `export.imatrix`."""
+    if not kinds:
+        raise EngineError(
+            "export.imatrix",
+            "An importance matrix is for k-quants, and none is asked for.",
+            cause="f32, f16, bf16 and q8_0 take every number alike.",
+            next_step="Leave --imatrix out, or take --type q4_k_m, q5_k_m or q6_k.",
+        )
+    if not path.is_file():
+        raise EngineError("export.imatrix", f"There is no file {path}.", next_step=_HOW)
+    read_imatrix(path)
 
 
 def _read_gguf(path: Path) -> list[Importance]:

@@ -3,7 +3,8 @@
     python llama_sayings.py ASKED.json REFERENCE.npz OUT.npz MODEL.gguf [ADAPTER.gguf]
 
 Owns that process; imports numpy and llama_cpp only, for that Python may have nothing else. Every position of the
-reference's prompts and answers is read, 32-bit keys and values, no flash attention; then the model answers by itself.
+reference's prompts and answers is read, 32-bit keys and values, no flash attention; then the model answers by itself,
+until one of the tokens at which llama.cpp itself ends generation for this file (`ends`).
 The questions and the names of the arrays are `engine.evaluation.asked`'s. `PYTHON llama_sayings.py --version` says
 which llama-cpp-python it is.
 
@@ -59,12 +60,13 @@ def _opened(model: str, adapter: list[str], asked: dict[str, Any], reference: di
 
 def _answers(model: Any, asked: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    formatter = _formatter(model)
+    formatter, ends = _formatter(model), _ends(model)
+    found["ends"] = np.array(sorted(ends), dtype=np.int64)
     for number, turns in enumerate(asked["chats"]):
         prompt = reference[f"prompt/{number}"].tolist()
         logits = _logits(model, prompt + reference[f"answer/{number}"].tolist())
         kept = reference[f"logits/{number}"]
-        said, ended = _answer(model, prompt, asked)
+        said, ended = _answer(model, prompt, asked["new_tokens"], ends)
         found |= {
             f"prompt/{number}": np.array(_prompt(model, formatter, asked, number, turns), dtype=np.int64),
             f"answer/{number}": np.array(said, dtype=np.int64),
@@ -89,14 +91,22 @@ def _logits(model: Any, ids: list[int]) -> np.ndarray[Any, Any]:
     return np.array(model.scores[: len(ids)], dtype=np.float32)
 
 
-def _answer(model: Any, prompt: list[int], asked: dict[str, Any]) -> tuple[list[int], bool]:
-    """The greedy answer, and whether it ended at a stop token; that token is its last."""
+def _ends(model: Any) -> set[int]:
+    """Ids at which llama.cpp ends generation: those that the file names, and those that it knows by their text."""
+    import llama_cpp
+
+    vocab = model._model.vocab
+    return {token for token in range(model.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, token)}
+
+
+def _answer(model: Any, prompt: list[int], new_tokens: int, ends: set[int]) -> tuple[list[int], bool]:
+    """The greedy answer, and whether it ended at one of `ends`; that token is its last."""
     model.reset()
     model.eval(prompt)
     said: list[int] = []
-    while len(said) < asked["new_tokens"]:
+    while len(said) < new_tokens:
         said.append(int(model.scores[model.n_tokens - 1].argmax()))
-        if said[-1] in asked["stops"]:
+        if said[-1] in ends:
             return said, True
         model.eval(said[-1:])
     return said, False

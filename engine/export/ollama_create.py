@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 
 from engine.errors import EngineError, ExitCode
+from engine.export.runtime import without_tokens
 from engine.jobs.export_report import ExportReport
 
 _PATIENCE_SECONDS = 3600.0
@@ -24,6 +25,7 @@ def create(command: Sequence[str]) -> bool:
     try:
         ended = subprocess.run(
             [program, *command[1:]],
+            env=without_tokens(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -45,8 +47,10 @@ def create(command: Sequence[str]) -> bool:
     return True
 
 
-def create_from(report: ExportReport) -> str:
-    """The name under which Ollama has the exported model now; "" where the program is not here. Raises EngineError
+def create_from(report: ExportReport) -> tuple[str, ...]:
+    """The names under which Ollama has the exported sizes now; () where the program is not here. Raises EngineError
     `export.ollama`."""
-    words = shlex.split(report.next_step)
-    return words[2] if create(words) else ""
+    commands: list[list[str]] = [[]]
+    for word in shlex.split(report.next_step):
+        commands[-1].append(word) if word != "&&" else commands.append([])
+    return tuple(command[2] for command in commands if create(command))

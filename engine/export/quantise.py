@@ -20,7 +20,7 @@ import numpy as np
 from engine.errors import EngineError, ExitCode
 from engine.export.imatrix import Importance, read_imatrix
 from engine.export.one_file import Partial, check_target, no_room, whole_file
-from engine.export.runtime import find_runtime, why_none
+from engine.export.runtime import find_runtime, why_none, without_tokens
 
 KINDS = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")
 """What llama.cpp makes here, largest first."""
@@ -180,6 +180,7 @@ def _worker(
         process = subprocess.Popen(
             [python, str(_WORKER), str(order)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, pass_fds=(partial.handle,),
+            env=without_tokens(),
         )  # fmt: skip
         try:
             yield _Worker(process, log)

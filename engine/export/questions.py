@@ -20,9 +20,10 @@ from engine.data.tokenizer import ChatTokenizer
 from engine.errors import EngineError
 from engine.evaluation.asked import Asked
 from engine.evaluation.length_text import default_source
+from engine.export.gguf_special import unnamed_stops
 from engine.export.stops import stop_ids
 from engine.jobs.spec import JobSpec
-from engine.models.config import CONFIG_NAME, read_json_object
+from engine.models.config import CONFIG_NAME, read_json_object, text_part
 from engine.models.shape import read_shape
 from engine.resources import demo_dir, profiles_dir
 
@@ -48,7 +49,7 @@ def asked_of(folder: Path, spec: JobSpec | None) -> Asked:
     """The questions for the model in `folder`; `spec` is that of the run it came from. Raises EngineError `model.*`."""
     tokenizer = ChatTokenizer.load(folder)
     config = read_json_object(folder / CONFIG_NAME, code="model.config_damaged", what="a model config")
-    shape = read_shape(config, str(folder / CONFIG_NAME))
+    shape = read_shape(text_part(config)[0], str(folder / CONFIG_NAME))
     window = shape.context_length
     rows = list(_rows(spec)) if spec is not None else []
     new_tokens = min(NEW_TOKENS, max(window // 4, 1))
@@ -56,6 +57,7 @@ def asked_of(folder: Path, spec: JobSpec | None) -> Asked:
     shipped = _shipped_prompts(tokenizer)
     chats = _fitting(tokenizer, [*_prompts(rows), *shipped], most)
     passages, origin = _passages(tokenizer, rows, min(PASSAGE_TOKENS, window))
+    stops = tuple(stop_ids(folder, tokenizer))
     rendered = tuple(tokenizer.render(turns, add_generation_prompt=True) for turns in chats)
     return Asked(
         chats=tuple(tuple({"role": turn.role, "content": turn.content} for turn in turns) for turns in chats),
@@ -63,7 +65,8 @@ def asked_of(folder: Path, spec: JobSpec | None) -> Asked:
         has_template=not tokenizer.template.is_default,
         texts=(*(turns[-1].content for turns in chats), ODD),
         passages=passages,
-        stops=tuple(stop_ids(folder, tokenizer)),
+        stops=stops,
+        unnamed_stops=unnamed_stops(stops, tokenizer),
         new_tokens=new_tokens,
         vocabulary=shape.vocabulary,
         passages_from=origin,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 VARIABLE = "GGUF_PYTHON"
 HOW_TO_GET = "pip install 'scaler-wizard[gguf]' (it may compile for minutes), or name a Python that has it: GGUF_PYTHON"
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SCRIPT = Path(__file__).with_name("llama_sayings.py")
 
 
@@ -24,6 +25,11 @@ class Runtime:
 
     python: str
     version: str
+
+
+def without_tokens() -> dict[str, str]:
+    """This process's environment for programs that have no business on the hub."""
+    return {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
 
 
 def find_runtime() -> Runtime | None:
@@ -43,7 +49,12 @@ def _probed(named: str) -> tuple[Runtime | None, str]:
     python = named or sys.executable
     try:
         ended = subprocess.run(
-            [python, str(_SCRIPT), "--version"], capture_output=True, text=True, timeout=120, check=False
+            [python, str(_SCRIPT), "--version"],
+            env=without_tokens(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"{python} does not start ({error}). Get llama-cpp-python: {HOW_TO_GET}."

@@ -21,7 +21,7 @@ from engine import helper_process
 from engine.errors import EngineError, ExitCode
 from engine.export.gguf import estimated_bytes
 from engine.jobs.spec_export import GGUF_TYPES
-from engine.models.config import CONFIG_NAME
+from engine.models.config import CONFIG_NAME, text_part
 from engine.models.folder import check_folder
 from engine.models.headers import TensorHeader, read_headers
 from engine.models.shape import Shape, read_shape
@@ -38,7 +38,7 @@ def gguf_sizes(folder: Path) -> Mapping[str, int]:
     """Bytes of the file of each of GGUF_TYPES, within a few per cent. Raises EngineError `model.*`, `export.*` where no
     file can be written."""
     config = check_folder(folder)
-    shape = read_shape(config, str(folder / CONFIG_NAME))
+    shape = read_shape(text_part(config)[0], str(folder / CONFIG_NAME))
     tensors = read_headers(folder).tensors
     whole = estimated_bytes(folder, "f16")
     head = whole - sum(_bytes_16(tensor, shape) for tensor in tensors)

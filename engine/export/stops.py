@@ -7,29 +7,35 @@ fine-tuned base model's usual fault) would run on for ever elsewhere; therefore 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from engine.data.chat_template import TemplateRefusal
 from engine.data.rows import Message
 from engine.data.tokenizer import ChatTokenizer
-from engine.models.config import CONFIG_NAME, read_json_object
+from engine.models.config import CONFIG_NAME, read_json_object, text_part
 
 _MARK = "QXJZ"
 
 
 def stop_ids(folder: Path, tokenizer: ChatTokenizer) -> list[int]:
-    """Ids, the template's own first, none twice."""
+    """Ids, the template's own first, none twice. What is no row of the vocabulary is none of them: some configs say -1
+    for no token."""
     found: list[int] = []
+    rows = None
     turn_end = turn_end_id(tokenizer)
     if turn_end is not None:
         found.append(turn_end)
     for name in ("generation_config.json", CONFIG_NAME):
         if (folder / name).is_file():
             tree = read_json_object(folder / name, code="model.config_damaged", what="a model config")
-            said = tree.get("eos_token_id")
-            found += [one for one in (said if isinstance(said, list) else [said]) if isinstance(one, int)]
+            part = text_part(tree)[0]
+            for said in (tree.get("eos_token_id"), part.get("eos_token_id")):
+                found += [one for one in (said if isinstance(said, list) else [said]) if _is_id(one)]
+            rows = part.get("vocab_size") if name == CONFIG_NAME else rows
     if tokenizer.eos_id is not None:
         found.append(tokenizer.eos_id)
-    return list(dict.fromkeys(found))
+    most = rows if _is_id(rows) else max(found, default=0) + 1
+    return [one for one in dict.fromkeys(found) if 0 <= one < most]
 
 
 def turn_end_id(tokenizer: ChatTokenizer) -> int | None:
@@ -41,3 +47,7 @@ def turn_end_id(tokenizer: ChatTokenizer) -> int | None:
         return None
     ids = tokenizer.encode(after.lstrip())
     return ids[0] if ids and ids[0] in tokenizer.special_ids else None
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -3,7 +3,8 @@
 Owns the two processes (transformers, llama.cpp), the comparison and what counts as failed. Must not know how anything
 was exported.
 
-What fails: tokenizers or templates that give other tokens; at f32, f16 and bf16 less than 95 % of positions with the
+What fails: tokenizers or templates that give other tokens; a file that runs on after one of the model's stop tokens, or
+ends where the model goes on; at f32, f16 and bf16 less than 95 % of positions with the
 same most likely token, or perplexity more than 2 % above the reference's; at q8_0 less than 90 %, or 5 %; figures that
 are not numbers, whatever the type. Smaller types have no bound of their own: their figures are shown, and the user
 chooses. Two tokens that the reference holds for nearly equal (their logits closer together than both programs' largest
@@ -12,6 +13,7 @@ difference and than a thousandth of their range) count as the same.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import subprocess
 import time
@@ -20,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from engine.errors import EngineError, ExitCode
 from engine.evaluation.asked import Asked, write_asked
-from engine.export.runtime import Runtime
+from engine.export.runtime import Runtime, without_tokens
 from engine.jobs.export_report import Agreement
 from engine.surgery.helpers import Failing, Progress, run_module
 
@@ -34,7 +37,7 @@ _NEARLY = 1e-3
 """Of the range of the reference's logits: what two programs' summing differs by, and 16-bit products."""
 Say = Callable[[str, int, int], None]
 """(words, done, total)."""
-_REFERENCE, _OTHER = "reference.npz", "other.npz"
+_ASKED, _OTHER = "asked.json", "other.npz"
 _SCRIPT = Path(__file__).with_name("llama_sayings.py")
 _FAILING = Failing("verify.failed", "Export without the comparison: --no-verify", own_exit_code=True)
 
@@ -59,11 +62,17 @@ class Verifier:
     def of(cls, spoken: Spoken, asked: Asked, place: Path, say: Say, other: Path | None = None) -> Verifier:
         """Ask transformers, `other` in the same process. Answers that lie there already are an interrupted attempt's:
         they are taken. Raises EngineError `verify.*`."""
+        if not asked.chats:
+            raise EngineError(
+                "verify.failed",
+                "There is nothing to compare.",
+                cause="The model's chat template takes none of the prompts, or none fits into its window.",
+            )
         place.mkdir(parents=True, exist_ok=True)
-        write_asked(place / "asked.json", asked)
-        answers = place / _REFERENCE
+        write_asked(place / _ASKED, asked)
+        answers = place / reference_name(asked)
         if other is not None or not answers.is_file():
-            _ask_transformers(spoken, place, other, say)
+            _ask_transformers(spoken, place, answers, other, say)
         return cls(place, asked, _loaded(answers))
 
     def in_transformers(self, seconds: float) -> Agreement:
@@ -73,11 +82,17 @@ class Verifier:
     def in_llama_cpp(self, runtime: Runtime, model: Path, adapter: Path | None, say: Say) -> Agreement:
         """A GGUF file. Raises EngineError `verify.llama_cpp` with what the program said."""
         began, out = time.monotonic(), self.place / "llama.npz"
-        words = [str(self.place / "asked.json"), str(self.place / "reference.npz"), str(out), str(model)]
+        reference = self.place / reference_name(self.asked)
+        words = [str(self.place / _ASKED), str(reference), str(out), str(model)]
         words += [str(adapter)] if adapter is not None else []
         say(f"llama.cpp reads {model.name}", 0, 0)
         ended = subprocess.run(
-            [runtime.python, str(_SCRIPT), *words], capture_output=True, text=True, errors="replace", check=False
+            [runtime.python, str(_SCRIPT), *words],
+            env=without_tokens(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         if ended.returncode:
             raise EngineError(
@@ -97,6 +112,8 @@ def agreement(asked: Asked, reference: dict[str, Any], other: dict[str, Any], se
     same = [_same_tops(reference, other, n, largest) for n in chats]
     parted = [at for n in chats if (at := _parted(reference[f"answer/{n}"], other[f"answer/{n}"])) >= 0]
     ended = [n for n in chats if bool(reference[f"ended/{n}"])]
+    both = [n for n in ended if bool(other[f"ended/{n}"])]
+    missing, foreign = _wrong_ends(asked, reference, other)
     return Agreement(
         runtime=str(other["runtime"]),
         prompts=len(asked.chats),
@@ -108,7 +125,11 @@ def agreement(asked: Asked, reference: dict[str, Any], other: dict[str, Any], se
         reference_perplexity=_perplexity(asked, reference),
         same_tokens=all(_equal(reference, other, f"text/{n}") for n in range(len(asked.texts))),
         same_prompt=all(_equal(reference, other, f"prompt/{n}") for n in chats),
-        stops=bool(ended) and all(bool(other[f"ended/{n}"]) for n in ended),
+        stops=bool(ended) and len(both) == len(ended),
+        ended=len(both),
+        reference_ended=len(ended),
+        missing_stops=missing,
+        foreign_stops=foreign,
         seconds=seconds,
     )
 
@@ -120,6 +141,10 @@ def faults(found: Agreement, kind: str) -> tuple[str, ...]:
         bad.append("its tokenizer cuts texts into other tokens")
     if not found.same_prompt:
         bad.append("its chat template gives other tokens")
+    if found.missing_stops:
+        bad.append(f"it runs on after the model's stop tokens {', '.join(map(str, found.missing_stops))}")
+    if found.foreign_stops:
+        bad.append(f"it ends answers at tokens {', '.join(map(str, found.foreign_stops))}, where the model goes on")
     figures = (found.perplexity, found.reference_perplexity, found.largest_logit_difference)
     if not all(math.isfinite(figure) for figure in figures):
         return (*bad, "its figures are not numbers")
@@ -151,6 +176,15 @@ def _same_tops(reference: dict[str, Any], other: dict[str, Any], number: int, la
     return same
 
 
+def _wrong_ends(asked: Asked, reference: dict[str, Any], other: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Stop tokens at which the other program does not end, and tokens of the reference's answers at which it does."""
+    if "ends" not in other:
+        return (), ()  # it is told the stop tokens
+    ends, stops = set(other["ends"].tolist()), set(asked.stops)
+    said = {int(token) for n in range(len(asked.chats)) for token in reference[f"answer/{n}"]}
+    return tuple(sorted(stops - ends - set(asked.unnamed_stops))), tuple(sorted((ends - stops) & said))
+
+
 def _parted(one: Any, two: Any) -> int:
     """The first place at which two answers differ; -1 for none."""
     length = min(len(one), len(two))
@@ -170,8 +204,13 @@ def _equal(one: dict[str, Any], two: dict[str, Any], name: str) -> bool:
 
 
 # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
-def _ask_transformers(spoken: Spoken, place: Path, other: Path | None, say: Say) -> None:
-    words = [str(place / "asked.json"), str(place / _REFERENCE), "--model", str(spoken.folder)]
+def reference_name(asked: Asked) -> str:
+    """Answers to other questions, which an earlier attempt may have left, are not these."""
+    return f"reference-{hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:16]}.npz"
+
+
+def _ask_transformers(spoken: Spoken, place: Path, answers: Path, other: Path | None, say: Say) -> None:
+    words = [str(place / _ASKED), str(answers), "--model", str(spoken.folder)]
     words += ["--adapter", str(spoken.adapter)] if spoken.adapter is not None else []
     words += ["--other", str(other), str(place / _OTHER)] if other is not None else []
 

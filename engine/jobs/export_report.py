@@ -30,12 +30,28 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     """Whether both chat templates give the same tokens."""
     stops: bool
     """Whether generation ended at a stop token by itself, where the reference's did."""
+    ended: int = 0
+    """Answers that ended at a stop token in both."""
+    reference_ended: int = 0
+    """Answers that ended at one in the reference."""
+    missing_stops: tuple[int, ...] = ()
+    """Stop tokens of the model at which the runtime would run on."""
+    foreign_stops: tuple[int, ...] = ()
+    """Tokens of the reference's answers at which the runtime ends, and the model does not."""
     seconds: float = 0.0
 
     @property
     def perplexity_change(self) -> float:
         """0.02 for 2 % worse than the reference."""
         return self.perplexity / self.reference_perplexity - 1 if self.reference_perplexity else 0.0
+
+    @property
+    def ended_words(self) -> str:
+        """How many answers ended by themselves: "1 of the 3 answers that ended in transformers did not end here"."""
+        if not self.reference_ended:
+            return f"no answer of the {self.prompts} ended at a stop token in transformers, so none could here"
+        lost = self.reference_ended - self.ended
+        return f"{lost} of the {self.reference_ended} answers that ended in transformers did not end here"
 
 
 class ExportedFile(msgspec.Struct, frozen=True, kw_only=True):

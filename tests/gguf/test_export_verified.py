@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from engine.errors import EngineError, ExitCode
 from engine.export.gguf import write_gguf
@@ -71,7 +72,10 @@ def test_stop_tokens_end_answers_in_both_programs(exported: ExportReport) -> Non
     assert all(file.agreement.stops for file in exported.files if file.agreement is not None)
     modelfile = Path(file_of(exported, "modelfile").path).read_text()
     assert 'PARAMETER stop "<|im_end|>"' in modelfile
-    assert "Stop tokens ended the answers" in modelfile
+    f16 = file_of(exported, "f16").agreement
+    assert f16 is not None
+    assert 0 < f16.ended == f16.reference_ended <= f16.prompts
+    assert f"Stop tokens ended {f16.ended} of {f16.prompts} answers in llama.cpp" in modelfile
     assert "TEMPLATE" in modelfile
 
 
@@ -83,6 +87,35 @@ def test_every_size_has_its_price_in_perplexity(exported: ExportReport) -> None:
         print(f"{kind}: {file.size_bytes:,} bytes, perplexity {file.agreement.perplexity_change:+.2%}")
         assert abs(file.agreement.perplexity_change) < 0.05
         assert file.size_bytes == pytest.approx(sizes[kind], rel=0.03)
+
+
+def renamed(folder: Path) -> Path:
+    """The demo with an end token that llama.cpp does not know by its text."""
+    shutil.copytree(demo_model_dir(), folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        file = folder / name
+        file.write_text(file.read_text().replace("<|im_end|>", "<|over|>"))
+    return folder
+
+
+def test_a_file_that_names_another_end_token_does_not_get_its_name(tmp_path: Path) -> None:
+    order = order_for(tmp_path / "out", source=str(renamed(tmp_path / "renamed")))
+    whole = export(msgspec.structs.replace(order, out=str(tmp_path / "whole")), silent)
+    found = file_of(whole, "f16").agreement
+    assert found is not None
+    assert found.stops
+    with staging_of(order) as staging:  # as an attempt would leave it whose writer names the wrong token
+        staging.result.mkdir()
+        file = staging.result / "demo.F16.gguf"
+        shutil.copyfile(tmp_path / "whole" / "demo.F16.gguf", file)
+        field = GGUFReader(file, "r+").fields["tokenizer.ggml.eos_token_id"]
+        assert field.parts[field.data[0]][0] == 2
+        field.parts[field.data[0]][0] = 1
+        field.parts[field.data[0]].flush()
+    with pytest.raises(EngineError) as caught:
+        export(order, silent)
+    assert caught.value.code == "export.differs"
+    assert "runs on after the model's stop tokens 2" in caught.value.cause
 
 
 def spoilt(folder: Path) -> Path:
@@ -108,12 +141,12 @@ def test_a_file_that_computes_something_else_does_not_get_its_name(tmp_path: Pat
     assert (caught.value.code, caught.value.exit_code) == ("export.differs", ExitCode.RUN_FAILED)
     assert "positions, below 95%" in caught.value.cause
     assert not out.exists()
-    report = export(msgspec.structs.replace(order, force=True), silent)
+    report = export(msgspec.structs.replace(order, keep_failed=True), silent)
     assert (out / "demo.F16.gguf").is_file()
-    assert any("It was kept with --force" in flag for flag in report.flags)
+    assert any("It was kept with --keep-failed" in flag for flag in report.flags)
 
 
 def test_a_small_type_alone_is_held_to_the_floats_it_is_made_of(tmp_path: Path) -> None:
     report = export(order_for(tmp_path / "out", types=("q4_k_m",)), silent)
     assert any(flag.startswith("Before quantising: the same next token in 100.0%") for flag in report.flags)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["demo.Q4_K_M.gguf"]
+    assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["demo.Q4_K_M.gguf"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from engine.errors import EngineError
 from engine.evaluation.asked import Asked
 from engine.export.questions import asked_of
-from engine.export.verify import agreement, faults
+from engine.export.verify import Spoken, Verifier, agreement, faults, reference_name
 from engine.jobs.export_report import Agreement
 from engine.jobs.spec import DataSection, JobSpec
 from engine.resources import demo_model_dir
@@ -96,6 +100,63 @@ def test_what_makes_a_file_useless_fails_in_every_type(kind: str, changed: dict[
 def test_stop_tokens_are_not_proven_where_no_answer_ended() -> None:
     never = said(ended_0=np.array(False))
     assert not agreement(ASKED, never, never, 1.0).stops
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"), [([0, 7], ""), ([0, 2, 7], "ends answers at tokens 2, where"), ([0], "stop tokens 7")]
+)
+def test_a_file_ends_where_the_model_ends(ends: list[int], words: str) -> None:
+    """Token 0 is not in the reference's answer: whether the file ends there makes no difference."""
+    wrong = faults(agreement(ASKED, said(), said(ends=np.array(ends)), 1.0), "q4_k_m")
+    assert words in " ".join(wrong)
+    assert bool(wrong) is bool(words)
+
+
+def test_a_stop_token_that_a_file_has_no_key_for_is_told_when_it_is_written_and_no_fault() -> None:
+    asked = msgspec.structs.replace(ASKED, stops=(7, 9), unnamed_stops=(9,))
+    assert faults(agreement(asked, said(), said(ends=np.array([7])), 1.0), "f16") == ()
+
+
+def test_answers_that_ended_are_counted() -> None:
+    asked = msgspec.structs.replace(ASKED, chats=ASKED.chats * 3, rendered=("a",) * 3)
+
+    def three(*ended: bool) -> dict[str, Any]:
+        plain = said()
+        more = {f"{name}/{n}": plain[f"{name}/0"] for n in (1, 2) for name in ("prompt", "answer", "top", "logits")}
+        return plain | more | {f"ended/{n}": np.array(one) for n, one in enumerate(ended)}
+
+    found = agreement(asked, three(True, True, False), three(True, False, True), 1.0)
+    assert (found.prompts, found.reference_ended, found.ended, found.stops) == (3, 2, 1, False)
+    assert found.ended_words == "1 of the 2 answers that ended in transformers did not end here"
+    none = agreement(asked, three(False, False, False), three(False, False, False), 1.0)
+    assert none.ended_words.startswith("no answer of the 3 ended")
+
+
+def test_nothing_to_compare_is_no_proof(tmp_path: Path) -> None:
+    nothing = msgspec.structs.replace(ASKED, chats=(), rendered=())
+    with pytest.raises(EngineError) as caught:
+        Verifier.of(Spoken(demo_model_dir()), nothing, tmp_path / "verify", lambda *_: None)
+    assert caught.value.code == "verify.failed"
+
+
+def test_answers_to_other_questions_are_not_taken_for_these(tmp_path: Path) -> None:
+    """What an interrupted attempt left is taken without transformers, whose folder is not there."""
+    nowhere = Spoken(tmp_path / "nowhere")
+    with pytest.raises(EngineError):
+        Verifier.of(nowhere, ASKED, tmp_path, lambda *_: None)
+    name = reference_name(ASKED)
+    np.savez(tmp_path / name, **said())
+    assert Verifier.of(nowhere, ASKED, tmp_path, lambda *_: None).reference["text/0"].tolist() == [1, 2]
+    with pytest.raises(EngineError):
+        Verifier.of(nowhere, msgspec.structs.replace(ASKED, stops=(7, 8)), tmp_path, lambda *_: None)
+
+
+def test_the_language_part_of_a_config_with_images_is_asked_about(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(demo_model_dir(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    assert asked_of(folder, None) == asked_of(demo_model_dir(), None)
 
 
 def test_a_smaller_perplexity_is_no_fault() -> None:

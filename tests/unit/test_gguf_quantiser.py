@@ -3,6 +3,7 @@ worker leads to."""
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from pathlib import Path
@@ -13,9 +14,15 @@ from gguf import GGUFWriter
 
 from engine.errors import EngineError
 from engine.export import quantise as quantiser
-from engine.export.imatrix import read_imatrix
+from engine.export.imatrix import check_imatrix, read_imatrix
+from engine.export.ollama_create import create
+from engine.export.order import ExportOrder
 from engine.export.quantise import Fallback, quantise
-from engine.export.runtime import VARIABLE, Runtime
+from engine.export.runtime import VARIABLE, Runtime, find_runtime, why_none
+from engine.export.sizes import gguf_sizes
+from engine.export.work import export
+from engine.jobs.spec_export import Destination
+from engine.resources import demo_model_dir
 from tests.support.gguf_models import config_of, write_model
 
 NAME = "blk.0.ffn_up.weight"
@@ -59,6 +66,58 @@ def test_other_files_are_no_importance_matrix(content: bytes, tmp_path: Path) ->
         read_imatrix(tmp_path / "x")
     assert refusal.value.code == "export.imatrix"
     assert "llama-imatrix" in refusal.value.next_step
+
+
+def test_an_importance_matrix_is_read_before_anything_is_written(tmp_path: Path) -> None:
+    whole, junk, gone = write_old(tmp_path / "whole.dat"), tmp_path / "junk", tmp_path / "gone"
+    junk.write_bytes(b"some text")
+    cases = (
+        (junk, ("q4_k_m",), "no importance matrix"),
+        (gone, ("q4_k_m",), "There is no file"),
+        (whole, ("q8_0", "f16"), "is for k-quants"),
+    )
+    for number, (matrix, types, words) in enumerate(cases):
+        place = tmp_path / str(number)
+        place.mkdir()
+        order = ExportOrder(
+            destination=Destination.GGUF, source=str(demo_model_dir()), out=str(place / "out"), name="x", types=types,
+            imatrix=str(matrix), verify=False,
+        )  # fmt: skip
+        with pytest.raises(EngineError) as refusal:
+            export(order, lambda *_: None)
+        assert refusal.value.code == "export.imatrix"
+        assert words in refusal.value.what
+        assert list(place.iterdir()) == []
+    check_imatrix(whole, ("q4_k_m",))
+
+
+def test_programs_that_have_no_business_on_the_hub_get_no_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_x")
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nenv >&2\necho hf_x: ${HF_TOKEN:-none} >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("GGUF_PYTHON", str(python))
+    assert find_runtime() is None
+    assert "hf_x: none" in why_none()
+    program = tmp_path / "ollama"
+    program.write_text('#!/bin/sh\necho "token: ${HF_TOKEN:-none}" >&2\nexit 1\n')
+    program.chmod(0o755)
+    with pytest.raises(EngineError) as failed:
+        create([str(program), "create", "x"])
+    assert failed.value.cause == "token: none"
+
+
+def test_the_sizes_of_a_model_with_an_image_part_are_those_of_its_language_part(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", config_of("gemma3_text"))
+    plain = gguf_sizes(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": config,
+        "vision_config": {}}))  # fmt: skip
+    assert gguf_sizes(tmp_path / "model")["q4_k_m"] == pytest.approx(plain["q4_k_m"], rel=0.01)
 
 
 def test_an_importance_matrix_that_ends_early_is_told(tmp_path: Path) -> None:
