@@ -14,7 +14,7 @@ tokenizer where the file says so.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +70,7 @@ class Modelfile:
         lines = [*(f"# {' '.join(note.split())}" for note in self.notes), f"FROM ./{self.model}"]
         lines += [f"ADAPTER ./{self.adapter}"] if self.adapter else []
         lines += [f'TEMPLATE """{self.template.text}"""'] if self.template is not None else []
-        lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in self.stops]
+        lines += [f"PARAMETER stop {_quoted(stop)}" for stop in self.stops if '"""' not in stop]
         lines += [f"PARAMETER {name} {value}" for name, value in self.parameters]
         lines += [f'LICENSE """{self.licence}"""'] if self.licence and '"""' not in self.licence else []
         return "\n".join(lines) + "\n"
@@ -213,12 +213,23 @@ def parameters_of(folder: Path, window: int, *, long_window: bool) -> tuple[tupl
     if said.get("do_sample") is False:
         found.append(("temperature", "0"))
     elif _is_number(said.get("temperature")):
-        found.append(("temperature", f"{said['temperature']:g}"))
+        found.append(("temperature", _number(said["temperature"])))
     if said.get("do_sample") is not False:
-        found += [(name, f"{said[name]:g}") for name in ("top_p", "top_k", "min_p") if _is_number(said.get(name))]
+        found += [(name, _number(said[name])) for name in ("top_p", "top_k", "min_p") if _is_number(said.get(name))]
     penalty = said.get("repetition_penalty")
-    return (*found, ("repeat_penalty", f"{penalty:g}" if _is_number(penalty) else "1"))
+    return (*found, ("repeat_penalty", _number(penalty) if _is_number(penalty) else "1"))
+
+
+def _quoted(text: str) -> str:
+    """As Ollama reads it: it takes the quotes off and knows no escapes; one quote ends at the end of a line."""
+    plain = f'"{text}"'
+    return f'""{plain}""' if plain.startswith('"""') or "\n" in text else plain
+
+
+def _number(value: int | float) -> str:
+    """Without an exponent where it is whole: Ollama reads top_k as a whole number."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

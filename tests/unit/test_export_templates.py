@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from engine.data.rows import Message
 from engine.data.tokenizer import ChatTokenizer
 from engine.export.go_template import execute
 from engine.export.ollama import Modelfile, go_template, ollama_values, parameters_of
+from engine.export.ollama_files import window_of
 from engine.export.stops import stop_ids
 from engine.resources import demo_model_dir
 
@@ -46,6 +48,12 @@ NUMBERED = (
 )
 UPPER = "{% for m in messages %}[{{ m.role }}]{{ m.content | upper }}{% endfor %}"
 BRACES = "{% for m in messages %}{{ '{{' + m.role + '}} ' + m.content + '<|im_end|>' }}{% endfor %}"
+DEMO = json.loads((demo_model_dir() / "config.json").read_text())
+PAIRS = DEMO["hidden_size"] // DEMO["num_attention_heads"] // 2
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+    "long_factor": [4.0] * PAIRS, "short_factor": [1.0] * PAIRS,
+}  # fmt: skip
 CONVERSATIONS = (
     [Message("user", "How far?")],
     [Message("system", "Be brief."), Message("user", "a\nb")],
@@ -154,7 +162,7 @@ def test_a_modelfile_names_everything_ollama_has_to_be_told() -> None:
         model="demo.Q8_0.gguf",
         adapter="demo.adapter.gguf",
         template=template,
-        stops=("<|im_end|>", 'a"b'),
+        stops=("<|im_end|>", 'a"b', "\\n", "\n", '"'),
         parameters=parameters_of(demo_model_dir(), 256, long_window=False),
         licence="apache-2.0",
         notes=("one\nline",),
@@ -162,9 +170,49 @@ def test_a_modelfile_names_everything_ollama_has_to_be_told() -> None:
     assert text.startswith('# one line\nFROM ./demo.Q8_0.gguf\nADAPTER ./demo.adapter.gguf\nTEMPLATE """')
     assert template is not None
     assert template.text in text
-    assert 'PARAMETER stop "<|im_end|>"\nPARAMETER stop "a\\"b"\n' in text
+    assert 'PARAMETER stop "<|im_end|>"\nPARAMETER stop "a"b"\nPARAMETER stop "\\n"\n' in text
+    assert 'PARAMETER stop """\n"""\nPARAMETER stop """""""\n' in text
     assert "PARAMETER num_ctx 256\nPARAMETER temperature 0\nPARAMETER repeat_penalty 1\n" in text
     assert text.endswith('LICENSE """apache-2.0"""\n')
+
+
+@pytest.mark.parametrize("eos", [[2, -1], [2, True, 99_999], -1, None])
+def test_only_rows_of_the_vocabulary_are_stop_tokens(eos: object, tmp_path: Path) -> None:
+    shutil.copytree(demo_model_dir(), tmp_path / "m")
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((tmp_path / "m" / name).read_text())
+        (tmp_path / "m" / name).write_text(json.dumps(settings | {"eos_token_id": eos}))
+    chat = ChatTokenizer.load(tmp_path / "m")
+    assert stop_ids(tmp_path / "m", chat) == [2]
+    assert [chat.token_text(number) for number in stop_ids(tmp_path / "m", chat)] == ["<|im_end|>"]
+
+
+def test_settings_are_written_as_ollama_reads_numbers(tmp_path: Path) -> None:
+    said = {"top_k": 1_000_000, "top_p": 0.95, "temperature": 1.0, "min_p": float("inf"), "repetition_penalty": 1.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    found = dict(parameters_of(tmp_path, 4096, long_window=False))
+    assert found == {
+        "num_ctx": "4096", "temperature": "1", "top_p": "0.95", "top_k": "1000000", "repeat_penalty": "1.05"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "window", "about_length"),
+    [
+        ({"model_type": "mistral", "max_position_embeddings": 32_768, "sliding_window": 4096}, 4096, 4096),
+        ({"model_type": "mistral", "max_position_embeddings": 32_768, "sliding_window": None}, 32_768, 32_768),
+        ({"model_type": "phi3", "max_position_embeddings": 131_072, "rope_parameters": LONGROPE}, 4096, 131_072),
+        ({"model_type": "gemma3", "text_config": DEMO | {"model_type": "llama"}}, 256, 256),
+    ],
+    ids=["Mistral 0.1", "Mistral 0.3", "LongRoPE", "with an image part"],
+)
+def test_the_window_is_the_one_in_which_llama_cpp_is_right(
+    changed: dict[str, Any], window: int, about_length: int, tmp_path: Path
+) -> None:
+    base = {} if "text_config" in changed else DEMO
+    (tmp_path / "config.json").write_text(json.dumps(base | changed))
+    assert window_of(tmp_path, long_window=False) == window
+    assert window_of(tmp_path, long_window=True) == about_length
 
 
 def test_a_wide_window_is_not_asked_for_unless_the_job_was_about_it() -> None:
