@@ -21,14 +21,18 @@ from engine.surgery.carry import SOURCE_README
 UNKNOWN = "unknown"
 _READMES = ("README.md", "readme.md", SOURCE_README)
 _FILES = ("LICENSE*", "LICENCE*", "COPYING*", "USE_POLICY*", "NOTICE*", "*acceptable_use*")
+_LICENCES = ("LICEN", "COPYING")
+"""How the names of licence texts begin; notices and policies go along, and name other people's licences."""
 _NAMED = (
     (r"Apache License,?\s+Version 2\.0", "apache-2.0"),
     (r"\bMIT License\b", "mit"),
     (r"GNU AFFERO GENERAL PUBLIC LICENSE\s+Version 3", "agpl-3.0"),
     (r"GNU GENERAL PUBLIC LICENSE\s+Version 3", "gpl-3.0"),
-    (r"Redistribution and use in source and binary forms[\s\S]*Neither the name", "bsd-3-clause"),
+    (r"Redistribution and use in source and binary forms(?=[\s\S]{0,2000}Neither the name)", "bsd-3-clause"),
 )
 """Words of a licence's own text -> its identifier."""
+_HEAD_CHARACTERS = 400
+"""A licence says what it is in its first lines; further down it speaks of others."""
 _READ_BYTES = 1 << 16
 
 
@@ -78,16 +82,25 @@ def _beside(folder: Path) -> Licence:
         assert readme is not None
         name, link = matter.get("license_name", ""), matter.get("license_link", "")
         return Licence(matter["license"], f"its {readme.name}", name, link, files, base)
-    for file in files:
-        found = next((name for pattern, name in _NAMED if re.search(pattern, _text(file), re.IGNORECASE)), "")
-        if found:
-            return Licence(found, f"its {file.name}", files=files, base_model=base)
+    texts = [file for file in files if file.name.upper().startswith(_LICENCES)]
+    named = {_identifier(_text(file)) for file in texts}
+    if len(named) == 1 and "" not in named:
+        return Licence(named.pop(), f"its {texts[0].name}", files=files, base_model=base)
     said = _in_config(folder)
     if said:
         return Licence(said, f"its {CONFIG_NAME}", files=files, base_model=base)
-    if any(file.name.upper().startswith(("LICEN", "COPYING")) for file in files):
-        return Licence("other", f"its {files[0].name}", files=files, base_model=base)
+    if texts:
+        return Licence("other", f"its {' and '.join(file.name for file in texts)}", files=files, base_model=base)
     return Licence(UNKNOWN, "", files=files, base_model=base)
+
+
+def _identifier(text: str) -> str:
+    """Of a licence's own text; "" for one that is not known here."""
+    for pattern, name in _NAMED:
+        found = re.search(pattern, text, re.IGNORECASE)
+        if found and found.start() < _HEAD_CHARACTERS:
+            return name
+    return ""
 
 
 def front_matter(text: str) -> dict[str, str]:

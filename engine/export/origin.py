@@ -39,8 +39,7 @@ def origin_of(order: ExportOrder) -> Origin:
     """Raises nothing: what cannot be read is left out."""
     run_dir = Path(order.run_dir) if order.run_dir else None
     spec, card = _spec(run_dir), _card(run_dir)
-    named, folder = _base(order, spec)
-    on_hub = _HUB_ID.fullmatch(named) is not None and not Path(named).exists()
+    named, folder, on_hub = _base(order, spec)
     licence = licence_of(folder, named if on_hub else "")
     if run_dir is None and not order.is_adapter and licence.base_model and _HUB_ID.fullmatch(licence.base_model):
         return Origin(licence.base_model, True, licence)
@@ -66,20 +65,24 @@ def _card(run_dir: Path | None) -> Card | None:
         return None
 
 
-def _base(order: ExportOrder, spec: JobSpec | None) -> tuple[str, Path]:
-    """The base's name and its folder; of a plain model folder itself."""
+def _base(order: ExportOrder, spec: JobSpec | None) -> tuple[str, Path, bool]:
+    """The base's name, its folder and whether that is its name on the hub; of a plain model folder itself."""
     source = Path(order.source)
     if spec is not None:
         named = spec.model.source
         try:
             found = resolve_model(named, revision=spec.model.revision, offline=True)
         except EngineError:
-            return named, Path(order.base) if order.base else source
-        return found.repo_id or named, found.path or source
+            return named, Path(order.base) if order.base else source, False
+        return found.repo_id or named, found.path or source, bool(found.repo_id)
     if order.is_adapter:
         try:
             named = read_config(source).base or order.base
         except EngineError:
             named = order.base
-        return named, Path(order.base)
-    return str(source), source
+        try:
+            found = resolve_model(named, offline=True)
+        except EngineError:
+            return named, Path(order.base), False
+        return found.repo_id or named, Path(order.base), bool(found.repo_id)
+    return str(source), source, False

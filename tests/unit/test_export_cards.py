@@ -10,8 +10,11 @@ import pytest
 
 from engine.export.licence import UNKNOWN, front_matter, licence_of
 from engine.export.modelcard import ModelFacts, model_card
+from engine.export.order import ExportOrder
+from engine.export.origin import origin_of
 from engine.jobs.card import Adapter, Card, MergeCheck, Scores
 from engine.jobs.spec import DataSection, JobSpec, ModelSection
+from engine.jobs.spec_export import Destination
 from engine.resources import demo_model_dir
 
 
@@ -33,6 +36,10 @@ def folder(tmp_path: Path, **files: str) -> Path:
         ({"config__json": json.dumps({"license": "bsd-3-clause"})}, "bsd-3-clause", "config.json"),
         ({"README__md": "# no front matter", "config__json": "{}"}, UNKNOWN, ""),
         ({"USE_POLICY__md": "Be good."}, UNKNOWN, ""),
+        ({"LICENSE": "Their own words.", "NOTICE": "Uses x, under the MIT License"}, "other", "LICENSE"),
+        ({"NOTICE": "Apache License, Version 2.0 applies to some parts"}, UNKNOWN, ""),
+        ({"LICENSE": "Community Agreement\n" + "x" * 500 + "\nParts: MIT License"}, "other", "LICENSE"),
+        ({"LICENSE-A": "MIT License", "LICENSE-B": "Apache License\nVersion 2.0"}, "other", "LICENSE-A and LICENSE-B"),
     ],
 )
 def test_the_licence_is_what_the_base_says(files: dict[str, str], identifier: str, origin: str, tmp_path: Path) -> None:
@@ -110,6 +117,23 @@ def test_an_unknown_licence_is_said_plainly(tmp_path: Path) -> None:
 def test_an_odd_licence_name_cannot_break_the_front_matter(tmp_path: Path) -> None:
     licence = licence_of(folder(tmp_path, README__md='---\nlicense: other\nlicense_name: a "b": c\n---'))
     assert 'license_name: "a \\"b\\": c"' in model_card(ModelFacts("x", "y", licence))
+
+
+def test_a_folder_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spec named the base by a path that is another one from here."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    shutil.copytree(demo_model_dir(), base)
+    for named, on_hub in (("models/mine", False), ("Qwen/Qwen3-0.6B", True)):
+        config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": named}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        order = ExportOrder(
+            destination=Destination.HF, source=str(adapter), base=str(base), out=str(tmp_path / "out"), name="x"
+        )
+        origin = origin_of(order)
+        assert origin.on_hub is on_hub
+        assert origin.base == (named if on_hub else "mine")
 
 
 def test_the_demo_states_its_licence(tmp_path: Path) -> None:
