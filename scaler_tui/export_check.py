@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from scaler_tui.preflight import Checked
 
 
+_WIDTHS = {"float64": 4, "float32": 4}
+"""Bytes per weight in the files that [export] works from; the others have 2."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExportCheck:
     """Of one job."""
@@ -36,7 +40,10 @@ def check_export_of(spec: JobSpec, ref: ModelRef, growth: SpecGrowth | None, arc
 
     assert ref.path is not None
     config = growth.config if growth is not None else ref.config
-    parameters = (growth.architecture if growth is not None else architecture).parameters
+    result = growth.architecture if growth is not None else architecture
+    parameters = result.parameters
     notes = check_portable(spec, ref.path, config)
     sizes = size_note(spec, parameters)
-    return ExportCheck((*((sizes,) if sizes else ()), *notes), export_bytes(spec, parameters))
+    return ExportCheck(
+        (*((sizes,) if sizes else ()), *notes), export_bytes(spec, parameters, _WIDTHS.get(result.dtype, 2))
+    )

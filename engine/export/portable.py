@@ -20,13 +20,14 @@ from engine.jobs.spec import JobSpec
 from engine.jobs.spec_context import AUTO
 from engine.jobs.spec_export import Destination
 from engine.models.config import text_part
-from engine.models.shape import read_shape
+from engine.models.shape import Shape, read_shape
 from engine.units import format_bytes
 
 BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.57, "q5_k_m": 5.7, "q4_k_m": 4.9}
 """Per weight, over a whole model; `engine.export.sizes` knows it per matrix."""
 _WRITTEN_HERE = ("f32", "f16", "bf16", "q8_0")
 _KEY = "export.to"
+_ENDS = ("lm_head", "embed_tokens")
 
 
 def check_portable(spec: JobSpec, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -45,25 +46,26 @@ def check_portable(spec: JobSpec, folder: Path, config: Mapping[str, Any]) -> tu
         tokenizer_for_gguf(folder, shape.vocabulary)
     except EngineError as error:
         raise _keyed(error) from error
+    _check_ends(spec, shape)
     if spec.export.verify and find_runtime() is None:
         notes.append(f"Export: it will not be compared with transformers. {why_none()}")
     return tuple(dict.fromkeys(notes))
 
 
-def export_bytes(spec: JobSpec, parameters: int) -> int:
+def export_bytes(spec: JobSpec, parameters: int, weight_bytes: int = 2) -> int:
     """What [export] adds to the run directory while it works: the files, and the merged model or floats they are made
-    of."""
+    of, with `weight_bytes` per weight as in the base."""
     section, adapts = spec.export, spec.task.trains_adapter
     if not section.to:
         return 0
-    merges = adapts and not section.adapter and not spec.output.merge
-    total = 2.0 * parameters * merges
+    whole = Destination.HF in section.to or not section.adapter
+    total = float(weight_bytes * parameters * (adapts and whole and not spec.output.merge))
     for target in section.to:
         if target is Destination.HF:
             continue  # linked
         total += sum(parameters * BITS[kind] / 8 for kind in section.gguf_types)
         if any(kind not in _WRITTEN_HERE for kind in section.gguf_types):
-            total += 2.0 * parameters
+            total += weight_bytes * parameters
     return round(total)
 
 
@@ -84,6 +86,19 @@ def _require_quantiser(spec: JobSpec) -> None:
             cause=why_none(),
             next_step="Or take f16, bf16 or q8_0, which are written without it.",
             key="export.gguf_types",
+        )
+
+
+def _check_ends(spec: JobSpec, shape: Shape) -> None:
+    """llama.cpp has one tensor for the embedding and the head of a tied base, and no adapter for one use of it."""
+    ends = [name for name in spec.adapter.targets if name.rpartition(".")[2] in _ENDS]
+    if spec.export.adapter and spec.task.trains_adapter and shape.tied and ends:
+        raise EngineError(
+            "export.adapter_tied",
+            f"export.adapter exports an adapter with {', '.join(ends)}, which llama.cpp has no place for.",
+            cause="The base uses one matrix as embedding and as head, and the adapter updates one of the two.",
+            next_step="Set export.adapter = false, which exports the merged model, or leave it out of adapter.targets.",
+            key="export.adapter",
         )
 
 

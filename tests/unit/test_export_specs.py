@@ -158,11 +158,29 @@ def test_the_start_is_refused_and_the_disk_is_counted(tmp_path: Path) -> None:
     assert caught.value.key == "export.to"
 
 
+@pytest.mark.parametrize("target", ["lm_head", "model.embed_tokens"])
+def test_an_adapter_of_a_shared_embedding_is_refused_before_it_is_trained(target: str) -> None:
+    adapter = AdapterSection(targets=("q_proj", target))
+    alone = ExportSection(to=(GGUF,), gguf_types=("f16",), adapter=True)
+    tied, untied = DEMO | {"tie_word_embeddings": True}, DEMO | {"tie_word_embeddings": False}
+    error = refused(JobSpec(task=Task.LORA, adapter=adapter, export=alone), tied)
+    assert (error.code, error.key) == ("export.adapter_tied", "export.adapter")
+    assert target in error.what
+    check_portable(JobSpec(task=Task.LORA, adapter=adapter, export=alone), demo_model_dir(), untied)
+    check_portable(
+        JobSpec(task=Task.LORA, adapter=adapter, export=ExportSection(to=(GGUF,))), demo_model_dir(), tied
+    )  # fmt: skip
+
+
 def test_bytes_are_those_of_files_and_of_what_they_are_made_of() -> None:
     merged = JobSpec(task=Task.LORA, export=ExportSection(to=(GGUF,), gguf_types=("f16",)))
     assert export_bytes(merged, 1000) == 2000 + 2000
     assert export_bytes(JobSpec(task=Task.LORA, export=ExportSection(to=(HF,))), 1000) == 2000
     assert export_bytes(JobSpec(), 1000) == 0
+    apart = JobSpec(task=Task.LORA, export=ExportSection(to=(HF, GGUF), gguf_types=("f16",), adapter=True))
+    assert export_bytes(apart, 1000) == 2000 + 2000, "the folder holds the merged model, the file the base"
+    small = JobSpec(task=Task.LORA, export=ExportSection(to=(GGUF,), gguf_types=("q4_k_m",)))
+    assert export_bytes(small, 1000, 4) == 4000 + 4000 + round(1000 * 4.9 / 8), "merged, and floats, in 32 bits"
     assert size_note(JobSpec(export=ExportSection(to=(HF,))), 10) == ""
 
 
