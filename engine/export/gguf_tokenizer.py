@@ -7,6 +7,7 @@ name. Tokenizers of SentencePiece's kind are `gguf_pieces`'. Must not know weigh
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def _tokens(
     rows = [by_id.get(number, (f"[PAD{number}]", UNUSED)) for number in range(vocabulary)]
     texts = tuple(text for text, _ in rows)
     if len(set(texts)) < len(texts):
-        twice = next(text for text in texts if texts.count(text) > 1)
+        twice = next(text for text, count in Counter(texts).items() if count > 1)
         raise unlike_llama_cpp(f"two of its tokens have the text {twice[:40]!r}, and llama.cpp finds ids by text")
     left_out = Finding(
         "export.tokens",

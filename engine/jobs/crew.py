@@ -47,6 +47,8 @@ _ENDING_SECONDS = 20.0
 _PORTS = 20_000
 _FIRST_PORT = 30_000
 _CARRIED = ("PYTHONPATH", "PYTHONSAFEPATH", "SCALER_WIZARD_", "HF_", "OMP_", "NCCL_", "GLOO_", "CUDA_DEVICE_ORDER")
+_KEPT_BACK = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Every user of either machine could read a command's words; a token is logged in with on the other machine."""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -254,7 +256,9 @@ def commands(crew: Crew, run_dir: Path, environment: dict[str, str]) -> Iterator
 
 def _remote(host: str, command: list[str], run_dir: Path, environment: dict[str, str]) -> list[str]:
     """Over ssh: the same program at the same place, in the same folder."""
-    carried = {name: value for name, value in environment.items() if name.startswith(_CARRIED)}
+    carried = {
+        name: value for name, value in environment.items() if name.startswith(_CARRIED) and name not in _KEPT_BACK
+    }
     assignments = [f"{name}={value}" for name, value in sorted(carried.items())]
     line = f"cd {shlex.quote(str(run_dir))} && exec env {shlex.join([*assignments, *command])}"
     return [*_ssh(), host, line]

@@ -326,6 +326,7 @@ def test_every_machine_gets_a_launcher_that_meets_at_the_first(tmp_path: Path) -
     many = crew.Crew(processes=1, hosts=crew.read_hosts(tmp_path / "hosts.txt"))
     assert many.world == 8
     environment = {"SCALER_WIZARD_ATTEMPT": "2", "SCALER_WIZARD_HOME": "/shared", "SECRET": "x"}
+    environment |= {"HF_TOKEN": "hf_x", "HUGGING_FACE_HUB_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1"}
     commands = list(crew.commands(many, tmp_path, environment))
     assert [command[-2] for command in commands] == ["node1", "node2"]
     for number, command in enumerate(commands):
@@ -336,5 +337,7 @@ def test_every_machine_gets_a_launcher_that_meets_at_the_first(tmp_path: Path) -
         assert f"is_host={int(number == 0)}" in line
         assert "SCALER_WIZARD_HOME=/shared" in line
         assert "SECRET" not in line
+        assert "hf_x" not in line
+        assert "HF_HUB_OFFLINE=1" in line
     endpoint = {word for command in commands for word in command[-1].split() if word.startswith("--rdzv-endpoint")}
     assert len(endpoint) == 1
