@@ -7,7 +7,8 @@ Owns the mix, the chunks and what is told of the parts. Must not know batches, s
     sum over N of   a CE(labels)  +  (1 - a) T^2 D(teacher, student)  +  h MSE(hidden states, mean over layers)
 
 Only trained positions count, in every part: the trainer divides by their number in the whole step, as it does for
-labels alone. On answers of the student's own there are no labels: T^2 D + h MSE.
+labels alone. On answers of the student's own there are no labels, and the teacher has their share too:
+T^2 D + h MSE. With a = 1 the teacher gives hidden states only, and no chunk of its logits is computed.
 
 Head and divergence of a chunk are run again in the backward pass (`torch.utils.checkpoint`), the student's and the
 teacher's alike, so what is alive grows with N x D and with C x V, not with N x V.
@@ -67,13 +68,13 @@ class Objective:
     def loss(self, model: Any, wanted: Wanted, targets: Tensor, *, own_answers: bool = False) -> Tensor:
         """Sum over the wanted positions, nats; `model` is the student as it is called. Raises EngineError
         `distill.*`, `train.head_not_in_pieces`."""
+        self.own_answers = own_answers
         view = self.knowledge.at(wanted)
         hidden, streams = self._student(model, wanted)
         found = self._in_chunks(hidden, targets, view, own_answers=own_answers)  # (2,)
         labels, teacher = found.unbind()
         apart = self._apart(streams, view)
         self._sums.append(torch.stack([labels, teacher, apart]).detach())
-        self.own_answers = own_answers
         share = 0.0 if own_answers else self.weights.labels
         loss: Tensor = (1 - share) * teacher + self.weights.hidden * apart
         return loss + share * labels if share else loss
@@ -88,14 +89,23 @@ class Objective:
             del told["labels"]
         if not self.weights.hidden:
             del told["hidden"]
+        if not self._teacher_speaks:
+            del told["teacher"]
         return told
+
+    @property
+    def _teacher_speaks(self) -> bool:
+        """Whether its logits count."""
+        return self.own_answers or self.weights.labels < 1
 
     def _student(self, model: Any, wanted: Wanted) -> tuple[Tensor, tuple[Tensor, ...]]:
         try:
-            if self.ear is None:
-                return self.student.head.hidden_at(model, wanted), ()
-            with self.ear.listening(wanted.positions):
-                hidden = self.student.head.hidden_at(model, wanted)
+            # Of weights in float32 the head alone computes as all do only under autocast: they are compared here.
+            with self.student.autocast():
+                if self.ear is None:
+                    return self.student.head.hidden_at(model, wanted), ()
+                with self.ear.listening(wanted.positions):
+                    hidden = self.student.head.hidden_at(model, wanted)
             return hidden, self.ear.taken()
         except EngineError as error:
             if error.code != "train.head_not_in_pieces":
@@ -137,10 +147,11 @@ class Objective:
         return torch.stack(sums).sum(0)
 
     def _chunk(self, hidden: Tensor, targets: Tensor, view: TeacherView, first: int, own_answers: bool) -> Tensor:
-        teacher = view.chunk(first, first + len(targets))
+        speaks = own_answers or self.weights.labels < 1
+        teacher = view.chunk(first, first + len(targets)) if speaks else None
         with self.student.autocast():
             logits = self.student.head.logits_of_hidden(hidden)  # (C, V)
-        apart = self.divergence(logits, teacher).sum()
+        apart = logits.new_zeros((), dtype=torch.float32) if teacher is None else self.divergence(logits, teacher).sum()
         if own_answers:
             return torch.stack([torch.zeros_like(apart), apart])
         learns = torch.enable_grad() if self.weights.labels and torch.is_grad_enabled() else torch.no_grad()

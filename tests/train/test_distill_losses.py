@@ -260,6 +260,23 @@ def test_on_answers_of_its_own_only_the_teacher_counts() -> None:
     torch.testing.assert_close(loss, by_hand(student, teacher, batch, Weights(0.0)), rtol=1e-9, atol=0)
 
 
+class Silent(ModelTeacher):
+    """Says nothing but hidden states."""
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        raise AssertionError("its logits were asked for")
+
+
+def test_with_all_the_weight_on_labels_no_logit_of_the_teacher_is_computed() -> None:
+    student, other, batch = llama(seed=1), llama(seed=2), packed_batch()
+    teacher, weights = Silent(other, Says(), ear=LayerEar(other.model, (1,))), Weights(1.0, 0.7)
+    objective = Objective(student, teacher, Divergence(), weights, LayerEar(student.model, (1,)), chunk_tokens=5)
+    loss = objective.loss(student.model, wanted_of(batch), batch["targets"])
+    torch.testing.assert_close(loss, by_hand(student, other, batch, weights), rtol=1e-9, atol=0)
+    loss.backward()
+    assert set(objective.parts(len(batch["targets"]))) == {"labels", "hidden"}
+
+
 def test_a_micro_batch_without_trained_tokens_is_no_loss_and_no_failure() -> None:
     student, teacher, batch = llama(seed=1), llama(seed=2), packed_batch()
     batch["positions"] = batch["targets"] = torch.zeros(0, dtype=torch.long)
@@ -289,6 +306,9 @@ class OneLayer(nn.Module):
         self.config = LlamaConfig(vocab_size=words, hidden_size=width, num_hidden_layers=1, num_attention_heads=1)
         self.embedding = nn.Embedding(words, width)
         self.head = nn.Linear(width, words, bias=False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
