@@ -189,6 +189,20 @@ def _check_on_policy(spec: JobSpec) -> None:
             "Train on rows (data.train), or set distillation.on_policy = 0.",
             key="distillation.on_policy",
         )
+    if section.on_policy and spec.data.train_on.value == "all":
+        raise conflict(
+            'distillation.on_policy lets the student answer prompts, but with data.train_on = "all" rows have none: '
+            "every token is learnt.",
+            'Set data.train_on = "completions" or "last", or distillation.on_policy = 0.',
+            key="distillation.on_policy",
+        )
+    if section.on_policy and section.ce_weight == 1.0:
+        raise conflict(
+            "distillation.ce_weight = 1 gives the teacher's logits no weight on the data, but on the student's own "
+            "answers they are all there is: the loss would be another one from step to step.",
+            "Lower it, for example to 0.5; or set distillation.on_policy = 0.",
+            key="distillation.ce_weight",
+        )
     idle = _changed(section, ("rollout_tokens", "rollout_temperature"))
     if idle and not section.on_policy:
         raise conflict(

@@ -76,7 +76,12 @@ class DistillationSection(Section, frozen=True, kw_only=True):
         float, Meta(gt=0.0, le=100.0, description="Both are softened by it; the loss is multiplied by its square.")
     ] = 1.0
     ce_weight: Annotated[
-        float, Meta(ge=0.0, le=1.0, description="Share of the labels' cross-entropy; the rest is the teacher's.")
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="Share of the labels' cross-entropy; the rest is the teacher's, who has all on own answers.",
+        ),
     ] = 0.5
     top_k: Annotated[
         int, Meta(ge=0, description="Only the teacher's most likely tokens; 0 means all of them (cached: 64).")
