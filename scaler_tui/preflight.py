@@ -90,7 +90,8 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     require_benchmarks(spec)
     text, words = text_of(spec, ref.path)
     tokens = text.rows.tokens[1] * text.rows.trained_share if text.rows is not None else 0.0
-    pupil = Pupil(ref, architecture, growth.architecture if growth is not None else architecture, tokens)
+    grown = growth.architecture if growth is not None else architecture
+    pupil = Pupil(ref, architecture, grown, tokens, text.longest_row)
     words += teacher_notes(spec, pupil, machine)
     job = estimate_job(spec, ref, architecture, machine, text)
     notes = [*ref.notes, *window, *words, *job.warnings]
@@ -124,7 +125,10 @@ def text_of(spec: JobSpec, model_dir: Path | None) -> tuple[Text, list[str]]:
             key="distributed.processes",
         )
     shape = data_shape(report, batch_size=spec.training.batch_size, base_text=spec.data.base_text)
-    return Text(rows=shape, row_sequences=report.sequences), [f"Data: {warning}" for warning in report.warnings]
+    longest = report.lengths[-1].low if report.lengths else 0
+    return Text(rows=shape, row_sequences=report.sequences, longest_row=longest), [
+        f"Data: {warning}" for warning in report.warnings
+    ]
 
 
 def _checked(spec: JobSpec, found: Appraisal, notes: list[str], *, force: bool) -> Checked:

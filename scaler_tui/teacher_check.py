@@ -33,6 +33,8 @@ class Pupil:
     """As it is when it learns: grown where the job grows it."""
     trained_tokens: float
     """Of one pass over the rows; 0 where they were not counted."""
+    longest_row: int = 0
+    """Tokens that it has at least before it is cut; 0 where rows were not counted."""
 
 
 def teacher_notes(spec: JobSpec, pupil: Pupil, machine: Machine) -> list[str]:
@@ -52,7 +54,7 @@ def teacher_notes(spec: JobSpec, pupil: Pupil, machine: Machine) -> list[str]:
     if section.teacher != SELF:
         ref = _teacher_files(spec)
         assert ref.path is not None
-        notes += [*ref.notes, *_tokenizer_notes(spec, pupil.ref, ref.path)]
+        notes += [*ref.notes, *_tokenizer_notes(spec, pupil.ref, ref.path), *_window_notes(spec, pupil, shape)]
         if ref.needs_download:
             notes.append(_download_note(ref, shape, pupil, machine))
     if section.held == "cached" and pupil.trained_tokens:
@@ -112,6 +114,27 @@ def _tokenizer_notes(spec: JobSpec, student: ModelRef, teacher: Path) -> list[st
         next_step='Choose a teacher of the same family, or compare across tokenizers: distillation.tokenizers = "uld".',
         key=KEY,
     )
+
+
+def _window_notes(spec: JobSpec, pupil: Pupil, teacher: Architecture) -> list[str]:
+    """Raises EngineError where a row is longer than what the teacher can read."""
+    from engine.jobs.spec_distillation import Tokenizers
+
+    section, window = spec.distillation, teacher.context_length
+    longest = max(stage.data.max_length for stage in spec.staged() if stage.task.trains)
+    if section.tokenizers is Tokenizers.ULD or not window or longest <= window:
+        return []  # across tokenizers, a row's end is left out of what is compared
+    if spec.streams or min(pupil.longest_row, longest) > window:
+        raise EngineError(
+            "distillation.window",
+            f"Rows have up to {longest:,} tokens; the teacher {section.teacher} reads {window:,}.",
+            cause="Beyond its window a teacher says nothing that could be learnt.",
+            next_step=f"Lower data.max_length to {window}, or choose a teacher with a longer window.",
+            key=KEY,
+        )
+    return [
+        f"The teacher reads {window:,} tokens: a row that is longer, up to data.max_length, ends the run at its start."
+    ]
 
 
 def _check_hidden(spec: JobSpec, student: Architecture, teacher: Architecture) -> None:

@@ -80,6 +80,8 @@ class Text:
     rows: DataShape | None = None
     """Of one epoch, in jobs without sources."""
     row_sequences: int = 0
+    longest_row: int = 0
+    """Tokens that the longest row has at least, before it is cut; 0 where rows were not counted."""
 
     def facts(self) -> TextFacts:
         """For the schedule."""

@@ -15,9 +15,11 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from engine.distill.segments import segments_of
 from engine.evaluation.answers import end_ids
@@ -96,8 +98,11 @@ def write_answers(
 @contextlib.contextmanager
 def _drawing(device: str, place: str) -> Iterator[None]:
     """Draws that follow from `place` alone; the generators go on afterwards as if nothing had been drawn."""
-    devices = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices):
+    kind = device.partition(":")[0]
+    forked = (
+        torch.random.fork_rng([]) if kind == "cpu" else torch.random.fork_rng([torch.device(device)], device_type=kind)
+    )
+    with forked:
         torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:7]))
         yield
 
@@ -110,16 +115,19 @@ def _write(student: LoadedModel, prompts: Sequence[tuple[int, ...]], writing: Wr
         input_ids[number, width - len(prompt) :] = torch.tensor(prompt)
         attention_mask[number, width - len(prompt) :] = 1
     ends = end_ids(student)
-    output = student.model.generate(
-        input_ids=input_ids.to(student.device),
-        attention_mask=attention_mask.to(student.device),
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max(1, min(writing.new_tokens, writing.longest - width)),
         eos_token_id=ends or None,
         pad_token_id=student.pad_id,
         use_cache=True,
-        logits_processor=[_known_to(writing.vocabulary)] if writing.vocabulary else [],
-        **_plain_sampling(writing.temperature),
+        **_sampling(writing.temperature),
     )
+    with _generating_by(student.model, config):
+        output = student.model.generate(
+            input_ids=input_ids.to(student.device),
+            attention_mask=attention_mask.to(student.device),
+            logits_processor=[_known_to(writing.vocabulary)] if writing.vocabulary else [],
+        )
     rows: list[list[int]] = output[:, width:].tolist()
     return [OwnAnswer(prompt, _to_end(row, ends)) for prompt, row in zip(prompts, rows, strict=True)]
 
@@ -134,12 +142,26 @@ def _known_to(vocabulary: int) -> Callable[[Tensor, Tensor], Tensor]:
     return mask
 
 
-def _plain_sampling(temperature: float) -> dict[str, float | int | bool | None]:
-    """The model's own distribution: nothing of what its folder recommends for chatting (top-k, penalties)."""
-    plain: dict[str, float | int | bool | None] = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+def _sampling(temperature: float) -> dict[str, float | int | bool]:
+    """From the whole distribution; transformers takes the 50 likeliest tokens where nothing is said."""
     if not temperature:
-        return plain | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return plain | {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+
+
+@contextlib.contextmanager
+def _generating_by(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """The model's own distribution: nothing of what its folder recommends for chatting (penalties, cut-offs, forbidden
+    words). `generate` fills what a given config leaves open from the model's, so that one is put aside."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept = [(one, one.generation_config) for one in (model, inner)]
+    for one, _ in kept:
+        one.generation_config = config
+    try:
+        yield
+    finally:
+        for one, was in kept:
+            one.generation_config = was
 
 
 def _to_end(ids: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:

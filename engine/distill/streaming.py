@@ -31,19 +31,14 @@ class LayerStream:
         inside = {id(module) for layer in layers for module in layer.modules()}
         _to_device([module for module in model.modules() if id(module) not in inside], self._device)
         self._slots = [_slots(layer) for layer in layers]
-        self._host = [[self._pinned(holder[name]) for holder, name in slots] for slots in self._slots]
+        self._host: list[list[Tensor]] = []
         self._coming: dict[int, tuple[list[Tensor], Any]] = {}
         for number, layer in enumerate(layers):
+            # One layer after another: the original of each is gone before the next is pinned.
+            self._host.append([self._pinned(holder[name]) for holder, name in self._slots[number]])
             self._put(number, self._host[number])
             layer.register_forward_pre_hook(self._arrives(number))
             layer.register_forward_hook(self._leaves(number), always_call=True)
-
-    @property
-    def device_layers(self) -> int:
-        """Layers whose weights are on the device now, or on their way."""
-        pairs = [(slots[0], host[0]) for slots, host in zip(self._slots, self._host, strict=True) if slots]
-        here = [bool(holder[name].data_ptr() != tensor.data_ptr()) for (holder, name), tensor in pairs]
-        return here.count(True) + len(self._coming)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         plain = tensor.detach()
@@ -51,8 +46,9 @@ class LayerStream:
 
     def _arrives(self, number: int) -> Any:
         def hook(_module: nn.Module, _arguments: Any) -> None:
-            tensors, copied = self._coming.pop(number) if number in self._coming else self._fetch(number)
-            self._coming.clear()
+            coming = self._coming.pop(number, None)
+            self._coming.clear()  # what a pass left that failed outside of the layers
+            tensors, copied = coming if coming is not None else self._fetch(number)
             if copied is not None:
                 now = torch.cuda.current_stream(self._device)
                 now.wait_event(copied)
@@ -67,8 +63,10 @@ class LayerStream:
         return hook
 
     def _leaves(self, number: int) -> Any:
-        def hook(_module: nn.Module, _arguments: Any, _output: Any) -> None:
+        def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
             self._put(number, self._host[number])
+            if output is None:  # the layer has failed: the next one will not compute
+                self._coming.clear()
             if self._on_card:
                 self._left = torch.cuda.current_stream(self._device).record_event()
 

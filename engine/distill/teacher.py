@@ -20,6 +20,8 @@ from torch import Tensor
 
 from engine.distill.hidden import LayerEar
 from engine.distill.knowledge import FullLogits, TopLogits, top_of
+from engine.errors import EngineError, ExitCode
+from engine.evaluation.adapter_switch import AdapterSwitch
 from engine.evaluation.head import Wanted
 from engine.evaluation.model import LoadedModel
 
@@ -48,19 +50,20 @@ class ModelTeacher:
         *,
         ear: LayerEar | None = None,
         as_teacher: Opened = contextlib.nullcontext,
-        head_differs: bool = False,
+        head_as_teacher: Opened = contextlib.nullcontext,
     ) -> None:
         """`as_teacher` opens the model as it teaches, where it is the student's own: without its adapter.
-        `head_differs`: the head too is another one then, and has to be opened for every chunk."""
+        `head_as_teacher` opens the head alone, for every chunk."""
         self.loaded = loaded
         self.says = says
         self._ear = ear
         self._as_teacher = as_teacher
-        self._head_differs = head_differs
+        self._head_as_teacher = head_as_teacher
 
     def at(self, wanted: Wanted) -> ModelView:
-        """Runs the layers. Raises EngineError `train.head_not_in_pieces`."""
+        """Runs the layers. Raises EngineError `train.head_not_in_pieces`, `distillation.token_unknown`."""
         loaded, ear = self.loaded, self._ear
+        _check_known(wanted.input_ids, loaded.model)
         wanted = _on(loaded.device, wanted)
         with self._open(), contextlib.nullcontext() if ear is None else ear.listening(wanted.positions):
             hidden = loaded.head.hidden_at(loaded.model, wanted)
@@ -73,8 +76,7 @@ class ModelTeacher:
 
     def logits_of(self, hidden: Tensor) -> Tensor:
         """(C, D) -> (C, V) of the shared vocabulary."""
-        opened = self._open() if self._head_differs else self.loaded.autocast()
-        with torch.no_grad(), opened:
+        with torch.no_grad(), self._head_as_teacher(), self.loaded.autocast():
             logits = self.loaded.head.logits_of_hidden(hidden)
         return logits[:, : self.says.vocabulary] if self.says.vocabulary else logits
 
@@ -93,6 +95,21 @@ class ModelView:
         return top_of(logits, says.top_k, says.temperature) if says.top_k else FullLogits(logits)
 
 
+def _check_known(ids: Tensor, model: Any) -> None:
+    """Streams are not read beforehand: a token behind the teacher's embedding is seen here first, while an index out of
+    range says nothing, and on a card ends the process."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = int(ids.max()) if ids.numel() else 0
+    if largest >= rows:
+        raise EngineError(
+            "distillation.token_unknown",
+            f"The data uses token {largest:,}, which the teacher does not have: it knows {rows:,}.",
+            cause="The student's tokenizer has tokens that were added behind those of the teacher.",
+            next_step='Choose a teacher with the same added tokens, or set distillation.tokenizers = "uld".',
+            exit_code=ExitCode.RUN_FAILED,
+        )
+
+
 def _on(device: str, wanted: Wanted) -> Wanted:
     mask = wanted.attention_mask
     return replace(
@@ -106,6 +123,6 @@ def _on(device: str, wanted: Wanted) -> Wanted:
 
 def own_teacher(student: LoadedModel, says: Says, ear: LayerEar | None = None) -> ModelTeacher:
     """The student without its adapter: no weights beside its own. The same ear hears both, one after the other."""
-    head = student.model.get_output_embeddings()
-    adapted = any(hasattr(module, "enable_adapters") for module in head.modules())
-    return ModelTeacher(student, says, ear=ear, as_teacher=student.base_only, head_differs=adapted)
+    model = student.model
+    head = AdapterSwitch(model.get_output_embeddings())
+    return ModelTeacher(student, says, ear=ear, as_teacher=AdapterSwitch(model).off, head_as_teacher=head.off)

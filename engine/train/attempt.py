@@ -93,6 +93,7 @@ class Attempt:
             stage=stage,
             stage_first_step=first_step,
             pieces=tally.pieces,
+            writing_pieces=tally.writing_pieces,
             position=tally.position,
             stage_position=tally.stage_position,
             stage_worked_from=tally.stage_worked_from,

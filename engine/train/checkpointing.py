@@ -64,6 +64,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     stage_first_step: int = 0
     pieces: int = 1
     """In which every micro-batch is computed since memory ran out."""
+    writing_pieces: int = 1
     position: dict[str, int] = {}
     """Of streams: tokens taken of each source so far, over all epochs and stages."""
     stage_position: dict[str, int] = {}

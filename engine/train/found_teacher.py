@@ -40,6 +40,8 @@ class FoundTeacher:
     """Ids from 0 that mean the same to both; 0 where the tokenizers differ."""
     sha256: str
     parameters: int
+    window: int
+    """Tokens that its config promises; 0 when it does not say, and where rows are cut for it anyway."""
 
 
 def find_teacher(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> FoundTeacher:
@@ -56,14 +58,19 @@ def find_teacher(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> FoundTe
             exit_code=ExitCode.RUN_FAILED,
         )
     assert ref.path is not None
-    _check_prompts(attempt, rows.train)
+    _look_at_prompts(attempt, rows.train)
     own = section.teacher == SELF
     folder, adapter = (ref.path, None) if own else _folders(attempt)
     shared = _rows_of_vocabulary(ref.path)
     if section.tokenizers is Tokenizers.ULD:
         shared = 0
     elif not own:
-        shared = min(_shared(attempt, ref.path, folder, rows.train), shared, _rows_of_vocabulary(folder))
+        shared = min(
+            _shared(attempt, ref.path, folder, (*rows.train, *rows.heldout)), shared, _rows_of_vocabulary(folder)
+        )
+    window = 0
+    if not own and section.tokenizers is not Tokenizers.ULD:
+        window = _window(attempt, folder, rows.train)
     sha256 = teacher_sha256(folder, *((adapter,) if adapter is not None else ()))
     check_same_teacher(attempt.run_dir, sha256)
     return FoundTeacher(
@@ -74,6 +81,7 @@ def find_teacher(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> FoundTe
         vocabulary=shared,
         sha256=sha256,
         parameters=sum(tensor.elements for tensor in read_headers(folder).tensors),
+        window=window,
     )
 
 
@@ -120,17 +128,46 @@ def _shared(attempt: Attempt, student: Path, teacher: Path, rows: tuple[EncodedR
 
 
 def _rows_of_vocabulary(folder: Path) -> int:
+    return int(_config(folder)["vocab_size"])
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Of the language model."""
     config: dict[str, Any] = dict(check_folder(folder))
     nested = config.get("text_config")
-    config |= nested if isinstance(nested, dict) else {}
-    return int(config["vocab_size"])
+    return config | (nested if isinstance(nested, dict) else {})
 
 
-def _check_prompts(attempt: Attempt, rows: tuple[EncodedRow, ...]) -> None:
-    if attempt.spec.distillation.on_policy and all(row.kind is RowKind.TEXT for row in rows):
+def _window(attempt: Attempt, folder: Path, rows: tuple[EncodedRow, ...]) -> int:
+    """Tokens; raises EngineError where a row is longer. Sources fill sequences up to data.max_length."""
+    spec, window = attempt.spec, int(_config(folder).get("max_position_embeddings") or 0)
+    most = max(stage.data.max_length for stage in spec.staged() if stage.task.trains)
+    longest = most if spec.streams else min(most, max((len(row.input_ids) for row in rows), default=0))
+    if 0 < window < longest:
+        raise EngineError(
+            "distill.window",
+            f"A row has {longest:,} tokens; the teacher {spec.distillation.teacher} reads {window:,}.",
+            cause="Beyond its window a teacher says nothing that could be learnt.",
+            next_step=f"Lower data.max_length to {window}, or choose a teacher with a longer window.",
+            exit_code=ExitCode.RUN_FAILED,
+        )
+    return window
+
+
+def _look_at_prompts(attempt: Attempt, rows: tuple[EncodedRow, ...]) -> None:
+    """Says how many rows the student cannot answer; raises EngineError where it is all."""
+    if not attempt.spec.distillation.on_policy:
+        return
+    text = sum(row.kind is RowKind.TEXT for row in rows)
+    if text == len(rows):
         raise EngineError(
             "distill.no_prompts",
             "distillation.on_policy has the student answer prompts, but all rows of the data are plain text.",
             next_step="Set distillation.on_policy = 0, or train on chat rows.",
             exit_code=ExitCode.RUN_FAILED,
+        )
+    if text:
+        attempt.warn(
+            f"{text:,} of {len(rows):,} rows are plain text, which has no prompt to answer: steps on the student's own "
+            "answers leave them out."
         )

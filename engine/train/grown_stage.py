@@ -263,6 +263,8 @@ class _Stage:
             cause = error.cause if isinstance(error, EngineError) else str(error).splitlines()[0]
             callback.no_room("There is no room left to write a checkpoint.", cause)
         checkpointing.discard_staging(attempt.run_dir)
+        if not any(later.task.trains for later in self.order.later):
+            self.order.data.close_teacher()
         if callback.ending == "paused" and not self.tally.complete and "room" in callback.ending_reason:
             step = checkpoints.newest_step(attempt.run_dir)
             kept = f"The checkpoint of step {step} is kept." if step else "There was no checkpoint yet."

@@ -306,6 +306,7 @@ class _Job:
             cause = error.cause if isinstance(error, EngineError) else str(error).splitlines()[0]
             callback.no_room("There is no room left to write a checkpoint.", cause)
         checkpointing.discard_staging(attempt.run_dir)
+        self.job_data.close_teacher()
         if callback.ending == "paused" and not callback.tally.complete:
             self._say_paused(callback)
         if callback.ending != "paused":

@@ -55,6 +55,11 @@ class JobData:
             self.teaching.teach(trainer, spec)
         return trainer
 
+    def close_teacher(self) -> None:
+        """After the last training: the teacher's memory is free for what follows."""
+        if self.teaching is not None:
+            self.teaching.close()
+
 
 def prepare_job(attempt: Attempt, ref: ModelRef) -> JobData:
     """Everything that is trained or measured on; what was found in it goes into the journal. Raises EngineError for

@@ -107,7 +107,7 @@ class RunCallback(TrainerCallback):
         self._peak_bytes = 0
         if context.leading is not None:
             tally.pieces = context.leading.pieces(tally.pieces)
-        trainer.pieces = tally.pieces
+        trainer.pieces, trainer.writing_pieces = tally.pieces, tally.writing_pieces
         trainer.first_step = context.first_step
         trainer.on_split = self._tell_split
 
@@ -268,7 +268,12 @@ class RunCallback(TrainerCallback):
 
     def _tell_split(self, split: Split) -> None:
         """Memory ran out in the step under way; it was computed again, and later attempts begin as it ended."""
-        self.tally.pieces = split.pieces
+        remedy = f"The step was computed again with every micro-batch in {split.pieces} pieces, and so are all after it"
+        if split.answers:
+            self.tally.writing_pieces = split.pieces
+            remedy = f"The student's answers were written in {split.pieces} times smaller batches, and so are all later"
+        else:
+            self.tally.pieces = split.pieces
         done = self.tally.step
         self.context.journal.write(
             ev.Recovery(
@@ -277,8 +282,7 @@ class RunCallback(TrainerCallback):
                 trouble="out of memory",
                 what=f"Memory ran out in step {done + 1} ({split.cause}).",
                 back_to_step=done,
-                remedy=f"The step was computed again with every micro-batch in {split.pieces} pieces, and so are all "
-                "after it; the batch as a whole is the same.",
+                remedy=f"{remedy}; the batch as a whole is the same.",
             ),
             sync=True,
         )

@@ -30,6 +30,8 @@ class Split:
     """In which every micro-batch is computed from here on; one of fewer rows in as many as it has rows."""
     cause: str
     """The library's words."""
+    answers: bool = False
+    """It ran out while the student wrote answers: `pieces` is of their batches, and micro-batches stay as they are."""
 
 
 class StepOutOfMemory(MemoryError):

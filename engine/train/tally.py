@@ -24,6 +24,8 @@ class Tally:
     early_stopped: bool = False
     pieces: int = 1
     """In which micro-batches are computed since memory ran out."""
+    writing_pieces: int = 1
+    """So many times smaller are the batches of the student's own answers since memory ran out over them."""
     position: dict[str, int] = field(default_factory=dict)
     """Of streams: tokens that were taken of each source, over all stages."""
     stage_position: dict[str, int] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class Tally:
             complete=progress.complete,
             early_stopped=progress.early_stopped,
             pieces=progress.pieces,
+            writing_pieces=progress.writing_pieces,
             position=dict(progress.position),
             stage_position=dict(progress.stage_position),
             stage_worked_from=progress.stage_worked_from,

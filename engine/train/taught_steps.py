@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.data.rows import EncodedRow, RowKind
 from engine.distill.objective import Objective
-from engine.distill.onpolicy import OwnAnswer, Writing, is_own_step, prompts_of, write_answers
+from engine.distill.onpolicy import PROMPTS_PER_BATCH, OwnAnswer, Writing, is_own_step, prompts_of, write_answers
 from engine.evaluation.head import Wanted
 from engine.evaluation.model import LoadedModel
 from engine.helper_process import is_out_of_memory
@@ -25,6 +25,10 @@ from engine.train.pieces import Split, out_of_memory, release
 
 OWN_ANSWERS = "own_answers"
 """Key of a micro-batch: whether the student wrote what it learns on."""
+
+NO_PROMPT = (
+    "A step that was to learn on the student's own answers found no prompt in its rows, and learns on the rows instead."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,10 @@ class TaughtSteps:
     writing: Writing
     batching: Batching
     tell: Callable[[Written], None]
+    warn: Callable[[str], None]
+    """Told every time; what is said twice is for the other side to leave out."""
+    look: Callable[[], None]
+    """Called at the beginning of every step."""
 
     def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Of a micro-batch, summed over its trained tokens, nats. Raises EngineError `distill.*`."""
@@ -68,16 +76,19 @@ class TaughtSteps:
 
     def items(self, items: list[Any], step: int, pieces: int) -> tuple[list[Any], Split | None]:
         """What step `step`, from 1 over all stages, learns on: its data, or in their place, item by item, lists of
-        micro-batches with own answers to their prompts. A Split where memory ran out while they were written.
+        micro-batches with own answers to their prompts, written in batches that are `pieces` times smaller. A Split
+        where memory ran out over them.
 
-        Raises EngineError `train.out_of_memory` where a single answer does not fit.
+        Raises EngineError `train.out_of_memory` where a single answer does not fit, `distill.nothing_aligned`.
         """
         self.objective.begin_step()
+        self.look()
         if not is_own_step(self.writing, step):
             return items, None
         batches = [batch for item in items for batch in (item if isinstance(item, list) else [item])]
         prompts = prompts_of([_wanted(batch) for batch in batches])
         if not prompts:
+            self.warn(NO_PROMPT)
             return items, None
         began = time.perf_counter()
         answers, split = self._write(prompts, step, pieces)
@@ -91,13 +102,13 @@ class TaughtSteps:
         while True:
             try:
                 answers = write_answers(self.student, prompts, self.writing, step, pieces)
-                return answers, Split(pieces, cause) if cause else None
+                return answers, Split(pieces, cause, answers=True) if cause else None
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 cause = " ".join(str(error).split())[:300] or type(error).__name__
             release(self.student.model)
-            if pieces >= len(prompts):
+            if pieces >= min(PROMPTS_PER_BATCH, len(prompts)):
                 raise out_of_memory("answers of the student's own", cause)
             pieces *= 2
 

@@ -46,6 +46,7 @@ from engine.jobs import events as ev
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_distillation import Held, Tokenizers
 from engine.train import model as models
+from engine.train.alignment import AlignmentCheck
 from engine.train.attempt import Attempt
 from engine.train.cutting import cut_rows
 from engine.train.found_teacher import FoundTeacher, find_teacher
@@ -74,10 +75,20 @@ class Teaching:
         self._loaded: LoadedModel | None = None
         self._cached: Knowledge | None = None
         self._told = False
+        self._trainer: TokenTrainer | None = None
+        self._warned: set[str] = set()
 
     def teach(self, trainer: TokenTrainer, spec: JobSpec) -> None:
         """Have `trainer` learn from the teacher, which is loaded when the training begins. `spec`: of the stage."""
         trainer.teacher = lambda: self._steps(trainer.loaded, spec)
+        self._trainer = trainer
+
+    def close(self) -> None:
+        """Let go of the teacher: nothing is trained any more, and what follows has its memory."""
+        if self._trainer is not None:
+            self._trainer.teacher = self._trainer.taught = None
+        self._trainer = self._loaded = self._cached = None
+        _release()
 
     def _steps(self, student: LoadedModel, spec: JobSpec) -> TaughtSteps:
         section, training = self._section, spec.training
@@ -92,18 +103,24 @@ class Teaching:
             chunk_tokens=training.loss_chunk_tokens,
         )
         self._tell_ready()
-        window = student.context_length or spec.data.max_length
+        windows = [one for one in (student.context_length, self._found.window) if one]
         writing = Writing(
             share=section.on_policy,
             new_tokens=section.rollout_tokens,
             temperature=section.rollout_temperature,
-            longest=min(spec.data.max_length, window),
+            longest=min([spec.data.max_length, *windows]),
             seed=training.seed,
             vocabulary=self._found.vocabulary,
         )
         batching = Batching(student.pad_id, spec.data.max_length, training.batch_size, spec.data.packing)
         self._attempt.phase("training")
-        return TaughtSteps(student, objective, writing, batching, self._tell_written)
+        look = AlignmentCheck(knowledge, self._attempt).look if isinstance(knowledge, UldKnowledge) else _nothing
+        return TaughtSteps(student, objective, writing, batching, self._tell_written, self._warn_once, look)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            self._attempt.warn(message)
 
     # ── what it knows ─────────────────────────────────────────────────────────────────────────────────────────────
     def _knowledge(self, student: LoadedModel) -> tuple[Knowledge, LayerEar | None]:
@@ -221,9 +238,7 @@ class Teaching:
             yield ModelTeacher(loaded, self._says(0))
         finally:
             del loaded
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _release()
 
     # ── what is kept and told ─────────────────────────────────────────────────────────────────────────────────────
     def _keep(self, held: str, loaded: LoadedModel, form: str = "") -> None:
@@ -294,6 +309,16 @@ def open_teaching(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Teachi
     if held is Held.CACHED:
         teaching.cache(Held(kept.form) if kept is not None else choose_caching(attempt, ref))
     return teaching
+
+
+def _nothing() -> None:
+    """Where a teacher reads the student's tokens, every position is known."""
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _depth(loaded: LoadedModel) -> int:

@@ -132,6 +132,8 @@ class TokenTrainer(Trainer):
         """How long the current step waited for its data."""
         self.pieces = 1
         """In which every micro-batch is computed."""
+        self.writing_pieces = 1
+        """So many times smaller are the batches in which the student writes answers."""
         self.on_split: Callable[[Split], None] = lambda _split: None
         """Told when memory ran out and the step was computed in more pieces than before."""
         self.doing = ""
@@ -219,10 +221,10 @@ class TokenTrainer(Trainer):
     def _taught_items(self, taught: TaughtSteps, items: list[Any]) -> list[Any]:
         """The step's data, or what the student wrote in their place."""
         self.doing = "answers of the student's own"
-        items, split = taught.items(items, self.first_step + int(self.state.global_step) + 1, self.pieces)
+        items, split = taught.items(items, self.first_step + int(self.state.global_step) + 1, self.writing_pieces)
         self.doing = ""
         if split is not None:
-            self.pieces = split.pieces
+            self.writing_pieces = split.pieces
             self.on_split(split)
         return items
 

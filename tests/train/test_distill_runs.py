@@ -15,13 +15,15 @@ import msgspec
 import pytest
 import torch
 
+from engine.jobs import checkpoints, layout
 from engine.jobs import events as ev
 from engine.jobs.card_io import read_card
 from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec, StageSection
 from engine.jobs.store import create_run, load_state
+from engine.train import checkpointing
 from tests.support.forked_workers import ForkedWorkers
-from tests.train.conftest import Finished, SpecMaker, build_tokenizer
+from tests.train.conftest import Finished, SpecMaker, build_tokenizer, chat, write_jsonl
 from tests.train.test_grown_training import QUICK, UNPROVEN
 from tests.train.test_recovery_memory import limited_to, recoveries, wide_spec
 from tests.train.test_resume_is_exact import adapter_bytes, losses
@@ -134,6 +136,59 @@ def test_killed_in_steps_on_own_answers_a_run_with_a_teacher_in_4_bits_changes_n
     assert lessons.losses == told[8]
 
 
+TIGHT = """
+from transformers import LlamaForCausalLM
+generate = LlamaForCausalLM.generate
+def tight(self, *arguments, **named):
+    if len(named["input_ids"]) > 2 and "logits_processor" in named:
+        raise MemoryError("no room for so many answers")
+    return generate(self, *arguments, **named)
+LlamaForCausalLM.generate = tight
+"""
+"""A preamble: more than two answers at a time do not fit."""
+COUNTING = """
+import gc
+from engine.train import grown_stage, job, measuring
+def counting(attempt, *arguments):
+    models = [one for one in gc.get_objects() if type(one).__name__ == "LlamaForCausalLM"]
+    attempt.say(f"{len(models)} model in memory")
+    return measuring.measured_after(attempt, *arguments)
+grown_stage.measured_after = job.measured_after = counting
+"""
+"""A preamble: how many models are alive when the result is measured."""
+
+
+def said(run: Finished) -> list[str]:
+    return [event.message for event in [*run.of(ev.Log), *run.of(ev.Warn)]]
+
+
+def test_whole_weights_in_bfloat16_learn_from_a_teacher_and_from_answers_in_smaller_batches(
+    make_spec: SpecMaker, workers: ForkedWorkers, larger: Path, tmp_path: Path
+) -> None:
+    """An attempt after the one whose memory ran out writes in batches that fit, and micro-batches stay whole."""
+    rows = [*(chat(number) for number in range(30)), *({"text": f"The heron of {number}."} for number in range(4))]
+    spec = make_spec(
+        "full",
+        data={"train": str(write_jsonl(tmp_path / "mixed.jsonl", rows)), "packing": False},
+        distillation={"teacher": str(larger), "on_policy": 0.9, "rollout_tokens": 4},
+        training={"dtype": "bfloat16", "max_steps": 3, "batch_size": 4, "learning_rate": 1e-3},
+        evaluation=QUICK,
+        checkpoint={"every_steps": 1},
+    )
+    run_dir = create_run(spec)
+    kill_when(workers, run_dir, lambda event: isinstance(event, ev.Checkpoint))
+    done = Finished(run_dir, workers.run(run_dir, TIGHT + COUNTING))
+    assert done.end.outcome == "finished", done.log[-2000:]
+    assert all(0 < one["teacher"] < 100 for one in parts(run_dir).values())
+    assert "4 of 34 rows are plain text" in " ".join(said(done))
+    assert "1 model in memory" in said(done), "the teacher had gone"
+    (found,) = recoveries(run_dir)
+    assert "2 times smaller batches" in found.remedy
+    newest = run_dir / layout.CHECKPOINTS / checkpoints.folder_name(3)
+    progress = msgspec.json.decode((newest / checkpointing.PROGRESS).read_bytes(), type=checkpointing.Progress)
+    assert (progress.pieces, progress.writing_pieces) == (1, 2)
+
+
 def test_its_own_base_teaches_an_adapter_without_a_second_model(make_spec: SpecMaker, workers: ForkedWorkers) -> None:
     done = run_to_end(
         workers,
@@ -209,7 +264,8 @@ def test_a_teacher_with_another_tokenizer_teaches_by_sorted_probabilities(
 ) -> None:
     foreign = shutil.copytree(larger, tmp_path / "foreign")
     build_tokenizer(foreign, ["heron fjord juniper " * 5, "say it once more please", "NUMBER number"])
-    done = run_to_end(workers, make_spec("lora", distillation={"teacher": str(foreign), "tokenizers": "uld"}))
+    run_dir = create_run(make_spec("lora", distillation={"teacher": str(foreign), "tokenizers": "uld"}))
+    done = Finished(run_dir, workers.run(run_dir, COUNTING))
     assert done.end.outcome == "finished", done.log[-2000:]
     told = parts(done.run_dir)
     assert all(0 < one["teacher"] <= 2 for one in told.values()), "a distance of distributions"
@@ -217,6 +273,8 @@ def test_a_teacher_with_another_tokenizer_teaches_by_sorted_probabilities(
     assert card.teacher is not None
     assert card.teacher.loss.startswith("uld")
     assert card.teacher.task_loss is None, "its tokens are others"
+    assert "1 model in memory" in said(done), "the teacher had gone"
+    assert any("trained positions of the first step" in message for message in said(done))
 
 
 def test_memory_that_runs_out_beside_a_teacher_splits_the_step(
@@ -245,8 +303,18 @@ def test_what_cannot_teach_is_refused_before_a_model_is_loaded(
     assert "other tokens" in refused.end.what
     assert "uld" in refused.end.next_step
 
-    spec = make_spec("lora", distillation={"teacher": str(other)}, checkpoint={"every_steps": 1})
+    config = (other / "config.json").read_text()
     shutil.copy(larger / "tokenizer.json", other / "tokenizer.json")
+    (other / "config.json").write_text(
+        config.replace('"max_position_embeddings": 128', '"max_position_embeddings": 16')
+    )
+    short = run_to_end(workers, make_spec("lora", distillation={"teacher": str(other)}))
+    assert short.end.outcome == "failed"
+    assert "reads 16" in short.end.what
+    assert "Lower data.max_length to 16" in short.end.next_step
+    (other / "config.json").write_text(config)
+
+    spec = make_spec("lora", distillation={"teacher": str(other)}, checkpoint={"every_steps": 1})
     run_dir = create_run(spec)
     kill_when(workers, run_dir, lambda event: isinstance(event, ev.Step) and event.step == 2)
     weights = bytearray((other / "model.safetensors").read_bytes())

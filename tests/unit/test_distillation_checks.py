@@ -113,6 +113,23 @@ def test_hidden_states_of_another_width_or_of_no_layer_are_refused(
     assert (wide.code, wide.key) == ("distillation.other_width", "distillation.hidden_weight")
 
 
+def test_rows_longer_than_the_teachers_window_are_refused(tmp_path: Path, teacher: Callable[..., Path]) -> None:
+    folder = teacher()
+    config = json.loads((folder / "config.json").read_text())
+
+    def window(tokens: int) -> None:
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": tokens}))
+
+    window(48)
+    error = refused('teacher = "teacher"\n', tmp_path)
+    assert (error.code, error.key) == ("distillation.window", "distillation.teacher")
+    assert "Lower data.max_length to 48" in error.next_step
+    checked('teacher = "teacher"\n[data]\nmax_length = 48\n', tmp_path)
+    window(255)
+    notes = checked('teacher = "teacher"\n[data]\nmax_length = 256\n', tmp_path)
+    assert any("reads 255 tokens" in note for note in notes), "no row is that long"
+
+
 def test_the_room_that_cached_logits_take_is_said_beside_what_is_free(tmp_path: Path, home: Path) -> None:
     notes = checked('teacher = "demo"\nheld = "cached"\ntop_k = 10\n', tmp_path)
     said = next(note for note in notes if "logits take" in note)
@@ -133,7 +150,9 @@ def test_neither_a_probe_nor_a_dry_run_passes_over_the_teacher(tmp_path: Path) -
     path = tmp_path / "job.toml"
     path.write_text(f'{HEAD}teacher = "demo"\n')
     spec, demo = load_spec(path), analyze("demo")
-    with pytest.raises(EngineError, match="teacher"):
+    with pytest.raises(EngineError, match="teacher") as no_probe:
         probe(spec, demo, resolve_model("demo"), detect())
-    with pytest.raises(EngineError, match="teacher"):
+    assert no_probe.value.code == "probe.unsupported"
+    with pytest.raises(EngineError, match="teacher") as no_dry_run:
         dry_run(spec, demo, detect())
+    assert no_dry_run.value.code == "dry_run.unsupported"
