@@ -70,7 +70,7 @@ def test_demo_skips_the_question_about_the_model(tmp_path: Path) -> None:
 
 def test_saved_answers_meet_another_card(tmp_path: Path) -> None:
     """The next saved question may be one that the other card makes disappear."""
-    plain("1", "", "", "", "", "2", cwd=tmp_path)
+    plain("1", "", "", "", "", "", "2", cwd=tmp_path)
     result = plain("1", "q", words=("--plain", "--gpu", "RTX 4090"), cwd=tmp_path)
     assert result.code == 1
     assert "RTX 4090" in result.out
@@ -97,7 +97,7 @@ def test_back_keeps_later_answers(tmp_path: Path) -> None:
 
 
 def test_back_from_the_choice_of_approach_returns_to_the_last_question(tmp_path: Path) -> None:
-    result = plain(*TO_THE_MATRIX, "b", "2", "q", cwd=tmp_path)
+    result = plain(*TO_THE_MATRIX, "b", "1", "q", cwd=tmp_path)
     assert steps(result)[-2:] == ["9 of 9", "9 of 9"]
 
 
@@ -112,12 +112,12 @@ def test_a_changed_answer_says_what_it_changes(tmp_path: Path) -> None:
         (["nowhere"], "neither a folder nor a known model"),
         (["1", "9"], "Choose one of"),
         (["1", "fame"], "Choose one of"),
-        (["1", "", "", "missing.jsonl"], "There is no file"),
-        (["1", "", "", "/"], "is a folder"),
-        (["1", "", "", "", "3"], "Not possible: this model reads at most 256 tokens"),
-        (["1", "", "", "", "=1"], "from 32"),
-        (["1", "", "", "", "many"], "'many'"),
-        (["1", "", "", "", "", "3", "Voodoo2"], "names no known graphics card"),
+        (["1", "", "", "", "missing.jsonl"], "There is no file"),
+        (["1", "", "", "", "/"], "is a folder"),
+        (["1", "", "", "", "", "3"], "Not possible: this model reads at most 256 tokens"),
+        (["1", "", "", "", "", "=1"], "from 32"),
+        (["1", "", "", "", "", "many"], "'many'"),
+        (["1", "", "", "", "", "", "3", "Voodoo2"], "names no known graphics card"),
         ([*TO_THE_MATRIX, "99"], "Type a number from 1 to 9"),
         ([*TO_THE_MATRIX, "7"], "does not carry it out yet"),
         ([*TO_THE_MATRIX, "1", "7"], "Type a number from 1 to 6"),
@@ -139,19 +139,19 @@ def test_an_impossible_answer_is_told_and_asked_again(lines: list[str], told: st
 
 def test_bad_data_is_told_at_the_question_about_data(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_bytes(b"")
-    result = plain("1", "", "", "empty.jsonl", "q", cwd=tmp_path)
+    result = plain("1", "", "", "", "empty.jsonl", "q", cwd=tmp_path)
     assert "empty.jsonl is empty" in result.out
-    assert steps(result)[-2:] == ["4 of 9", "4 of 9"]
+    assert steps(result)[-2:] == ["5 of 9", "5 of 9"]
 
 
 def test_data_is_counted_and_its_warnings_are_read_out(tmp_path: Path) -> None:
-    result = plain("1", "", "", str(ROOT / "tests/data/datasets/mixed.jsonl"), "q", cwd=tmp_path)
+    result = plain("1", "", "", "", str(ROOT / "tests/data/datasets/mixed.jsonl"), "q", cwd=tmp_path)
     assert "Data: 4 rows to learn from, 2 held out, 0 dropped, 0 cut" in result.out
     assert "Data warning: The file mixes kinds of rows" in result.out
 
 
 def test_a_value_with_an_equals_sign_is_not_an_option(tmp_path: Path) -> None:
-    result = plain("1", "", "", "", "=128", "", "", "", "", "1", "1", "mine.toml", cwd=tmp_path)
+    result = plain("1", "", "", "", "", "=128", "", "", "", "1", "1", "mine.toml", cwd=tmp_path)
     assert result.code == 0, result.text
     assert load_spec(tmp_path / "mine.toml").data.max_length == 128
 
