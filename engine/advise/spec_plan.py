@@ -14,7 +14,7 @@ import msgspec
 from engine.advise.amounts import Load, is_on_disk
 from engine.advise.answers import answers_of
 from engine.advise.appraisal import Appraisal, appraise
-from engine.advise.approaches import find_approach
+from engine.advise.approaches import Approach, find_approach
 from engine.advise.context import FULL, POSE, measuring_tokens, report_tokens
 from engine.advise.context_spec import choice_of
 from engine.advise.devices import Devices, capability_of, compute_bytes, equal_devices, single_device, workspace_bytes
@@ -182,7 +182,7 @@ def plan_of_spec(
 ) -> Plan:
     """The spec as a plan, so that its verdict and its ways out are the wizard's."""
     work = workload_of(spec, architecture, machine, growth=growth)
-    approach, choice = find_approach(_approach_of(spec, work.method)), choice_of(spec)
+    approach, choice = _approach_of(spec, work.method), choice_of(spec)
     answers, learns = answers_of({"model": spec.model.source}), spec.distillation.distils
     recipe = choose_recipe(answers, machine, architecture, longer=choice is not None, taught=learns)
     bounds, devices = memory_bounds_on(work, calibration), devices_of(spec, machine)
@@ -201,7 +201,15 @@ def plan_of_spec(
     )
 
 
-def _approach_of(spec: JobSpec, method: Method) -> str:
+def _approach_of(spec: JobSpec, method: Method) -> Approach:
+    """The matrix's; a mix of adapters has no row there."""
+    found = find_approach(_approach_id(spec, method))
+    if spec.task is Task.MIX:
+        return msgspec.structs.replace(found, id="mix", title=f"Mix of {len(spec.adapters)} adapters")
+    return found
+
+
+def _approach_id(spec: JobSpec, method: Method) -> str:
     if spec.context.extends:
         return "context"
     if spec.distillation.distils:

@@ -127,6 +127,20 @@ def test_text_is_80_columns_with_a_bar_formula_and_source_per_part(place: Path, 
     assert "Limit" in out
 
 
+@pytest.mark.parametrize(
+    ("text", "job"),
+    [
+        ('task = "mix"\n[[adapters]]\npath = "a"\n[[adapters]]\npath = "b"\n', "Mix of 2 adapters on demo"),
+        ('task = "lora"\n[distillation]\nteacher = "self"\n', "Distillation on demo"),
+        ('task = "lora"\n', "LoRA on demo"),
+    ],
+)
+def test_the_text_says_first_what_kind_of_job_it_is(text: str, job: str, place: Path, run: Run) -> None:
+    code, out, _ = run(spec_file(place, text), "--gpu", "RTX 4090")
+    assert code == 0
+    assert f"Job       {job}," in out.splitlines()[0]
+
+
 def test_counted_rows_and_a_guess_from_the_size_are_told_apart(place: Path, run: Run) -> None:
     (place / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 50)
     text = '[model]\nsource = "llama-3.2-3b"\n[data]\ntrain = "rows.jsonl"\n'
