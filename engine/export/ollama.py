@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from engine.data.chat_template import TemplateRefusal
 from engine.data.rows import Message
@@ -231,5 +231,5 @@ def _number(value: int | float) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
