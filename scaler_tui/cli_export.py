@@ -17,7 +17,7 @@ MODELS = ("hf", "gguf", "ollama")
 _GGUF = ("gguf", "ollama")
 _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "type": _GGUF, "adapter": _GGUF, "imatrix": _GGUF, "sizes": _GGUF, "no_create": ("ollama",),
-    "push": ("hf",), "private": ("hf",), "no_verify": MODELS, "base": MODELS,
+    "push": ("hf",), "private": ("hf",), "no_verify": MODELS, "keep_failed": MODELS, "base": MODELS,
     "bucket": JOB_FILES, "volume": JOB_FILES, "on_demand": JOB_FILES, "budget": JOB_FILES, "hours": JOB_FILES,
 }  # fmt: skip
 """Flags that mean something to some targets only."""
@@ -30,7 +30,7 @@ def add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
         "a model for transformers, llama.cpp or Ollama, verified; or a job file for SkyPilot or dstack",
         "hf, gguf and ollama take a run, a model's folder or an adapter's, and write what the other program reads; "
         "where it is installed both are given the same prompts and the figures are shown. What fails that comparison "
-        "gets its name only with --force (exit code 5). Killed, the same command goes on. sky and dstack take a "
+        "gets its name only with --keep-failed (exit code 5). Killed, the same command goes on. sky and dstack take a "
         "spec.toml and write OUT with a folder of the same name beside it: the spec and this program.",
     )
     export.add_argument("tool", metavar="TARGET", choices=[*MODELS, *JOB_FILES], help="hf, gguf, ollama, sky, dstack")
@@ -41,7 +41,7 @@ def add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
     export.add_argument(
         "--out", "-o", metavar="PATH", type=Path, default=None, help="the folder, or the job file; one type: FILE.gguf"
     )
-    export.add_argument("--force", action="store_true", help="replace OUT; keep what failed the comparison")
+    export.add_argument("--force", action="store_true", help="replace OUT, if an export or job file made it")
     export.add_argument("--name", default="", help="of the files or the job; the run's or folder's when left out")
     _add_model_flags(export)
     _add_job_flags(export)
@@ -60,6 +60,7 @@ def _add_model_flags(export: argparse.ArgumentParser) -> None:
     models.add_argument("--imatrix", metavar="FILE", type=Path, default=None, help="importance matrix for k-quants")
     models.add_argument("--base", metavar="MODEL", default="", help="of an adapter that does not name its own")
     models.add_argument("--no-verify", action="store_true", help="compare nothing")
+    models.add_argument("--keep-failed", action="store_true", help="give it its name though the comparison failed")
     models.add_argument("--no-create", action="store_true", help="ollama: print the command instead of running it")
     models.add_argument(
         "--push", metavar="OWNER/NAME", default="",

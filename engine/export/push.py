@@ -16,6 +16,7 @@ from typing import Any
 
 from engine import helper_process
 from engine.errors import EngineError, ExitCode
+from engine.export.finished import RECORD
 from engine.models.hub_errors import translated
 from engine.models.hub_settings import endpoint, offline
 
@@ -24,6 +25,8 @@ SERVICE, USER = "scaler-wizard", "huggingface"
 """The keyring's entry: `keyring set scaler-wizard huggingface`."""
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HIDDEN = "(the token)"
+_OF_GETTING = ("hub.unreachable", "hub.not_found", "hub.cache")
+"""Refusals whose words are about a download."""
 
 
 def push(folder: Path, repo_id: str, *, private: bool) -> str:
@@ -41,15 +44,21 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
             next_step=f"Use a token with write access to {repo_id.partition('/')[0]}: {endpoint()}/settings/tokens",
         ) from None
     except EngineError as error:
+        if error.code in _OF_GETTING:
+            raise _failed(folder, repo_id, _scrubbed(error.cause or error.what, token)) from None
         raise _without(error, token) from None
     except Exception as error:
-        raise EngineError(
-            "push.failed",
-            f"{folder} could not be pushed to {repo_id}.",
-            cause=_scrubbed(f"{type(error).__name__}: {error}", token)[:300],
-            next_step="Try it again: what the hub has already is not sent twice.",
-            exit_code=ExitCode.RUN_FAILED,
-        ) from None
+        raise _failed(folder, repo_id, _scrubbed(f"{type(error).__name__}: {error}", token)) from None
+
+
+def _failed(folder: Path, repo_id: str, cause: str) -> EngineError:
+    return EngineError(
+        "push.failed",
+        f"{folder} is written, but it could not be uploaded to {repo_id}.",
+        cause=cause[:300],
+        next_step="Run the same command again: only the upload is repeated, and what the hub has is not sent twice.",
+        exit_code=ExitCode.RUN_FAILED,
+    )
 
 
 def check_push(repo_id: str) -> None:
@@ -110,7 +119,11 @@ def _upload(folder: Path, repo_id: str, token: str, *, private: bool) -> str:
     try:
         api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repo_id, folder_path=folder, repo_type="model", commit_message="Upload with scaler-wizard"
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type="model",
+            commit_message="Upload with scaler-wizard",
+            ignore_patterns=[RECORD],
         )
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):

@@ -121,6 +121,12 @@ def place(source: Path, target: Path) -> None:
     partial.rename(target)
 
 
+def written_bytes(folder: Path) -> int:
+    """What was written in `folder`; linked files are others'."""
+    found = (path.stat() for path in folder.rglob("*") if path.is_file())
+    return sum(file.st_size for file in found if file.st_nlink == 1)
+
+
 def require_room(folder: Path, needed_bytes: int, what: str) -> None:
     """Raises EngineError `disk.full` that says how much is missing."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
@@ -136,8 +142,9 @@ def require_room(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def explained(place: Path) -> Iterator[None]:
-    """What a disk says, in words. Raises EngineError `disk.full`, `export.write`."""
+def explained(place: Path, needed_bytes: int = 0) -> Iterator[None]:
+    """What a disk says, in words, with what is missing where the whole is known to take `needed_bytes`. Raises
+    EngineError `disk.full`, `export.write`."""
     try:
         yield
     except OSError as error:
@@ -145,10 +152,10 @@ def explained(place: Path) -> Iterator[None]:
         if error.errno in DISK_FULL_ERRNOS:
             raise EngineError(
                 "disk.full",
-                f"There is no room left to write {place}.",
+                f"There is no room left to write {place}.{_missing(place, needed_bytes)}",
                 cause=reason,
                 next_step="Free some space and run the same command again: it goes on with what is missing.",
-                exit_code=ExitCode.RUN_FAILED,
+                exit_code=ExitCode.DOES_NOT_FIT,
             ) from error
         raise EngineError(
             "export.write",
@@ -156,6 +163,15 @@ def explained(place: Path) -> Iterator[None]:
             cause=reason,
             next_step="Check the folder and its permissions, or choose another with --out.",
         ) from error
+
+
+def _missing(folder: Path, needed_bytes: int) -> str:
+    """ " 1.2 GiB are missing.": what is still to be written, less what is free now."""
+    if not folder.is_dir():
+        return ""
+    left = needed_bytes - written_bytes(folder)
+    missing = left - shutil.disk_usage(folder).free
+    return f" {format_bytes(missing if missing > 0 else left)} are missing." if left > 0 else ""
 
 
 def _taken(folder: Path, out: Path) -> int:

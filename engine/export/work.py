@@ -20,16 +20,17 @@ import msgspec
 
 from engine import helper_process
 from engine.errors import EngineError, ExitCode
+from engine.export.beforehand import check_source
 from engine.export.finished import RECORD, write_record
 from engine.export.gguf_files import NOT_ASKED, GgufWork, check_quantiser, differs
 from engine.export.hf import write_card, write_folder
 from engine.export.merged import has_own_config, merged_model
 from engine.export.modelcard import ModelFacts, model_card
-from engine.export.ollama_files import create_command, write_modelfiles
+from engine.export.ollama_files import create_commands, write_modelfiles
 from engine.export.order import ExportOrder, check_order, read_order
 from engine.export.origin import Origin, origin_of, spec_of
 from engine.export.questions import asked_of
-from engine.export.staging import Staging, explained, finish, staging_of
+from engine.export.staging import Staging, explained, finish, require_room, staging_of, written_bytes
 from engine.export.verify import Spoken, Verifier, faults
 from engine.jobs.export_report import Agreement, ExportedFile, ExportReport
 from engine.jobs.spec_export import Destination
@@ -44,11 +45,14 @@ _SAY_SECONDS = 0.1
 
 def export(order: ExportOrder, say: Say) -> ExportReport:
     """Write what the order says; `order.out` is there then, and not before. Raises EngineError `export.*`, `model.*`,
-    `adapter.*`, `merge.*`, `disk.full`; `export.differs` and `verify.load` (exit code 5) for a result that is wrong."""
+    `adapter.*`, `merge.*`, `disk.full`, before anything is written where that can be known; `export.differs` and
+    `verify.load` (exit code 5) for a result that is wrong."""
     began = time.monotonic()
     check_order(order)
     check_quantiser(order)
-    with staging_of(order) as staging, explained(staging.folder):
+    needed_bytes = check_source(order)
+    with staging_of(order) as staging, explained(staging.folder, needed_bytes):
+        require_room(staging.folder, needed_bytes - written_bytes(staging.folder), "The export")
         model = _model(order, staging, say)
         writer = _hf if order.destination is Destination.HF else _gguf
         files, flags = writer(order, staging, model, say)
@@ -85,7 +89,7 @@ def _model(order: ExportOrder, staging: Staging, say: Say) -> Path:
 def _next_step(order: ExportOrder, report: ExportReport) -> str:
     """A command that uses it."""
     if order.destination is Destination.OLLAMA:
-        return shlex.join(create_command(order))
+        return " && ".join(shlex.join(command) for command in create_commands(order))
     if order.destination is Destination.HF:
         return shlex.join(("scaler-wizard", "chat", order.out))
     base = next((file.path for file in report.files if file.kind != "adapter"), "BASE.gguf")
@@ -135,12 +139,12 @@ def _loads(order: ExportOrder, staging: Staging, model: Path, say: Say) -> tuple
         asked = asked_of(staging.result, spec_of(order))
         verifier = Verifier.of(source, asked, staging.work / "verify", say, staging.result)
     except EngineError as error:
-        if error.code == "verify.load" and not order.force:
+        if error.code == "verify.load" and not order.keep_failed:
             raise
         return None, " ".join(part for part in (error.what, error.cause) if part)
     found = verifier.in_transformers(time.monotonic() - began)
     wrong = faults(found, "hf")
-    if wrong and not order.force:
+    if wrong and not order.keep_failed:
         raise differs(order.out_path.name, wrong)
     return found, ""
 

@@ -107,11 +107,14 @@ def _finished(order: ExportOrder) -> ExportReport | None:
 
 def _create(attempt: Attempt, report: ExportReport) -> None:
     try:
-        name = create_from(report)
+        names = create_from(report)
     except EngineError as error:
         _note(attempt, f"{error.what} {error.cause}", error.next_step)
     else:
-        attempt.say(f"Ollama has it: ollama run {name}" if name else f"For Ollama: {report.next_step}")
+        for name in names:
+            attempt.say(f"Ollama has it: ollama run {name}")
+        if not names:
+            attempt.say(f"For Ollama: {report.next_step}")
 
 
 def _is_done(card: Card, order: ExportOrder, run_dir: Path) -> bool:

@@ -96,8 +96,8 @@ def _run_name(run_dir: Path) -> str:
 
 # ── exporting ────────────────────────────────────────────────────────────────────────────────────────────────────
 def _order(arguments: argparse.Namespace, source: _Source) -> ExportOrder:
-    """Raises EngineError `export.*` for what cannot be meant."""
-    from engine.export.order import ExportOrder, check_order, file_name, largest_first
+    """Raises EngineError `usage` for what cannot be meant."""
+    from engine.export.order import ExportOrder, file_name, largest_first
     from engine.jobs.spec_export import Destination
 
     destination, name = Destination(arguments.tool), file_name(arguments.name or source.name)
@@ -126,9 +126,9 @@ def _order(arguments: argparse.Namespace, source: _Source) -> ExportOrder:
         imatrix=str(arguments.imatrix.expanduser().absolute()) if arguments.imatrix is not None else "",
         verify=not arguments.no_verify,
         force=arguments.force,
+        keep_failed=arguments.keep_failed,
         one_file=one_file,
     )
-    check_order(order)
     return order
 
 
@@ -144,27 +144,47 @@ def _default_out(source: _Source, destination: str, name: str) -> Path:
 def _export(arguments: argparse.Namespace, source: _Source) -> int:
     import msgspec
 
+    from engine.export.order import check_order
+
     order = _order(arguments, source)
-    report = _exported(order, quiet=arguments.json)
-    created = ""
+    report = _finished(order) if arguments.push and not arguments.force else None
+    if report is None:
+        check_order(order)
+        report = _exported(order, quiet=arguments.json)
+    # Noted and told first: what may fail now is about a finished export.
+    if source.run_dir is not None:
+        _note_in_card(source.run_dir, report)
+    if not arguments.json:
+        _print(report)
+    created: tuple[str, ...] = ()
     if order.destination.value == "ollama" and not arguments.no_create:
         from engine.export.ollama_create import create_from
 
         created = create_from(report)
     url = _pushed(order.out, arguments) if arguments.push else ""
-    if source.run_dir is not None:
-        _note_in_card(source.run_dir, report)
     if arguments.json:
-        output.emit_json({**msgspec.to_builtins(report), "created": created, "pushed": url})
+        output.emit_json({**msgspec.to_builtins(report), "created": list(created), "pushed": url})
         return int(ExitCode.DONE)
-    _print(report)
-    if created:
-        output.say(f"Ollama has it: ollama run {created}")
-    elif report.next_step:
+    for name in created:
+        output.say(f"Ollama has it: ollama run {name}")
+    if report.next_step and not created:
         output.say(f"Next: {report.next_step}")
     if url:
         output.say(f"Pushed to {url}")
     return int(ExitCode.DONE)
+
+
+def _finished(order: ExportOrder) -> ExportReport | None:
+    """What an earlier attempt at the same order wrote whole: it need only be pushed."""
+    import msgspec
+
+    from engine.export.finished import read_record
+    from engine.export.staging import identity_of
+
+    found = read_record(order.out_path)
+    if found is None or found.order != identity_of(order):
+        return None
+    return msgspec.structs.replace(found.report, source=order.source)
 
 
 def _exported(order: ExportOrder, *, quiet: bool) -> ExportReport:

@@ -78,8 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
         told = []
         for entry in wish["objects"]:
             href = f"{self.hub.url}/store/{entry['oid']}"
-            actions = {} if entry["oid"] in self.hub.objects else {"upload": {"href": href}}
-            told.append({"oid": entry["oid"], "size": entry["size"], "authenticated": True, "actions": actions})
+            missing = {} if entry["oid"] in self.hub.objects else {"actions": {"upload": {"href": href}}}
+            told.append({"oid": entry["oid"], "size": entry["size"], "authenticated": True, **missing})
         self._send(200, {"transfer": "basic", "objects": told}, kind="application/vnd.git-lfs+json")
 
     def _commit(self, body: bytes) -> None:

@@ -6,10 +6,11 @@ import json
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.jobs import events as ev
-from engine.jobs.card_io import read_card
+from engine.jobs.card_io import read_card, write_card
 from scaler_tui.cli import main
 from tests.train.conftest import RunWorker, SpecMaker
 
@@ -42,12 +43,17 @@ def test_a_run_is_exported_as_its_spec_asks_through_a_kill_and_a_failure(
     assert [path.name for path in place.iterdir() if not path.name.startswith(".")] == ["hf"]
     weights = (place / "hf" / "model.safetensors").stat()
 
-    (place / ".ollama.exporting").write_text("in the way")
+    named = (place / "hf").stat().st_ino
+    card = read_card(killed.run_dir)
+    write_card(killed.run_dir, msgspec.structs.replace(card, exports=()))  # as a kill before the note leaves it
+    (place / ".ollama.order.json").unlink()
+    (place / ".ollama.order.json").mkdir()  # in the way
     done = run_worker(killed.run_dir)
     assert done.end.outcome == "finished", done.log
     assert len(done.of(ev.Step)) == 2, "nothing is trained again"
     assert (place / "hf" / "model.safetensors").stat().st_ino == weights.st_ino
-    assert [event.report.destination for event in done.of(ev.Exported)] == ["hf", "gguf"]
+    assert (place / "hf").stat().st_ino == named, "nor exported: its record says that it is finished"
+    assert [event.report.destination for event in done.of(ev.Exported)] == ["hf", "hf", "gguf"]
     card = read_card(done.run_dir)
     assert [report.destination for report in card.exports] == ["hf", "gguf"]
     assert any("export to ollama failed" in note and "export ollama" in note for note in card.notes)
@@ -70,7 +76,7 @@ def test_a_run_is_exported_as_its_spec_asks_through_a_kill_and_a_failure(
     assert file.kind == "q8_0"
     assert "/nowhere/python" in file.not_verified
 
-    (place / ".ollama.exporting").unlink()
+    (place / ".ollama.order.json").rmdir()
     assert main(["export", "ollama", str(done.run_dir), "--no-verify", "--no-create", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert Path(report["files"][0]["path"]).read_text().count("PARAMETER stop") == 1

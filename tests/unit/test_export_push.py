@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import EngineError
+from engine.export.finished import RECORD
 from engine.export.push import check_repo_id, find_token
 from tests.support.cli import ROOT, Result, cli, environment
 from tests.support.hub_server import Hub, running_hub
@@ -34,6 +35,9 @@ def test_a_push_brings_every_file_and_leaves_no_trace_of_the_token(tmp_path: Pat
         folder = tmp_path / "demo-hf"
         assert "private" in str(hub.repositories["me/demo"])
         for file in folder.iterdir():
+            if file.name == RECORD:
+                assert f"me/demo/{RECORD}" not in hub.files
+                continue
             assert hub.files[f"me/demo/{file.name}"] == file.read_bytes(), file.name
         assert {"model.safetensors", "README.md", "config.json", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
         assert TOKEN not in done.text
@@ -50,10 +54,27 @@ def test_a_refusal_of_the_hub_is_told_without_the_token_it_repeats(tmp_path: Pat
         assert "does not let this token write to me/demo" in done.err
         assert "Traceback" not in done.text
         assert TOKEN not in done.text
-        assert (tmp_path / "demo-hf" / "README.md").is_file(), "the folder itself is there"
+        made = (tmp_path / "demo-hf").stat().st_ino
+        assert "not verified" in done.out, "what is to be known of it is told before it goes out"
+        hub.refuses = ""
+        again = pushed(hub, tmp_path, "--push", "me/demo")
+        assert again.code == 0, again.text
+        assert (tmp_path / "demo-hf").stat().st_ino == made, "the finished folder is pushed, not made again"
+        assert "me/demo/README.md" in hub.files
+        os.utime(tmp_path / "demo-hf" / "README.md", (1, 1))
         asked = len(hub.asked)
         assert pushed(hub, tmp_path, "--force").code == 0
         assert len(hub.asked) == asked, "without --push nothing is sent"
+
+
+def test_an_upload_that_breaks_is_told_as_one(tmp_path: Path) -> None:
+    with running_hub(TOKEN) as hub:
+        url = hub.url
+    done = pushed(hub, tmp_path, "--push", "me/demo", HF_ENDPOINT=url)
+    assert done.code == 5, done.text
+    assert "could not be uploaded to me/demo" in done.err
+    assert "Cannot get" not in done.err
+    assert (tmp_path / "demo-hf" / "README.md").is_file()
 
 
 def test_the_token_is_on_no_command_line(tmp_path: Path) -> None:

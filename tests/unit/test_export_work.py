@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from engine.errors import EngineError
+from engine.export.beforehand import check_source
 from engine.export.finished import RECORD
 from engine.export.order import ExportOrder, check_order, file_name, largest_first
 from engine.export.staging import finish, staging_of
@@ -290,14 +291,48 @@ def test_an_unknown_architecture_is_refused_with_a_way_out(tmp_path: Path) -> No
     code, _, error = work(order_for(tmp_path / "out", source=str(source)), tmp_path)
     assert (code, error["code"]) == (2, "export.family")
     assert "export hf" in error["next_step"]
+    assert hidden(tmp_path) == [], "refused before anything is begun"
 
 
 def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(demo_model_dir(), source)
     (source / "tokenizer.json").unlink()
-    code, _, error = work(order_for(tmp_path / "out", source=str(source)), tmp_path)
-    assert (code, error["code"]) == (2, "model.no_tokenizer")
+    for destination in ("gguf", "hf"):
+        code, _, error = work(order_for(tmp_path / "out", destination, source=str(source)), tmp_path)
+        assert (code, error["code"]) == (2, "model.no_tokenizer")
+        assert hidden(tmp_path) == []
+
+
+def test_the_room_for_everything_is_asked_for_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = order_for(tmp_path / "out", types=("f32", "f16", "q8_0"))
+    needed = check_source(order)
+    assert work(order, tmp_path)[0] == 0
+    written = sum((tmp_path / "out" / f"demo.{kind}.gguf").stat().st_size for kind in ("F32", "F16", "Q8_0"))
+    assert needed == pytest.approx(written, rel=0.02)
+    free = shutil.disk_usage(tmp_path)._replace(free=needed - 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    code, _, error = work(msgspec.structs.replace(order, out=str(tmp_path / "more")), tmp_path)
+    assert (code, error["code"]) == (4, "disk.full")
+    assert "are missing" in error["cause"]
+    assert hidden(tmp_path) == []
+
+
+def test_flags_of_a_file_are_told_by_the_attempt_that_finds_it_made(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(demo_model_dir(), source)
+    config = json.loads((source / "config.json").read_text())
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 64}
+    (source / "config.json").write_text(json.dumps(config))
+    order = order_for(tmp_path / "out", source=str(source))
+    kill_before(tmp_path / "out", tmp_path, order)
+    notes = tmp_path / ".out.exporting" / "work" / "demo.Q8_0.gguf.flags"
+    told = notes.read_text().splitlines()
+    assert told
+    code, report, error = work(order, tmp_path)
+    assert code == 0, error
+    assert report is not None
+    assert set(told) <= set(report.flags)
 
 
 def test_ollama_is_told_where_it_is_installed(tmp_path: Path) -> None:
@@ -314,6 +349,12 @@ def test_ollama_is_told_where_it_is_installed(tmp_path: Path) -> None:
     assert "ollama run demo" in done.out
     assert "FROM ./demo.Q8_0.gguf" in modelfile.read_text()
     assert "TEMPLATE" in modelfile.read_text()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/both\n')
+    sizes = ("--type", "q8_0", "--type", "f16", "--out", "two", "--json")
+    two = cli("export", "ollama", "demo", "--no-verify", *sizes, cwd=tmp_path, env=settings)
+    assert two.json["created"] == ["demo:f16", "demo:q8_0"]
+    assert [line.split()[1] for line in (tmp_path / "both").read_text().splitlines()] == two.json["created"]
+    assert two.json["next_step"].count("ollama create") == 2
     program.write_text("#!/bin/sh\necho 'could not connect' >&2\nexit 1\n")
     failed = cli("export", "ollama", "demo", "--no-verify", "--force", "--json", cwd=tmp_path, env=settings)
     assert failed.code == 5
