@@ -27,6 +27,16 @@ class TargetModel(StrEnum):
     """The base with wider layers."""
 
 
+class OwnTeacher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model learns from itself as it was."""
+
+    capacity: str
+    performance: str
+    reason: str
+    why: str
+    """Why it is recommended."""
+
+
 class Approach(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One way to get more out of a model."""
 
@@ -53,6 +63,18 @@ class Approach(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     teacher: bool = False
     text: bool = False
     """Only where large text is trained on."""
+    itself: OwnTeacher | None = None
+    """Of an approach with a teacher: its words where the model teaches itself."""
+
+    @property
+    def of_itself(self) -> Approach:
+        """The same with the model as its own teacher."""
+        words = self.itself
+        if words is None:
+            return self
+        return msgspec.structs.replace(
+            self, capacity=words.capacity, performance=words.performance, reason=words.reason
+        )
 
     @property
     def not_runnable_reason(self) -> str:

@@ -220,16 +220,19 @@ def _taught_plan(
     approach: Approach, architecture: Architecture, machine: Machine, answers: Answers, calibration: Calibration | None
 ) -> Plan:
     """A teacher and its student on one card. What learns is, in this order, every weight, an adapter, an adapter on
-    4-bit weights; the teacher is held whole, in 4 bits, or in host RAM: the first pair whose upper bound is free."""
+    4-bit weights; the teacher is held whole, in 4 bits, or in host RAM: the first pair whose upper bound is free. Its
+    own teacher is the model without its adapter: whole weights would take a second model."""
     recipe = choose_recipe(answers, machine, architecture, taught=True)
     devices, effective = single_device(machine), recipe.whole("effective_batch")
     teacher, impediment = teacher_asked(answers, architecture)
     first = partial(_first_choice, base=architecture, final=architecture, devices=devices, recipe=recipe)
     alone = answers.text("teacher") == SELF
-    for packed, method in ((False, Method.FULL), (False, Method.ADAPTER), (True, Method.ADAPTER)):
+    if alone:
+        approach = approach.of_itself
+    for packed, method in _LEARNS[1:] if alone else _LEARNS:
         kind = approach.optimizer if method is Method.FULL else OptimizerKind.ADAMW
         student = msgspec.structs.replace(approach, method=method, packed=packed, optimizer=kind)
-        forms = (TeacherHeld.SHARED,) if alone and method is Method.ADAPTER else live_forms(devices)
+        forms = (TeacherHeld.SHARED,) if alone else live_forms(devices)
         plain = with_teacher(first(student, answers=answers), teacher, forms[0])
         tried = _fitting_forms(plain, forms, devices.free_bytes, calibration)
         found = (shrink_to_fit(work, devices.free_bytes, effective, calibration) for work in tried)
@@ -252,6 +255,10 @@ def _taught_plan(
     )
 
 
+_LEARNS = ((False, Method.FULL), (False, Method.ADAPTER), (True, Method.ADAPTER))
+"""From a teacher, in order of preference: on 4-bit weights or not, and what."""
+
+
 def _fitting_forms(
     work: Workload, forms: Sequence[TeacherHeld], free_bytes: float, calibration: Calibration | None
 ) -> Iterator[Workload]:
@@ -270,7 +277,8 @@ def teacher_asked(answers: Answers, student: Architecture) -> tuple[Architecture
     named = answers.text("teacher")
     try:
         if named:
-            return teacher_shape(DistillationSection(teacher=named), student), ""
+            found = teacher_shape(DistillationSection(teacher=named), student)
+            return found, "" if _same_size_of_vocabulary(student, found) else _other_tokens(student, found)
     except EngineError as error:
         return larger(student), error.what
     found = larger(student)
@@ -282,6 +290,13 @@ def teacher_asked(answers: Answers, student: Architecture) -> tuple[Architecture
 def _same_size_of_vocabulary(one: Architecture, other: Architecture) -> bool:
     """But for padding and a few added tokens: a guess, which a start holds against the tokenizers themselves."""
     return abs(one.vocab_size - other.vocab_size) <= 0.01 * one.vocab_size
+
+
+def _other_tokens(student: Architecture, teacher: Architecture) -> str:
+    return (
+        f"The teacher {teacher.name} has another tokenizer than {student.name}: {teacher.vocab_size:,} tokens, not "
+        f'{student.vocab_size:,}. Only a spec with distillation.tokenizers = "uld" compares such a pair.'
+    )
 
 
 def measured_only(work: Workload) -> Workload:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from engine.advise.answers import Answers
-from engine.advise.approaches import rule_for
+from engine.advise.approaches import find_approach, rule_for
 from engine.advise.matrix import ApproachRow
 from engine.estimate.estimate import Verdict
+from engine.jobs.spec_distillation import SELF
 from engine.units import format_bytes, format_hours, format_usd
 
 TIMELINE_HOURS = {"hours": 12.0, "days": 7 * 24.0, "weeks": 60 * 24.0, "months": 365 * 24.0}
@@ -29,6 +32,9 @@ class Advice:
 def recommend(rows: tuple[ApproachRow, ...], answers: Answers) -> Advice:
     """The preferred approach of the goal that fits; if none does, the nearest that does, and why not the wish."""
     rule = rule_for(answers.goal, answers.text("data"))
+    first = find_approach(rule.prefer[0])
+    if first.itself is not None and answers.text("teacher") == SELF:
+        rule = msgspec.structs.replace(rule, why=first.itself.why)
     by_id = {row.id: row for row in rows}
     wanted = tuple(by_id[name] for name in rule.prefer if name in by_id)
     preferred = tuple(row for row in wanted if not row.impediment)

@@ -80,9 +80,9 @@ def match_vocabularies(
     `model.tokenizer_broken`.
     """
     ours, theirs = _side(student, names[0]), _side(teacher, names[1])
-    if fingerprint(student) == fingerprint(teacher):
-        return VocabularyMatch(True, "", len(ours.tokens))
     shared = _shared(ours, theirs)
+    if fingerprint(student) == fingerprint(teacher):
+        return VocabularyMatch(True, "", shared)
     reason = _other_meaning(ours, theirs) or _other_merges(ours, theirs) or _other_cut(ours, theirs, shared, texts)
     return VocabularyMatch(not reason, reason, shared, () if reason else _notes(ours, theirs, shared))
 

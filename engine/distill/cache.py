@@ -111,7 +111,7 @@ class CachedKnowledge:
         return CachedView(self, tuple(places), wanted.positions.device)
 
     def read(self, place: _Place, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids (C, K), log-probabilities (C, K) at T = 1 and sums over the rest (C, 6) of some positions of a row."""
+        """Ids (C, K), log-probabilities (C, K) at T = 1 and sums over the rest (C, 12) of some positions of a row."""
         shard, here = self._shards[place.shard], slice(place.first + first, place.first + last)
         ids, log_probs, rest = (shard.get_slice(name)[here] for name in ("ids", "log_probs", "rest"))
         return ids, log_probs, rest

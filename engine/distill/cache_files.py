@@ -4,7 +4,7 @@ Owns the format. Must not know teachers, losses or runs. A cache is a folder of 
 
     order.json                 whose logits of what: data, teacher, its form, k; written first
     logits-00000.safetensors   keys (R, 16) of the rows, counts (R,) of their positions, and for all C positions
-                               ids (C, K) int32, log_probs (C, K) float16 at temperature 1, rest (C, 6) float32
+                               ids (C, K) int32, log_probs (C, K) float16 at temperature 1, rest (C, 12) float32
     logits-00000.json          size and SHA-256 of the shard, written when it is whole
     manifest.json              all of that once more, written last
 
@@ -82,7 +82,7 @@ class CacheOrder(msgspec.Struct, frozen=True, kw_only=True):
     k: int
     vocabulary: int
     """Ids from 0 that both tokenizers share: the distribution is that over them."""
-    v: int = 1
+    v: int = 2
 
     @property
     def folder_name(self) -> str:
@@ -102,6 +102,8 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     size_bytes: int
     sha256: str
+    seconds: float = 0.0
+    """Of computing it, the teacher being loaded."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,8 +111,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     order: CacheOrder
     shards: tuple[ShardRecord, ...]
-    seconds: float
-    """Of computing them."""
+
+    @property
+    def seconds(self) -> float:
+        """Of computing them, whichever attempt did."""
+        return sum(shard.seconds for shard in self.shards)
 
     @property
     def tokens(self) -> int:

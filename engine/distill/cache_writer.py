@@ -98,14 +98,9 @@ def ensure_cache(
         kept = _begun(staging, order, parts)
         missing = [number for number in range(len(parts)) if number not in kept]
         _check_room(staging, order, [parts[number] for number in missing])
-        began = time.monotonic()
         if missing:
             kept |= _made(staging, order, parts, missing, teacher, tell)
-        manifest = Manifest(
-            order=order,
-            shards=tuple(kept[number] for number in range(len(parts))),
-            seconds=_seconds_before(staging) + (time.monotonic() - began if missing else 0.0),
-        )
+        manifest = Manifest(order=order, shards=tuple(kept[number] for number in range(len(parts))))
         write_atomic(staging / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
         rename(staging, folder)
         return _facts(folder, manifest, len(missing))
@@ -169,12 +164,6 @@ def _is_order(path: Path, order: CacheOrder) -> bool:
         return False
 
 
-def _seconds_before(staging: Path) -> float:
-    """Of the attempt whose damaged shards were made again."""
-    manifest = read_manifest(staging)
-    return manifest.seconds if manifest is not None else 0.0
-
-
 def _tokens(part: Sequence[Segment]) -> int:
     return sum(len(segment.wanted) for segment in part)
 
@@ -194,12 +183,14 @@ def _made(
     tell(done, total, "loading the teacher")
     with teacher() as knowledge:
         for number in missing:
+            began = time.monotonic()
             rows = _Rows(parts[number], order)
             for batch in _sequences(parts[number]):
                 tell(done, total, "")
                 rows.add(knowledge, batch)
                 done += _tokens(batch)
-            made[number] = _written(staging, number, rows, (total - done) * cached_token_bytes(order.k))
+            later_bytes = (total - done) * cached_token_bytes(order.k)
+            made[number] = _written(staging, number, rows, later_bytes, time.monotonic() - began)
     tell(done, total, "")
     return made
 
@@ -266,14 +257,14 @@ class _Rows:
             )
         log_probs = torch.log_softmax(logits[..., :vocabulary].float(), -1)  # (C, V)
         kept, ids = log_probs.topk(self.tensors["ids"].shape[-1], -1)  # (C, K)
-        rest = powers_of_the_rest(log_probs, ids)  # (C, 6)
+        rest = powers_of_the_rest(log_probs, ids)  # (C, 12)
         here = slice(self._filled, self._filled + logits.shape[0])
         for name, values in (("ids", ids), ("log_probs", kept), ("rest", rest)):
             self.tensors[name][here] = values.to("cpu", self.tensors[name].dtype)
         self._filled += logits.shape[0]
 
 
-def _written(staging: Path, number: int, rows: _Rows, later_bytes: int) -> ShardRecord:
+def _written(staging: Path, number: int, rows: _Rows, later_bytes: int, seconds: float) -> ShardRecord:
     """The shard under its name, then its record. `later_bytes`: of the shards to come."""
     name = shard_name(number)
     part, content = staging / f".{name}.part", save(rows.tensors)
@@ -294,6 +285,7 @@ def _written(staging: Path, number: int, rows: _Rows, later_bytes: int) -> Shard
         tokens=rows.tokens,
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
+        seconds=seconds,
     )
     write_record(staging, record)
     return record

@@ -6,6 +6,9 @@ float64); gradients flow to the student alone.
 C: positions, V: vocabulary, K: kept tokens. p is the teacher's distribution, q the student's, both softmax(logits / T).
 Every divergence is multiplied by T^2: the gradient of a softened softmax shrinks with 1 / T^2, so the balance with the
 labels' cross-entropy stays what it was at T = 1 (Hinton, Vinyals, Dean, arXiv 1503.02531, section 2).
+A distance across vocabularies (`across`) is a sum of differences of probabilities: its gradient shrinks with 1 / T
+(of an absolute value the sign stays, and a softened probability changes by 1 / T per logit), so T is its factor (own
+derivation; the paper of the loss has none).
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ class Divergence:
         return cls(section.loss, section.temperature, section.beta, section.missing_mass, vocabulary, across)
 
     def __call__(self, student: Tensor, teacher: FullLogits | TopLogits) -> Tensor:
-        """Nats per position: the student's logits (C, V) -> (C,), T^2 included."""
+        """Nats per position: the student's logits (C, V) -> (C,), T^2 included; across vocabularies the distance, T
+        included."""
         if isinstance(teacher, TopLogits):
             found = self._of_top(self._log_softmax(self._shared(student)), teacher)
         elif self.across is not None:
@@ -54,7 +58,7 @@ class Divergence:
             )
         if isinstance(teacher, FullLogits) and teacher.known is not None:
             found = found.masked_fill(~teacher.known, 0.0)
-        return found * self.temperature**2
+        return found * self.temperature ** (1 if self.across is not None else 2)
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """The divergence of two lists of log-probabilities (C, M) -> (C,), without T^2.

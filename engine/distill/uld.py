@@ -41,7 +41,7 @@ def uld_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Sum over n of |p(n) - q(n)|, the n-th largest probability of each: the 1-Wasserstein distance of two
     distributions when moving between any two tokens costs the same (arXiv 2402.12030, equations 4 and 5).
 
-    Logits (C, Vs) and (C, Vt) -> (C,), 0 to 2, without T^2; the smaller vocabulary ends in zeros. float64 stays.
+    Logits (C, Vs) and (C, Vt) -> (C,), 0 to 2, no factor of T; the smaller vocabulary ends in zeros. float64 stays.
     """
     q, p = (_sorted(logits, temperature) for logits in (student, teacher))  # (C, Vs), (C, Vt)
     width = max(q.shape[-1], p.shape[-1])

@@ -13,9 +13,9 @@ CACHED_LOGITS = 64
 
 
 def cached_token_bytes(k: int) -> int:
-    """On disk, of one trained position: k ids of 4 B and k log-probabilities of 2 B, and six sums over the rest in
+    """On disk, of one trained position: k ids of 4 B and k log-probabilities of 2 B, and twelve sums over the rest in
     4 B each (`engine.distill.cache`)."""
-    return 6 * k + 24
+    return 6 * k + 48
 
 
 def windowed_layers(work: Workload) -> int:

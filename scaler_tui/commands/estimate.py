@@ -181,12 +181,14 @@ def _job_of_answers(arguments: argparse.Namespace, settings: Settings) -> Job:
     from engine.advise.spec_growth import growth_of
     from engine.models.analyze import analyze_model
     from engine.models.resolve import resolve_model
+    from scaler_tui.teacher_flag import check_teacher_flag
 
     answers = answered_session(arguments).answers()
     machine = machine_for(arguments.gpu, answers)
     ref = resolve_model(arguments.model)
     architecture = analyze_model(ref)
     wanted = arguments.approach or build_matrix(architecture, machine, answers).recommended
+    check_teacher_flag(arguments, wanted, answers, architecture)
     grown = recommended_growth(Setting(wanted, architecture, machine, answers), ref)
     plan = plan_of(find_approach(wanted), architecture, machine, answers, calibration_for(machine), grown)
     plan = plan_with(plan, settings)

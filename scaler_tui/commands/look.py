@@ -14,6 +14,7 @@ import msgspec
 from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_count, format_hours, format_range, format_usd
 from scaler_tui import output
+from scaler_tui.data_file import existing_teacher
 from scaler_tui.machines import machine_for
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def answered_session(arguments: argparse.Namespace) -> Session:
         text = getattr(arguments, f"answer_{question.id}", None)
         if text is not None:
             given[question.id] = parse_answer(question, text)
+    if "teacher" in given:
+        given["teacher"] = existing_teacher(str(given["teacher"]))
     return Session(graph, given)
 
 
@@ -207,6 +210,7 @@ def plan(arguments: argparse.Namespace) -> int:
     from engine.models.resolve import resolve_model
     from scaler_tui.frank import require_agreement
     from scaler_tui.spec_file import write_spec
+    from scaler_tui.teacher_flag import check_teacher_flag
 
     session = answered_session(arguments)
     answers = session.answers()
@@ -214,6 +218,7 @@ def plan(arguments: argparse.Namespace) -> int:
     ref = resolve_model(arguments.model)
     architecture = analyze_model(ref)
     approach = arguments.approach or build_matrix(architecture, machine, answers).recommended
+    check_teacher_flag(arguments, approach, answers, architecture)
     grown = recommended_growth(Setting(approach, architecture, machine, answers), ref, arguments.growth)
     wish = JobWish(
         name=arguments.name[:80],

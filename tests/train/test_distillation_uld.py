@@ -57,6 +57,24 @@ def test_only_the_student_learns_from_it_and_as_it_should() -> None:
     assert uld_loss(theirs[:, [3, 1, 0, 2, 6, 5, 4]], theirs, 1.0).abs().max() < 1e-12
 
 
+def test_its_gradient_keeps_its_size_when_the_temperature_changes() -> None:
+    import torch
+
+    from engine.distill.knowledge import FullLogits
+    from engine.distill.losses import Divergence
+    from engine.distill.uld import uld_loss
+
+    torch.manual_seed(2)
+    ours, theirs = torch.randn(50, 40, dtype=torch.float64), torch.randn(50, 60, dtype=torch.float64)
+    sizes = []
+    for temperature in (10.0, 40.0):
+        student = ours.clone().requires_grad_()
+        Divergence(temperature=temperature, across=uld_loss)(student, FullLogits(theirs)).sum().backward()
+        assert student.grad is not None
+        sizes.append(student.grad.norm().item())
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
+
+
 def test_positions_are_paired_where_both_have_read_the_same_text(student: ChatTokenizer, other: ChatTokenizer) -> None:
     from engine.distill.uld import aligned
 
@@ -126,3 +144,41 @@ def test_the_teacher_is_asked_in_its_own_tokens(tiny_model: Path, student: ChatT
             if place in one.counterparts:
                 assert torch.allclose(said.logits[number], logits[one.counterparts[place]], atol=1e-4)
             number += 1
+
+
+class Said:
+    """What an attempt was told."""
+
+    def __init__(self) -> None:
+        self.warned: list[str] = []
+        self.logged: list[str] = []
+        self.warn, self.say = self.warned.append, self.logged.append
+
+
+@pytest.mark.parametrize(("aligned", "warnings", "logs"), [(40, 1, 0), (60, 0, 1)])
+def test_the_share_of_known_positions_is_said_once_and_a_small_one_is_warned_of(
+    aligned: int, warnings: int, logs: int
+) -> None:
+    from engine.distill.uld import UldKnowledge
+    from engine.train.alignment import AlignmentCheck
+
+    knowledge, said = UldKnowledge(None, None), Said()  # type: ignore[arg-type]
+    check = AlignmentCheck(knowledge, said)  # type: ignore[arg-type]
+    check.look()
+    assert not said.warned + said.logged, "nothing was asked"
+    knowledge.asked, knowledge.aligned = 100, aligned
+    check.look()
+    check.look()
+    assert (len(said.warned), len(said.logged)) == (warnings, logs)
+    assert f"{aligned} of 100 trained positions" in (said.warned + said.logged)[0]
+
+
+def test_a_teacher_that_speaks_nowhere_ends_the_run() -> None:
+    from engine.distill.uld import UldKnowledge
+    from engine.errors import EngineError
+    from engine.train.alignment import AlignmentCheck
+
+    knowledge = UldKnowledge(None, None, asked=5)  # type: ignore[arg-type]
+    with pytest.raises(EngineError) as refused:
+        AlignmentCheck(knowledge, Said()).look()  # type: ignore[arg-type]
+    assert refused.value.code == "distill.nothing_aligned"

@@ -330,3 +330,28 @@ def test_too_small_a_disk_is_refused_before_the_teacher_is_loaded(
     assert caught.value.code == "disk.full"
     assert "are missing" in caught.value.what
     assert teacher.loads == before + 1
+
+
+def test_the_time_is_that_of_all_shards_whichever_attempt_computed_them(
+    rows: list[EncodedRow], teacher: Asked, tiny_model: Path, tmp_path: Path
+) -> None:
+    from engine.distill.cache import cached_knowledge
+    from engine.distill.cache_files import read_manifest, read_record, staging_of
+
+    order, segments = order_of(rows, tiny_model), segments_of_rows(rows)
+
+    def stopping(done: int, total: int, _words: str) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_knowledge(order, segments, tmp_path, teacher.loaded, 1.0, stopping, shard_bytes=SMALL_SHARDS)
+    first = read_record(staging_of(tmp_path, order), 0)
+    assert first is not None
+    assert first.seconds > 0
+    _, facts = made(rows, order, tmp_path, teacher)
+    manifest = read_manifest(facts.folder)
+    assert manifest is not None
+    assert manifest.shards[0] == first
+    assert 0 < facts.made_shards < facts.shards
+    assert facts.seconds == pytest.approx(sum(shard.seconds for shard in manifest.shards))

@@ -253,3 +253,18 @@ def test_a_flag_is_not_guessed_from_its_beginning(run: Run) -> None:
     code, _, err = run("runs", "--js")
     assert code == 2
     assert "--js" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--goal", "smaller", "--teacher", "/nonexist"), "There is no model in /nonexist"),
+        (("--goal", "smaller", "--teacher", "qwen3-8b"), "another tokenizer"),
+        (("--goal", "style", "--teacher", "self"), "nothing learns from it"),
+    ],
+)
+def test_a_teacher_that_would_be_left_out_is_refused(run: Run, flags: tuple[str, ...], words: str) -> None:
+    code, _, err = run("plan", "demo", "--data", "demo", *flags, "--write", "x.toml")
+    assert code == 2
+    assert words in err
+    assert not Path("x.toml").exists()

@@ -88,6 +88,27 @@ def test_the_student_as_its_own_teacher_takes_no_second_model() -> None:
     assert beside - allocated_bytes(work) == pytest.approx(2 * STUDENT.parameters, rel=0.01)
 
 
+@pytest.mark.parametrize("gib", [80, 24, 8])
+def test_a_model_that_teaches_itself_has_an_adapter_however_large_the_card(gib: int) -> None:
+    answers = ANSWERS.with_values(teacher="self")
+    spec = build_spec(STUDENT, place(gib), answers, approach="distillation")
+    assert spec.task.trains_adapter
+    matrix = build_matrix(STUDENT, place(gib), answers)
+    row = matrix.row("distillation")
+    assert matrix.recommended == row.id
+    assert "taught by itself" in row.settings
+    assert "larger teacher" not in f"{matrix.recommendation} {row.reason} {row.effective_capacity}"
+
+
+def test_a_named_teacher_with_another_tokenizer_is_not_planned_without_a_word() -> None:
+    answers = ANSWERS.with_values(teacher="qwen3-8b")
+    assert "another tokenizer" in build_matrix(STUDENT, place(80), answers).row("distillation").impediment
+    with pytest.raises(EngineError) as refused:
+        build_spec(STUDENT, place(80), answers, approach="distillation")
+    assert refused.value.code == "plan.no_teacher"
+    assert "uld" in refused.value.what
+
+
 def test_a_family_without_a_larger_model_needs_a_named_teacher() -> None:
     answers = answers_of({"model": "demo", "goal": "smaller"})
     matrix = build_matrix(DEMO, place(8), answers)

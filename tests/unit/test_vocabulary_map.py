@@ -127,3 +127,14 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
         match_vocabularies(demo_model_dir(), tmp_path)
     assert caught.value.code == "model.no_tokenizer"
+
+
+def test_a_hole_in_the_ids_is_no_token_less(changed: Make) -> None:
+    def with_hole(content: dict[str, Any]) -> None:
+        content["added_tokens"].append(dict(content["added_tokens"][0], id=1300, content="<far>"))
+        content["model"]["vocab"]["<far>"] = 1300
+
+    match = match_vocabularies(changed(with_hole), changed(with_hole))
+    assert match.same
+    assert match.shared == 1301
+    check_ids(1300, match)
