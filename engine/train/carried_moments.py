@@ -23,6 +23,7 @@ from engine.expansion.certificate import Certificate
 from engine.expansion.layouts.registry import layout_for
 from engine.expansion.plan_io import plan_from_tree
 from engine.expansion.recipes import build_recipes
+from engine.jobs.staged import staged
 from engine.models.folder import check_folder
 from engine.models.headers import read_headers
 from engine.proof.skeleton import Places, empty_model, release
@@ -30,7 +31,6 @@ from engine.surgery.moments import POWERS, grow_moment_files
 from engine.train.grown_model import GrownModel
 from engine.train.grown_optimizer import NEW_STEP, STEP, GrownAdamW
 from engine.train.model_output import StoredValues, write_weights
-from engine.train.output import staged
 from engine.train.parts import Kind
 
 KINDS = ("exp_avg", "exp_avg_sq")

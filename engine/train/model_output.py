@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.expansion.maps import identity
 from engine.expansion.recipe import Recipe, Source
+from engine.jobs.staged import staged
 from engine.models.config import CONFIG_NAME
 from engine.models.folder import check_folder
 from engine.models.headers import INDEX_NAME, TensorHeader, read_headers
@@ -25,7 +26,6 @@ from engine.surgery.reader import TensorReader
 from engine.surgery.shards import index_bytes, split
 from engine.surgery.writer import Writing, write_shards
 from engine.train.grown_model import GrownModel
-from engine.train.output import staged
 
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -5,15 +5,13 @@ Owns `output/adapter`. Must not know training or merging.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.adapters.origin import write_origin
 from engine.jobs import layout
+from engine.jobs.staged import staged
 from engine.models.config import CONFIG_NAME
 from engine.models.source import ModelRef
 
@@ -30,35 +28,6 @@ TOKENIZER_FILES = (
 )
 ADAPTER = "adapter"
 MERGED = "merged"
-
-
-@contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """An empty sibling folder; on leaving it is flushed and becomes `target`, replacing what was there. When anything
-    fails it is removed and the old `target` stays."""
-    staging = target.with_name(f".staging-{target.name}")
-    replaced = target.with_name(f".replaced-{target.name}")
-    for leftover in (staging, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        _flush(staging)
-        if target.exists():
-            target.rename(replaced)
-        staging.rename(target)
-        layout.fsync_directory(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            with (Path(directory) / name).open("rb") as file:
-                os.fsync(file.fileno())
-        layout.fsync_directory(Path(directory))
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

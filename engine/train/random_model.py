@@ -53,7 +53,8 @@ def write_random_model(config: dict[str, Any], tokenizer: Path, out: Path, seed:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from engine.train.output import copy_tokenizer, staged
+    from engine.jobs.staged import staged
+    from engine.train.output import copy_tokenizer
 
     with staged(out) as folder:
         (folder / "config.json").write_text(json.dumps(config))
