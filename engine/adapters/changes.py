@@ -8,6 +8,8 @@ Rows that only the adapter's copy has (a grown vocabulary) are no change: there 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,8 @@ from engine.adapters.tensors import read_float, read_rows
 from engine.adapters.update import Update, bias_of, merged_weight, update_of
 from engine.models.headers import TensorHeader
 from engine.surgery.numbers import Array
+
+_HASH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,31 @@ class Change:
         if self.adapted is None:
             return 0
         return self.adapted.rank * (1 if self.adapted.start is Start.NONE else 2)
+
+    @property
+    def mark(self) -> int:
+        """Of what it does: the same wherever the adapter stands among others, and under whatever name."""
+        hasher = hashlib.sha256()
+        for tensor in self._tensors():
+            with tensor.file.open("rb") as file:
+                file.seek(tensor.offset_bytes)
+                left = tensor.data_bytes
+                while left > 0 and (content := file.read(min(left, _HASH_BYTES))):
+                    hasher.update(content)
+                    left -= len(content)
+        return int.from_bytes(hasher.digest()[:8])
+
+    def _tensors(self) -> Iterator[TensorHeader]:
+        if self.adapted is not None:
+            yield from (self.adapted.a, self.adapted.b)
+            if self.adapted.magnitude is not None:
+                yield self.adapted.magnitude
+        if self.whole is not None:
+            yield self.whole
+        if self.rows is not None:
+            yield self.rows.tensor
+        if self.bias is not None and self.bias.bias is not None:
+            yield self.bias.bias
 
     def joined(self, other: Change) -> Change:
         """Both together."""

@@ -82,10 +82,6 @@ class AdapterConfig:
         start = names[self.start]
         return start if name == "LoRA" else f"{name} from {start}"
 
-    def saves(self, module: str) -> bool:
-        """Whether `modules_to_save` names it; peft compares the ends of names."""
-        return any(module.endswith(name) for name in self.modules_to_save)
-
     def rank_of(self, module: str) -> int:
         """The rank that the config gives a module."""
         return _by_pattern(self.rank_pattern, module, self.rank)

@@ -32,6 +32,8 @@ CHUNK_BYTES = 2 << 20
 """Of a matrix at a time: what is worked on stays near the core."""
 _LOW_BITS = 16
 _SAMPLED_ROWS = 64
+_MOST_HELD, _LEAST_HELD = 0.1, 1 << 16
+"""Share of an update's magnitudes that are held to find one among them, and how many may be in any case."""
 
 
 class RowSource(Protocol):
@@ -63,20 +65,23 @@ class InMemory:
         return self.values[begin:end]
 
 
-def combine(sources: Sequence[RowSource], weights: Sequence[float], recipe: Recipe, key: str) -> Array:
-    """The mixed update, float32 (rows, columns). `key` (the tensor's name) and the recipe's seed decide what is
-    dropped at random."""
+def combine(
+    sources: Sequence[RowSource], weights: Sequence[float], recipe: Recipe, key: str, marks: Sequence[int] = ()
+) -> Array:
+    """The mixed update, float32 (rows, columns). `key` (the tensor's name), `marks` (one per source; left out: its
+    place) and the recipe's seed decide what is dropped at random."""
     result = np.empty(sources[0].shape, dtype=np.float32)
-    for begin, rows in combined_rows(sources, weights, recipe, key):
+    for begin, rows in combined_rows(sources, weights, recipe, key, marks):
         result[begin : begin + len(rows)] = rows
     return result
 
 
 def combined_rows(
-    sources: Sequence[RowSource], weights: Sequence[float], recipe: Recipe, key: str
+    sources: Sequence[RowSource], weights: Sequence[float], recipe: Recipe, key: str, marks: Sequence[int] = ()
 ) -> Iterator[tuple[int, Array]]:
     """(first row, rows) of the mixed update, in order."""
-    trims = [_trim_of(source, recipe, key, index) for index, source in enumerate(sources)]
+    marks = marks or range(len(sources))
+    trims = [_trim_of(source, recipe, key, mark) for source, mark in zip(sources, marks, strict=True)]
     elects = recipe.method in (MixMethod.TIES, MixMethod.DARE_TIES)
     for begin, end in chunks(sources[0].shape):
         parts = [
@@ -142,11 +147,11 @@ class _Drawn:
         return np.where(survives, rows * np.float32(1 / self.density), np.float32(0))
 
 
-def _trim_of(source: RowSource, recipe: Recipe, key: str, index: int) -> _Trim:
+def _trim_of(source: RowSource, recipe: Recipe, key: str, mark: int) -> _Trim:
     if recipe.is_sum or recipe.density == 1.0:
         return _All()
-    if recipe.method in (MixMethod.DARE, MixMethod.DARE_TIES):
-        words = [recipe.seed & 0xFFFF_FFFF, zlib.crc32(key.encode()), index]
+    if recipe.draws:
+        words = [recipe.seed & 0xFFFF_FFFF, zlib.crc32(key.encode()), mark]
         return _Drawn(np.random.Generator(np.random.Philox(np.random.SeedSequence(words))), recipe.density)
     count = source.shape[0] * source.shape[1]
     return _Largest(largest_magnitude(source, max(1, int(recipe.density * count))))
@@ -156,16 +161,26 @@ def largest_magnitude(source: RowSource, count: int) -> float:
     """The `count`-th largest magnitude of an update, exactly, without holding it. Some rows say between which two
     magnitudes it lies, and one pass finds it there; where they were wrong, histograms do."""
     low, high = _guess(source, count)
-    above, between = 0, []
+    above, held_count, between = 0, 0, []
+    most = max(_LEAST_HELD, int(_MOST_HELD * source.shape[0] * source.shape[1]))
     for begin, end in chunks(source.shape):
         sizes = np.abs(source.rows(begin, end))
         larger = sizes > high
         above += int(np.count_nonzero(larger))
-        between.append(sizes[(sizes >= low) & ~larger])
-    held = np.concatenate(between)
+        inside = (sizes >= low) & ~larger
+        held_count += int(np.count_nonzero(inside))
+        if low < high and held_count <= most:
+            between.append(sizes[inside])
+        else:
+            between.clear()  # all the same, or too many to hold
     place = count - above
-    if not 0 < place <= held.size:
+    if not 0 < place <= held_count:
         return _by_histograms(source, count)
+    if low == high:
+        return low
+    if held_count > most:
+        return _by_histograms(source, count)
+    held = np.concatenate(between)
     return float(np.partition(held, held.size - place)[held.size - place])
 
 

@@ -150,7 +150,7 @@ def _by_values(
     blend: Blend, sources: Sequence[Factors], weights: Sequence[float], recipe: Recipe
 ) -> tuple[Mixed, Squares]:
     """Through the update as a whole matrix, cut to a rank."""
-    update = combine(sources, weights, recipe, _key(blend))
+    update = combine(sources, weights, recipe, _key(blend), _marks(blend, recipe))
     left, right = balanced(*leading(update, blend.rank, precise=False))
     del update
     squares = Squares()
@@ -174,6 +174,11 @@ def _key(blend: Blend) -> str:
     return blend.base.name if blend.base is not None else blend.name
 
 
+def _marks(blend: Blend, recipe: Recipe) -> tuple[int, ...]:
+    """What tells the adapters apart where numbers are dropped at random."""
+    return tuple(change.mark for _, change in blend.changes) if recipe.draws else ()
+
+
 def mix_whole(blend: Blend, weights: Sequence[float], recipe: Recipe) -> Iterator[tuple[Array, Array, Array]]:
     """Some rows at a time: (the result's, the difference to base plus the true sum, the true sum), float32. Rows that
     only an adapter has come last, as they are."""
@@ -186,7 +191,7 @@ def mix_whole(blend: Blend, weights: Sequence[float], recipe: Recipe) -> Iterato
     needs_base = any(change.needs_base and change.adapted is not None for change in changes)
     weight = read_float(blend.base) if needs_base else None
     sources = [load_change(change, blend.base, weight) for change in changes]
-    for begin, rows in combined_rows(sources, weights, recipe, _key(blend)):
+    for begin, rows in combined_rows(sources, weights, recipe, _key(blend), _marks(blend, recipe)):
         own = _rows_of(blend, begin, begin + len(rows))
         true = np.float32(weights[0]) * sources[0].rows(begin, begin + len(rows))
         for share, source in zip(weights[1:], sources[1:], strict=True):
@@ -215,17 +220,17 @@ def _grown(blend: Blend, changes: Sequence[Change]) -> Iterator[tuple[Array, Arr
 def mix_rows(blend: Blend, weights: Sequence[float], recipe: Recipe) -> tuple[Array, Squares]:
     """Values of the rows in `blend.indices`, (n, D) float32."""
     assert blend.base is not None
-    own = np.concatenate([read_rows(blend.base, row, row + 1) for row in blend.indices])
+    places = {row: place for place, row in enumerate(blend.indices)}
+    own = np.concatenate([read_rows(blend.base, row, row + 1) for row in places])
     sources = []
     for _, change in blend.changes:
         assert change.rows is not None
         update = np.zeros_like(own)
         held = read_float(change.rows.tensor)
         for number, row in enumerate(change.rows.indices):
-            place = blend.indices.index(row)
-            update[place] = held[number] - own[place]
+            update[places[row]] = held[number] - own[places[row]]
         sources.append(InMemory(update))
-    mixed = own + combine(sources, weights, recipe, _key(blend))
+    mixed = own + combine(sources, weights, recipe, _key(blend), _marks(blend, recipe))
     true = _true_rows(sources, weights, 0, len(own))
     squares = Squares()
     squares.add((mixed - own) - true, true)
@@ -236,7 +241,7 @@ def mix_biases(blend: Blend, weights: Sequence[float], recipe: Recipe) -> tuple[
     """The result's own bias of a module's update, (O,) float32."""
     found = [bias_of(change.bias) for _, change in blend.changes if change.bias is not None]
     sources = [InMemory(values.reshape(1, -1)) for values in found if values is not None]
-    mixed = combine(sources, weights, recipe, _key(blend))
+    mixed = combine(sources, weights, recipe, _key(blend), _marks(blend, recipe))
     true = _true_rows(sources, weights, 0, 1)
     squares = Squares()
     squares.add(mixed - true, true)

@@ -32,6 +32,11 @@ class Recipe:
         return self.method in (MixMethod.EXACT, MixMethod.LINEAR, MixMethod.SVD)
 
     @property
+    def draws(self) -> bool:
+        """Whether numbers are dropped at random."""
+        return self.method in (MixMethod.DARE, MixMethod.DARE_TIES)
+
+    @property
     def is_exact(self) -> bool:
         """Whether the result has the rank that it needs."""
         return self.is_sum and self.rank == 0
@@ -55,9 +60,23 @@ class Share:
         return self.name or self.adapter.path.resolve().name
 
 
+def used_shares(shares: Sequence[Share]) -> tuple[Share, ...]:
+    """Without those of weight 0, which have no part in a mix and no vote. Raises EngineError `adapter.mix` where none
+    is left."""
+    used = tuple(share for share in shares if share.weight != 0)
+    if shares and not used:
+        raise EngineError(
+            "adapter.mix",
+            "Every weight is 0, and that mix is the base itself.",
+            next_step="Give one adapter another weight.",
+        )
+    return used
+
+
 def weights_of(shares: Sequence[Share], recipe: Recipe) -> tuple[float, ...]:
     """What every update is multiplied by: the weights, for `linear` divided by their sum. Raises EngineError
     `adapter.mix` for a request that cannot be carried out."""
+    used_shares(shares)
     weights = tuple(share.weight for share in shares)
     if not shares:
         raise EngineError("adapter.mix", "No adapter is given.", next_step="Name at least one.")

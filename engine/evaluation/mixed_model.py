@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.adapters.base import Base
+from engine.adapters.changes import Change
 from engine.adapters.factors import leading, truncated
 from engine.adapters.folder import AdapterFolder
 from engine.adapters.methods import InMemory, combine
@@ -34,14 +35,17 @@ class _Site:
     """One module of the base, with everything adapters do to it. O outputs, I inputs, R rank."""
 
     name: str
-    """Of its weight."""
+    """Of its weight, as the base stores it."""
+    module_name: str
     module: nn.Module
     embedding: bool
     transposed: bool
     """Whether the base stores its weight as (I, O)."""
     updates: dict[int, Update]
     """By the adapter's place."""
-    biases: dict[int, Tensor]
+    biases: dict[int, Array]
+    changes: dict[int, Change]
+    """What the updates come from."""
     weight: Array | None
     """(O, I), float32; only where an update is a part of it (DoRA)."""
     left: Tensor | None = None  # (O, R)
@@ -75,9 +79,12 @@ class _Replaced:
     """A parameter that adapters replace, whole or in rows: P + sum of w (P' - P)."""
 
     name: str
+    """As the base stores it."""
     parameter: nn.Parameter
     base: Tensor
     differences: dict[int, Tensor] = field(default_factory=dict)
+    changes: dict[int, Change] = field(default_factory=dict)
+    """What the differences come from."""
 
 
 class MixedModel:
@@ -113,7 +120,7 @@ class MixedModel:
                 self._sum(site, mine)
             else:
                 self._cut(site, mine, recipe)
-            self._add_biases(site, mine)
+            self._add_biases(site, mine, recipe)
         for one in self._replaced:
             self._replace(one, used, recipe)
 
@@ -137,14 +144,20 @@ class MixedModel:
         else:
             dense = [update.dense(site.weight) for update in updates]
             sources = [InMemory(np.ascontiguousarray(one.T) if site.transposed else one) for one in dense]
-            mixed = combine(sources, list(weights.values()), recipe, site.name)
+            marks = [site.changes[place].mark for place in weights] if recipe.draws else ()
+            mixed = combine(sources, list(weights.values()), recipe, site.name, marks)
             u, values, vt = leading(mixed.T if site.transposed else mixed, min(rank, *mixed.shape))
             found = (u * values, vt)
         site.left, site.right = (self._on_device(np.ascontiguousarray(part)) for part in found)
 
-    def _add_biases(self, site: _Site, weights: dict[int, float]) -> None:
-        parts = [site.biases[place] * weight for place, weight in weights.items() if place in site.biases]
-        site.added = torch.stack(parts).sum(0) if parts else None
+    def _add_biases(self, site: _Site, weights: dict[int, float], recipe: Recipe) -> None:
+        mine = {place: weight for place, weight in weights.items() if place in site.biases}
+        if not mine:
+            return
+        sources = [InMemory(site.biases[place].reshape(1, -1)) for place in mine]
+        marks = [Change(bias=site.changes[place].adapted).mark for place in mine] if recipe.draws else ()
+        name = self._stored_name(f"{site.module_name}.bias")
+        site.added = self._on_device(combine(sources, list(mine.values()), recipe, name, marks)[0])
 
     def _replace(self, one: _Replaced, weights: dict[int, float], recipe: Recipe) -> None:
         mine = {place: weights[place] for place in one.differences if place in weights}
@@ -152,7 +165,8 @@ class MixedModel:
             one.parameter.data.copy_(one.base)
             return
         sources = [InMemory(one.differences[place].reshape(-1, one.base.shape[-1]).numpy()) for place in mine]
-        mixed = torch.from_numpy(combine(sources, list(mine.values()), recipe, one.name))
+        marks = [one.changes[place].mark for place in mine] if recipe.draws else ()
+        mixed = torch.from_numpy(combine(sources, list(mine.values()), recipe, one.name, marks))
         one.parameter.data.copy_(one.base.float() + mixed.reshape(one.base.shape).to(one.base.device))
 
     def _on_device(self, array: Array) -> Tensor:
@@ -176,7 +190,7 @@ class MixedModel:
         weight = read_float(stored) if needs and stored is not None else None
         updates = {place: update_of(one, weight) for place, one in adapted.items()}
         biases = {
-            place: self._on_device(bias)
+            place: bias
             for place, one in adapted.items()
             if (bias := bias_of(one)) is not None
         }  # fmt: skip
@@ -184,12 +198,14 @@ class MixedModel:
         inner = weight.T if weight is not None and transposed else weight
         needs_weight = any(update.gain is not None for update in updates.values())
         return _Site(
-            f"{name}.weight",
+            self._stored_name(f"{name}.weight"),
+            name,
             module,
             isinstance(module, nn.Embedding),
             transposed,
             updates,
             biases,
+            {place: Change(adapted=one) for place, one in adapted.items()},
             inner if needs_weight else None,
         )
 
@@ -202,13 +218,20 @@ class MixedModel:
                 if values.shape != one.base.shape:
                     raise _resized(adapter, whole.name)
                 one.differences[place] = values - one.base.float().cpu()
+                one.changes[place] = Change(whole=whole.tensor)
             for rows in adapter.rows:
                 one = self._parameter(found, rows.weight, adapter)
                 difference = one.differences.get(place, torch.zeros(one.base.shape))
                 values = torch.from_numpy(read_float(rows.tensor))
                 difference[list(rows.indices)] = values - one.base[list(rows.indices)].float().cpu()
                 one.differences[place] = difference
+                one.changes[place] = one.changes.get(place, Change()).joined(Change(rows=rows))
         return list(found.values())
+
+    def _stored_name(self, name: str) -> str:
+        """What is dropped at random goes by it, in a mix and in a merged model as well."""
+        stored = self._base.find(name)
+        return stored.name if stored is not None else name
 
     def _parameter(self, found: dict[str, _Replaced], name: str, adapter: AdapterFolder) -> _Replaced:
         if name not in found:
@@ -216,7 +239,7 @@ class MixedModel:
                 parameter = self.model.model.get_parameter(name)
             except AttributeError as error:
                 raise _resized(adapter, name) from error
-            found[name] = _Replaced(name, parameter, parameter.data.clone())
+            found[name] = _Replaced(self._stored_name(name), parameter, parameter.data.clone())
         return found[name]
 
 

@@ -127,6 +127,35 @@ def test_rows_that_mislead_about_the_threshold_do_no_harm() -> None:
         assert largest_magnitude(InMemory(update), count) == float(ordered[count - 1])
 
 
+@pytest.mark.parametrize("share", [0.001, 1.0])
+def test_many_equal_magnitudes_are_never_held(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "CHUNK_BYTES", 1 << 14)
+    monkeypatch.setattr(methods, "_LEAST_HELD", 1 << 10)
+    update = np.zeros((512, 256), np.float32)
+    where = np.random.default_rng(0).random(update.shape) < share
+    update[where] = np.random.default_rng(1).choice(np.float32([0.5, -0.5, 2.0]), int(where.sum()))
+    joined, held = np.concatenate, []
+
+    def counted(parts: list[Any]) -> Any:
+        held.append(sum(part.size for part in parts))
+        return joined(parts)
+
+    monkeypatch.setattr(np, "concatenate", counted)
+    for count in (1, 50, 60_000, update.size):
+        wanted = np.sort(np.abs(update).reshape(-1))[::-1][count - 1]
+        assert largest_magnitude(InMemory(update), count) == float(wanted)
+    assert max(held) <= update.size // 8, "the sample of rows, and a tenth at most"
+
+
+def test_what_is_dropped_goes_by_the_mark_and_not_by_the_place() -> None:
+    one, other = np.ones((64, 64), np.float32), np.full((64, 64), 3, np.float32)
+    recipe = Recipe(MixMethod.DARE, density=0.5)
+    sources, turned = (InMemory(one), InMemory(other)), (InMemory(other), InMemory(one))
+    first = combine(sources, [1.0, 1.0], recipe, "w", [1 << 60, 7])
+    np.testing.assert_array_equal(combine(turned, [1.0, 1.0], recipe, "w", [7, 1 << 60]), first)
+    assert (combine(sources, [1.0, 1.0], recipe, "w", [8, 7]) != first).any()
+
+
 def test_linear_divides_by_the_sum_of_weights() -> None:
     shares = [Share(None, 3.0), Share(None, 1.0)]  # type: ignore[arg-type]
     assert weights_of(shares, Recipe(MixMethod.LINEAR)) == (0.75, 0.25)
