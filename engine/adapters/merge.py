@@ -23,13 +23,14 @@ import msgspec
 
 from engine.adapters.base import check_base, read_base
 from engine.adapters.folder import WEIGHTS
-from engine.adapters.merge_folder import Said, has_tokenizer, own_config, write_small_files
+from engine.adapters.merge_folder import Said, has_tokenizer, own_config, taken_from, write_small_files
 from engine.adapters.merge_pieces import Pieces
 from engine.adapters.merge_plan import MergePlan, Target, Weighed, plan_merge
 from engine.adapters.merge_record import RECORD, MergedAdapter, MergedFile, MergeRecord, read_record
 from engine.adapters.merge_refusals import check_not_quantised, check_out, check_room, disk_full, other_order
-from engine.adapters.recipe import EXACT
+from engine.adapters.recipe import EXACT, Share, used_shares
 from engine.adapters.recipe import Recipe as Mixing
+from engine.adapters.replacing import check_free
 from engine.errors import EngineError
 from engine.expansion.maps import identity
 from engine.expansion.recipe import Recipe, Source
@@ -55,8 +56,6 @@ from engine.surgery.staging import (
 )
 from engine.surgery.writer import Sealed, Writing, write_shards
 
-DTYPES = ("stored", "float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True, slots=True)
 class MergeRequest:
@@ -69,7 +68,7 @@ class MergeRequest:
     mixing: Mixing = EXACT
     """Of any method but svd, and without a rank."""
     dtype: str = "stored"
-    """One of `DTYPES`."""
+    """ "stored", or "float32", "bfloat16", "float16"."""
     shard_bytes: int = DEFAULT_SHARD_BYTES
     force: bool = False
     """Replace `out` where it is a model's folder, and drop what lies unfinished of another merge."""
@@ -92,6 +91,8 @@ class _Prepared:
     files: tuple[SourceFile, ...]
     adapters: tuple[MergedAdapter, ...]
     notes: tuple[str, ...]
+    beside: Mapping[str, str]
+    """SHA-256 of the small files that come from an adapter."""
 
     @property
     def total_bytes(self) -> int:
@@ -109,7 +110,8 @@ class _Prepared:
                 "merge": [{"sha256": one.sha256, "weight": one.weight} for one in self.adapters],
                 "dtype": self.request.dtype,
                 "config": hashlib.sha256(msgspec.json.encode(self.config[0], order="sorted")).hexdigest(),
-                "extra": sorted(self.request.extra),
+                "extra": {name: hashlib.sha256(content).hexdigest() for name, content in self.request.extra.items()},
+                "beside": self.beside,
                 **({} if self.request.mixing.is_sum else {"mixing": asdict(self.request.mixing)}),
             },
             recipes_sha256=recipes_sha256([placed.recipe for shard in self.shards for placed in shard.tensors]),
@@ -161,12 +163,14 @@ def _prepare(request: MergeRequest) -> _Prepared:
     headers = read_headers(base)
     check_not_quantised(config, headers, str(base))
     checks.check_duplicates(headers)
+    used_shares([Share(one.adapter, one.weight) for one in request.mix])
     for one in request.mix:
         check_base(one.adapter, base)
     tied = bool(text_part(config)[0].get("tie_word_embeddings", True))
     dtype = numbers.NAMES.get(request.dtype, "")
     plan = plan_merge(read_base(base), request.mix, dtype, tied=tied)
     copies = plan.targets if request.mixing.is_sum else ()
+    beside = _tokenizer_folder(request, plan)
     replaced = {target.name: found for target in copies if (found := target.replaced_by) is not None}
     recipes = [_recipe(target, made=target.name in replaced) for target in plan.targets]
     return _Prepared(
@@ -180,6 +184,7 @@ def _prepare(request: MergeRequest) -> _Prepared:
         files=checks.source_files(base, headers),
         adapters=tuple(_adapter(one) for one in request.mix),
         notes=(*plan.notes, *_notes(request, plan)),
+        beside={path.name: sha256_of(path) for path in (taken_from(beside) if beside is not None else ())},
     )
 
 
@@ -355,6 +360,7 @@ def _publish(staging: Staging, names: list[str], request: MergeRequest) -> None:
         shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was killed just here
         return
     shutil.rmtree(aside, ignore_errors=True)
+    check_free(out, "merge.out_exists", force=True)
     out.rename(aside)
     try:
         staging.publish(names)
@@ -374,4 +380,4 @@ def _no_room(prepared: _Prepared, staging: Staging, error: OSError) -> EngineErr
     return disk_full(prepared.request.out, staging.folder, prepared.total_bytes - finished, error)
 
 
-__all__ = ["DTYPES", "PROGRESS", "MergeRequest", "is_merged", "merge"]
+__all__ = ["PROGRESS", "MergeRequest", "is_merged", "merge"]

@@ -107,6 +107,16 @@ def write_small_files(
     return [CONFIG_NAME, *sorted(names - {CONFIG_NAME})]
 
 
+def taken_from(beside: Path) -> list[Path]:
+    """The small files that go along from an adapter's folder."""
+    tokenizer = has_tokenizer(beside)
+    return [
+        path
+        for path in sorted(beside.iterdir())
+        if path.is_file() and (path.name == _GENERATION or (tokenizer and _of_tokenizer(path.name)))
+    ]
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a whole tokenizer lies there."""
     return any((folder / name).is_file() for name in _WHOLE_TOKENIZER)

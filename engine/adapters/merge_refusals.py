@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.adapters.replacing import check_apart, check_free
 from engine.errors import EngineError, ExitCode
 from engine.expansion.packed import quantisation
-from engine.models.config import CONFIG_NAME
 from engine.models.headers import Headers
 from engine.models.weights import count_weights
 from engine.surgery import checks
@@ -58,32 +58,14 @@ def quantised_base(base: str, cause: str) -> EngineError:
 
 
 def check_out(base: Path, adapters: Iterable[Path], out: Path, *, force: bool) -> None:
-    """Raises EngineError `merge.out_exists`, `surgery.out_*`. What `force` replaces must be a model's folder."""
-    for adapter in adapters:
-        real, target = adapter.resolve(), out.resolve()
-        if target == real or real in target.parents or target in real.parents:
-            raise EngineError(
-                "surgery.out_inside_source",
-                f"The output {out} and the adapter {adapter} lie in each other.",
-                cause="The adapter is never touched.",
-                next_step="Choose a folder beside it.",
-            )
+    """Raises EngineError `merge.out_exists`, `surgery.out_*`. See `check_free` for what `force` replaces."""
+    check_apart(out, [("adapter", adapter) for adapter in adapters], "surgery.out_inside_source")
     try:
         checks.check_folders(base, out, resume=False)
     except EngineError as error:
         if error.code != "surgery.out_exists":
             raise
-        if force and out.is_dir() and not out.is_symlink() and (out / CONFIG_NAME).is_file():
-            return
-        raise EngineError(
-            "merge.out_exists",
-            f"{out} exists.",
-            cause="It is not a model's folder, which is all that --force replaces."
-            if force
-            else "Nothing is overwritten.",
-            next_step="Choose another name"
-            + (", or remove it first." if force else ", or --force, which replaces it."),
-        ) from error
+        check_free(out, "merge.out_exists", force=force)
 
 
 def check_room(out: Path, needed_bytes: int) -> None:

@@ -8,10 +8,12 @@ factors for it; updates are multiplied out a few rows at a time.
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,18 +22,19 @@ from engine.adapters.base import Base, check_base, read_base
 from engine.adapters.mix_compute import Mixed, Squares, mix_biases, mix_factors, mix_rows, mix_whole
 from engine.adapters.mix_plan import Blend, Form, MixPlan, plan_mix
 from engine.adapters.mix_write import (
-    REPORT,
     AdapterFile,
     check_out,
     own_config,
     peft_config,
+    size_of,
     staged,
     tensor_names,
     write_small_files,
 )
 from engine.adapters.origin import commit_of, read_origin, write_origin
-from engine.adapters.recipe import EXACT, Recipe, Share, weights_of
-from engine.errors import EngineError
+from engine.adapters.recipe import EXACT, Recipe, Share, used_shares, weights_of
+from engine.adapters.replacing import REPORT
+from engine.errors import EngineError, ExitCode
 from engine.jobs.mix_report import LayerError, MixReport
 from engine.models.adapter import base_of_adapter
 from engine.surgery.expand import peak_rss_bytes
@@ -39,6 +42,8 @@ from engine.surgery.numbers import Array
 
 OnTensor = Callable[[int, int, str], None]
 """Called with (tensors done, of how many, the next one's name)."""
+_TEST = ".identity"
+"""In the folder that is being written, so that a kill leaves one folder and no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class MixRequest:
     """The model's folder; found by what the adapters name where it is not given, and done without where it can be."""
     force: bool = False
     test: bool = True
-    """Also whether every adapter alone at weight 1 gives itself back."""
+    """Also whether every adapter alone gives itself back."""
 
 
 def mix_adapters(request: MixRequest, on_tensor: OnTensor = lambda done, of, name: None) -> MixReport:
@@ -60,54 +65,111 @@ def mix_adapters(request: MixRequest, on_tensor: OnTensor = lambda done, of, nam
 
     Raises EngineError `adapter.*`, `safetensors.*`, `disk.full`.
     """
+    shares = used_shares(request.shares)
+    weights_of(shares, request.recipe)
+    check_out(request.out, _folders(request.shares), request.base, force=request.force)
+    base = find_base(shares, request.base)
+    job = _planned(request, base)
+    with staged(request.out, job.needed_bytes, force=request.force) as folder:
+        worst = _tested(shares, base, folder / _TEST) if request.test else None
+        return _filled(folder, job, on_tensor, worst)
+
+
+def write_mix(request: MixRequest, base: Base | None, on_tensor: OnTensor = lambda done, of, name: None) -> MixReport:
+    """The mix alone, on a base that was checked. Raises EngineError as `mix_adapters`."""
+    job = _planned(request, base)
+    with staged(request.out, job.needed_bytes, force=request.force) as folder:
+        return _filled(folder, job, on_tensor, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Everything known before the first byte."""
+
+    request: MixRequest
+    shares: tuple[Share, ...]
+    """Those that have a weight."""
+    weights: tuple[float, ...]
+    base: Base | None
+    plan: MixPlan
+    config: Mapping[str, Any]
+    name: str
+    revision: str
+    started: float
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the result."""
+        blends = (*self.plan.blends, *self.plan.copied)
+        return {name: shape for blend in blends for name, shape in tensor_names(self.plan, blend).items()}
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of the weights."""
+        return size_of(self.shapes)
+
+
+def _planned(request: MixRequest, base: Base | None) -> _Job:
+    started = time.monotonic()
+    shares = used_shares(request.shares)
+    weights = weights_of(shares, request.recipe)
+    folder = base.folder if base is not None else None
+    check_out(request.out, _folders(request.shares), folder, force=request.force)
+    own_config(shares)
+    plan = plan_mix(shares, request.recipe, base)
+    name, revision = _named(shares, base)
+    return _Job(
+        request, shares, weights, base, plan, peft_config(plan, shares, name, revision), name, revision, started
+    )
+
+
+def _folders(shares: Sequence[Share]) -> list[Path]:
+    return [share.adapter.path for share in shares]
+
+
+def _tested(shares: Sequence[Share], base: Base | None, folder: Path) -> float:
+    """The largest error of the self-tests, which are written in `folder`. Raises EngineError `adapter.self_test`."""
     from engine.adapters.identity import identity_report  # which mixes
 
-    check_out(request.out, [share.adapter.path for share in request.shares], force=request.force)
-    weights_of(request.shares, request.recipe)
-    base = find_base(request.shares, request.base)
-    worst: float | None = None
-    if request.test:
-        beside = request.out.parent if request.out.parent.is_dir() else None
-        worst = max(identity_report(share, base, beside).relative_error for share in request.shares)
-    return write_mix(request, base, on_tensor, identity_error=worst)
+    folder.mkdir()
+    worst = 0.0
+    for share in shares:
+        report = identity_report(share, base, folder)
+        worst = max(worst, report.relative_error)
+        if not report.passed:
+            raise EngineError(
+                "adapter.self_test",
+                f"{share.label} mixed alone is not itself, so no mix of it can be trusted; nothing was written.",
+                cause=f"'{report.worst_tensor}' is off by {report.worst_error:.1e} of its update, all together by "
+                f"{report.relative_error:.1e}.",
+                next_step=f"See it whole with: scaler-wizard adapters test {shlex.quote(str(share.adapter.path))}",
+                exit_code=ExitCode.RUN_FAILED,
+            )
+    folder.rmdir()
+    return worst
 
 
-def write_mix(
-    request: MixRequest,
-    base: Base | None,
-    on_tensor: OnTensor = lambda done, of, name: None,
-    *,
-    identity_error: float | None = None,
-) -> MixReport:
-    """The mix alone, on a base that was checked. Raises EngineError as `mix_adapters`."""
-    started = time.monotonic()
-    shares, recipe = request.shares, request.recipe
-    weights = weights_of(shares, recipe)
-    check_out(request.out, [share.adapter.path for share in shares], force=request.force)
-    own_config(shares)
-    plan = plan_mix(shares, recipe, base)
-    name, revision = _named(shares, base)
-    config = peft_config(plan, shares, name, revision)
-    with staged(request.out) as folder:
-        layers, squares = _write(folder, plan, weights, recipe, on_tensor)
-        write_small_files(folder, config, shares)
-        if base is not None:
-            write_origin(folder, base.folder, name=name or base.folder.name, revision=revision)
-        report = MixReport(
-            method=recipe.method.value,
-            adapters=tuple(share.label for share in shares),
-            weights=tuple(share.weight for share in shares),
-            layers=layers,
-            relative_error=squares.relative,
-            rank=max(layer.rank for layer in layers),
-            out=str(request.out),
-            size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
-            density=recipe.density if not recipe.is_sum else 1.0,
-            identity_error=identity_error,
-            seconds=time.monotonic() - started,
-            peak_rss_bytes=peak_rss_bytes(),
-        )
-        (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+def _filled(folder: Path, job: _Job, on_tensor: OnTensor, identity_error: float | None) -> MixReport:
+    request, shares, recipe = job.request, job.shares, job.request.recipe
+    layers, squares = _write(folder, job, on_tensor)
+    write_small_files(folder, job.config, shares)
+    if job.base is not None:
+        write_origin(folder, job.base.folder, name=job.name or job.base.folder.name, revision=job.revision)
+    report = MixReport(
+        method=recipe.method.value,
+        adapters=tuple(share.label for share in request.shares),
+        weights=tuple(share.weight for share in request.shares),
+        layers=layers,
+        relative_error=squares.relative,
+        rank=max(layer.rank for layer in layers),
+        out=str(request.out),
+        size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        density=recipe.density if not recipe.is_sum else 1.0,
+        identity_error=identity_error,
+        seconds=time.monotonic() - job.started,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+    (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     return report
 
 
@@ -157,14 +219,12 @@ def _named(shares: Sequence[Share], base: Base | None) -> tuple[str, str]:
     return (str(base.folder.resolve()), commit_of(base.folder)) if base is not None else ("", "")
 
 
-def _write(
-    folder: Path, plan: MixPlan, weights: Sequence[float], recipe: Recipe, on_tensor: OnTensor
-) -> tuple[tuple[LayerError, ...], Squares]:
+def _write(folder: Path, job: _Job, on_tensor: OnTensor) -> tuple[tuple[LayerError, ...], Squares]:
+    plan, weights, recipe = job.plan, job.weights, job.request.recipe
     blends = (*plan.blends, *plan.copied)
-    shapes = {name: shape for blend in blends for name, shape in tensor_names(plan, blend).items()}
     layers: list[LayerError] = []
     total = Squares()
-    with AdapterFile(folder, shapes) as file:
+    with AdapterFile(folder, job.shapes) as file:
         for number, blend in enumerate(blends):
             on_tensor(number, len(blends), blend.name)
             squares = Squares()

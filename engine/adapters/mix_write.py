@@ -1,11 +1,12 @@
 """The folder of a mixed adapter: tensors in one safetensors file, written as they are computed, and a config for peft.
 
-Owns names, the file and the rename. Must not compute. A folder gets its name when it is complete; a kill leaves a
-hidden folder beside it, which the next attempt removes.
+Owns names and the file. Must not compute. A folder gets its name when it is complete; a kill leaves a hidden folder
+beside it, which the next attempt removes.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,15 +22,17 @@ import numpy as np
 from engine.adapters.folder import PREFIX, WEIGHTS
 from engine.adapters.mix_plan import Blend, Form, MixPlan
 from engine.adapters.recipe import Share
+from engine.adapters.replacing import check_apart, check_free
 from engine.errors import EngineError, ExitCode
-from engine.jobs.layout import DISK_FULL_ERRNOS, fsync_directory
-from engine.models.adapter import ADAPTER_CONFIG, is_adapter
+from engine.jobs.layout import DISK_FULL_ERRNOS
+from engine.jobs.staged import staged as _staged
+from engine.models.adapter import ADAPTER_CONFIG
 from engine.models.config import CONFIG_NAME
 from engine.models.folder import TOKENIZER_FILES
 from engine.surgery.numbers import Array
 from engine.units import format_bytes
 
-REPORT = "mix.json"
+_UNWRITABLE_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 
 
 def tensor_names(plan: MixPlan, blend: Blend) -> dict[str, tuple[int, ...]]:
@@ -102,11 +105,10 @@ class AdapterFile:
     """`adapter_model.safetensors` of known shapes, all float32; tensors may be written in any order and in pieces."""
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        header, self._offsets, self.size_bytes = _layout(shapes)
+        header, self._offsets, size_bytes = _layout(shapes)
         self._elements = {name: prod(shape) for name, shape in shapes.items()}
-        self._path = folder / WEIGHTS
-        _check_room(folder, self.size_bytes)
-        self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        _check_room(folder, size_bytes)
+        self._handle = os.open(folder / WEIGHTS, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._write(header, 0)
 
     def __enter__(self) -> AdapterFile:
@@ -116,8 +118,8 @@ class AdapterFile:
         os.close(self._handle)
 
     def put(self, name: str, values: Array, first_element: int = 0) -> None:
-        """Some numbers of a tensor. Raises EngineError `adapter.not_finite`, OSError for a full disk, and IndexError for
-        more numbers than the tensor has: they would be another's."""
+        """Some numbers of a tensor. Raises EngineError `adapter.not_finite`, OSError for a full disk, and IndexError
+        for more numbers than the tensor has: they would be another's."""
         if first_element < 0 or first_element + values.size > self._elements[name]:
             raise IndexError(f"numbers {first_element} to {first_element + values.size} of '{name}'")
         if not np.isfinite(values).all():
@@ -133,13 +135,8 @@ class AdapterFile:
 
     def _write(self, content: bytes | memoryview, offset: int) -> None:
         view, done = memoryview(content), 0
-        try:
-            while done < len(view):
-                done += os.pwrite(self._handle, view[done:], offset + done)
-        except OSError as error:
-            if error.errno in DISK_FULL_ERRNOS:
-                raise _no_room(self._path.parent, self.size_bytes) from error
-            raise
+        while done < len(view):
+            done += os.pwrite(self._handle, view[done:], offset + done)
 
 
 def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[bytes, dict[str, int], int]:
@@ -158,9 +155,14 @@ def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[bytes, dict[str, int
     return header, {name: len(header) + start for name, start in starts.items()}, len(header) + position
 
 
+def size_of(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of the file."""
+    return _layout(shapes)[2]
+
+
 def _check_room(folder: Path, needed_bytes: int) -> None:
     if shutil.disk_usage(folder).free < needed_bytes:
-        raise _no_room(folder, needed_bytes)
+        raise _no_room(folder.parent, needed_bytes)
 
 
 def _no_room(folder: Path, needed_bytes: int) -> EngineError:
@@ -168,56 +170,40 @@ def _no_room(folder: Path, needed_bytes: int) -> EngineError:
     missing = f"{format_bytes(needed_bytes - free)} are missing." if needed_bytes > free else "The disk filled up."
     return EngineError(
         "disk.full",
-        f"The adapter needs {format_bytes(needed_bytes)} in {folder.parent}, and {format_bytes(free)} are free.",
+        f"The adapter needs {format_bytes(needed_bytes)} in {folder}, and {format_bytes(free)} are free.",
         cause=missing,
         next_step="Free some space, choose an output folder on another disk, or cut the result to a --rank.",
         exit_code=ExitCode.DOES_NOT_FIT,
     )
 
 
-def check_out(out: Path, sources: Sequence[Path], *, force: bool) -> None:
-    """Raises EngineError `adapter.out_exists` where something would be overwritten that was not meant."""
-    if any(out.resolve() == source.resolve() for source in sources):
-        raise EngineError(
-            "adapter.out_exists", f"{out} is one of the adapters that are mixed.", next_step="Choose another name."
-        )
-    if not out.exists() or (force and is_adapter(out)):
-        return
-    raise EngineError(
-        "adapter.out_exists",
-        f"{out} exists.",
-        cause="It is no adapter, which is all that --force replaces." if force else "Nothing is overwritten.",
-        next_step="Choose another name, or remove it first." if force else "Choose another name, or use --force.",
-    )
+def check_out(out: Path, adapters: Sequence[Path], base: Path | None, *, force: bool) -> None:
+    """Raises EngineError `adapter.out_inside_source`, `adapter.out_exists` where something would be overwritten that
+    was not meant."""
+    sources = [("adapter", adapter) for adapter in adapters] + ([("base", base)] if base is not None else [])
+    check_apart(out, sources, "adapter.out_inside_source")
+    check_free(out, "adapter.out_exists", force=force)
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `out` that becomes it when everything went well."""
-    staging, replaced = out.parent / f".{out.name}.mixing", out.parent / f".{out.name}.replaced"
-    if replaced.exists() and not out.exists():
-        replaced.rename(out)  # a kill between the two renames
-    for leftover in (staging, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
+def staged(out: Path, needed_bytes: int, *, force: bool) -> Iterator[Path]:
+    """An empty hidden folder beside `out` that becomes it when everything went well. Raises EngineError `disk.full`,
+    `adapter.out_unwritable`, `output.*`."""
     try:
-        staging.mkdir(parents=True)
+        with _staged(out, replace=force) as folder:
+            yield folder
+            check_free(out, "adapter.out_exists", force=force)
     except OSError as error:
-        raise EngineError(
-            "adapter.out_unwritable", f"Cannot write in {out.parent}.", cause=error.strerror or str(error)
-        ) from error
-    try:
-        yield staging
-        for path in staging.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        fsync_directory(staging)
-        if out.exists():
-            out.rename(replaced)
-        staging.rename(out)
-        fsync_directory(out.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if error.errno in DISK_FULL_ERRNOS:
+            raise _no_room(out.parent, needed_bytes) from error  # what was written is gone by now, and not counted
+        if error.errno in _UNWRITABLE_ERRNOS:
+            raise EngineError(
+                "adapter.out_unwritable",
+                f"Cannot write in {out.parent}.",
+                cause=error.strerror or str(error),
+                next_step="Choose a folder that you may write to.",
+            ) from error
+        raise
 
 
 def write_small_files(folder: Path, config: Mapping[str, Any], shares: Sequence[Share]) -> None:

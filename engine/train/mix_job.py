@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.adapters.mix import MixRequest, mix_adapters
-from engine.adapters.mix_write import REPORT
+from engine.adapters.replacing import REPORT
 from engine.adapters.preflight import check_adapters_of, check_mergeable, heldout_of
 from engine.adapters.recipe import Recipe, Share
 from engine.data.load import PreparedData

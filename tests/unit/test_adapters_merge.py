@@ -174,9 +174,10 @@ def test_a_weight_leaves_rows_as_they_are_that_the_base_has_not(rows: int, base:
         np.testing.assert_allclose(found[known:], values[known:], rtol=1e-6)
     refusal = refused(lambda: merged(base, tmp_path / "two", (adapter, 0.5), (adapter, 0.5)))
     assert refusal.code == "merge.vocabulary"
-    with TensorReader(read_headers(base).tensors) as reader, pytest.raises(IndexError):
+    with TensorReader(read_headers(base).tensors) as reader:
         tensor = reader.find(Source(table))
-        reader.read(tensor, 95 * 32, np.empty((2, 32), numbers.storage(tensor.dtype)))
+        with pytest.raises(IndexError):
+            reader.read(tensor, 95 * 32, np.empty((2, 32), numbers.storage(tensor.dtype)))
 
 
 def test_a_tied_head_is_parted_only_where_an_adapter_parts_it(tmp_path: Path) -> None:
@@ -296,7 +297,11 @@ def test_nothing_is_overwritten_but_a_model_by_force(base: Path, adapter: Path, 
     assert read_record(out) is not None
     assert {tensor.dtype for tensor in read_headers(out).tensors} == {"F32"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "out"]
+    (out / "notes.txt").write_text("dear")
+    lost = refused(lambda: merged(base, out, adapter, force=True))
+    assert (lost.code, "notes.txt" in lost.cause) == ("merge.out_exists", True)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text("{}")
     (tmp_path / "mine/letter.txt").write_text("dear")
     assert refused(lambda: merged(base, tmp_path / "mine", adapter, force=True)).code == "merge.out_exists"
     assert (tmp_path / "mine/letter.txt").is_file()

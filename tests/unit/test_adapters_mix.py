@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.adapters.base import read_base
+from engine.adapters import identity
+from engine.adapters.base import Base, read_base
 from engine.adapters.changes import Change, load_change
 from engine.adapters.folder import Adapted, AdapterFolder, read_adapter
 from engine.adapters.identity import identity_report
@@ -352,8 +355,108 @@ def test_nothing_is_overwritten_without_force_and_nothing_but_adapters_with_it(t
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "mine").write_text("")
     refused(MixRequest(share, tmp_path / "own", force=True), "adapter.out_exists", "exists")
-    refused(MixRequest(share, tmp_path / "a", force=True), "adapter.out_exists", "one of the adapters")
+    (tmp_path / "out" / "checkpoint-5").mkdir()
+    (tmp_path / "out" / "checkpoint-5" / "optimizer.pt").write_text("")
+    lost = refused(MixRequest(share, tmp_path / "out", force=True), "adapter.out_exists", "exists")
+    assert "checkpoint-5/optimizer.pt" in lost.cause
+    other = write_adapter(tmp_path / "own" / "b", factors(Q0, 2, seed=1))
+    pair = (Share(read_adapter(other)), *share)
+    refused(MixRequest(pair, tmp_path / "own", force=True), "adapter.out_inside_source", "lie in each other")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    refused(MixRequest(share, tmp_path / "link", force=True), "adapter.out_exists", "exists")
+    (tmp_path / "link").unlink()
+    refused(MixRequest(share, tmp_path / "a", force=True), "adapter.out_inside_source", "lie in each other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "out", "own"], "no hidden folder stays"
+
+
+def test_a_mix_never_replaces_its_base(tmp_path: Path) -> None:
+    base = tmp_path / "models" / "base"
+    write_base(base)
+    share = (Share(read_adapter(write_adapter(tmp_path / "a", factors(Q0, 2, seed=0), base))),)
+    for out in (base, base / "in", tmp_path / "models"):
+        refused(MixRequest(share, out, base=base, force=True), "adapter.out_inside_source", "lie in each other")
+    refused(MixRequest(share, base / "in"), "adapter.out_inside_source", "lie in each other")  # named by the adapter
+
+
+def test_an_adapter_of_weight_zero_has_no_part_and_one_of_them_must_have(
+    kinds: tuple[Path, Weights, dict[str, Path]], tmp_path: Path
+) -> None:
+    recipe = Recipe(MixMethod.DARE, density=0.5)
+    with_it = {"norm": 0.0, "plain": 1.0, "ranks": 0.5}
+    told, _ = mixed(kinds, tmp_path / "with", with_it, recipe)
+    mixed(kinds, tmp_path / "without", {"plain": 1.0, "ranks": 0.5}, recipe)
+    mixed(kinds, tmp_path / "turned", {"ranks": 0.5, "plain": 1.0}, recipe)
+    contents = [read_weights(tmp_path / name) for name in ("with", "without", "turned")]
+    assert contents[0].keys() == contents[1].keys()
+    for name, values in contents[0].items():
+        np.testing.assert_array_equal(values, contents[1][name])
+    assert told.weights == (0.0, 1.0, 0.5)
+    without, turned = (
+        {one.module: merged_weight(one, np.zeros(one.stored_shape, np.float32)) for one in read_adapter(folder).adapted}
+        for folder in (tmp_path / "without", tmp_path / "turned")
+    )
+    for name, values in without.items():
+        np.testing.assert_allclose(values, turned[name], atol=1e-6)
+    none = (Share(read_adapter(kinds[2]["plain"]), 0.0),)
+    refused(MixRequest(none, tmp_path / "no", base=kinds[0]), "adapter.mix", "Every weight is 0")
+
+
+def read_weights(folder: Path) -> Weights:
+    return {tensor.name: read_float(tensor) for tensor in read_headers(folder / "adapter_model.safetensors").tensors}
+
+
+def test_a_mix_whose_self_test_fails_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {**factors(Q0, 2, seed=0, size=10), **factors(DOWN1, 2, seed=1, size=1e-4)}
+    share = (Share(read_adapter(write_adapter(tmp_path / "a", parts))),)
+    put = AdapterFile.put
+
+    def slightly_wrong(file: AdapterFile, name: str, values: Any, first: int = 0) -> None:
+        put(file, name, values * 1.01 if DOWN1 in name else values, first)
+
+    monkeypatch.setattr(AdapterFile, "put", slightly_wrong)
+    report = identity_report(share[0], None)
+    assert report.relative_error < 1e-8, "the total alone would not tell"
+    error = refused(MixRequest(share, tmp_path / "out"), "adapter.self_test", "is not itself")
+    assert DOWN1 in error.cause
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_self_test_is_written_where_the_mix_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[Path] = []
+    report = identity.identity_report
+
+    def noted(share: Share, base: Base | None, beside: Path | None = None) -> identity.IdentityReport:
+        assert beside is not None
+        places.append(beside)
+        return report(share, base, beside)
+
+    monkeypatch.setattr(identity, "identity_report", noted)
+    share = (Share(read_adapter(write_adapter(tmp_path / "a", factors(Q0, 2, seed=0)))),)
+    mix_adapters(MixRequest(share, tmp_path / "out"))
+    assert [place.parent for place in places] == [tmp_path / ".staging-out"], "the next attempt removes it after a kill"
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["a", "out"]
+
+
+def test_a_disk_that_fills_up_with_the_last_file_is_measured_when_ours_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = (Share(read_adapter(write_adapter(tmp_path / "a", factors(Q0, 2, seed=0)))),)
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    seen: list[bool] = []
+    usage = shutil.disk_usage
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def measured(path: Path) -> Any:
+        seen.append((tmp_path / ".staging-out").exists())
+        return usage(path)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "disk_usage", measured)
+    refused(MixRequest(share, tmp_path / "out", test=False), "disk.full", "The adapter needs")
+    assert seen == [True, False]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 _CHILD = """
