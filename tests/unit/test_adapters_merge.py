@@ -259,6 +259,23 @@ def test_what_lies_unfinished_of_another_merge_is_not_taken(base: Path, adapter:
     assert read_folder(out) == read_folder(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("changed", ["extra", "tokenizer"])
+def test_small_files_of_other_content_make_another_merge(
+    changed: str, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (adapter / "tokenizer.json").write_text('{"mine": 1}')
+    merged(base, tmp_path / "out", adapter, extra={"note.json": b"1"})
+    assert is_merged(request_of(base, tmp_path / "out", adapter, extra={"note.json": b"1"}))
+    if changed == "tokenizer":
+        (adapter / "tokenizer.json").write_text('{"mine": 2}')
+    note = b"2" if changed == "extra" else b"1"
+    assert not is_merged(request_of(base, tmp_path / "out", adapter, extra={"note.json": note}))
+
+
+def test_a_merge_of_nothing_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    assert refused(lambda: merged(base, tmp_path / "out", (adapter, 0.0))).code == "adapter.mix"
+
+
 def test_a_disk_that_fills_up_says_what_is_missing_and_the_rest_is_kept(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
