@@ -19,12 +19,10 @@ from engine.errors import EngineError, ExitCode
 from engine.jobs.chat_lines import News, Open, Request, decode_news, encode
 
 PROGRAM = (sys.executable, "-m", "engine.chat")
-PATIENCE_SECONDS = 3.0
-"""A process whose input has ended gets this long before it is killed."""
 
 
 class ChatProcess:
-    """One process; `news` reads it to its end, `send` and `end` may be called from any thread."""
+    """One process; `news` reads it to its end, `send` and `end_now` may be called from any thread."""
 
     def __init__(self, opening: Open, program: Sequence[str] = ()) -> None:
         self._opening = opening
@@ -81,13 +79,6 @@ class ChatProcess:
                 process.stdin.write(encode(request))
                 process.stdin.flush()
 
-    def end(self) -> None:
-        """Ask it to end; one that does not is killed. Returns at once."""
-        self._ended.set()
-        process = self._process
-        if process is not None:
-            threading.Thread(target=_end, args=(process,), name="chat-end", daemon=True).start()
-
     def end_now(self) -> None:
         """End it at once: it has nothing to save."""
         self._ended.set()
@@ -95,16 +86,6 @@ class ChatProcess:
         if process is not None and process.poll() is None:
             with contextlib.suppress(OSError):
                 process.kill()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        if process.stdin is not None:
-            process.stdin.close()
-    try:
-        process.wait(PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
 
 
 def _error(text: bytes) -> EngineError | None:

@@ -17,6 +17,7 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.jobs.chat_lines import (
+    SEEDS,
     AllAnswered,
     Answered,
     Ask,
@@ -77,17 +78,24 @@ class Phase(StrEnum):
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling | str:
     """`sampling` with "seed" or "temperature" as typed; words for people when it is no such thing."""
+    typed = text.strip()
     try:
-        number = float(text.strip().replace(",", "."))
+        number = float(typed.replace(",", "."))
     except ValueError:
-        return f"'{text.strip()[:20]}' is no number."
+        return f"'{typed[:20]}' is no number."
     if name == "seed":
-        if not 0 <= number < 2**53 or number != int(number):
-            return "A seed is a whole number from 0 on."
-        return msgspec.structs.replace(sampling, seed=int(number))
+        if not (typed.isdecimal() and len(typed) < 20) or int(typed) >= SEEDS:
+            return f"A seed is a whole number from 0 to {SEEDS - 1:,}."
+        return msgspec.structs.replace(sampling, seed=int(typed))
     if not 0 <= number <= 100:
         return "A temperature is a number from 0 to 100; 0 is always the likeliest token."
     return msgspec.structs.replace(sampling, temperature=number)
+
+
+def as_typed(sampling: Sampling, name: str) -> str:
+    """The setting as a person types it; `changed` gives the same back."""
+    value = getattr(sampling, name)
+    return str(int(value)) if value == int(value) else str(value)
 
 
 @dataclass(slots=True)
@@ -166,6 +174,10 @@ class ChatState:
     clock: Callable[[], float] = time.time
     _ask: int = 0
     _again: bool = False
+    _asked: tuple[Sampling, str] = (Sampling(), "")
+    """Sampling and system text of the newest question: those may change while it is answered."""
+    _began: float = 0.0
+    """Wall time of the conversation's first question; 0 before it."""
 
     @property
     def live(self) -> list[int]:
@@ -177,6 +189,8 @@ class ChatState:
         """Put a question to every side; send what this returns."""
         self._ask += 1
         self._again, self.prompt, self.phase = False, prompt, Phase.ANSWERING
+        self._asked = (self.sampling, self.system)
+        self._began = self._began or self.clock()
         turns = self._turns(prompt)
         for number in self.live:
             self.sides[number].answers.append(Answer(prompt))
@@ -208,18 +222,20 @@ class ChatState:
         for side in self.sides:
             side.answers.clear()
             side.sent, side.sent_tokens = "", 0
-        self.prompt = ""
+        self.prompt, self._began = "", 0.0
 
     def exchange(self, run_dir: Path | None) -> Exchange:
         """The newest question and its answers, as they are saved."""
-        answers = [(side, side.answers[-1]) for side in self.sides if side.answers]
-        turn = max((len(side.answers) for side in self.sides), default=1)
+        sides = [side for side in self.sides if side.answers]
+        turn = max((len(side.answers) for side in sides), default=1)
+        sampling, system = self._asked
         return Exchange(
             t=self.clock(),
             prompt=self.prompt,
-            answers=tuple(_saved(side, answer, run_dir) for side, answer in answers),
-            sampling=self.sampling,
-            system=self.system,
+            answers=tuple(_saved(side, run_dir) for side in sides),
+            sampling=sampling,
+            system=system,
+            began=self._began,
             turn=turn,
             again=self._again,
         )
@@ -271,7 +287,10 @@ class ChatState:
                     answer.ended = "stopped"
 
 
-def _saved(side: SideState, answer: Answer, run_dir: Path | None) -> SavedAnswer:
+def _saved(side: SideState, run_dir: Path | None) -> SavedAnswer:
+    answer = side.answers[-1]
+    before = side.answers[-2].sent if len(side.answers) > 1 else ""
+    shared = _shared(before, answer.sent)
     folder = Path(side.order.folder)
     if run_dir is not None and folder.is_relative_to(run_dir):
         folder = folder.relative_to(run_dir)
@@ -284,6 +303,13 @@ def _saved(side: SideState, answer: Answer, run_dir: Path | None) -> SavedAnswer
         tokens=answer.tokens,
         prompt_tokens=answer.prompt_tokens,
         seconds=answer.seconds,
-        sent=answer.sent,
+        sent=answer.sent[shared:],
+        sent_shared=shared,
         problem=" ".join(text for text in (problem.what, problem.cause) if text) if problem is not None else "",
     )
+
+
+def _shared(before: str, after: str) -> int:
+    """Characters that both begin with."""
+    pairs = zip(before, after, strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(before), len(after)))

@@ -6,11 +6,30 @@ Owns the look. Must not know widgets or processes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from textual.content import Content
 
+from engine.jobs.chat_lines import Sampling
 from scaler_tui.chat_state import Answer, ChatState, Phase, SideState, harmless
 from scaler_tui.widgets.status_line import clip, toned
+
+
+def title(name: str, sampling: Sampling, width: int, *, unicode: bool) -> Content:
+    """The first line: what is talked to, and how it answers."""
+    words = sampling.words.partition(", at most")[0]
+    name = clip(name, max(width - len(words) - 10, 8), unicode=unicode)
+    gap = " " * max(width - len(name) - len(words) - 9, 1)
+    return Content.assemble(" ", toned("Chat", "strong"), f"  {name}", gap, toned(words, "quiet"), " ")
+
+
+def names(state: ChatState, shown: Sequence[int]) -> Content:
+    """Every side, those that are shown told apart."""
+    found = [
+        toned(f"{number + 1} {side.order.name}", "strong" if number in shown else "quiet")
+        for number, side in enumerate(state.sides)
+    ]
+    return Content.assemble(toned("Tab  ", "quiet"), Content("   ").join(found))
 
 
 def heading(side: SideState, width: int, *, unicode: bool) -> str:

@@ -45,7 +45,7 @@ def add_chat(add: Add) -> None:
     )
     chat.add_argument("--base", default="", metavar="MODEL", help="the base of adapters that name another place")
     how = chat.add_argument_group("answers")
-    how.add_argument("--seed", type=_whole, default=17, metavar="N", help="the same for every side and answer (17)")
+    how.add_argument("--seed", type=_seed, default=17, metavar="N", help="the same for every side and answer (17)")
     how.add_argument(
         "--temperature", type=_temperature, default=0.7, metavar="T", help="0 is the likeliest token (0.7)"
     )
@@ -64,7 +64,7 @@ def add_chat(add: Add) -> None:
         "--full-precision", dest="quantization", action="store_const", const="none", help="a 4-bit run's base unpacked"
     )
     loading.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="(auto)")
-    loading.add_argument("--threads", type=_count, default=0, metavar="N", help="of the processor (all)")
+    loading.add_argument("--threads", type=_threads, default=0, metavar="N", help="of the processor (all)")
     chat.add_argument("--plain", action="store_true", default=argparse.SUPPRESS, help="lines instead of the screen")
     json_flag(chat, "typed JSON: one document with --prompt, else a line per question")
 
@@ -113,29 +113,46 @@ def settings_of(arguments: argparse.Namespace) -> ChatSettings:
     return ChatSettings(sampling, arguments.system, arguments.dtype, arguments.threads)
 
 
-def _whole(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is no seed; a whole number from 0 on")
+def _seed(text: str) -> int:
+    from engine.jobs.chat_lines import SEEDS
+
+    number = int(text) if text.isdecimal() and len(text) < 20 else -1
+    if not 0 <= number < SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is no seed; a whole number from 0 to {SEEDS - 1:,}")
     return number
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() and len(text) < 20 else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is too small; at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is no count; a whole number from 1 on")
     return number
 
 
+def _threads(text: str) -> int:
+    number, processors = _count(text), os.cpu_count() or 1
+    if number > processors:
+        raise argparse.ArgumentTypeError(f"{number} threads are too many; this machine has {processors} processors")
+    return number
+
+
+def _number(text: str) -> float:
+    """NaN, which is in no range, for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _temperature(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 100 or math.isnan(number):
+    number = _number(text)
+    if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"{text} is no temperature; a number from 0 to 100")
     return number
 
 
 def _share(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share of probability; above 0 and at most 1")
     return number

@@ -1,8 +1,9 @@
 """`python -m engine.chat`: models and adapters in memory, questions in and answers out as JSON lines.
 
 Owns the process: standard input and output, the thread that listens while an answer is under way, the exit code. The
-lines are `engine.jobs.chat_lines`. It ends when its standard input does, or when nobody reads its output any more; an
-`EngineError` that ends it is one {"error": {...}} line. What libraries print goes to standard error.
+lines are `engine.jobs.chat_lines`. It ends when its standard input does (answers under way end where they are), or when
+nobody reads its output any more; an `EngineError` that ends it is one {"error": {...}} line. What libraries print goes
+to standard error.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Requests:
         self._stream = stream
         self._queue: queue.Queue[Request | EngineError | None] = queue.Queue()
         self._stopping = threading.Event()
+        self._ended = threading.Event()
         self._asked = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._read, name="requests", daemon=True)
@@ -38,8 +40,8 @@ class Requests:
         self._thread.start()
 
     def stopped(self) -> bool:
-        """Whether the answers under way are to end."""
-        return self._stopping.is_set()
+        """Whether the answers under way are to end: by a stop, or because who asked is gone."""
+        return self._stopping.is_set() or self._ended.is_set()
 
     def next(self) -> Request | None:
         """The next request; None when there will be none. Raises EngineError `chat.line` for one that is no request."""
@@ -59,6 +61,7 @@ class Requests:
         for line in self._stream:
             if line.strip():
                 self._take(line)
+        self._ended.set()
         self._queue.put(None)
 
     def _take(self, line: bytes) -> None:

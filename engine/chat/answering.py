@@ -8,7 +8,6 @@ answer draws from a generator of its own, is shown as it comes, and can be stopp
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,6 @@ class Outcome:
     ended: Ended = "stopped"
     tokens: int = 0
     """With the one that ended it."""
-    first_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ def answer(model: LoadedModel, asked: Asked, stopped: Callable[[], bool], outcom
 
     Call inside `model.inference()`. The prompt must leave room for a token in the window.
     """
-    began, draw = time.monotonic(), Draw(asked.sampling)
+    draw = Draw(asked.sampling)
     row = _Row(model, list(asked.ids))
     while not stopped():
         logits = row.advance(stopped)
@@ -59,7 +57,6 @@ def answer(model: LoadedModel, asked: Asked, stopped: Callable[[], bool], outcom
             return
         token = draw.next(logits)
         outcome.tokens += 1
-        outcome.first_seconds = outcome.first_seconds or time.monotonic() - began
         if token in asked.ends:
             outcome.ended = "end"
             return

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.jobs.chat_lines import Sampling
+from engine.jobs.chat_lines import SEEDS, Sampling
 
 
 class Draw:
@@ -20,7 +20,7 @@ class Draw:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._generator = torch.Generator(device="cpu").manual_seed(sampling.seed % 2**63)
+        self._generator = torch.Generator(device="cpu").manual_seed(sampling.seed % SEEDS)
 
     def next(self, logits: Tensor) -> int:
         """The token after logits (V,). On the processor, so that a seed gives the same draws on every device."""

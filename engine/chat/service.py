@@ -127,10 +127,10 @@ class ChatService:
 
     def _answer(self, request: Ask, number: int, side: Side, turns: tuple[Turn, ...]) -> None:
         text, ids = prompt_of(side, turns)
-        self._tell(_sent(request.ask, number, side, text, len(ids)))
         window = side.slot.loaded.context_length
         check_room(len(ids), window)
         check_vocabulary(side, ids)
+        self._tell(_sent(request.ask, number, side, text, len(ids)))
         asked = Asked(ids, request.sampling, frozenset(_ends(side)), window)
         outcome, unfolding, began = Outcome(), Unfolding(side.tokenizer), time.monotonic()
         waiting, told = "", began
@@ -149,7 +149,6 @@ class ChatService:
                 prompt_tokens=len(ids),
                 ended=outcome.ended,
                 seconds=time.monotonic() - began,
-                first_seconds=outcome.first_seconds,
             )
         )
 

@@ -13,6 +13,8 @@ import msgspec
 
 MOST_SIDES = 6
 """Models or adapters that are asked together."""
+SEEDS = 2**63
+"""A seed is below this."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -165,7 +167,6 @@ class Ready(_News, frozen=True, kw_only=True, tag="ready"):
     device: str
     """For people: the card, or the processor with its threads."""
     seconds: float
-    notes: tuple[str, ...] = ()
 
 
 class Sent(_News, frozen=True, kw_only=True, tag="sent"):
@@ -205,8 +206,6 @@ class Answered(_News, frozen=True, kw_only=True, tag="answered"):
     ended: Ended
     """By its end token, by max_new_tokens, by the model's window, or by the user."""
     seconds: float
-    first_seconds: float = 0.0
-    """Until its first token."""
 
 
 class Failed(_News, frozen=True, kw_only=True, tag="failed"):

@@ -2,6 +2,7 @@
 
 Owns the file's place and form. Must not know how an answer is made. One line is one question with every side's answer,
 written in one piece, so that two chats of one run do not disturb each other and a kill costs at most the last line.
+What was said is the user's own: nobody else may read the files.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class SavedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     seconds: float = 0.0
     sent: str = ""
-    """The very text it was given, special tokens included."""
+    """The very text it was given, special tokens included, from character `sent_shared` on."""
+    sent_shared: int = 0
+    """So many characters at its beginning are those of the text it was given in the turn before."""
     problem: str = ""
 
 
@@ -48,6 +51,8 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[SavedAnswer, ...]
     sampling: Sampling = Sampling()
     system: str = ""
+    began: float = 0.0
+    """Wall time at which the conversation's first question was put; the same for all its turns."""
     turn: int = 1
     """Of the conversation; 1 is its first."""
     again: bool = False
@@ -73,9 +78,9 @@ class ChatLog:
     def add(self, exchange: Exchange) -> Path:
         """Append; the file's path. Raises OSError when it cannot be written."""
         path = self.path_at(exchange.t)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         line = msgspec.json.encode(exchange) + b"\n"
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             size = os.fstat(handle).st_size
             torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"

@@ -47,23 +47,41 @@ def chat(arguments: argparse.Namespace) -> int:
 
 def _converse(arguments: argparse.Namespace, talk: LineChat) -> int:
     if arguments.prompt:
-        exchanges = [talk.put(talk.state.ask(prompt), shown=not arguments.json) for prompt in arguments.prompt]
-        if arguments.json:
-            output.emit_json(_document(talk, exchanges))
-        talk.require_an_answer()
-        return int(ExitCode.DONE)
+        return _ask_all(arguments, talk)
     interactive = sys.stdin is not None and sys.stdin.isatty() and not arguments.json
     prompts.prepare()
     talk.watched = interactive
-    for request in _typed(talk) if interactive else _piped(talk):
-        exchange = talk.put(request, shown=not arguments.json)
-        if arguments.json:
-            output.emit_json(exchange, indent=0)
-            output.flush()
-    return int(ExitCode.DONE)
+    with talk.hears_ctrl_c() if interactive else contextlib.nullcontext():
+        for request in _typed(talk) if interactive else _piped(talk):
+            exchange = talk.put(request, shown=not arguments.json)
+            if arguments.json:
+                output.emit_json(exchange, indent=0)
+                output.flush()
+    if interactive or talk.unanswered is None:
+        return int(ExitCode.DONE)
+    if not arguments.json:  # else its line has said so
+        raise talk.unanswered
+    return int(talk.unanswered.exit_code)
 
 
-def _document(talk: LineChat, exchanges: list[Exchange]) -> dict[str, Any]:
+def _ask_all(arguments: argparse.Namespace, talk: LineChat) -> int:
+    """Every --prompt as a turn of one conversation; what was answered is told although a later one failed."""
+    exchanges: list[Exchange] = []
+    failure: EngineError | None = None
+    try:
+        for prompt in arguments.prompt:
+            exchanges.append(talk.put(talk.state.ask(prompt), shown=not arguments.json))
+    except EngineError as error:
+        failure = error
+    failure = failure or talk.unanswered
+    if arguments.json and exchanges:
+        output.emit_json(_document(talk, exchanges, failure))
+    elif failure is not None:
+        raise failure
+    return int(failure.exit_code if failure is not None else ExitCode.DONE)
+
+
+def _document(talk: LineChat, exchanges: list[Exchange], failure: EngineError | None) -> dict[str, Any]:
     state = talk.state
     return {
         "sides": [
@@ -73,6 +91,7 @@ def _document(talk: LineChat, exchanges: list[Exchange]) -> dict[str, Any]:
         "load_seconds": state.load_seconds,
         "exchanges": exchanges,
         "saved": str(talk.saved) if talk.saved is not None else "",
+        **({"error": failure.as_dict()} if failure is not None else {}),
     }  # fmt: skip
 
 
@@ -97,6 +116,9 @@ class LineChat:
         """The file that the newest exchange is in."""
         self.watched = False
         """Somebody waits for the answer: say that it is under way."""
+        self._answering = False
+        self.unanswered: EngineError | None = None
+        """Why nobody answered the first of the questions that nobody answered."""
         self._process = ChatProcess(Open(sides=found.sides, dtype=settings.dtype, threads=settings.threads))
         # A simple queue: a signal's handler may put into it whatever the main thread is at.
         self._news: queue.SimpleQueue[News | Interrupted | None] = queue.SimpleQueue()
@@ -151,14 +173,18 @@ class LineChat:
                     self._show(number)
 
         try:
-            with self._hears_ctrl_c():
+            with self.hears_ctrl_c():
+                self._answering = True
                 self._process.send(request)
                 self._follow(lambda: state.phase is not Phase.ANSWERING, each=show_finished)
-        finally:  # also what there is of an answer when the process has died
+        finally:
+            self._answering = False
+            # Also what there is of an answer when the process has died.
             if state.phase is Phase.ANSWERING:
                 state.over(None)
             exchange = state.exchange(self._run_dir)
             self._save(exchange)
+        self.unanswered = self.unanswered or self._why_unanswered()
         return exchange
 
     def _save(self, exchange: Exchange) -> None:
@@ -185,15 +211,16 @@ class LineChat:
             output.say()
         output.flush()
 
-    def require_an_answer(self) -> None:
-        """Raises the EngineError that left the newest question without any answer."""
+    def _why_unanswered(self) -> EngineError | None:
+        """What left the newest question without any answer; None where a side has answered."""
         answers = [side.answers[-1] for side in self.state.sides if side.answers]
-        problems = [answer.problem for answer in answers if answer.problem is not None]
-        if problems and len(problems) == len(answers):
-            one = problems[0]
-            raise EngineError(
-                one.code, one.what, cause=one.cause, next_step=one.next_step, exit_code=ExitCode.RUN_FAILED
-            )
+        if any(answer.problem is None and (answer.text or answer.ended != "stopped") for answer in answers):
+            return None
+        failed = ExitCode.RUN_FAILED
+        for answer in answers:
+            if (one := answer.problem) is not None:
+                return EngineError(one.code, one.what, cause=one.cause, next_step=one.next_step, exit_code=failed)
+        return EngineError("chat.stopped", "The answer was stopped before its first word.", exit_code=failed)
 
     def show_template(self) -> None:
         """The very text every side was given last."""
@@ -208,9 +235,10 @@ class LineChat:
             prompts.say(harmless(side.sent) or "(nothing was sent yet)")
 
     @contextlib.contextmanager
-    def _hears_ctrl_c(self) -> Iterator[None]:
-        """Ctrl+C is a piece of news, whenever it comes; not an exception somewhere in the middle."""
-        before = signal.signal(signal.SIGINT, lambda *_: self._news.put(Interrupted()))
+    def hears_ctrl_c(self) -> Iterator[None]:
+        """Ctrl+C is a piece of news while an answer is under way, and nothing just after it; never an exception
+        somewhere in the middle."""
+        before = signal.signal(signal.SIGINT, lambda *_: self._news.put(Interrupted()) if self._answering else None)
         try:
             yield
         finally:
@@ -255,19 +283,39 @@ def _piped(talk: LineChat) -> Iterator[Ask]:
             yield talk.state.ask(line.strip())
 
 
+@contextlib.contextmanager
+def _breaks_off() -> Iterator[None]:
+    """Ctrl+C raises KeyboardInterrupt within."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _typed(talk: LineChat) -> Iterator[Ask]:
     """What a person types, commands carried out on the way."""
     prompts.say(_HELP)
+    # A Ctrl+C that comes as an answer ends was meant for the answer: the next one leaves.
+    may_stop = False
     while True:
         try:
-            text = prompts.read("> ")
+            with _breaks_off():
+                text = prompts.read("> ")
         except prompts.Left:
             return
         except prompts.Back:
             text = "b"
+        except KeyboardInterrupt:
+            if not may_stop:
+                raise
+            may_stop = False
+            prompts.say("\nNothing is under way. Ctrl+C again leaves, q too.")
+            continue
         request = _command(talk, text) if text.startswith("/") else talk.state.ask(text) if text else None
         if request is not None:
             yield request
+        may_stop = request is not None
 
 
 def _command(talk: LineChat, text: str) -> Ask | None:

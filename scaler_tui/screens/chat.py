@@ -16,10 +16,10 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.screen import Screen
 
-from engine.jobs.chat_lines import Ask, Stop
+from engine.jobs.chat_lines import SEEDS, Ask, Stop
 from scaler_tui.chat_sides import ChatAsked
-from scaler_tui.chat_state import ChatSettings, ChatState, Phase, SideState, changed
-from scaler_tui.chat_words import status
+from scaler_tui.chat_state import ChatSettings, ChatState, Phase, SideState, as_typed, changed
+from scaler_tui.chat_words import names, status, title
 from scaler_tui.feeds.chat_feed import ChatFeed, ChatFound, ChatNews, ChatOver, ChatSaved
 from scaler_tui.screens.help import HelpScreen
 from scaler_tui.screens.problem import ProblemScreen
@@ -28,11 +28,12 @@ from scaler_tui.terminal import RenderPolicy
 from scaler_tui.widgets.chat_column import ChatColumn, GrowingText
 from scaler_tui.widgets.frame import KeyLine
 from scaler_tui.widgets.prompt_field import PromptField
-from scaler_tui.widgets.status_line import FixedText, clip, toned
+from scaler_tui.widgets.status_line import FixedText, toned
 
 COLUMN_CELLS = 38
 """A column is at least so wide; sides without room are reached with Tab."""
 MOST_COLUMNS = 3
+_INTO_FIELD = {"enter": "write", "i": "write", "s": "set('seed')", "t": "set('temperature')"}
 _SAME = "At temperature 0 the answer would be the same: t sets another temperature."
 
 
@@ -47,7 +48,8 @@ class ChatScreen(Screen[None]):
         Binding("r,ctrl+r", "again", "Again", tooltip="Answer the same question again, with the next seed"),
         Binding("c,ctrl+l", "clear", "Clear", tooltip="Forget the conversation; what was saved stays"),
         Binding("v,ctrl+o", "sent", "Text sent", tooltip="The very text that was sent, special tokens and all"),
-        Binding("b,escape,backspace", "back", "Back", key_display="b", tooltip="Back; the models leave memory"),
+        Binding("b", "back", "Back", key_display="b", tooltip="Back; the models leave memory"),
+        Binding("escape,backspace", "away", show=False),
         Binding("s", "set('seed')", "Seed", tooltip="Another seed; every side and answer begins with it"),
         Binding("t", "set('temperature')", "Temp", tooltip="Another temperature; 0 is the likeliest token"),
         Binding("tab", "next", "Next side", tooltip="The next side, where not all fit"),
@@ -72,6 +74,8 @@ class ChatScreen(Screen[None]):
         self.shows_sent = False
         self._setting = ""
         """ "seed" or "temperature" while the field takes one."""
+        self._leaving = False
+        """The newest key was an Escape that did not leave yet."""
         self._waiting = ""
         """Asked while the models were loading."""
         self._answered = ""
@@ -142,6 +146,7 @@ class ChatScreen(Screen[None]):
             return
         for line in message.lines:
             if state.take(line):
+                self._said = ""  # what was said of the answer under way
                 self._save()
         if state.phase is Phase.READY and self._waiting:
             prompt, self._waiting = self._waiting, ""
@@ -158,6 +163,9 @@ class ChatScreen(Screen[None]):
                 self.state.over(error)
                 self._save()
             self.state.over(error)
+        if self._waiting:
+            self.field.give_back(self._waiting)
+            self._waiting = ""
         await self.show_chat()
         self.refresh_bindings()
         if error is not None:
@@ -182,12 +190,13 @@ class ChatScreen(Screen[None]):
         state, unicode = self.state, self.policy.unicode
         self.query_one("#chat-title", FixedText).show(self._title(unicode=unicode))
         self.query_one("#chat-status", GrowingText).show(status(state, self._saved, self._said))
-        self.query_one("#chat-sign", GrowingText).show(toned(self._sign(unicode=unicode), "busy"))
+        sign = f"{self._setting}:" if self._setting else "›" if unicode else ">"
+        self.query_one("#chat-sign", GrowingText).show(toned(sign, "busy"))
         tabs = self.query_one("#chat-tabs", FixedText)
         tabs.display = state is not None and len(state.sides) > self.columns
         if state is None:
             return
-        tabs.show(self._tabs(state))
+        tabs.show(names(state, self._shown()))
         await self._show_columns(state, unicode=unicode)
 
     async def _show_columns(self, state: ChatState, *, unicode: bool) -> None:
@@ -208,22 +217,8 @@ class ChatScreen(Screen[None]):
 
     def _title(self, *, unicode: bool) -> Content:
         sampling = self.state.sampling if self.state is not None else self.settings.sampling
-        words = sampling.words.partition(", at most")[0]
-        room = max(self.size.width - len(words) - 10, 8)
-        name = clip(self.run_dir.name if self.run_dir is not None else self.asked.model, room, unicode=unicode)
-        gap = " " * max(self.size.width - len(name) - len(words) - 9, 1)
-        return Content.assemble(" ", toned("Chat", "strong"), f"  {name}", gap, toned(words, "quiet"), " ")
-
-    def _tabs(self, state: ChatState) -> Content:
-        shown = self._shown()
-        names = [
-            toned(f"{number + 1} {side.order.name}", "strong" if number in shown else "quiet")
-            for number, side in enumerate(state.sides)
-        ]
-        return Content.assemble(toned("Tab  ", "quiet"), Content("   ").join(names))
-
-    def _sign(self, *, unicode: bool) -> str:
-        return f"{self._setting}:" if self._setting else "›" if unicode else ">"
+        name = self.run_dir.name if self.run_dir is not None else self.asked.model
+        return title(name, sampling, self.size.width, unicode=unicode)
 
     def on_resize(self, event: events.Resize) -> None:
         """Another size, other columns."""
@@ -244,6 +239,9 @@ class ChatScreen(Screen[None]):
         if not text.strip():
             return
         if state is None or state.phase is Phase.LOADING:
+            if self._waiting:
+                await self._say("A question waits for the models already: Enter again once it was asked.")
+                return
             self._waiting = text.strip()
             self.field.put("")
             await self._say("It is asked as soon as the models are loaded.")
@@ -270,18 +268,17 @@ class ChatScreen(Screen[None]):
         return f"{state.sampling.words} {state.system} {state.prompt}" if state is not None else ""
 
     async def _set(self, text: str) -> None:
-        assert self.state is not None
+        if self.state is None or self.answering:
+            await self._say("An answer is under way: Esc stops it, then Enter sets this.")
+            return
         found = changed(self.state.sampling, self._setting, text)
         if isinstance(found, str):
             await self._say(found)
             return
         self.state.sampling = found
-        self._leave_setting()
-        await self._say(f"From the next answer on: {found.words}.")
-
-    def _leave_setting(self) -> None:
         self._setting = ""
-        self.field.put("")
+        self.field.take_question()
+        await self._say(f"From the next answer on: {found.words}.")
 
     async def on_prompt_field_escaped(self, message: PromptField.Escaped) -> None:
         """Stop an answer; else out of a setting; else the keys work."""
@@ -289,7 +286,8 @@ class ChatScreen(Screen[None]):
         if self.stop_first():
             return
         if self._setting:
-            self._leave_setting()
+            self._setting = ""
+            self.field.take_question()
         else:
             self.set_focus(None)
         await self.show_chat()
@@ -300,7 +298,8 @@ class ChatScreen(Screen[None]):
         """The key line offers only what can be done now."""
         state = self.state
         if action == "again":
-            return True if state is not None and state.phase is Phase.READY and state.prompt else None
+            ready = state is not None and state.phase is Phase.READY and state.prompt and not self._setting
+            return True if ready else None
         if action in ("clear", "set"):
             return True if state is not None and state.phase is not Phase.ANSWERING else None
         if action == "next":
@@ -314,20 +313,32 @@ class ChatScreen(Screen[None]):
         self.feed.send(Stop())
         return True
 
+    async def on_key(self, event: events.Key) -> None:
+        """A key that leads into the field does so at once; what was typed behind it is the field's too."""
+        self._leaving = self._leaving and event.key in ("escape", "backspace")
+        action = _INTO_FIELD.get(event.key)
+        if self.focused is self.field:
+            if event.is_printable or event.key in ("enter", "backspace"):
+                event.stop()
+                self.field.post_message(events.Key(event.key, event.character))
+        elif self.focused is None and action is not None:
+            event.stop()
+            await self.run_action(action)
+
     def action_write(self) -> None:
         """Into the field."""
-        self.field.focus()
+        self.set_focus(self.field)
 
     async def action_again(self) -> None:
         """The newest question again; with the next seed when nothing else has changed."""
         state = self.state
-        if state is None or state.phase is not Phase.READY or not state.prompt:
+        if state is None or state.phase is not Phase.READY or not state.prompt or self._setting:
             return
         if self._answered == self._settings_now():
             if state.sampling.temperature == 0:
                 await self._say(_SAME)
                 return
-            state.sampling = msgspec.structs.replace(state.sampling, seed=state.sampling.seed + 1)
+            state.sampling = msgspec.structs.replace(state.sampling, seed=(state.sampling.seed + 1) % SEEDS)
         self._ask(state.again())
         await self.show_chat()
         self.refresh_bindings()
@@ -343,18 +354,18 @@ class ChatScreen(Screen[None]):
         """The very text that was sent, and back."""
         self.shows_sent = not self.shows_sent
         state = self.state
-        draft = self.field.text.strip()
+        draft = self.field.question.strip()
         if self.shows_sent and state is not None and state.phase is Phase.READY and draft and self.feed is not None:
             self.feed.send(state.show(draft))
         await self.show_chat()
 
     async def action_set(self, name: str) -> None:
         """Type another seed or temperature."""
-        if self.state is None:
+        if self.state is None or self.answering:
             return
         self._setting = name
-        self.field.put(f"{getattr(self.state.sampling, name):g}")
-        self.field.focus()
+        self.field.take_other(as_typed(self.state.sampling, name))
+        self.set_focus(self.field)
         await self.show_chat()
 
     async def action_next(self) -> None:
@@ -367,6 +378,14 @@ class ChatScreen(Screen[None]):
         """Scroll every column."""
         for column in self.query(ChatColumn):
             column.scroll_relative(y=pages * max(column.size.height - 2, 1), animate=False)
+
+    async def action_away(self) -> None:
+        """Back, the second time: an Escape may have been for an answer that was just over."""
+        if self._leaving or self.state is None or not self.state.prompt:
+            self.dismiss()
+            return
+        self._leaving = True
+        await self._say("Esc again leaves; the models leave memory, the conversation is saved.")
 
     def action_back(self) -> None:
         """One screen back."""

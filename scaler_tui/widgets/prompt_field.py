@@ -51,6 +51,8 @@ class PromptField(TextArea):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, compact=True, tab_behavior="focus", highlight_cursor_line=False)
         self.cursor_blink = False
+        self._draft: str | None = None
+        """The question aside while the field takes something else, and nothing is recalled; None otherwise."""
         self._earlier: list[str] = []
         self._place = 0
         """Which of the earlier ones is shown; their number for the one that is being typed."""
@@ -70,6 +72,27 @@ class PromptField(TextArea):
         """Replace what is in the field, the cursor at its end."""
         self.text = text
         self.move_cursor(self.document.end)
+
+    @property
+    def question(self) -> str:
+        """What is being typed as a question, also while the field takes something else."""
+        return self.text if self._draft is None else self._draft
+
+    def take_other(self, text: str) -> None:
+        """Something else is typed, beginning with `text`; the question waits."""
+        self._draft = self.question
+        self.put(text)
+
+    def take_question(self) -> None:
+        """The question again, as it was."""
+        self.put(self.question)
+        self._draft = None
+
+    def give_back(self, text: str) -> None:
+        """A question that was not put after all: here again, or recalled where another one is being typed."""
+        self.asked(text)
+        if self._draft is None and not self.text.strip():
+            self.put(text)
 
     async def _on_key(self, event: events.Key) -> None:
         """Before the text area sees it."""
@@ -91,7 +114,7 @@ class PromptField(TextArea):
         if self.cursor_location[0] > 0:
             self.action_cursor_up()
             return
-        if self._place == len(self._earlier):
+        if self._draft is None and self._place == len(self._earlier):
             self._typed = self.text
         self._recall(self._place - 1)
 
@@ -103,7 +126,7 @@ class PromptField(TextArea):
             self._recall(self._place + 1)
 
     def _recall(self, place: int) -> None:
-        if not 0 <= place <= len(self._earlier):
+        if self._draft is not None or not 0 <= place <= len(self._earlier):
             return
         self._place = place
         self.put(self._earlier[place] if place < len(self._earlier) else self._typed)

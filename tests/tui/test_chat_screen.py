@@ -8,20 +8,23 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from textual import events
 from textual.pilot import Pilot
 
 from engine.jobs.card_io import write_card
+from engine.jobs.chat_lines import Sampling
 from engine.jobs.chat_log import read_chats
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
 from scaler_tui.app import Start
 from scaler_tui.chat_sides import ChatAsked, of_run_with_base
-from scaler_tui.chat_state import Phase
+from scaler_tui.chat_state import ChatSettings, Phase
 from scaler_tui.screens.card import CardScreen
 from scaler_tui.screens.chat import ChatScreen
 from scaler_tui.screens.problem import ConfirmScreen, ProblemScreen
 from scaler_tui.screens.runs import RunsScreen
 from scaler_tui.terminal import RenderPolicy
+from scaler_tui.widgets.prompt_field import PromptField
 from tests.support.fake_chat import PROGRAM
 from tests.support.golden_runs import Golden, golden_card, write_golden
 from tests.support.screen_host import ScreenHost, until, visible
@@ -254,3 +257,65 @@ async def test_the_list_of_runs_and_the_card_open_the_chat_of_a_run_that_left_so
         await until(pilot, lambda: card.card is not None)
         await pilot.press("t")
         await until(pilot, lambda: isinstance(app.screen, ChatScreen))
+
+
+# ── keys at the wrong moment ─────────────────────────────────────────────────────────────────────────────────────
+async def test_a_seed_of_many_digits_stays_and_a_setting_keeps_the_draft(tmp_path: Path) -> None:
+    asked = ChatSettings(sampling=Sampling(seed=12345678901))
+    screen = ChatScreen(ChatAsked("demo"), asked)
+    async with ScreenHost(screen).run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: screen.state is not None and screen.state.phase is Phase.READY)
+        await ask(screen, pilot, "before")
+        await pilot.press(*"draft", "escape", "s")
+        assert screen.field.text == "12345678901"
+        await pilot.press("up")
+        assert screen.field.text == "12345678901"
+        await pilot.press("ctrl+r")  # nothing is asked with a setting half typed
+        assert screen.state.phase is Phase.READY  # type: ignore[union-attr]
+        await pilot.press("enter")
+        assert screen.state.sampling.seed == 12345678901  # type: ignore[union-attr]
+        assert screen.field.text == "draft"
+
+
+async def test_keys_typed_at_once_behind_the_one_that_leads_into_the_field_are_text() -> None:
+    async with chat(ChatAsked("demo")) as (screen, pilot):
+        await pilot.press("escape")
+        for key in "isqb":
+            pilot.app.post_message(events.Key(key, key))
+        await until(pilot, lambda: screen.field.text == "sqb")
+
+
+async def test_escape_after_the_end_of_an_answer_does_not_leave_before_it_is_pressed_again() -> None:
+    async with chat(ChatAsked("demo")) as (screen, pilot):
+        await ask(screen, pilot, "hello")
+        await pilot.press("escape", "escape")
+        assert pilot.app.screen is screen
+        assert "Esc again leaves" in visible(pilot.app)
+        await pilot.press("escape")
+        await until(pilot, lambda: pilot.app.screen is not screen)
+
+
+async def test_what_was_said_of_an_answer_under_way_goes_with_it() -> None:
+    async with chat(ChatAsked("demo")) as (screen, pilot):
+        await pilot.press(*"wait", "enter")
+        await until(pilot, lambda: "demo heard wait" in visible(pilot.app))
+        await pilot.press(*"next", "enter")
+        await until(pilot, lambda: screen._said.startswith("An answer is under way"))
+        await pilot.press("escape")
+        await until(pilot, lambda: screen.state.phase is Phase.READY)  # type: ignore[union-attr]
+        assert "under way" not in visible(pilot.app)
+        assert screen.field.text == "next"
+
+
+async def test_of_two_questions_typed_while_loading_none_is_lost_when_loading_fails() -> None:
+    screen = ChatScreen(ChatAsked("nosuchmodel"))
+    screen._waiting = "first"
+    async with ScreenHost(screen).run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: isinstance(pilot.app.screen, ProblemScreen))
+        assert screen.field.text == "first"
+    screen = ChatScreen(ChatAsked("demo"))
+    screen._waiting = "first"
+    async with ScreenHost(screen).run_test(size=(80, 24)) as pilot:
+        await screen.on_prompt_field_submitted(PromptField.Submitted("second"))
+        assert screen._waiting == "first"
+        await until(pilot, lambda: "demo heard first" in visible(pilot.app))

@@ -115,14 +115,39 @@ def test_a_process_that_is_killed_is_explained_and_the_exit_code_says_so(capsys:
     [
         ["--temperature", "-1"],
         ["--top-p", "0"],
-        ["--seed", "x"],
         ["--max-new-tokens", "0"],
+        ["--temperature", "warm"],
+        ["--threads", "999999"],
         ["--full-precision", "--quantization", "nf4"],
     ],
 )
 def test_settings_that_make_no_sense_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "demo", *flags]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_seed_that_is_none_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "demo", "--seed", "x"]) == 2
+    assert "x is no seed" in capsys.readouterr().err
+
+
+def test_a_question_without_any_answer_fails_whichever_it_was_and_the_others_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["chat", "demo", "--json", "--prompt", "long", "--prompt", "hello"]) == 5
+    document = json.loads(capsys.readouterr().out)
+    assert document["exchanges"][1]["answers"][0]["text"].startswith("demo heard hello")
+    assert document["error"]["code"] == "chat.window"
+    piped(monkeypatch, "long\nhello\n")
+    assert main(["chat", "demo"]) == 5
+    assert "demo heard hello" in capsys.readouterr().out
+
+
+def test_an_answer_is_told_although_the_process_dies_at_the_next_question(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "demo", "--json", "--prompt", "hello", "--prompt", "crash"]) == 5
+    document = json.loads(capsys.readouterr().out)
+    assert [exchange["prompt"] for exchange in document["exchanges"]] == ["hello"]
+    assert document["error"]["code"] == "chat.failed"
 
 
 def test_talking_line_by_line_needs_neither_torch_nor_textual() -> None:
@@ -151,7 +176,8 @@ def test_a_person_at_a_line_stops_answers_changes_settings_and_leaves(own_home: 
             (b"/seed 5\n", b"Now seed 5"),
             (b"/temperature warm\n", b"'warm' is no number."),
             (b"/again\n", b"demo answers"),
-            (b"\x03", b"; stopped"),
+            (b"\x03", b"; stopped\r\n> "),
+            (b"\x03", b"Ctrl+C again leaves"),
             (b"/clear\n", b"A new conversation."),
             (b"b\n", b"demo heard b in turn 1"),
             (b"/template\n", b"<|im_start|>assistant"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.jobs.chat_lines import (
@@ -26,9 +27,10 @@ from engine.jobs.chat_lines import (
     encode,
 )
 from engine.jobs.chat_log import ChatLog, Exchange, SavedAnswer, earlier_prompts, read_chats
-from scaler_tui.chat_state import ChatState, Phase, SideState, changed, harmless
+from scaler_tui.chat_state import ChatState, Phase, SideState, as_typed, changed, harmless
 from scaler_tui.chat_words import answer_content, sent_content
 
+SEED_WORDS = f"A seed is a whole number from 0 to {2**63 - 1:,}."
 FACTS = SideFacts(
     template="t", template_origin="f", template_is_default=False, window=64, stop_tokens=("<e>",), weights="float32"
 )
@@ -77,7 +79,7 @@ def test_asking_again_replaces_the_newest_answers_only() -> None:
     exchange = state.exchange(Path("/r"))
     assert (exchange.again, exchange.turn, exchange.prompt) == (True, 2, "two")
     assert [(one.side, one.folder, one.text, one.sent) for one in exchange.answers] == [
-        ("base", "/b", "E", "<s>E"), ("tuned", "o", "F", "<s>F")
+        ("base", "/b", "E", "E"), ("tuned", "o", "F", "F")
     ]  # fmt: skip
 
 
@@ -130,8 +132,12 @@ def test_lines_of_other_programs_and_of_later_versions_are_passed_over() -> None
     ("name", "text", "expected"),
     [
         ("seed", "5", Sampling(seed=5)),
-        ("seed", "1.5", "A seed is a whole number from 0 on."),
-        ("seed", "-1", "A seed is a whole number from 0 on."),
+        ("seed", "12345678901", Sampling(seed=12345678901)),
+        ("seed", str(2**63 - 1), Sampling(seed=2**63 - 1)),
+        ("seed", str(2**63), SEED_WORDS),
+        ("seed", "9" * 5000, SEED_WORDS),
+        ("seed", "1.5", SEED_WORDS),
+        ("seed", "-1", SEED_WORDS),
         ("temperature", "0,3", Sampling(temperature=0.3)),
         ("temperature", "hot", "'hot' is no number."),
         ("temperature", "nan", "A temperature is a number from 0 to 100; 0 is always the likeliest token."),
@@ -139,6 +145,35 @@ def test_lines_of_other_programs_and_of_later_versions_are_passed_over() -> None
 )
 def test_a_setting_is_taken_or_refused_in_words(name: str, text: str, expected: Sampling | str) -> None:
     assert changed(Sampling(), name, text) == expected
+
+
+def test_a_setting_typed_again_unchanged_is_the_same() -> None:
+    for sampling in (Sampling(seed=12345678901, temperature=0.123456789), Sampling(seed=2**63 - 1, temperature=0)):
+        for name in ("seed", "temperature"):
+            assert changed(sampling, name, as_typed(sampling, name)) == sampling
+
+
+def test_what_is_saved_are_the_settings_the_answer_was_asked_with() -> None:
+    state = two_sides()
+    request = state.ask("one")
+    state.sampling, state.system = msgspec.structs.replace(state.sampling, seed=99), "Later."
+    answered(state, request, "A", "B")
+    assert (state.exchange(None).sampling.seed, state.exchange(None).system) == (17, "")
+
+
+def test_of_the_text_that_was_sent_only_what_is_new_is_saved_with_each_turn() -> None:
+    state, told, lines = two_sides(), "", []
+    for turn in range(20):
+        told += f"question {turn}, "
+        request = state.ask(f"question {turn}")
+        answered(state, request, told, told)
+        lines.append(state.exchange(None))
+    whole = ""
+    for line in lines:
+        assert line.began == lines[0].began > 0
+        whole = whole[: line.answers[0].sent_shared] + line.answers[0].sent
+    assert whole == f"<s>{told}"
+    assert len(lines[-1].answers[0].sent) < 20
 
 
 def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
@@ -169,6 +204,7 @@ def test_exchanges_are_appended_by_day_and_a_torn_line_costs_itself_only(tmp_pat
     log = ChatLog(tmp_path / "chats")
     first = log.add(exchange("one", 1_795_731_961.0))
     assert first.name == "2026-11-26.jsonl"
+    assert first.stat().st_mode & 0o777 == 0o600
     with first.open("ab") as file:
         file.write(b'{"t": 1, "prompt": "torn')
     log.add(exchange("two", 1_795_731_962.0))
