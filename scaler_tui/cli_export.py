@@ -41,7 +41,7 @@ def add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
     export.add_argument(
         "--out", "-o", metavar="PATH", type=Path, default=None, help="the folder, or the job file; one type: FILE.gguf"
     )
-    export.add_argument("--force", action="store_true", help="replace OUT, if an export or job file made it")
+    export.add_argument("--force", action="store_true", help="replace OUT; of a model only what an export made")
     export.add_argument("--name", default="", help="of the files or the job; the run's or folder's when left out")
     _add_model_flags(export)
     _add_job_flags(export)
