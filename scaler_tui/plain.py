@@ -184,11 +184,12 @@ def _value(wizard: Wizard, question: Question, states: tuple[OptionState, ...], 
 
 
 def _suggestion(wizard: Wizard, question: Question) -> str:
-    """The number of the option an empty line takes, or the value when no option has it."""
-    value = wizard.session.value(question.id)
-    for number, option in enumerate(question.options, start=1):
-        if option.value == value:
-            return str(number)
+    """The number of the option an empty line takes, a possible one; or the value when no option has it."""
+    value, states = wizard.session.value(question.id), wizard.option_states(question)
+    possible = [str(number) for number, state in enumerate(states, start=1) if state.enabled]
+    for number, state in enumerate(states, start=1):
+        if state.option.value == value:
+            return str(number) if state.enabled or not possible else possible[0]
     return str(value)
 
 
@@ -247,6 +248,9 @@ def _show(matrix: Matrix | None) -> None:
         return
     say(f"Approaches for {matrix.model} on {matrix.machine}" + (", simulated." if matrix.simulated else "."))
     for number, row in enumerate(matrix.rows, start=1):
+        if row.obstacle:
+            say(f"  {number}. {row.title}: {row.obstacle}. {row.impediment}")
+            continue
         say(
             f"  {number}. {row.title} {_verdict_words(row)}: {row.verdict_reason}. "
             f"Memory {format_bytes(row.vram.likely or row.ram.likely)}. "

@@ -51,6 +51,11 @@ class ApproachRow:
     appraisal: Appraisal | None = None
     """What the figures were read from: for fixes and for questions the other way round."""
 
+    @property
+    def obstacle(self) -> str:
+        """ "no teacher": shown instead of a verdict and figures, which would be of nobody's; "" otherwise."""
+        return "no teacher" if self.impediment and self.id == "distillation" else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:

@@ -192,11 +192,17 @@ def _cells(row: ApproachRow, recommended: str) -> list[str]:
         "*" if row.id == recommended else "",
         row.title,
         row.id,
+        *([row.obstacle, "", "", ""] if row.obstacle else _figures(row)),
+        (f"{format_count(row.base_parameters)} -> " if grown else "") + format_count(row.final_parameters),
+    ]
+
+
+def _figures(row: ApproachRow) -> list[str]:
+    return [
         str(row.verdict),
         format_bytes(row.vram.likely or row.ram.likely),
         format_range(format_hours(row.hours.low), format_hours(row.hours.high)),
         format_range(format_usd(row.cost_usd.low), format_usd(row.cost_usd.high)),
-        (f"{format_count(row.base_parameters)} -> " if grown else "") + format_count(row.final_parameters),
     ]
 
 

@@ -168,7 +168,7 @@ class MatrixScreen(PlanningScreen):
         from scaler_tui.machines import free_bytes_for
 
         on_gpu = row.vram.likely > 0
-        bar.display = not self._cell
+        bar.display = not (self._cell or row.obstacle)
         self.query_one(MatrixTable).opened = self._cell
         bar.legend = self.size.height >= 23
         bar.show(row.vram if on_gpu else row.ram, free_bytes_for(row.id, machine), "VRAM" if on_gpu else "RAM")
@@ -179,7 +179,8 @@ class MatrixScreen(PlanningScreen):
         assert matrix is not None
         bold = "bold"
         parts: list[Content | str | tuple[str, str]] = [(row.title, bold), f": {row.reason}\n"]
-        parts += [("Fits? ", bold), f"{row.verdict}: {row.verdict_reason}\n"]
+        if not row.obstacle:
+            parts += [("Fits? ", bold), f"{row.verdict}: {row.verdict_reason}\n"]
         if not row.runnable:
             parts += [("Runs from here: no. ", bold), f"{row.not_runnable_reason}\n"]
         if row.id == matrix.recommended:

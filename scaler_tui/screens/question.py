@@ -130,8 +130,11 @@ class QuestionScreen(FramedScreen):
         if self.field.display:
             self.field.value = str(value) if typed else ""
             self.field.placeholder = _PLACEHOLDERS[question.kind]
+        states = wizard.option_states(question)
         pointer = values.index(value) if value in values else 0
-        self.options.show(wizard.option_states(question), self.signs, pointer=pointer)
+        if states and not states[pointer].enabled:  # the pointer stands on what Enter can take
+            pointer = next((place for place, state in enumerate(states) if state.enabled), pointer)
+        self.options.show(states, self.signs, pointer=pointer)
         self.set_focus(self.field if typed and self.field.display else self.options, scroll_visible=False)
         self.refresh_bindings()
         self.refresh_title()

@@ -38,11 +38,18 @@ def _memory(row: ApproachRow) -> Estimate:
 
 def verdict_text(row: ApproachRow, signs: Glyphs) -> str:
     """ "✓ fits", "! tight", "✗ no": glyph and word, colour comes on top."""
+    if row.obstacle:
+        return f"{signs.no} {row.obstacle}"
     glyph = {Verdict.FITS: signs.ok, Verdict.TIGHT: signs.warn, Verdict.NO: signs.no}[row.verdict]
     return f"{glyph} {row.verdict}"
 
 
-def _usd_range(row: ApproachRow, _: Glyphs) -> str:
+def _of_plan(text: Callable[[ApproachRow], str]) -> Callable[[ApproachRow, Glyphs], str]:
+    """A figure; nothing for a plan that cannot be."""
+    return lambda row, _: "" if row.obstacle else text(row)
+
+
+def _usd_range(row: ApproachRow) -> str:
     return format_range(format_usd(row.cost_usd.low), format_usd(row.cost_usd.high))
 
 
@@ -53,19 +60,19 @@ def _parameters(row: ApproachRow, signs: Glyphs) -> str:
 
 COLUMNS = (
     Column("verdict", "Fits?", verdict_text, right=False),
-    Column("memory", "Memory", lambda row, _: format_bytes(_memory(row).likely)),
-    Column("hours", "Time", lambda row, _: format_hours(row.hours.likely)),
-    Column("cost", "Cost", lambda row, _: format_usd(row.cost_usd.likely)),
+    Column("memory", "Memory", _of_plan(lambda row: format_bytes(_memory(row).likely))),
+    Column("hours", "Time", _of_plan(lambda row: format_hours(row.hours.likely))),
+    Column("cost", "Cost", _of_plan(lambda row: format_usd(row.cost_usd.likely))),
     Column("parameters", "Parameters", _parameters, right=False),
-    Column("disk", "Disk", lambda row, _: format_bytes(row.disk.likely)),
+    Column("disk", "Disk", _of_plan(lambda row: format_bytes(row.disk.likely))),
     Column(
         "hours_range",
         "Time range",
-        lambda row, _: format_range(format_hours(row.hours.low), format_hours(row.hours.high)),
+        _of_plan(lambda row: format_range(format_hours(row.hours.low), format_hours(row.hours.high))),
     ),
-    Column("cost_range", "Cost range", _usd_range),
+    Column("cost_range", "Cost range", _of_plan(_usd_range)),
     Column("capacity", "Effective capacity", lambda row, _: row.effective_capacity, right=False),
-    Column("ram", "RAM", lambda row, _: format_bytes(row.ram.likely)),
+    Column("ram", "RAM", _of_plan(lambda row: format_bytes(row.ram.likely))),
 )
 """In order of priority."""
 
@@ -148,7 +155,8 @@ class MatrixTable(Widget):
         pointer = signs.pointer if index == self.cursor else signs.star if recommended else " "
         line = Text()
         title_style: Style | str = ""
-        if recommended or row.verdict is Verdict.NO:
+        verdict = Verdict.NO if row.obstacle else row.verdict
+        if recommended or verdict is Verdict.NO:
             name = "matrix--recommended" if recommended else "matrix--dim"
             title_style = self.get_component_rich_style(name, partial=True)
         line.append(f"{pointer} ", title_style)
@@ -156,10 +164,10 @@ class MatrixTable(Widget):
         for column, cells in columns:
             cell = column.text(row, signs)
             style = (
-                self.get_component_rich_style(f"matrix--{_VERDICT_STYLE[row.verdict]}", partial=True)
+                self.get_component_rich_style(f"matrix--{_VERDICT_STYLE[verdict]}", partial=True)
                 if column.id == "verdict"
                 else title_style
-                if row.verdict is Verdict.NO
+                if verdict is Verdict.NO
                 else ""
             )
             line.append("  ")

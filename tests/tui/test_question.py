@@ -314,3 +314,14 @@ async def test_enter_in_an_empty_field_that_needs_an_answer_says_so() -> None:
         assert screen.question.id == "model"
         assert isinstance(app.focused, Input)
         assert "needs an answer" in flat(app)
+
+
+async def test_the_pointer_stands_on_an_answer_that_is_possible() -> None:
+    async with opened(SIZES[0]) as (app, pilot):
+        screen = await to_questions(app, pilot)
+        app.wizard.session.set_answer("goal", "smaller")
+        app.wizard.session.go_to("teacher")
+        await until(pilot, lambda: app.wizard.architecture is not None)
+        screen.show_question()
+        assert [state.enabled for state in screen.options.states] == [False, True]
+        assert screen.options.highlighted == 1

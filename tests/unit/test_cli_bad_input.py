@@ -268,3 +268,12 @@ def test_a_teacher_that_would_be_left_out_is_refused(run: Run, flags: tuple[str,
     assert code == 2
     assert words in err
     assert not Path("x.toml").exists()
+
+
+def test_a_way_that_nobody_can_teach_has_no_figures(run: Run) -> None:
+    code, out, _ = run("matrix", "demo", "--goal", "smaller")
+    assert code == 0
+    line = next(line for line in out.splitlines() if " distillation " in line)
+    assert "no teacher" in line
+    assert "fits" not in line
+    assert not any(unit in line for unit in ("GiB", "MiB", " h", "min", "$"))
