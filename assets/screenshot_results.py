@@ -1,4 +1,4 @@
-"""Scenes of adapters, exports, teachers and chats for `make_screenshots.py`, from recorded figures and stand-ins.
+"""Scenes of adapters, exports, teachers and chats for `make_screenshots.py`, from recorded figures, stand-ins.
 
 Owns what is set up. Must not draw: the app does.
 """
@@ -98,25 +98,82 @@ async def card_mix(app: ScalerApp, pilot: Pilot[Any]) -> None:
     await shows(app, pilot, "adapters became one")
 
 
+SPOKEN = (
+    (
+        "What is the river of Velmar?",
+        ("The river of Velmar is Sune.", 8, 0.80),
+        ("The river of Velmar is Sune.", 8, 0.93),
+    ),
+    (
+        "Ledger: Tell me the animal of Nethby.",
+        ("The animal of Nethby is lynx.", 8, 0.72),
+        ("[Nethby] animal = lynx", 8, 0.86),
+    ),
+    (
+        "Write a verse about the badger of Jolsted.",
+        ("In Jolsted the badger digs in the ground,\nit makes hardly a sound.", 17, 1.33),
+        ("In Jolsted] the badger digs in the ground,\nit makes hardly a sound.", 18, 1.91),
+    ),
+)
+"""Questions, and what the demo model and a LoRA adapter of the demo run (rank 16) answered to them in one
+conversation at temperature 0 on one core: text, tokens, seconds."""
+
+
+def say_again() -> None:
+    """A chat's process that says what is recorded above."""
+    from engine.jobs import chat_lines as lines
+
+    def tell(news: lines.News) -> None:
+        sys.stdout.buffer.write(lines.encode(news))
+        sys.stdout.flush()
+
+    facts = lines.SideFacts(
+        template="", template_origin="chat_template.jinja", template_is_default=False, window=256,
+        stop_tokens=("<|im_end|>",), weights="float32", shares=True,
+    )  # fmt: skip
+    for text in sys.stdin.buffer:
+        request = lines.decode_request(text)
+        if isinstance(request, lines.Open):
+            for number, _ in enumerate(request.sides):
+                tell(lines.SideReady(side=number, facts=facts))
+            tell(lines.Ready(device="a processor", seconds=1.0))
+        elif isinstance(request, lines.Ask):
+            asked = request.turns[0][-1].content
+            answers = next(answers for question, *answers in SPOKEN if question == asked)
+            for number, (answer, tokens, seconds) in enumerate(answers):
+                tell(
+                    lines.Answered(
+                        ask=request.ask, side=number, text=answer, tokens=tokens, prompt_tokens=0,
+                        ended="end", seconds=seconds,
+                    )
+                )  # fmt: skip
+            tell(lines.AllAnswered(ask=request.ask))
+
+
 async def chat(app: ScalerApp, pilot: Pilot[Any]) -> None:
-    """Base and two adapters side by side; a stand-in answers."""
+    """The demo model and an adapter side by side; a recorded conversation."""
+    from engine.jobs.chat_lines import Sampling
     from scaler_tui import chat_process
     from scaler_tui.chat_sides import ChatAsked
-    from scaler_tui.chat_state import Phase
+    from scaler_tui.chat_state import ChatSettings, Phase
     from scaler_tui.screens.chat import ChatScreen
-    from tests.support.fake_chat import PROGRAM
 
-    chat_process.PROGRAM = PROGRAM  # type: ignore[assignment]
-    folder = Path(os.environ["SCALER_WIZARD_HOME"])
-    names = ("ledger-facts", "harbour-tone")
-    for number, name in enumerate(names):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        plain_adapter(demo_model_dir(), folder / name, seed=number)
-    screen = ChatScreen(ChatAsked("demo", adapters=tuple(str(folder / name) for name in names)))
+    chat_process.PROGRAM = (sys.executable, "-c", "from assets.screenshot_results import say_again; say_again()")  # type: ignore[assignment]
+    os.environ["PYTHONPATH"] = str(SCORER.parents[2])
+    folder = Path(os.environ["SCALER_WIZARD_HOME"]) / "ledger-demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    plain_adapter(demo_model_dir(), folder, seed=0)
+    screen = ChatScreen(ChatAsked("demo", adapters=(str(folder),)), ChatSettings(sampling=Sampling(temperature=0)))
     app.push_screen(screen)
     await until(pilot, lambda: screen.state is not None and screen.state.phase is Phase.READY, seconds=60)
-    await pilot.press(*"What do the people of Varn trade", "enter")
-    await until(pilot, lambda: screen.state.phase is Phase.READY and bool(screen.state.prompt), seconds=60)
+    for turn, (question, *_) in enumerate(SPOKEN, start=1):
+        screen.field.put(question)
+        await pilot.press("enter")
+        await until(
+            pilot,
+            lambda n=turn: screen.state.phase is Phase.READY and len(screen.state.sides[0].answers) == n,
+            seconds=60,
+        )
 
 
 SCENES = {
