@@ -93,7 +93,7 @@ def test_a_score_is_that_of_the_adapter_which_is_written(
     method: MixMethod, ready: mix_score.Ready, tiny_model: Path, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
     mix = MixSection(method=method, density=0.4, rank=3 if method is MixMethod.SVD else 0)
-    shares = tuple(Share(read_adapter(adapters[name]), weight) for name, weight in (("lora", 0.7), ("dora", -0.3)))
+    shares = tuple(Share(read_adapter(adapters[name]), weight) for name, weight in (("dora", -0.3), ("lora", 0.7)))
     recipe = Recipe(method, mix.density, mix.signs, mix.rank, 5)
     mix_adapters(MixRequest(shares, tmp_path / "mixed", recipe, tiny_model, test=False))
     scored = ready.score(AskedMix(id=1, weights=(0.7, 0.0, -0.3, 0.0, 0.0), mix=mix, seed=5))
