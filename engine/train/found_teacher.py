@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from engine.data.rows import EncodedRow, RowKind
 from engine.data.vocabulary_map import check_ids, match_vocabularies
 from engine.errors import EngineError, ExitCode
-from engine.jobs.spec_distillation import SELF, Tokenizers
+from engine.jobs.spec_distillation import SELF, Held, Tokenizers
 from engine.models.adapter import base_of_adapter, is_adapter
 from engine.models.folder import check_folder
 from engine.models.headers import read_headers
 from engine.models.resolve import download_weights, resolve_model
 from engine.models.source import ModelRef
 from engine.train.attempt import Attempt
-from engine.train.teacher_record import check_same_teacher
+from engine.train.teacher_record import TeacherRecord, check_same_teacher
 
 if TYPE_CHECKING:
     from engine.data.load import PreparedData
@@ -83,6 +83,14 @@ def find_teacher(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> FoundTe
         parameters=sum(tensor.elements for tensor in read_headers(folder).tensors),
         window=window,
     )
+
+
+def known_teacher(record: TeacherRecord) -> FoundTeacher | None:
+    """The teacher of a run whose logits are on disk, as it was when they were found or made; its weights may be gone.
+    None where the record does not say enough."""
+    if record.held != Held.CACHED or record.vocabulary < 0:
+        return None
+    return FoundTeacher(record.name, Path(), None, False, record.vocabulary, record.sha256, record.parameters, 0)
 
 
 def _folders(attempt: Attempt) -> tuple[Path, Path | None]:

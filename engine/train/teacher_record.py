@@ -34,6 +34,8 @@ class TeacherRecord(msgspec.Struct, frozen=True, kw_only=True):
     cached_bytes: int = 0
     form: str = ""
     """Of a cached one: how it was held while its logits were written, as `held`."""
+    vocabulary: int = -1
+    """Ids that it shares with the student: with it, what is cached can be found without the teacher. -1: not kept."""
     v: int = 1
 
 

@@ -15,21 +15,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
+from msgspec.structs import replace as change
 
 from engine.data.tokenizer import ChatTokenizer
 from engine.distill.cache import (
     CacheOrder,
+    Segment,
     cache_home,
     cached_knowledge,
     data_sha256_of,
     segments_of_rows,
 )
+from engine.distill.cache_files import read_manifest
 from engine.distill.hidden import LayerEar, compared_layers, decoder_layers, width_of
 from engine.distill.knowledge import Knowledge
 from engine.distill.losses import Divergence
@@ -49,11 +52,12 @@ from engine.train import model as models
 from engine.train.alignment import AlignmentCheck
 from engine.train.attempt import Attempt
 from engine.train.cutting import cut_rows
-from engine.train.found_teacher import FoundTeacher, find_teacher
+from engine.train.found_teacher import FoundTeacher, find_teacher, known_teacher
 from engine.train.measuring import BEFORE
 from engine.train.taught_steps import Batching, TaughtSteps, Written
 from engine.train.teacher_record import TeacherRecord, read_record, write_record
 from engine.train.teacher_room import choose_caching, choose_held
+from engine.train.teacher_scores import TeacherScores, keep_scores, kept_scores, scores_key
 
 if TYPE_CHECKING:
     from engine.data.load import PreparedData
@@ -68,8 +72,17 @@ _SHOWN_CHARACTERS = 2000
 class Teaching:
     """One per attempt. Mutable: what is loaded is kept for later stages."""
 
-    def __init__(self, attempt: Attempt, found: FoundTeacher, held: Held, rows: PreparedData) -> None:
-        """`held`: for a run that has not begun; never auto, unless the teacher is the student's own."""
+    def __init__(
+        self,
+        attempt: Attempt,
+        found: FoundTeacher,
+        held: Held,
+        rows: PreparedData,
+        find: Callable[[], FoundTeacher] | None = None,
+    ) -> None:
+        """`held`: for a run that has not begun; never auto, unless the teacher is the student's own. `find`: where
+        `found` is only what the run remembers."""
+        self._find = find
         self._attempt, self._found, self._held, self._rows = attempt, found, held, rows
         self._section = attempt.spec.distillation
         self._loaded: LoadedModel | None = None
@@ -200,18 +213,7 @@ class Teaching:
     def cache(self, form: Held) -> None:
         """Its top logits on all rows of all stages, found or made; the teacher, held in that form, is gone afterwards.
         Raises EngineError `disk.full` and the like, PauseRequested."""
-        attempt, section, found = self._attempt, self._section, self._found
-        stages = [stage for stage in attempt.spec.staged() if stage.task.trains]
-        rows = [row for stage in stages for row in cut_rows(self._rows.train, stage.data.max_length).rows]
-        segments = segments_of_rows(rows)
-        order = CacheOrder(
-            data_sha256=data_sha256_of(segments),
-            teacher=found.name,
-            teacher_sha256=found.sha256,
-            form="nf4" if form is Held.NF4 else str(attempt.device.compute_dtype).removeprefix("torch."),
-            k=section.top_k or CACHED_TOP_K,
-            vocabulary=found.vocabulary,
-        )
+        attempt, section = self._attempt, self._section
 
         def tell(done: int, total: int, words: str) -> None:
             attempt.phase("caching logits", words, done, total)
@@ -219,19 +221,53 @@ class Teaching:
 
         home = cache_home(section.cache)
         teacher = partial(self._for_caching, form)
-        self._cached, facts = cached_knowledge(order, segments, home, teacher, section.temperature, tell)
-        kept = read_record(attempt.run_dir)
-        base = kept or TeacherRecord(
-            name=found.name, sha256=found.sha256, held=Held.CACHED.value, parameters=found.parameters, form=form.value
+        self._cached, facts = cached_knowledge(
+            self._order(form), self._segments, home, teacher, section.temperature, tell
         )
-        write_record(
-            attempt.run_dir, msgspec.structs.replace(base, cached_tokens=facts.tokens, cached_bytes=facts.size_bytes)
-        )
+        key, kept = scores_key(self._rows.heldout, attempt.spec.evaluation), read_record(attempt.run_dir)
+        if kept is None:
+            scores = kept_scores(facts.folder, key)
+            record = self._record(Held.CACHED.value, form.value)
+            kept = change(record, task_loss=scores.task_loss, exact_match=scores.exact_match)
+        keep_scores(facts.folder, key, TeacherScores(kept.task_loss, kept.exact_match))
+        write_record(attempt.run_dir, change(kept, cached_tokens=facts.tokens, cached_bytes=facts.size_bytes))
         self._cache_seconds = facts.seconds
+
+    def has_cached(self, form: Held) -> bool:
+        """Whether its logits, made in that form, are complete on disk."""
+        order = self._order(form)
+        manifest = read_manifest(cache_home(self._section.cache) / order.folder_name)
+        return manifest is not None and manifest.order.same_as(order)
+
+    def cached_form(self, chosen: Held) -> Held:
+        """In which form its logits are there already; `chosen` where they are in none."""
+        others = (Held.OFFLOADED, Held.NF4)  # what it says from host memory it says from the device
+        return next((form for form in (chosen, *others) if self.has_cached(form)), chosen)
+
+    def _order(self, form: Held) -> CacheOrder:
+        attempt, found = self._attempt, self._found
+        return CacheOrder(
+            data_sha256=data_sha256_of(self._segments),
+            teacher=found.name,
+            teacher_sha256=found.sha256,
+            form="nf4" if form is Held.NF4 else str(attempt.device.compute_dtype).removeprefix("torch."),
+            k=self._section.top_k or CACHED_TOP_K,
+            vocabulary=found.vocabulary,
+        )
+
+    @cached_property
+    def _segments(self) -> list[Segment]:
+        """Of all rows of all stages."""
+        stages = [stage for stage in self._attempt.spec.staged() if stage.task.trains]
+        return segments_of_rows(
+            row for stage in stages for row in cut_rows(self._rows.train, stage.data.max_length).rows
+        )
 
     @contextlib.contextmanager
     def _for_caching(self, form: Held) -> Iterator[Knowledge]:
         """The teacher alone in memory, measured while it is there."""
+        if self._find is not None:
+            self._found = self._find()
         loaded = self._load(form)
         try:
             self._keep(Held.CACHED.value, loaded, form.value)
@@ -243,12 +279,22 @@ class Teaching:
     # ── what is kept and told ─────────────────────────────────────────────────────────────────────────────────────
     def _keep(self, held: str, loaded: LoadedModel, form: str = "") -> None:
         """Measure it on the held-out rows, once per run."""
-        attempt, found = self._attempt, self._found
+        attempt = self._attempt
         if read_record(attempt.run_dir) is not None:
             return
-        record = TeacherRecord(name=found.name, sha256=found.sha256, held=held, parameters=found.parameters, form=form)
         loss, exact = self._scores(loaded)
-        write_record(attempt.run_dir, msgspec.structs.replace(record, task_loss=loss, exact_match=exact))
+        write_record(attempt.run_dir, change(self._record(held, form), task_loss=loss, exact_match=exact))
+
+    def _record(self, held: str, form: str) -> TeacherRecord:
+        found = self._found
+        return TeacherRecord(
+            name=found.name,
+            sha256=found.sha256,
+            held=held,
+            parameters=found.parameters,
+            form=form,
+            vocabulary=found.vocabulary,
+        )
 
     def _scores(self, loaded: LoadedModel) -> tuple[float | None, float | None]:
         """Loss and exact match on the held-out rows; an own teacher is what was measured before the training."""
@@ -301,13 +347,20 @@ class Teaching:
 
 def open_teaching(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> Teaching:
     """The job's teacher, its logits on disk where they are to be. Raises EngineError, PauseRequested."""
-    found, held = find_teacher(attempt, ref, rows), attempt.spec.distillation.held
-    kept = read_record(attempt.run_dir)
+    kept, held = read_record(attempt.run_dir), attempt.spec.distillation.held
+    known = known_teacher(kept) if kept is not None and held is Held.CACHED else None
+    if kept is not None and known is not None:
+        find = partial(find_teacher, attempt, ref, rows)
+        teaching = Teaching(attempt, known, held, rows, find)
+        if teaching.has_cached(Held(kept.form)):  # the teacher itself is not needed any more
+            teaching.cache(Held(kept.form))
+            return teaching
+    found = find_teacher(attempt, ref, rows)
     if held is Held.AUTO and not found.is_own and kept is None:
         held = choose_held(attempt, ref)
     teaching = Teaching(attempt, found, held, rows)
     if held is Held.CACHED:
-        teaching.cache(Held(kept.form) if kept is not None else choose_caching(attempt, ref))
+        teaching.cache(Held(kept.form) if kept is not None else teaching.cached_form(choose_caching(attempt, ref)))
     return teaching
 
 

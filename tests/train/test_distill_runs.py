@@ -22,6 +22,7 @@ from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec, StageSection
 from engine.jobs.store import create_run, load_state
 from engine.train import checkpointing
+from engine.train.teacher_record import read_record
 from tests.support.forked_workers import ForkedWorkers
 from tests.train.conftest import Finished, SpecMaker, build_tokenizer, chat, write_jsonl
 from tests.train.test_grown_training import QUICK, UNPROVEN
@@ -224,7 +225,11 @@ def test_cached_logits_teach_what_the_teacher_does(
     spec = make_spec("full", distillation=cache)
     broken = create_run(spec)
     kill_when(workers, broken, lambda event: isinstance(event, ev.Step) and event.step == 2)
-    cached = Finished(broken, workers.run(broken))
+    gone = larger.rename(tmp_path / "gone")
+    try:
+        cached = Finished(broken, workers.run(broken))  # its logits are on disk: the teacher is not needed any more
+    finally:
+        gone.rename(larger)
     for run in (live, cached):
         assert run.end.outcome == "finished", run.log[-2000:]
     for step, told in parts(live.run_dir).items():
@@ -237,6 +242,13 @@ def test_cached_logits_teach_what_the_teacher_does(
     assert second.cached_bytes > 0
     assert second.task_loss == pytest.approx(first.task_loss), "measured while it was there, kept for the resume"
     assert any(event.name == "caching logits" for event in cached.of(ev.Phase))
+    again = create_run(spec)
+    kill_when(workers, again, lambda event: isinstance(event, ev.Teacher))
+    found = read_record(again)
+    assert found is not None
+    assert (found.task_loss, found.exact_match) == (second.task_loss, second.exact_match)
+    details = [event.detail for event in JournalTail(again).stream() if isinstance(event, ev.Phase)]
+    assert not {"loading the teacher", "the teacher on held-out rows"} & set(details), "its logits are there"
 
 
 def test_a_job_that_grows_learns_from_its_parent_in_every_stage(make_spec: SpecMaker, workers: ForkedWorkers) -> None:
