@@ -76,9 +76,8 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     exported = check_export_of(spec, ref, growth, architecture)
     if growth is not None and not spec.needs_data:
         return exported.on(_only_growth(spec, ref, growth))
-    check_mergeable(spec, ref)
+    check_mergeable(spec, ref, check_adapters_of(spec, ref))
     if spec.task is Task.MIX:
-        check_adapters_of(spec, ref)
         heldout_of(spec, ref.path)
         _check_named_tasks(spec)
         require_benchmarks(spec)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from engine.adapters.base import check_base
+from engine.adapters.base import Base, check_base, read_base
 from engine.adapters.folder import AdapterFolder, read_adapter
+from engine.adapters.merge_plan import Weighed, plan_merge
 from engine.adapters.merge_refusals import check_not_quantised
 from engine.data.load import DEMO, PreparedData, prepare, prepare_beside
 from engine.errors import EngineError
@@ -30,11 +31,27 @@ def check_adapters_of(spec: JobSpec, ref: ModelRef) -> tuple[AdapterFolder, ...]
             adapter = read_adapter(adapter_folder(named.path))
             if ref.path is not None and ref.has_weights:
                 check_base(adapter, ref.path)
+                _check_vocabulary(adapter, read_base(ref.path))
         except EngineError as error:
             error.key = error.key or f"adapters[{number}].path"
             raise
         found.append(adapter)
     return tuple(found)
+
+
+def _check_vocabulary(adapter: AdapterFolder, base: Base) -> None:
+    """A mix is measured with all its adapters on one model, whose vocabulary has one size."""
+    for whole in adapter.whole:
+        stored = base.find(whole.name)
+        if stored is not None and stored.shape != whole.tensor.shape:
+            raise EngineError(
+                "adapter.resized",
+                f"The adapter in {adapter.path} has a vocabulary of its own: {whole.tensor.shape[0]:,} rows in "
+                f"'{whole.name[:80]}', the model's has {stored.shape[0]:,}.",
+                cause="A model whose vocabulary was resized for one adapter is another model for the others.",
+                next_step="Merge that adapter into the base first (scaler-wizard adapters merge), and mix what was "
+                "trained on the result.",
+            )
 
 
 def heldout_of(spec: JobSpec, folder: Path, now: datetime | None = None) -> PreparedData:
@@ -53,12 +70,22 @@ def heldout_of(spec: JobSpec, folder: Path, now: datetime | None = None) -> Prep
     return found
 
 
-def check_mergeable(spec: JobSpec, ref: ModelRef) -> None:
-    """Raises EngineError `merge.quantised_base` where the job is to end in a merged model and its base is packed."""
+def check_mergeable(spec: JobSpec, ref: ModelRef, adapters: tuple[AdapterFolder, ...] = ()) -> None:
+    """Raises EngineError `merge.*` where the job is to end in a merged model, and its base is packed or has no place
+    for what an adapter adds."""
     if ref.path is None or not ref.has_weights or not (spec.output.merge or spec.task is Task.MIX):
         return
     try:
         check_not_quantised(check_folder(Path(ref.path)), read_headers(ref.path), spec.model.source)
     except EngineError as error:
         error.key = error.key or ("output.merge" if spec.output.merge else "model.source")
+        raise
+    if not (spec.output.merge and spec.task is Task.MIX):
+        return
+    base = read_base(Path(ref.path))
+    mix = [Weighed(adapter, named.weight) for adapter, named in zip(adapters, spec.adapters, strict=True)]
+    try:
+        plan_merge(base, mix, "", tied=base.tied)
+    except EngineError as error:
+        error.key = error.key or "output.merge"
         raise

@@ -51,7 +51,7 @@ def run(attempt: Attempt) -> Outcome:
     ref = find_model(attempt)
     assert ref.path is not None
     adapters = check_adapters_of(attempt.spec, ref)
-    check_mergeable(attempt.spec, ref)
+    check_mergeable(attempt.spec, ref, adapters)
     named = zip(attempt.spec.adapters, adapters, strict=True)
     shares = tuple(Share(adapter, one.weight, one.name or adapter_name(one.path)) for one, adapter in named)
     attempt.phase("preparing data")

@@ -63,3 +63,31 @@ def test_rows_that_are_not_there_are_said_before_the_start(tmp_path: Path, width
     fits = adapter(tmp_path / "fits", width)
     error = refused(spec(fits, data={"heldout": str(tmp_path / "none.jsonl")}), tmp_path)
     assert error.code.startswith("data.")
+
+
+def test_what_could_not_be_measured_or_merged_at_the_end_is_refused_at_the_start(tmp_path: Path, width: int) -> None:
+    table = np.ones((1300, width))
+    resized = write_adapter(
+        tmp_path / "resized",
+        {
+            f"{Q}.lora_A.weight": np.ones((2, width)),
+            f"{Q}.lora_B.weight": np.ones((width, 2)),
+            "model.embed_tokens.weight": table,
+            "lm_head.weight": table,
+        },
+        modules_to_save=["embed_tokens", "lm_head"],
+    )
+    error = refused(spec(resized), tmp_path)
+    assert (error.code, error.key) == ("adapter.resized", "adapters[1].path")
+    assert "1,300 rows" in error.what
+    biased = write_adapter(
+        tmp_path / "biased",
+        {
+            f"{Q}.lora_A.weight": np.ones((2, width)),
+            f"{Q}.lora_B.weight": np.ones((width, 2)),
+            f"{Q}.lora_B.bias": np.ones(width),
+        },
+        lora_bias=True,
+    )
+    error = refused(spec(biased, output={"merge": True}), tmp_path)
+    assert (error.code, error.key) == ("merge.no_bias", "output.merge")
