@@ -26,6 +26,8 @@ WIDEST = 100.0
 DENSITY_STEP = 0.05
 MOST_LOADED = 16
 """Adapters that are scored together: as many as a sweep searches."""
+LONGEST_NAME = 60
+"""Of what is written."""
 SETTINGS = ("method", "density", "signs", "rank")
 PLAIN = MixSection()
 """How an adapter is measured alone: as it is."""
@@ -73,6 +75,8 @@ class Mixing:
     scorer: Scorer | None = None
     asked: AskedMix | None = None
     """Not answered yet."""
+    fitted: bool = False
+    """The weights were searched on the rows that they are scored on."""
     refused: str = ""
     """Why the present mix cannot be measured."""
     _next_id: int = 1
@@ -102,11 +106,11 @@ class Mixing:
             self.weights[one.folder] = 1.0
         return why
 
-    def add(self, one: Listed) -> None:
-        """From a typed folder; in at once where it can be."""
+    def add(self, one: Listed, *, inside: bool = True) -> None:
+        """From a typed folder; in at once where it can be, unless that has to wait."""
         if all(other.folder != one.folder for other in self.listed):
             self.listed.append(one)
-        if one.folder not in self.weights:
+        if inside and one.folder not in self.weights:
             self.toggle(one)
 
     def wanted(self) -> tuple[Path, ...]:
@@ -121,13 +125,19 @@ class Mixing:
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────────────────────
     def shift(self, folder: Path, by: float) -> None:
-        """A slider, to a multiple of its step."""
+        """A slider, to a multiple of its step; one that lies beyond an end only comes back."""
         if folder in self.weights:
-            moved = round((self.weights[folder] + by) / STEP) * STEP
-            self.weights[folder] = round(min(max(moved, LOWEST), HIGHEST), 2) + 0.0
+            now = self.weights[folder]
+            moved = round((now + by) / STEP) * STEP
+            moved = min(moved, max(HIGHEST, now)) if by > 0 else max(moved, min(LOWEST, now))
+            self.weights[folder] = round(moved, 4) + 0.0
 
     def put(self, folder: Path, text: str) -> None:
-        """A typed weight. Raises EngineError `adapter.weights`."""
+        """A typed weight of one that is in. Raises EngineError `adapter.weights`."""
+        if folder not in self.weights:
+            raise EngineError(
+                "adapter.weights", "That adapter is not in the mix.", next_step="Space puts the pointed one in."
+            )
         self.weights[folder] = typed_number(text, -WIDEST, WIDEST)
 
     def change(self, setting: str, by: int) -> None:
@@ -150,7 +160,12 @@ class Mixing:
         if setting == "density":
             self.mix = replace_mix(self.mix, density=typed_number(text, 0.01, 1.0))
         elif setting == "rank":
-            self.mix = replace_mix(self.mix, rank=int(typed_number(text, 0, 65536)))
+            rank = typed_number(text, 0, 65536)
+            if rank != int(rank):
+                raise EngineError(
+                    "adapter.weights", f"A rank is a whole number; {rank:g} is none.", next_step="Type one such as 16."
+                )
+            self.mix = replace_mix(self.mix, rank=int(rank))
 
     def why_idle(self, setting: str) -> str:
         """Why a setting changes nothing now; "" where it does."""
@@ -188,9 +203,10 @@ class Mixing:
         return self.known.get((self.alone(folder), PLAIN))
 
     def best_alone(self) -> tuple[str, float] | None:
-        """(name, loss) of the best of those that are in."""
-        found = [(one.name, loss) for one in self.chosen if (loss := self.score_alone(one.folder)) is not None]
-        return min(found, key=lambda pair: pair[1]) if found else None
+        """(name, loss) of the best of those that are in; None until each of them is measured."""
+        chosen = self.chosen
+        found = [(one.name, loss) for one in chosen if (loss := self.score_alone(one.folder)) is not None]
+        return min(found, key=lambda pair: pair[1]) if found and len(found) == len(chosen) else None
 
     def next_wish(self) -> AskedMix | None:
         """What is to be measured now: the mix as it is, then the base and each adapter that is in. None where nothing
@@ -269,8 +285,12 @@ class Mixing:
         )
 
     def name(self) -> str:
-        """For what is written: "mix-of-facts-and-tone"."""
-        return "mix-of-" + "-and-".join(one.name for one in self.chosen[:3])[:48]
+        """For what is written, as a file's name: "mix-of-facts-and-tone"; with many or long names their number."""
+        from engine.export.order import file_name
+
+        names = [file_name(one.name) for one in self.chosen]
+        whole = "mix-of-" + "-and-".join(names)
+        return whole if len(whole) <= LONGEST_NAME else f"mix-of-{len(names)}-adapters"
 
 
 def replace_mix(mix: MixSection, **changes: Any) -> MixSection:

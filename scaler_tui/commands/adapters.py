@@ -55,7 +55,7 @@ def adapter_folder(word: str) -> tuple[Path, str]:
     if is_adapter(folder) or (folder.is_dir() and not (folder / layout.SPEC).is_file()):
         return folder.absolute(), name_of(folder.absolute())
     try:
-        run_dir = find_run(word)
+        run_dir = _run_called(word) or find_run(word)
     except EngineError as error:
         if error.code != "run.unknown":
             raise
@@ -73,6 +73,21 @@ def adapter_folder(word: str) -> tuple[Path, str]:
         f"Run {run_dir.name} has left no adapter.",
         next_step="Name an adapter's folder, or a run that trained one.",
     )
+
+
+def _run_called(name: str) -> Path | None:
+    """The run with this name as lists show it, "facts" or, where several have it, "facts 1a2b". Raises EngineError
+    `run.ambiguous`."""
+    from engine.jobs.store import list_runs
+
+    found = [run for run in list_runs() if name and name in (run.name, f"{run.name} {run.id.rpartition('-')[2]}")]
+    if len(found) > 1:
+        raise EngineError(
+            "run.ambiguous",
+            f"{len(found)} runs are called '{name}': {', '.join(run.id for run in found[:8])}.",
+            next_step="Name one by its id.",
+        )
+    return found[0].directory if found else None
 
 
 _LEFT = ("output/adapter", "output/held/adapter")

@@ -62,14 +62,13 @@ def add_in_thread(target: MessagePump, word: str) -> None:
 def read_listed() -> tuple[Listed, ...]:
     """Raises EngineError."""
     rows: list[Listed] = []
-    for tree in ask_twin("adapters", "list", "--json")["adapters"]:
+    trees = ask_twin("adapters", "list", "--json")["adapters"]
+    names = [_run_name(Path(tree["path"])) or tree["name"] for tree in trees]
+    for tree, name in zip(trees, names, strict=True):
         folder = Path(tree["path"])
-        name = _run_name(folder) or tree["name"]
-        if any(row.name == name for row in rows):
-            name = tree["name"]
         rows.append(
             Listed(
-                name=name,
+                name=name if names.count(name) == 1 else f"{name} {tree['name'].rpartition('-')[2]}",
                 folder=folder,
                 base=_short(tree["base"]),
                 base_folder=base_of(folder),

@@ -20,21 +20,12 @@ from textual.widgets import Input, Static
 from engine.errors import EngineError
 from scaler_tui.feeds.adapters_feed import AdapterAdded, AdaptersListed, add_in_thread, list_in_thread
 from scaler_tui.mixing import LARGE_STEP, SETTINGS, STEP, Listed
-from scaler_tui.screens.mixing import MixingScreen
+from scaler_tui.screens.mixing import SWEEP_TRIES, MixingScreen
 from scaler_tui.widgets import mix_lines
 from scaler_tui.widgets.context_words import QUIET, wrapped_line
 
-SWEEP_TRIES = 40
-PLACEHOLDERS = {
-    "weight": "its weight, such as 0.7 or -0.5; Enter takes, Esc leaves",
-    "density": "share that is kept, above 0 and up to 1; Enter takes, Esc leaves",
-    "rank": "rank of the result, 0 for what is exact; Enter takes, Esc leaves",
-    "add": "an adapter's folder, or a run's id; Enter adds, Esc leaves",
-    "data": "rows to score on, or demo; Enter takes, Esc leaves",
-    "mix": "a new folder for the mixed adapter; Enter writes it, Esc leaves",
-    "merge": "a new folder for the merged model; Enter writes it, Esc leaves",
-    "spec": "a new file for the job; Enter writes it, Esc leaves",
-}
+CHANGING = ("type", "write", "sweep", "digit", "zero", "move", "page", "put", "shift", "retry")
+"""What waits while the field is open."""
 
 
 class AdaptersScreen(MixingScreen):
@@ -44,6 +35,7 @@ class AdaptersScreen(MixingScreen):
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "write('mix')", "Write", tooltip="Write the mix as an adapter"),
+        Binding("escape", "stop", "Stop", key_display="Esc", tooltip="Stop searching; the weights stay as they are"),
         Binding("space", "put", "In/out", tooltip="Put the pointed adapter in, or take it out"),
         Binding(
             "right", "shift(1)", "Change", key_display="←→", tooltip="Weight or setting up; with Shift in large steps"
@@ -54,6 +46,7 @@ class AdaptersScreen(MixingScreen):
         Binding("d", "type('data')", "Rows", priority=True, tooltip="Rows to score on"),
         Binding("m", "write('merge')", "Merge", priority=True, tooltip="Write a whole model with the mix in it"),
         Binding("w", "write('spec')", "Spec", priority=True, tooltip="Write the mix as a job for scaler-wizard run"),
+        Binding("r", "retry", "Again", tooltip="Look for the adapters of runs again"),
         Binding("left", "shift(-1)", "Less", show=False),
         Binding("shift+right", "shift(5)", "More", show=False, tooltip="A large step up"),
         Binding("shift+left", "shift(-5)", "Much less", show=False, tooltip="A large step down"),
@@ -75,20 +68,27 @@ class AdaptersScreen(MixingScreen):
         self.pointer = 0
         self.looked = False
         """The list was read."""
+        self.no_list: EngineError | None = None
+        """Why the adapters of runs are not known."""
+        self.reading = ""
+        """The folder that is being read."""
         self.typing = ""
+        self.typed_for: Path | None = None
+        """Whose weight is typed."""
 
     def body(self) -> Iterable[Widget]:
         """Adapters, settings, score, the field, words."""
         yield Static(id="mix-adapters", markup=False)
         yield Static(id="mix-settings", markup=False)
         yield Static(id="mix-score", markup=False)
+        yield Static(id="mix-asked", markup=False)
         yield Input(id="mix-field", compact=True, select_on_focus=False)
         with VerticalScroll(id="mix-scroll", can_focus=False):
             yield Static(id="mix-words", markup=False)
 
     def on_mount(self) -> None:
         """Look for adapters."""
-        self.query_one("#mix-field").display = False
+        self._show_field(shown=False)
         self.show_mix()
         list_in_thread(self)
 
@@ -118,10 +118,11 @@ class AdaptersScreen(MixingScreen):
     def on_adapters_listed(self, message: AdaptersListed) -> None:
         """Those of runs were read; the ones that were typed meanwhile stay."""
         message.stop()
-        self.looked = True
-        self.refusal = message.error or self.refusal
+        self.looked, self.no_list = True, message.error
+        pointed, setting = self.pointed, self.setting
         typed = [one for one in self.mixing.listed if all(one.folder != other.folder for other in message.rows)]
         self.mixing.listed = [*message.rows, *typed]
+        self._point_at(pointed, setting)
         if self.start is not None:
             start, self.start = self.start, None
             known = next((one for one in self.mixing.listed if one.folder == start), None)
@@ -132,13 +133,22 @@ class AdaptersScreen(MixingScreen):
                 self._toggle(known)
         self.changed()
 
+    def _point_at(self, pointed: Listed | None, setting: str) -> None:
+        """The rows are others; the pointer stays on what it was on."""
+        if pointed is not None:
+            self.pointer = next(n for n, one in enumerate(self.mixing.listed) if one.folder == pointed.folder)
+        elif setting:
+            self.pointer = len(self.mixing.listed) + SETTINGS.index(setting)
+
     def on_adapter_added(self, message: AdapterAdded) -> None:
         """A typed folder was read, or refused in words."""
         message.stop()
-        self.refusal = message.error
+        self.refusal, self.reading = message.error, ""
         if message.row is not None:
             why = message.row.why_not_with(self.mixing.base)
-            self.mixing.add(message.row)
+            self.mixing.add(message.row, inside=self.sweep is None)
+            if self.sweep is None:
+                self.forget_sweep()
             self.pointer = next(n for n, one in enumerate(self.mixing.listed) if one.folder == message.row.folder)
             if why:
                 self._refuse(message.row, why)
@@ -161,7 +171,7 @@ class AdaptersScreen(MixingScreen):
 
     def _adapter_lines(self, width: int) -> list[Content]:
         listed = self.mixing.listed
-        if not listed:
+        if not listed and self.no_list is None:
             text = "No run of this machine has an adapter yet; a adds a folder." if self.looked else "Looking ..."
             return [wrapped_line(text, width)]
         room = max(self.size.height - 2 - len(SETTINGS) - 1 - 7, 3)
@@ -172,7 +182,14 @@ class AdaptersScreen(MixingScreen):
         ]
         if len(listed) > room:
             shown.append(Content.styled(f"  {first + 1} to {first + len(shown)} of {len(listed)}", QUIET))
-        return shown
+        return [*shown, *self._no_list_lines(width)]
+
+    def _no_list_lines(self, width: int) -> list[Content]:
+        if self.no_list is None:
+            return []
+        texts = ("The adapters of runs could not be listed.", self.no_list.what, self.no_list.cause)
+        what = wrapped_line(f"{self.signs.no} {' '.join(text for text in texts if text)} r tries again.", width)
+        return [Content.styled(what.plain, "$text-error")]
 
     def _waiting(self) -> str:
         if self.sweep is not None:
@@ -185,6 +202,8 @@ class AdaptersScreen(MixingScreen):
         if self.busy:
             doing = {"mix": "Writing the mix", "merge": "Writing the merged model", "spec": "Writing the job"}
             return [Content.styled(f"{doing[self.busy]} ...", "bold"), wrapped_line(self.step, width)]
+        if self.reading:
+            return [wrapped_line(f"Reading {self.reading} ...", width)]
         if self.refusal is not None:
             what = wrapped_line(f"{self.signs.no} {self.refusal.what}", width)
             more = [text for text in (self.refusal.cause, self.refusal.next_step) if text]
@@ -197,7 +216,7 @@ class AdaptersScreen(MixingScreen):
                 Content.assemble((f"{label:<10}", "bold"), wrapped_line(text, width - 10))
                 for label, text in self.result
             ]
-        told = mix_lines.swept_content(self.swept, width, self.signs) if self.swept is not None else []
+        told = mix_lines.swept_content(self.swept, width, self.signs, SWEEP_TRIES) if self.swept is not None else []
         return [*told, *self._pointed_words(width)]
 
     def _pointed_words(self, width: int) -> list[Content]:
@@ -213,8 +232,14 @@ class AdaptersScreen(MixingScreen):
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The key line offers only what can be done."""
-        if self.is_mounted and self.query_one("#mix-field", Input).has_focus:
-            return action not in ("type", "write", "sweep", "digit", "zero")
+        if action in CHANGING and self.is_mounted and self.query_one("#mix-field", Input).display:
+            return False
+        if action == "stop":
+            return self.sweep is not None
+        if action == "retry":
+            return self.no_list is not None
+        if self.sweep is not None and action in ("put", "shift", "zero", "digit", "type"):
+            return None
         if action in ("write", "sweep"):
             return True if self.mixing.weights and not self.busy and self.sweep is None else None
         if action == "put":
@@ -237,7 +262,7 @@ class AdaptersScreen(MixingScreen):
     def action_put(self) -> None:
         """In or out."""
         self.forget_words()
-        self.swept = None
+        self.forget_sweep()
         if self.pointed is not None:
             self._toggle(self.pointed)
             self.changed()
@@ -266,6 +291,7 @@ class AdaptersScreen(MixingScreen):
         """The pointed one has no part in it, but stays."""
         if self.pointed is not None and self.pointed.folder in self.mixing.weights:
             self.mixing.weights[self.pointed.folder] = 0.0
+            self.forget_words()
             self.changed()
 
     def action_digit(self, digit: str) -> None:
@@ -282,23 +308,32 @@ class AdaptersScreen(MixingScreen):
     def _open_field(self, what: str, value: str) -> None:
         field = self.query_one("#mix-field", Input)
         self.typing, self.refusal = what, None
-        field.placeholder = PLACEHOLDERS[what]
+        pointed = self.pointed
+        self.typed_for = pointed.folder if pointed is not None else None
+        label = mix_lines.LABELS[what].format(pointed.name if pointed is not None else "")
+        self.query_one("#mix-asked", Static).update(Content.styled(label, "bold"))
+        field.placeholder = mix_lines.PLACEHOLDERS[what]
         field.value = value
-        field.display = True
+        self._show_field(shown=True)
         field.cursor_position = len(value)
         self.set_focus(field)
         self.show_mix()
+        self.refresh_bindings()
+
+    def _show_field(self, *, shown: bool) -> None:
+        self.query_one("#mix-field").display = self.query_one("#mix-asked").display = shown
 
     def _close_field(self) -> None:
-        self.query_one("#mix-field").display = False
+        self._show_field(shown=False)
         self.set_focus(None)
+        self.refresh_bindings()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Take what was typed, or say why not."""
         event.stop()
         what, text = self.typing, event.value.strip()
         self._close_field()
-        if not text:
+        if not text and what != "data":
             return
         try:
             self._typed(what, text)
@@ -307,19 +342,24 @@ class AdaptersScreen(MixingScreen):
             self.show_mix()
 
     def _typed(self, what: str, text: str) -> None:
-        if what == "weight" and self.pointed is not None:
-            self.mixing.put(self.pointed.folder, text)
+        if what == "weight":
+            if self.typed_for is not None:
+                self.mixing.put(self.typed_for, text)
             self.changed()
         elif what in ("density", "rank"):
             self.mixing.type_setting(what, text)
             self.changed()
         elif what == "add":
+            self.reading = text
             add_in_thread(self, text)
+            self.show_mix()
         elif what == "data":
-            self.mixing.data = text if text in ("demo", "demo-long") else str(Path(text).expanduser().absolute())
+            named = text in ("", "demo", "demo-long")
+            self.mixing.data = text if named else str(Path(text).expanduser().absolute())
             self.mixing.loaded = ()
+            self.forget_sweep()
             self.changed()
-        else:
+        elif what in ("mix", "merge", "spec"):
             self.write(what, text, force=False)
 
     def action_sweep(self) -> None:
@@ -340,16 +380,19 @@ class AdaptersScreen(MixingScreen):
         proposed = {"mix": name, "merge": f"{name}-merged", "spec": f"{name}.toml"}[what]
         self._open_field(what, str(Path.cwd() / proposed))
 
+    def action_retry(self) -> None:
+        """Look for the adapters of runs again."""
+        self.looked, self.no_list = False, None
+        self.show_mix()
+        self.refresh_bindings()
+        list_in_thread(self)
+
     def action_back(self) -> None:
         """Out of the field, out of a sweep, else one screen back."""
         if self.query_one("#mix-field").display:
             self._close_field()
         elif self.sweep is not None:
-            self.sweep.end()
-            self.sweep = None
-            self.ask_again()
-            self.show_mix()
-            self.refresh_bindings()
+            self.action_stop()
         else:
             if self.busy:
                 self.notify("It goes on; how it ends is said here.", timeout=6)

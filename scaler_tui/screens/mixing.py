@@ -54,6 +54,10 @@ class MixingScreen(FramedScreen):
         """What the last thing came to is no longer of interest."""
         self.refusal, self.result = None, ()
 
+    def forget_sweep(self) -> None:
+        """Who is in, or the rows, are others than were searched."""
+        self.swept, self.mixing.fitted = None, False
+
     def on_unmount(self) -> None:
         """Nothing scores on without a screen to show it."""
         for feed in (self.feed, self.sweep):
@@ -108,21 +112,23 @@ class MixingScreen(FramedScreen):
         if not message.running:
             self.sweep = None
             self.refusal = message.error or self.refusal
+            self.ask_again()
 
     def _swept(self, report: SweepReport) -> None:
-        """Its weights are put on the sliders."""
+        """Its weights are put on the sliders where they are of use on other rows."""
         import msgspec
 
         names = tuple(self.mixing.of(folder).name for folder in self.sweeping)
         self.swept = msgspec.structs.replace(report, adapters=names)
-        for folder, weight in zip(self.sweeping, report.best.weights, strict=True):
-            self.mixing.weights[folder] = weight
-        self.ask_again()
+        if report.helps:
+            for folder, weight in zip(self.sweeping, report.best.weights, strict=True):
+                self.mixing.weights[folder] = weight
+            self.mixing.fitted = True
 
     def on_twin_said(self, message: TwinSaid) -> None:
         """A step of writing."""
         message.stop()
-        self.step = message.text
+        self.step = message.text.strip("[]")
         self.show_mix()
 
     def on_twin_done(self, message: TwinDone) -> None:
@@ -151,7 +157,7 @@ class MixingScreen(FramedScreen):
         """Measure what is on the sliders; another process where this one does not hold what is in."""
         mixing = self.mixing
         inside = {one.folder for one in mixing.chosen}
-        if not inside:
+        if not inside or self.sweep is not None:
             return
         if self.feed is None or not inside <= set(mixing.loaded):
             self._start_scoring()
@@ -182,13 +188,23 @@ class MixingScreen(FramedScreen):
         if not self.mixing.weights or self.sweep is not None:
             return
         self.forget_words()
-        self.swept = self.tried = None
+        self.tried = None
+        self.forget_sweep()
         self.sweeping = tuple(one.folder for one in self.mixing.chosen)
         self._end_scoring()
         self.sweep = MixFeed(self._sweep_words(), self)
         self.sweep.start()
         self.show_mix()
         self.refresh_bindings()
+
+    def action_stop(self) -> None:
+        """Stop searching weights."""
+        if self.sweep is not None:
+            self.sweep.end()
+            self.sweep = None
+            self.ask_again()
+            self.show_mix()
+            self.refresh_bindings()
 
     def _sweep_words(self) -> list[str]:
         mix = self.mixing.mix

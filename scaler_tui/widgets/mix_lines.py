@@ -15,13 +15,34 @@ from scaler_tui.glyphs import Glyphs
 from scaler_tui.mixing import HIGHEST, LOWEST, SETTINGS, Listed, Mixing
 from scaler_tui.spec_results_text import METHODS
 from scaler_tui.widgets.context_words import QUIET, wrapped_line
-from scaler_tui.widgets.status_line import clip, toned
+from scaler_tui.widgets.status_line import clip, clip_middle, toned
 
 LONGEST_NAME, SHORTEST_NAME = 26, 10
 SLIDER_CELLS, SHORTEST_SLIDER = 31, 13
 WEIGHT_CELLS = 6
 SCORE_CELLS = 8
 LABEL_CELLS = 11
+LABELS = {
+    "weight": "Weight of {}:",
+    "density": "Share of every update that is kept:",
+    "rank": "Rank of the result:",
+    "add": "Add an adapter:",
+    "data": "Score on these rows:",
+    "mix": "Write the mixed adapter to:",
+    "merge": "Write the merged model to:",
+    "spec": "Write the job to:",
+}
+"""Above the field: what is typed."""
+PLACEHOLDERS = {
+    "weight": "its weight, such as 0.7 or -0.5; Enter takes, Esc leaves",
+    "density": "share that is kept, above 0 and up to 1; Enter takes, Esc leaves",
+    "rank": "rank of the result, 0 for what is exact; Enter takes, Esc leaves",
+    "add": "an adapter's folder, or a run's id; Enter adds, Esc leaves",
+    "data": "rows to score on, or demo; empty: those a run held out; Enter takes, Esc leaves",
+    "mix": "a new folder for the mixed adapter; Enter writes it, Esc leaves",
+    "merge": "a new folder for the merged model; Enter writes it, Esc leaves",
+    "spec": "a new file for the job; Enter writes it, Esc leaves",
+}
 
 
 def adapter_line(mixing: Mixing, one: Listed, width: int, signs: Glyphs, *, pointed: bool) -> Content:
@@ -31,7 +52,7 @@ def adapter_line(mixing: Mixing, one: Listed, width: int, signs: Glyphs, *, poin
     why = "" if inside else one.why_not_with(mixing.base)
     slider, names = _widths(width)
     mark = signs.on if inside else signs.no if why else signs.off
-    head = f"{signs.pointer if pointed else ' '} {mark} {clip(one.name, names, unicode=unicode):<{names}}"
+    head = f"{signs.pointer if pointed else ' '} {mark} {clip_middle(one.name, names, unicode=unicode):<{names}}"
     tone = "reverse bold" if pointed else "bold" if inside else QUIET
     if not inside:
         said = why or f"{one.words}, {format_bytes(one.size_bytes)}"
@@ -110,7 +131,8 @@ def score_content(mixing: Mixing, width: int, signs: Glyphs, *, waiting: str) ->
     if base is not None:
         parts.append(Content.assemble(toned("base ", "quiet"), f"{base:.4f}"))
     if best is not None and len(mixing.weights) > 1:
-        parts.append(Content.assemble(toned(f"best alone {clip(best[0], 16)} ", "quiet"), f"{best[1]:.4f}"))
+        named = clip_middle(best[0], 20, unicode=signs.arrow == "→")
+        parts.append(Content.assemble(toned(f"best alone {named} ", "quiet"), f"{best[1]:.4f}"))
     if waiting and score is None and base is None:
         parts = [toned(waiting, "busy")]
     line = Content("   ").join(parts)
@@ -124,9 +146,11 @@ def score_content(mixing: Mixing, width: int, signs: Glyphs, *, waiting: str) ->
 def score_verdict(mixing: Mixing, signs: Glyphs) -> Content:
     """ "better than each alone"; "" while figures are missing."""
     score, base, best = mixing.score(), mixing.base_score(), mixing.best_alone()
-    if score is None or base is None:
+    if score is None or base is None or best is None:
         return Content("")
-    if len(mixing.weights) > 1 and best is not None and best[1] < base:
+    if mixing.fitted:
+        return toned("fitted to these rows: no verdict", "quiet")
+    if len(mixing.weights) > 1 and best[1] < base:
         if score < best[1]:
             return toned(f"{signs.ok} better than each alone", "good")
         return toned(f"{signs.warn} {best[0]} alone is better", "warn") if score > best[1] else Content("")
@@ -140,18 +164,22 @@ def tried_content(tried: Tried | None, names: Sequence[str], width: int) -> Cont
     if tried is None:
         return toned("Sweep: loading base and adapters ...", "busy")
     left = f", {format_duration(tried.eta_seconds)} left" if tried.eta_seconds is not None else ""
-    now = f"Sweep: {tried.number} of {tried.total} sets of weights{left}; best so far {tried.best_loss:.4f} with "
+    now = (
+        f"Sweep: {tried.number} of at most {tried.total} sets of weights{left}; best so far {tried.best_loss:.4f} with "
+    )
     return wrapped_line(now + weights_text(names, tried.best) + ".", width, tone="$text-accent")
 
 
-def swept_content(report: SweepReport, width: int, signs: Glyphs) -> list[Content]:
-    """What a sweep found, and what it is worth on rows that were not searched on."""
+def swept_content(report: SweepReport, width: int, signs: Glyphs, asked: int) -> list[Content]:
+    """What a sweep of at most `asked` sets found, and what it is worth on rows that were not searched on."""
     from scaler_tui.commands.adapters_sweep import verdict
 
     tone = "$text-success" if report.helps else "$text-warning"
     mark = signs.ok if report.helps else signs.warn
-    found = f"{mark} Sweep: {weights_text(report.adapters, report.best.weights)} is the best of {report.tries} sets."
-    head = [Content.styled(wrapped_line(found, width).plain, f"bold {tone}"), wrapped_line(verdict(report), width)]
+    found = f"{mark} Sweep: {weights_text(report.adapters, report.best.weights)} is the best of {report.tries} sets"
+    found += f", at most {asked}: no step around it was better." if report.tries < asked else "."
+    told = verdict(report) + ("" if report.helps else " The sliders are left as they were.")
+    head = [Content.styled(wrapped_line(found, width).plain, f"bold {tone}"), wrapped_line(told, width)]
     return [*head, *_swept_table(report, width, signs)]
 
 
@@ -166,7 +194,7 @@ def _swept_table(report: SweepReport, width: int, signs: Glyphs) -> list[Content
     for name, one in rows:
         check = signs.dash if one.check_loss is None else f"{one.check_loss:.4f}"
         figures = f"  {one.loss:>11.4f}  {check:>9}"
-        shown = f"{clip(name, cells, unicode=signs.arrow == '→'):<{cells}}"
+        shown = f"{clip_middle(name, cells, unicode=signs.arrow == '→'):<{cells}}"
         lines.append(Content.assemble(shown, toned(figures, "strong" if one is report.best else "")))
     return lines
 

@@ -67,6 +67,14 @@ def clip(text: str, width: int, *, unicode: bool = True) -> str:
     return text[: max(width - 1, 0)] + mark if width > 0 else ""
 
 
+def clip_middle(text: str, width: int, *, unicode: bool = True) -> str:
+    """The same for names that differ at their ends: what is left out is in the middle."""
+    if len(text) <= width or width < 5:
+        return clip(text, width, unicode=unicode)
+    tail = (width - 1) // 2
+    return text[: width - 1 - tail] + ("…" if unicode else "~") + text[-tail:]
+
+
 class FixedText(Static):
     """Text that is only touched when it changes, and does not disturb the layout unless its height may."""
 

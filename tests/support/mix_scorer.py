@@ -6,6 +6,8 @@ measures four sets. `adapters list`, `inspect` and `mix` are the real command's.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 import msgspec
@@ -49,6 +51,8 @@ def sweep(count: int) -> None:
                 best_loss=loss_of(weights), eta_seconds=1.0,
             )
         )  # fmt: skip
+        if os.environ.get("SWEEP_WAITS"):
+            signal.pause()
 
     def told(weights: tuple[float, ...]) -> Measured:
         return Measured(weights=weights, loss=loss_of(weights), check_loss=loss_of(weights) + 0.01)

@@ -11,16 +11,20 @@ from typing import Any
 import pytest
 
 from engine.adapters.folder import read_adapter
+from engine.errors import EngineError
 from engine.jobs.spec_mix import MixMethod
 from engine.jobs.spec_toml import load_spec
 from engine.resources import demo_model_dir
 from scaler_tui import mix_process
-from scaler_tui.mixing import SETTINGS, Listed, Mixing
+from scaler_tui.feeds import adapters_feed
+from scaler_tui.glyphs import glyphs
+from scaler_tui.mixing import PLAIN, SETTINGS, Listed, Mixing
 from scaler_tui.screens.adapters import AdaptersScreen
 from scaler_tui.screens.card import CardScreen
 from scaler_tui.screens.problem import ConfirmScreen
 from scaler_tui.terminal import RenderPolicy
-from scaler_tui.widgets.mix_lines import slider_text
+from scaler_tui.widgets.mix_lines import score_verdict, slider_text
+from scaler_tui.widgets.status_line import clip_middle
 from tests.support.adapters import plain_adapter
 from tests.support.golden_runs import Golden, golden_card, write_golden
 from tests.support.mix_scorer import loss_of
@@ -135,7 +139,66 @@ async def test_a_sweep_sets_the_sliders_and_says_what_it_is_worth_elsewhere(adap
         assert "On 43 other rows" in seen
         await scored(pilot, screen)
         assert screen.mixing.score() == pytest.approx(2.0)
-        assert "better than each alone" in flat(app)
+        assert "better than each alone" not in flat(app), "weights are no surprise on the rows they were fitted to"
+        assert "fitted to these rows" in flat(app)
+
+
+async def test_while_weights_are_searched_nothing_else_moves_and_escape_stops_it(
+    adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_with(adapters[:2])
+    async with opened() as (app, pilot):
+        screen = await adapters_screen(app, pilot)
+        await put_in(pilot, screen, "facts", "tone")
+        monkeypatch.setenv("SWEEP_WAITS", "1")
+        before = dict(screen.mixing.weights)
+        await press(pilot, "s")
+        await until(pilot, lambda: screen.tried is not None, seconds=60)
+        assert "Esc Stop" in flat(app)
+        await press(pilot, "right", "space", "0", "a")
+        assert screen.mixing.weights == before
+        assert screen.feed is None, "one process at a time"
+        await press(pilot, "escape")
+        assert screen.sweep is None
+        await until(pilot, lambda: screen.feed is not None, seconds=60)
+        assert isinstance(app.screen, AdaptersScreen)
+
+
+async def test_a_typed_weight_stays_with_the_adapter_it_was_begun_for(adapters: list[Path]) -> None:
+    runs_with(adapters[:2])
+    async with opened() as (app, pilot):
+        screen = await adapters_screen(app, pilot)
+        await put_in(pilot, screen, *(one.name for one in screen.mixing.listed))
+        last = screen.mixing.listed[-1].folder
+        await press(pilot, "4")
+        assert f"Weight of {screen.mixing.of(last).name}:" in flat(app)
+        await press(pilot, "down", "up", "enter")
+        assert screen.mixing.weights[last] == 4.0
+        await press(pilot, "right")
+        assert screen.mixing.weights[last] == 4.0, "up does not lower it"
+        await press(pilot, "down", "down", "down", "down")
+        assert screen.setting == "rank"
+        await press(pilot, "4", "full_stop", "7", "enter")
+        assert "A rank is a whole number" in flat(app)
+        assert screen.mixing.mix.rank == 0
+
+
+async def test_a_list_that_cannot_be_read_says_so_and_is_read_again(
+    adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_with(adapters[:1])
+
+    def refused(*_: str) -> Any:
+        raise EngineError("file.unreadable", "Cannot read the runs.")
+
+    async with opened() as (app, pilot):
+        with monkeypatch.context() as patch:
+            patch.setattr(adapters_feed, "ask_twin", refused)
+            screen = await adapters_screen(app, pilot)
+            assert "Cannot read the runs. r tries again" in flat(app)
+        await press(pilot, "r")
+        await until(pilot, lambda: bool(screen.mixing.listed), seconds=60)
+        assert "could not be listed" not in flat(app)
 
 
 async def test_the_mix_is_written_as_adapter_and_as_a_job_and_nothing_is_replaced_unasked(
@@ -307,6 +370,26 @@ def test_a_slider_is_as_wide_as_it_says_and_marks_what_lies_beyond(weight: float
         below = "◂" if unicode else "<"
         knob = "●" if unicode else "#"
         assert drawn[place] == (beyond if weight > 2 else below if weight < -1 else knob)
+
+
+def test_no_verdict_before_every_adapter_is_measured_and_names_are_names_of_files() -> None:
+    mixing = Mixing(listed=[Listed(name, Path(name), "b", "/b") for name in ("demo: a/b", "y")])
+    for one in mixing.listed:
+        mixing.toggle(one)
+    mixing.began(mixing.wanted())
+    mixing.known = {((1.0, 1.0), PLAIN): 1.5, ((0.0, 0.0), PLAIN): 2.0, ((1.0, 0.0), PLAIN): 1.8}
+    assert not score_verdict(mixing, glyphs(True)).plain
+    mixing.known[(0.0, 1.0), PLAIN] = 1.7
+    assert "better than each alone" in score_verdict(mixing, glyphs(True)).plain
+    assert mixing.name() == "mix-of-demo-a-b-and-y"
+    mixing.listed[1] = Listed("long" * 20, Path("y"), "b", "/b")
+    assert mixing.name() == "mix-of-2-adapters"
+
+
+def test_names_that_differ_at_their_ends_stay_apart() -> None:
+    shown = {clip_middle(f"demo-distillation {tail}", 16) for tail in ("1a2b", "3c4d")}
+    assert len(shown) == 2
+    assert all(len(one) == 16 for one in shown)
 
 
 def test_settings_are_all_drawn() -> None:
