@@ -105,11 +105,12 @@ def opened(base: Path, adapters: list[tuple[str, Path]], data: str, dtype: str =
 
 
 def _identity(base: Path, adapters: list[Path], dtype: str) -> str:
-    """Paths, sizes and times of all weights."""
+    """Paths, sizes and times of all weights and of what says how they are used: scale and kind stand in a config."""
     told = [dtype]
     for folder in (base, *adapters):
         told.append(str(folder.resolve()))
-        told += [f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in sorted(folder.glob("*.safetensors"))]
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
+        told += [f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files]
     return hashlib.sha256("|".join(told).encode()).hexdigest()[:16]
 
 

@@ -120,6 +120,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     from scaler_tui.growth_progress import growth_view
     from scaler_tui.terminal import ends_when_told
 
+    check_rank(arguments)
     asked = asked_of(arguments)
     words = [*asked.words(arguments), *_method_words(arguments), "--sweep", str(arguments.tries)]
     folder = ensure_writable(state_home() / "sweeps")
@@ -163,7 +164,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         output.emit_json({**msgspec.to_builtins(report), "helps": report.helps, "verdict": verdict(report)})
     else:
-        _print(report, _mix_command(asked, report, arguments))
+        _print(report, next_words(asked, report, arguments))
     return int(ExitCode.DONE)
 
 
@@ -173,6 +174,14 @@ def _show(view: Any, raw: bytes) -> None:
     line = decode_line(raw)
     if isinstance(line, Tried):
         view.show("measuring weights", line.number, line.total, counts_bytes=False)
+
+
+def check_rank(arguments: argparse.Namespace) -> None:
+    """Before anything is loaded. Raises EngineError `usage`."""
+    if arguments.method == "svd" and not arguments.rank:
+        raise EngineError(
+            "usage", "--method svd cuts the sum to a rank, and --rank says none.", next_step="Give --rank, such as 16."
+        )
 
 
 def _method_words(arguments: argparse.Namespace) -> list[str]:
@@ -229,12 +238,14 @@ def _print(report: SweepReport, command: str) -> None:
     output.say(f"Next: {command}")
 
 
-def _mix_command(asked: Asked, report: SweepReport, arguments: argparse.Namespace) -> str:
+def next_words(asked: Asked, report: SweepReport, arguments: argparse.Namespace) -> str:
+    """The command that writes the mix as it was measured; in words where no adapter has a part in it."""
     mixed = [f"{one.word}={w:g}" for one, w in zip(asked.adapters, report.best.weights, strict=True) if w]
-    more = [] if arguments.method == "exact" else ["--method", arguments.method]
-    if arguments.method not in ("exact", "linear", "svd"):
-        more += ["--density", f"{arguments.density:g}"]
-    more += ["--rank", str(arguments.rank)] if arguments.rank else []
+    if not mixed:
+        return "nothing to write: no set of weights was better than the base alone."
+    defaults = {"method": "exact", "density": 0.5, "signs": "total", "rank": 0, "seed": 17, "base": ""}
+    told = {name: getattr(arguments, name) for name in defaults}
+    more = [word for name, usual in defaults.items() if told[name] != usual for word in (f"--{name}", str(told[name]))]
     return shlex.join(["scaler-wizard", "adapters", "mix", *mixed, *more, "--out", "DIR"])
 
 
@@ -242,6 +253,8 @@ def _mix_command(asked: Asked, report: SweepReport, arguments: argparse.Namespac
 def score(arguments: argparse.Namespace) -> int:
     """Measure one mix beside base and adapters; with --json-lines answer wishes on standard input. Raises
     EngineError."""
+    if not arguments.json_lines:  # a wish brings its own method
+        check_rank(arguments)
     asked = asked_of(arguments)
     command = [sys.executable, "-m", _MODULE, *asked.words(arguments)]
     if arguments.json_lines:

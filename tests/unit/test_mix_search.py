@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import EngineError
 from engine.evaluation.mix_rows import FEWEST_TOKENS, MOST_TOKENS, token_budget
+from engine.evaluation.mix_score import _identity
 from engine.evaluation.mix_search import MOST_ADAPTERS, WIDEST, Weights, best_of, fixed_tries, search
 from engine.jobs.mix_lines import Measured, SweepReport, decode_line
-from scaler_tui.commands.adapters_sweep import verdict
+from scaler_tui.cli import build_parser
+from scaler_tui.commands.adapters_mix import split_weight
+from scaler_tui.commands.adapters_sweep import Asked, Weighed, check_rank, next_words, verdict
 
 
 def bowl(goal: Weights) -> object:
@@ -101,3 +107,44 @@ def test_searching_needs_no_torch() -> None:
     modules = "engine.evaluation.mix_search, engine.evaluation.mix_sweep, scaler_tui.commands.adapters_sweep"
     code = f"import {modules}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--method", "ties", "--density", "0.3", "--signs", "frequency", "--seed", "5", "--base", "/x/my base"],
+        ["--method", "svd", "--rank", "8"],
+    ],
+)
+def test_the_next_command_of_a_sweep_is_the_mix_that_was_measured(flags: list[str]) -> None:
+    parser = build_parser(["adapters"])
+    asked = Asked(tuple(Weighed(word, word, Path(word), 1.0, None) for word in ("a b", "c")), Path("/x"), "demo")
+    arguments = parser.parse_args(["adapters", "sweep", "a b", "c", *flags])
+    line = next_words(asked, report(1.2), arguments)
+    again = parser.parse_args(shlex.split(line)[1:])
+    for name in ("method", "density", "signs", "rank", "seed", "base"):
+        assert getattr(again, name) == getattr(arguments, name), name
+    assert [split_weight(word) for word in again.adapters] == list(
+        zip(("a b", "c"), report(1.2).best.weights, strict=True)
+    )
+
+
+def test_a_sweep_that_the_base_wins_names_no_mix() -> None:
+    asked = Asked(tuple(Weighed(word, word, Path(word), 1.0, None) for word in ("a", "c")), Path("/x"), "demo")
+    none = msgspec.structs.replace(report(1.2), best=report(1.2).base)
+    arguments = build_parser(["adapters"]).parse_args(["adapters", "sweep", "a", "c"])
+    assert "better than the base alone" in next_words(asked, none, arguments)
+
+
+def test_svd_without_a_rank_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(EngineError, match="--rank says none"):
+        check_rank(build_parser(["adapters"]).parse_args(["adapters", "sweep", "a", "--method", "svd"]))
+
+
+def test_figures_of_an_adapter_whose_config_changed_are_measured_again(tmp_path: Path) -> None:
+    config = tmp_path / "adapter_config.json"
+    config.write_text("{}")
+    before = _identity(tmp_path, [tmp_path], "float32")
+    config.write_text('{"lora_alpha": 32}')
+    assert _identity(tmp_path, [tmp_path], "float32") != before
