@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from engine.chat.__main__ import Requests
 from engine.chat.answering import Asked, Outcome, answer
 from engine.chat.service import ChatService, prompt_of
 from engine.chat.sides import Side, Sides
@@ -319,6 +321,7 @@ def test_an_answer_ends_with_the_window_and_a_full_window_is_said_in_words(
     assert done.prompt_tokens + done.tokens <= 128
     service.ask(Ask(ask=2, turns=((Turn("user", "heron " * 200),),), sampling=hot))
     (failed,) = heard.of(Failed)
+    assert [sent.ask for sent in heard.of(Sent)] == [1]  # what is refused was not sent
     assert failed.problem.code == "chat.window"
     assert "of 128" in failed.problem.what
     assert "Clear" in failed.problem.next_step
@@ -397,6 +400,16 @@ def test_a_character_spread_over_tokens_appears_whole_and_nothing_is_lost(tiny_m
     assert "".join(pieces) == unfolding.text == text
     assert all("\ufffd" not in piece for piece in pieces)
     assert len(ids) > len(text)  # several tokens a character, or this tests nothing
+
+
+def test_when_nobody_can_ask_any_more_answers_under_way_end() -> None:
+    requests = Requests(io.BytesIO(encode(Ask(ask=1, turns=(ASKED,)))))
+    requests.start()
+    assert isinstance(requests.next(), Ask)
+    assert requests.next() is None
+    assert requests.stopped()
+    requests.done()
+    assert requests.stopped()
 
 
 # ── the process ──────────────────────────────────────────────────────────────────────────────────────────────────
