@@ -77,5 +77,5 @@ def _add_mix(verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     mix.add_argument("--matrices", action="store_true", help="a line for every matrix")
     mix.add_argument("--no-test", action="store_true", help="skip the self-test")
-    mix.add_argument("--force", action="store_true", help="replace what is there, where it is an adapter or a model")
+    mix.add_argument("--force", action="store_true", help="replace what a mix or a merge wrote there")
     json_flag(mix)

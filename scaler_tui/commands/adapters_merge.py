@@ -49,7 +49,7 @@ def add_merge(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="of the merged weights; stored keeps every tensor's type",
     )  # fmt: skip
     command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="largest weight file (5GB)")
-    command.add_argument("--force", action="store_true", help="replace a model folder of that name")
+    command.add_argument("--force", action="store_true", help="replace what a mix or a merge wrote there")
     command.add_argument("--no-verify", action="store_true", help="do not compare with the adapter on its base")
     command.add_argument(
         "--trained-on", choices=PACKINGS, default="", help="also compare with the adapter on its base packed so (QLoRA)"
