@@ -105,7 +105,8 @@ def main() -> int:
     for name, value in helper_process.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the front end's to understand
-    out, requests = Out(), Requests(sys.stdin.buffer)
+    # Not sys.stdin: the interpreter takes its lock when it ends, and the thread may be waiting inside it.
+    out, requests = Out(), Requests(os.fdopen(os.dup(0), "rb"))
     requests.start()
     try:
         _serve(requests, out)

@@ -8,7 +8,8 @@ Owns the mix, the chunks and what is told of the parts. Must not know batches, s
 
 Only trained positions count, in every part: the trainer divides by their number in the whole step, as it does for
 labels alone. On answers of the student's own there are no labels, and the teacher has their share too:
-T^2 D + h MSE. With a = 1 the teacher gives hidden states only, and no chunk of its logits is computed.
+T^2 D + h MSE. Across vocabularies (ULD) T stands in the place of T^2. With a = 1 the teacher gives hidden states only,
+and no chunk of its logits is computed.
 
 Head and divergence of a chunk are run again in the backward pass (`torch.utils.checkpoint`), the student's and the
 teacher's alike, so what is alive grows with N x D and with C x V, not with N x V.

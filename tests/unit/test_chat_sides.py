@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from engine.errors import EngineError
+from engine.errors import EngineError, ExitCode
 from engine.jobs import checkpoints
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
@@ -16,6 +18,7 @@ from engine.resources import demo_model_dir
 from scaler_tui.chat_sides import ChatAsked, can_chat, chat_sides, of_run_with_base
 
 DEMO = demo_model_dir()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def adapter(folder: Path, base: str = str(DEMO)) -> Path:
@@ -143,3 +146,15 @@ def test_what_cannot_be_talked_to_is_refused_with_a_next_step(asked: ChatAsked, 
         chat_sides(asked)
     assert refused.value.code == code
     assert refused.value.next_step
+
+
+def test_a_line_that_is_no_request_ends_the_process_in_words_while_its_input_stays_open() -> None:
+    command = [sys.executable, "-m", "engine.chat"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"nonsense\n")
+        process.stdin.flush()
+        assert process.wait(timeout=120) == int(ExitCode.BAD_INPUT)
+        assert json.loads(process.stdout.read())["error"]["code"] == "chat.line"
