@@ -5,8 +5,8 @@ Owns both shapes, and what follows from two sets of answers. Must not know torch
 
 Dims: T tokens, V vocabulary, K kept positions. Answers lie in one .npz: for question i its `prompt/i` and `answer/i`
 ids, `top/i` (T) the most likely next token after each position of both, `logits/i` (K, V) of the last positions; for
-passage i `nll/i` (T-1) nats per token; for text i its `text/i` ids. A program whose file says by itself where answers end
-adds `ends`, those ids.
+passage i `nll/i` (T-1) nats per token; for text i its `text/i` ids. A program whose file says by itself where answers
+end adds `ends`, those ids.
 """
 
 from __future__ import annotations
