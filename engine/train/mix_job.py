@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.adapters.mix import MixRequest, mix_adapters
-from engine.adapters.replacing import REPORT
 from engine.adapters.preflight import check_adapters_of, check_mergeable, heldout_of
 from engine.adapters.recipe import Recipe, Share
+from engine.adapters.replacing import REPORT
 from engine.data.load import PreparedData
 from engine.jobs import card, layout
 from engine.jobs import events as ev
