@@ -356,7 +356,10 @@ class ScalerApp(LeanDisplay[None], CrashBoundary):
             self.notify("Leaving as soon as the run is on its way.", timeout=10)
             return
         from engine.jobs.store import list_runs
+        from scaler_tui.feeds.export_feed import stays_for_export
 
+        if stays_for_export(self, self.leave):
+            return
         for run in list_runs():
             if run.state.is_live:
                 self.farewell.append(f"Run {run.id} continues. Re-attach: scaler-wizard attach {run.id}")

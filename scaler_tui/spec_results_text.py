@@ -121,7 +121,8 @@ def export_lines(spec: JobSpec) -> Lines:
     words = ", ".join(DESTINATIONS[one] for one in export.to)
     if Destination.GGUF in export.to or Destination.OLLAMA in export.to:
         sizes = ", ".join(export.gguf_types)
-        what = "the adapter beside its base" if export.adapter else f"merged, as {sizes}"
+        merged = "merged, " if spec.task.trains_adapter or spec.task is Task.MIX else ""
+        what = "the adapter beside its base" if export.adapter else f"{merged}as {sizes}"
         words += f"; {what}"
         words += "; compared with transformers where the runtime is there" if export.verify else "; not compared"
     return [("Export", words)]
@@ -130,4 +131,6 @@ def export_lines(spec: JobSpec) -> Lines:
 def _short(source: str) -> str:
     """A hub id whole, of a path its last two parts."""
     path = Path(source)
+    if path.is_absolute() and path.parent.name == "output":
+        return f"run {path.parent.parent.name}"
     return str(Path(*path.parts[-2:])) if path.is_absolute() else source

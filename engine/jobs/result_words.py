@@ -78,7 +78,7 @@ def mix_rows(report: MixReport) -> Rows:
 def error_words(report: MixReport) -> str:
     """How far the result is from the weighted sum of the updates."""
     if report.relative_error < EXACT:
-        return f"none: {report.relative_error:.1e} against the weighted sum is rounding"
+        return f"no more than rounding: {report.relative_error:.1e} of the weighted sum"
     worst = "; ".join(layer_words(layer) for layer in worst_layers(report))
     return f"{report.relative_error * 100:.2g} % against the weighted sum; most in {worst}"
 

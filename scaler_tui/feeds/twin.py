@@ -21,9 +21,12 @@ from scaler_tui.growth_progress import FOLLOWED
 Say = Callable[[str], None]
 
 
-def ask_twin(*words: str, say: Say | None = None) -> dict[str, Any]:
+def ask_twin(
+    *words: str, say: Say | None = None, begun: Callable[[subprocess.Popen[str]], None] = lambda _: None
+) -> dict[str, Any]:
     """The JSON of `scaler-wizard WORDS` (which ask for `--json`); `say` is given every line the command notes beside
-    it, from another thread, as it comes. Raises EngineError: the command's own, or `twin.failed`."""
+    it, from another thread, as it comes; `begun` the process, so that it can be ended.
+    Raises EngineError: the command's own, or `twin.failed`."""
     first = words[0]
     command = [sys.executable, "-m", "scaler_tui", *words]
     environment = {**os.environ, FOLLOWED: "1"} if say is not None else None
@@ -39,6 +42,7 @@ def ask_twin(*words: str, say: Say | None = None) -> dict[str, Any]:
             start_new_session=True,
             env=environment,
         ) as process:
+            begun(process)
             assert process.stdout is not None
             assert process.stderr is not None
             ear = threading.Thread(target=_listen, args=(process.stderr, noted, say), name=f"{first} notes")

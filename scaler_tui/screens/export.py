@@ -6,7 +6,6 @@ of its own.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from textual.widgets import Input, Static
 from engine.errors import EngineError
 from engine.jobs.export_report import ExportReport
 from engine.jobs.spec_export import GGUF_TYPES
+from scaler_tui.feeds.export_feed import EarlierExports, ExportJob, earlier_in_thread, jobs_of
 from scaler_tui.feeds.mix_feed import TwinDone, TwinSaid, ask_in_thread
 from scaler_tui.screens.base import FramedScreen
 from scaler_tui.screens.problem import ConfirmScreen
@@ -30,8 +30,6 @@ from scaler_tui.widgets.card_results import export_lines as report_lines
 from scaler_tui.widgets.context_words import QUIET, wrapped_line
 from scaler_tui.widgets.export_lines import PLACES, Place
 
-STEPS = 4
-"""Lines of progress that stay in view."""
 OPTIONS = ("adapter", "compare")
 
 
@@ -42,6 +40,7 @@ class ExportScreen(FramedScreen):
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "export", "Export", tooltip="Write it; where its runtime is here it is compared too"),
+        Binding("s", "stop", "Stop", tooltip="Stop the export; the same one can go on later"),
         Binding("space", "choose", "Choose", tooltip="The pointed destination, size or switch"),
         Binding("up,k", "move(-1)", "Line", key_display="↑↓"),
         Binding("t", "type", "Type", priority=True, tooltip="Another folder to write to"),
@@ -65,9 +64,8 @@ class ExportScreen(FramedScreen):
         self.out = ""
         """As typed; "" leaves it to the command."""
         self.sizes: dict[str, int] = {}
-        self.busy = False
+        self.job: ExportJob | None = None
         self._forced = False
-        self.steps: deque[str] = deque(maxlen=STEPS)
         self.refusal: EngineError | None = None
         self.report: ExportReport | None = None
 
@@ -81,9 +79,25 @@ class ExportScreen(FramedScreen):
     def on_mount(self) -> None:
         """How large each size would be."""
         self.query_one("#export-field").display = False
+        job = jobs_of(self.app).get(self.source)
+        if job is not None and job.running:
+            job.watcher = self
+            self.job, self.chosen = job, next(place for place in PLACES if place.id == job.place)
         self.pointer = PLACES.index(self.chosen)
         self.show_export()
+        if not self.exports:
+            earlier_in_thread(self, self.source)
         ask_in_thread(self, "sizes", ["export", "gguf", str(self.source), "--sizes", "--json"])
+
+    def on_unmount(self) -> None:
+        """An export goes on without the screen."""
+        if self.job is not None and self.job.watcher is self:
+            self.job.watcher = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is at work."""
+        return self.job is not None
 
     def on_resize(self, event: Resize) -> None:
         """Another width."""
@@ -117,8 +131,13 @@ class ExportScreen(FramedScreen):
         """A step of it."""
         message.stop()
         if message.action == "export":
-            self.steps.append(message.text)
             self.show_export()
+
+    def on_earlier_exports(self, message: EarlierExports) -> None:
+        """What the run's card has of them."""
+        message.stop()
+        self.exports = (*message.exports, *self.exports)
+        self.show_export()
 
     def on_twin_done(self, message: TwinDone) -> None:
         """Sizes came, or it is written, or was refused."""
@@ -132,7 +151,7 @@ class ExportScreen(FramedScreen):
         self.refresh_bindings()
 
     def _ended(self, message: TwinDone) -> None:
-        self.busy = False
+        self.job = None
         if message.told is not None:
             self.report = report_of(message.told)
             self.exports = (*self.exports, self.report)
@@ -162,7 +181,13 @@ class ExportScreen(FramedScreen):
         if kind == "type":
             found = export_lines.measured(self.exports).get(name)
             return export_lines.type_line(
-                name, self.sizes.get(name), found, width, self.signs, chosen=name in self.types, pointed=pointed
+                name,
+                export_lines.written(self.exports).get(name, self.sizes.get(name)),
+                found,
+                width,
+                self.signs,
+                chosen=name in self.types,
+                pointed=pointed,
             )
         if name == "adapter":
             said = "the adapter by itself, beside its base" if self.as_adapter else "merged into its base"
@@ -175,9 +200,9 @@ class ExportScreen(FramedScreen):
         return "adapter" if self.as_adapter else "model"
 
     def _words(self, width: int) -> list[Content]:
-        if self.busy:
+        if self.job is not None:
             head = Content.styled(f"Exporting for {self.chosen.title} ...", "bold")
-            return [head, *(wrapped_line(step, width, 2) for step in self.steps)]
+            return [head, *(wrapped_line(step, width, 2) for step in self.job.steps)]
         if self.refusal is not None:
             what = wrapped_line(f"{self.signs.no} {self.refusal.what}", width)
             texts = (self.refusal.cause, self.refusal.next_step)
@@ -196,13 +221,19 @@ class ExportScreen(FramedScreen):
         told = [(self.chosen.words, ""), (f"Enter writes it to {where}; t types another.", "bold")]
         if self.chosen.id != "hf":
             told.append(
-                ("Sizes before are estimates; perplexity is compared with transformers when it is written.", QUIET)
+                (
+                    "Sizes before are estimates. Afterwards perplexity is compared with transformers, on the prompts "
+                    "of the comparison and their answers.",
+                    QUIET,
+                )
             )
         return told
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """One export at a time."""
+        if action == "stop":
+            return self.job is not None and not self.job.stopped
         if action == "type" and self.is_mounted and self.query_one("#export-field", Input).has_focus:
             return False
         return None if action in ("export", "choose", "type", "pick") and self.busy else True
@@ -272,8 +303,14 @@ class ExportScreen(FramedScreen):
             self._close_field()
             return
         if self.busy:
-            self.notify("It goes on; how it ends is said here.", timeout=6)
+            self.notify("It goes on; open this screen again to see how far it is.", timeout=6)
         self.app.pop_screen()
+
+    def action_stop(self) -> None:
+        """End what is at work."""
+        if self.job is not None:
+            self.job.stop()
+            self.refresh_bindings()
 
     def action_export(self) -> None:
         """Write it."""
@@ -283,13 +320,13 @@ class ExportScreen(FramedScreen):
     def _export(self, *, force: bool) -> None:
         self.refusal = self.report = None
         self._forced = force
-        self.steps.clear()
         if self.chosen.id != "hf" and not self.types and not (self.as_adapter and self.chosen.id == "gguf"):
             what = "No size is chosen."
             self.refusal = EngineError("export.no_type", what, next_step="Space chooses the pointed one.")
         else:
-            app, self.busy = self.app, True
-            ask_in_thread(self, "export", self.words(force=force), lambda done: tell_late(app, done))
+            app, self.job = self.app, ExportJob(self.words(force=force), self.chosen.id, self)
+            jobs_of(app)[self.source] = self.job
+            self.job.start(lambda done: tell_late(app, done))
         self.show_export()
         self.refresh_bindings()
 

@@ -5,6 +5,7 @@ Owns drawing. Must not know formats or estimate: sizes are the `export` command'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ KIND_CELLS = 8
 SIZE_CELLS = 10
 MUCH_WORSE = 0.01
 """A perplexity that rose by more than this share is marked."""
+MOSTLY_SAME = 0.98
+"""Share of positions with the same next token below which a size is marked."""
+SPREAD_NATS = 0.25
 QUANTISED = ("q6_k", "q5_k_m", "q4_k_m")
 """Types that llama.cpp's own quantiser makes."""
 TYPE_WORDS = {
@@ -87,10 +91,30 @@ def type_line(
     room = width - start.cell_length
     if found is None:
         return Content.assemble(start, (clip(TYPE_WORDS[kind], room, unicode=signs.arrow == "→"), QUIET))
-    tone = "warn" if found.perplexity_change > MUCH_WORSE else "good"
-    figure = f"perplexity {found.perplexity:.3f} ({words.change_words(found)})"
-    same = f"  {found.same_top_token * 100:.1f} % same token"
-    return Content.assemble(start, toned(figure, tone), toned(same, "quiet") if len(figure + same) <= room else "")
+    noise = noise_of(found)
+    within = 0 < abs(found.perplexity_change) <= noise
+    change = "within noise" if within and words.change_words(found) != "unchanged" else words.change_words(found)
+    share, positions = f"{found.same_top_token * 100:.1f} %", f"{found.tokens_compared:,}"
+    figure = f"  perplexity {found.perplexity:.3f} ({change})"
+    worse = found.perplexity_change > max(noise, MUCH_WORSE)
+    tone = "warn" if found.same_top_token < MOSTLY_SAME or not words.is_sound(found) else "good"
+    forms = (f"{share} same token of {positions}", f"{share} same of {positions}", f"{share} same")
+    same = next((form for form in forms if len(form + figure) <= room), forms[-1])
+    told = toned(figure, "warn" if worse else "quiet") if len(same + figure) <= room else ""
+    return Content.assemble(start, toned(same, tone), told)
+
+
+def noise_of(found: Agreement) -> float:
+    """Changes of perplexity below this say nothing: two standard errors of a mean over its positions.
+
+    Own rule: between two number types the loss of a position differs by about SPREAD_NATS.
+    """
+    return 2 * SPREAD_NATS / math.sqrt(max(found.tokens_compared, 1))
+
+
+def written(exports: Sequence[ExportReport]) -> Mapping[str, int]:
+    """By type, the bytes of the newest file of each."""
+    return {file.kind: file.size_bytes for report in exports for file in report.files if file.kind in GGUF_TYPES}
 
 
 def option_line(title: str, value: str, said: str, width: int, signs: Glyphs, *, pointed: bool) -> Content:

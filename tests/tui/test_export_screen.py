@@ -13,10 +13,13 @@ from engine.errors import EngineError
 from engine.jobs.card_io import write_card
 from engine.jobs.export_report import Agreement, ExportedFile, ExportReport
 from scaler_tui.feeds import mix_feed
+from scaler_tui.feeds import twin as twin_feed
+from scaler_tui.glyphs import glyphs
 from scaler_tui.screens.card import CardScreen
 from scaler_tui.screens.export import ExportScreen
 from scaler_tui.screens.problem import ConfirmScreen
 from scaler_tui.terminal import RenderPolicy
+from scaler_tui.widgets.export_lines import type_line
 from tests.support.golden_runs import Golden, golden_card, write_golden
 from tests.support.screen_host import until, visible
 from tests.support.wizard_app import SIZES, known_machine, opened, press, type_text
@@ -63,8 +66,10 @@ class Twin:
         self.go_on = threading.Event()
         self.errors: list[EngineError] = []
 
-    def __call__(self, *words: str, say: Any = None) -> dict[str, Any]:
+    def __call__(self, *words: str, say: Any = None, begun: Any = None) -> dict[str, Any]:
         self.asked.append(words)
+        if begun is not None:
+            begun(self)
         if "--sizes" in words:
             return {"sizes": SIZES_TOLD}
         if say is not None:
@@ -74,6 +79,11 @@ class Twin:
             raise self.errors.pop(0)
         return {**msgspec.to_builtins(REPORT), "created": "", "pushed": ""}
 
+    def terminate(self) -> None:
+        """As its process does when it is told to end."""
+        self.errors = [EngineError("interrupted", "Interrupted.")]
+        self.go_on.set()
+
 
 @pytest.fixture
 def twin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Twin:
@@ -81,6 +91,7 @@ def twin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Twin:
     monkeypatch.chdir(tmp_path)
     found = Twin()
     monkeypatch.setattr(mix_feed, "ask_twin", found)
+    monkeypatch.setattr(twin_feed, "ask_twin", found)
     return found
 
 
@@ -120,8 +131,7 @@ async def test_sizes_are_shown_before_and_perplexity_after(twin: Twin) -> None:
         assert [word for word, flag in zip(asked[1:], asked, strict=False) if flag == "--type"] == ["q8_0", "q4_k_m"]
         assert "--force" not in asked
         seen = flat(app)
-        assert "q4_k_m 2.00 MiB perplexity 7.732 (+3.1 %)" in seen
-        assert "96.2 % same token" in seen
+        assert "q4_k_m 2.01 MiB 96.2 % same token of 812 perplexity 7.732 (+3.1 %)" in " ".join(seen.split()), seen
         assert "7.502 unchanged" in seen
         assert "Its own sliding window" in seen
         assert all(len(line) <= 80 for line in visible(app).splitlines())
@@ -208,3 +218,55 @@ async def test_an_end_is_said_where_the_screen_was_left(twin: Twin) -> None:
         assert isinstance(app.screen, CardScreen)
         twin.go_on.set()
         await until(pilot, lambda: any("The disk is full" in str(note.message) for note in app._notifications))
+
+
+async def test_a_running_export_is_found_again_and_can_be_stopped(twin: Twin) -> None:
+    async with opened() as (app, pilot):
+        _, run_dir = await from_card(app, pilot)
+        await press(pilot, "3", "enter")
+        await until(pilot, lambda: "29 %" in flat(app))
+        await press(pilot, "b", "x")
+        screen = app.screen
+        assert isinstance(screen, ExportScreen)
+        assert screen.busy
+        assert "Exporting for Ollama" in flat(app)
+        assert "29 %" in flat(app)
+        await press(pilot, "s")
+        await until(pilot, lambda: not screen.busy)
+        assert "The export was stopped" in flat(app)
+        assert sum("--sizes" not in asked for asked in twin.asked) == 1
+        await press(pilot, "b", "x")
+        assert "stopped" not in flat(app), "another look begins afresh"
+        assert screen.source == run_dir
+
+
+async def test_leaving_asks_while_an_export_runs(twin: Twin) -> None:
+    async with opened() as (app, pilot):
+        screen, _ = await from_card(app, pilot)
+        await press(pilot, "enter")
+        await until(pilot, lambda: "29 %" in flat(app))
+        await press(pilot, "q")
+        assert isinstance(app.screen, ConfirmScreen)
+        assert "leave and stop it" in flat(app)
+        await press(pilot, "n")
+        assert app.screen is screen
+        assert screen.busy
+        await press(pilot, "q", "y")
+        await until(pilot, twin.go_on.is_set)
+        assert app._exit
+
+
+async def test_the_runs_list_hands_on_what_was_measured_before(twin: Twin) -> None:
+    run_dir = write_golden(Golden(outcome="finished"))
+    write_card(run_dir, msgspec.structs.replace(golden_card(run_dir), exports=(REPORT,)))
+    async with opened() as (app, pilot):
+        app.push_screen(ExportScreen(run_dir, "it", adapter=True))
+        await until(pilot, lambda: "96.2 % same" in flat(app))
+
+
+def test_a_change_of_few_positions_is_called_noise() -> None:
+    few = msgspec.structs.replace(agreement(-0.023, 0.97), tokens_compared=153)
+    line = type_line("q4_k_m", 1, few, 78, glyphs(True), chosen=True, pointed=False)
+    assert "within noise" in line.plain
+    assert "97.0 % same of 153" in line.plain
+    assert not any("success" in str(span.style) for span in line.spans)

@@ -108,7 +108,7 @@ def test_changes_that_are_rounding_are_called_so() -> None:
     assert change_words(agreement(0.02)) == "+2 %"
     assert change_words(agreement(-0.01)) == "-1 %"
     exact = msgspec.structs.replace(MIX, relative_error=2e-8)
-    assert "is rounding" in error_words(exact)
+    assert error_words(exact).startswith("no more than rounding")
     assert "above the base's" in score_words(1.0, 1.2)
     assert score_words(None, 1.2) == "held-out loss 1.2000"
     assert "answers part at token 12" in agreement_words(agreement(same=0.9))
@@ -123,6 +123,10 @@ def test_a_review_names_teacher_loss_answers_and_destination() -> None:
     assert "temperature 2; 50% labels; top 64, the rest as one more outcome" in lines["Lesson"]
     assert lines["Answers"].startswith("25% of the steps learn on the student's own")
     assert lines["Export"].startswith("GGUF for llama.cpp and LM Studio, Ollama; merged, as q8_0, q4_k_m")
+    whole = msgspec.structs.replace(taught_spec(), task=Task.FULL)
+    assert "; as q8_0" in dict(setting_lines(whole))["Export"], "nothing is merged where every parameter learnt"
+    own = JobSpec(distillation=DistillationSection(teacher="/h/runs/20261126-1a2b/output/model"))
+    assert dict(result_lines(own))["Teacher"].startswith("run 20261126-1a2b;")
     itself = JobSpec(distillation=DistillationSection(teacher="self", loss=DistillLoss.JSD, beta=0.3))
     lines = dict(result_lines(itself))
     assert lines["Teacher"] == "the model as it is before this job, at no cost in memory"
