@@ -51,8 +51,9 @@ def adapter_line(mixing: Mixing, one: Listed, width: int, signs: Glyphs, *, poin
     inside = one.folder in mixing.weights
     why = "" if inside else one.why_not_with(mixing.base)
     slider, names = _widths(width)
+    others = [other.name for other in mixing.listed]
     mark = signs.on if inside else signs.no if why else signs.off
-    head = f"{signs.pointer if pointed else ' '} {mark} {clip_middle(one.name, names, unicode=unicode):<{names}}"
+    head = f"{signs.pointer if pointed else ' '} {mark} {shown_name(one.name, others, names, unicode=unicode):<{names}}"
     tone = "reverse bold" if pointed else "bold" if inside else QUIET
     if not inside:
         said = why or f"{one.words}, {format_bytes(one.size_bytes)}"
@@ -65,6 +66,16 @@ def adapter_line(mixing: Mixing, one: Listed, width: int, signs: Glyphs, *, poin
         (head, tone), "  ", toned(drawn, "busy"), toned(f" {weight:>{WEIGHT_CELLS}g}", "strong"), "  ",
         toned(alone, "quiet"),
     )  # fmt: skip
+
+
+def shown_name(name: str, others: Sequence[str], cells: int, *, unicode: bool) -> str:
+    """In so many cells; where others would look the same, without the beginning that they share."""
+    shown = clip_middle(name, cells, unicode=unicode)
+    alike = [other for other in others if clip_middle(other, cells, unicode=unicode) == shown]
+    if len(set(alike)) < 2:
+        return shown
+    shared = next((n for n, letters in enumerate(zip(*alike, strict=False)) if len(set(letters)) > 1), 0)
+    return clip(("…" if unicode else "~") + name[shared:], cells, unicode=unicode)
 
 
 def _widths(width: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from scaler_tui.screens.adapters import AdaptersScreen
 from scaler_tui.screens.card import CardScreen
 from scaler_tui.screens.problem import ConfirmScreen
 from scaler_tui.terminal import RenderPolicy
-from scaler_tui.widgets.mix_lines import score_verdict, slider_text
+from scaler_tui.widgets.mix_lines import score_verdict, shown_name, slider_text
 from scaler_tui.widgets.status_line import clip_middle
 from tests.support.adapters import plain_adapter
 from tests.support.golden_runs import Golden, golden_card, write_golden
@@ -390,6 +390,9 @@ def test_names_that_differ_at_their_ends_stay_apart() -> None:
     shown = {clip_middle(f"demo-distillation {tail}", 16) for tail in ("1a2b", "3c4d")}
     assert len(shown) == 2
     assert all(len(one) == 16 for one in shown)
+    names = [f"demo-distillation: {what}, seed 3" for what in ("labels alone", "labels and teacher", "teacher, T = 2")]
+    shown = {shown_name(name, names, 17, unicode=True) for name in names}
+    assert len(shown) == 3, "the same beginning and the same end"
 
 
 def test_settings_are_all_drawn() -> None:

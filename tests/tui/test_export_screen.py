@@ -249,7 +249,7 @@ async def test_leaving_asks_while_an_export_runs(twin: Twin) -> None:
         assert isinstance(app.screen, ConfirmScreen)
         assert "leave and stop it" in flat(app)
         await press(pilot, "n")
-        assert app.screen is screen
+        assert screen.is_current
         assert screen.busy
         await press(pilot, "q", "y")
         await until(pilot, twin.go_on.is_set)
