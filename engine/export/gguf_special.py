@@ -46,8 +46,11 @@ class SpecialTokens:
 
 
 def special_tokens(folder: Path, chat: ChatTokenizer, tree: Mapping[str, Any], rows: int) -> SpecialTokens:
-    """The special tokens of a model folder; `rows` ids there are."""
-    config = text_part(read_json_object(folder / "config.json", code="model.config_damaged", what="a model config"))[0]
+    """The special tokens of a model folder, or of a tokenizer by itself, as adapters have it; `rows` ids there are."""
+    path = folder / "config.json"
+    config: Mapping[str, Any] = {}
+    if path.is_file():
+        config = text_part(read_json_object(path, code="model.config_damaged", what="a model config"))[0]
     end = _in_range(chat.eos_id, rows)
     known = [number for number in stop_ids(folder, chat) if number < rows]
     stops = tuple(dict.fromkeys([*([end] if end is not None else []), *known]))

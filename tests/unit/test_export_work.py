@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from engine.errors import EngineError
@@ -27,6 +28,7 @@ from engine.jobs.spec_export import Destination
 from engine.resources import demo_model_dir
 from engine.surgery.staging import sha256_of
 from scaler_tui.cli import main
+from tests.support.adapter_files import write_adapter
 from tests.support.cli import ROOT, cli, environment, wait_for
 
 NO_RUNTIME = {"GGUF_PYTHON": "/nowhere/python"}
@@ -406,3 +408,17 @@ def test_orders_are_checked_and_names_made_harmless(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
         check_order(order_for(tmp_path / "x", types=("q9",)))
     assert caught.value.code == "export.type"
+
+
+def test_an_adapter_with_a_tokenizer_of_its_own_becomes_a_file(tmp_path: Path) -> None:
+    base = json.loads((demo_model_dir() / "config.json").read_text())
+    width, module = base["hidden_size"], "model.layers.0.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": np.ones((2, width)), f"{module}.lora_B.weight": np.ones((width, 2))}
+    adapter = write_adapter(tmp_path / "adapter", factors, base=demo_model_dir())
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(demo_model_dir() / name, adapter / name)
+    order = order_for(tmp_path / "out", source=str(adapter), base=str(demo_model_dir()))
+    code, report, error = work(order, tmp_path)
+    assert code == 0, error
+    assert report is not None
+    assert Path(report.files[0].path).is_file()
