@@ -316,6 +316,5 @@ async def test_of_two_questions_typed_while_loading_none_is_lost_when_loading_fa
     screen = ChatScreen(ChatAsked("demo"))
     screen._waiting = "first"
     async with ScreenHost(screen).run_test(size=(80, 24)) as pilot:
-        await screen.on_prompt_field_submitted(PromptField.Submitted("second"))
-        assert screen._waiting == "first"
+        await screen.on_prompt_field_submitted(PromptField.Submitted("second"))  # whether loaded by now or not
         await until(pilot, lambda: "demo heard first" in visible(pilot.app))
