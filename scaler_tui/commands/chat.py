@@ -131,7 +131,7 @@ class LineChat:
         self._process.end_now()
 
     def _read(self) -> None:
-        for news in self._process.news():
+        for news in self._process.lines():
             self._news.put(news)
         self._news.put(None)
 
@@ -175,7 +175,7 @@ class LineChat:
         try:
             with self.hears_ctrl_c():
                 self._answering = True
-                self._process.send(request)
+                self._process.ask(request)
                 self._follow(lambda: state.phase is not Phase.ANSWERING, each=show_finished)
         finally:
             self._answering = False
@@ -258,7 +258,7 @@ class LineChat:
                 if stopping:
                     raise KeyboardInterrupt
                 stopping = True
-                self._process.send(Stop())
+                self._process.ask(Stop())
                 continue
             if news is None:
                 self.state.over(self._process.error)

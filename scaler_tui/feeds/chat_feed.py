@@ -7,9 +7,7 @@ here waits in the interface thread.
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
-import time
 from pathlib import Path
 
 from textual.message import Message
@@ -21,6 +19,7 @@ from engine.jobs.chat_log import ChatLog, Exchange, chats_dir, earlier_prompts
 from scaler_tui.chat_process import ChatProcess
 from scaler_tui.chat_sides import ChatAsked, ChatSides, chat_sides
 from scaler_tui.chat_state import ChatSettings
+from scaler_tui.feeds.batches import Batches
 
 
 class ChatFound(Message):
@@ -65,9 +64,8 @@ class ChatFeed:
         self._asked = asked
         self._settings = settings
         self._target = target
-        self._batch_seconds = 1 / hz
+        self._batches = Batches[News](1 / hz)
         self._process: ChatProcess | None = None
-        self._lines: queue.Queue[News | None] = queue.Queue()
         self._log: ChatLog | None = None
         self._closed = threading.Event()
 
@@ -78,7 +76,7 @@ class ChatFeed:
     def send(self, request: Request) -> None:
         """To the process."""
         if self._process is not None:
-            self._process.send(request)
+            self._process.ask(request)
 
     def save(self, exchange: Exchange) -> None:
         """Append to the chat's file; ChatSaved follows."""
@@ -113,42 +111,24 @@ class ChatFeed:
         self._post(ChatFound(found, earlier))
         if self._closed.is_set():
             return
-        threading.Thread(target=self._read, args=(process,), name="chat-lines", daemon=True).start()
-        self._pass_on()
+        reading = threading.Thread(target=self._read, args=(process,), name="chat-lines", daemon=True)
+        reading.start()
+        self._batches.pass_on(self._post_news)
+        reading.join()  # it may still be saying why
         self._post(ChatOver(process.error))
 
     def _read(self, process: ChatProcess) -> None:
         try:
-            for line in process.news():
-                self._lines.put(line)
-        except Exception as error:  # a fault of ours must not leave the screen waiting
+            self._batches.read(process.lines())
+        except Exception as error:  # a fault of ours is told, too
             cause = f"{type(error).__name__}: {error}"
             process.error = EngineError(
                 "chat.failed", "The chat ended by itself.", cause=cause, exit_code=ExitCode.RUN_FAILED
             )
-        finally:
-            self._lines.put(None)
 
-    def _pass_on(self) -> None:
-        posted, going = 0.0, True
-        while going:
-            batch = self._wait_for_some(posted + self._batch_seconds)
-            going = None not in batch
-            lines = tuple(line for line in batch if line is not None)
-            if lines:
-                self._post(ChatNews(lines))
-            posted = time.monotonic()
-
-    def _wait_for_some(self, due: float) -> list[News | None]:
-        """At least one line, and all that come before `due`; None among them ends it."""
-        batch = [self._lines.get()]
-        while batch[-1] is not None:
-            left = due - time.monotonic()
-            try:
-                batch.append(self._lines.get(timeout=left) if left > 0 else self._lines.get_nowait())
-            except queue.Empty:
-                break
-        return batch
+    def _post_news(self, lines: tuple[News, ...], running: bool) -> None:
+        if lines:
+            self._post(ChatNews(lines))
 
     def _save(self, log: ChatLog, exchange: Exchange) -> None:
         try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from textual.message_pump import MessagePump
 
 from engine.errors import EngineError
 from engine.jobs.mix_lines import AskedMix, Line
+from scaler_tui.feeds.batches import Batches
 from scaler_tui.feeds.twin import ask_twin
 from scaler_tui.mix_process import MixProcess
 
@@ -40,7 +40,7 @@ class MixFeed:
     def __init__(self, words: Sequence[str], target: MessagePump) -> None:
         self.process = MixProcess(words)
         self._target = target
-        self._lines: queue.Queue[Line | None] = queue.Queue()
+        self._batches = Batches[Line](BATCH_SECONDS)
         self._wishes: queue.SimpleQueue[AskedMix | None] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -67,33 +67,15 @@ class MixFeed:
             self.process.ask(wish)
 
     def _read(self) -> None:
-        try:
-            for line in self.process.lines():
-                self._lines.put(line)
-        finally:
-            self._lines.put(None)
+        self._batches.read(self.process.lines())
 
     def _pass_on(self) -> None:
-        posted, going = 0.0, True
-        while going:
-            batch = self._wait_for_some(posted + BATCH_SECONDS)
-            going = None not in batch
-            lines = tuple(line for line in batch if line is not None)
-            error = None if going else self.process.error
-            self._target.post_message(MixSaid(self, lines, running=going, error=error))
-            posted = time.monotonic()
+        self._batches.pass_on(self._post)
         self._wishes.put(None)
 
-    def _wait_for_some(self, due: float) -> list[Line | None]:
-        """At least one line, and all that come before `due`; None among them ends it."""
-        batch = [self._lines.get()]
-        while batch[-1] is not None:
-            left = due - time.monotonic()
-            try:
-                batch.append(self._lines.get(timeout=left) if left > 0 else self._lines.get_nowait())
-            except queue.Empty:
-                break
-        return batch
+    def _post(self, lines: tuple[Line, ...], running: bool) -> None:
+        error = None if running else self.process.error
+        self._target.post_message(MixSaid(self, lines, running=running, error=error))
 
 
 class TwinDone(Message):

@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import EngineError
 from engine.jobs.card_io import write_card
-from engine.jobs.export_report import Agreement, ExportedFile, ExportReport
+from engine.jobs.export_report import ExportedFile, ExportReport
 from scaler_tui.feeds import mix_feed
 from scaler_tui.feeds import twin as twin_feed
 from scaler_tui.glyphs import glyphs
@@ -20,28 +20,12 @@ from scaler_tui.screens.export import ExportScreen
 from scaler_tui.screens.problem import ConfirmScreen
 from scaler_tui.terminal import RenderPolicy
 from scaler_tui.widgets.export_lines import type_line
+from tests.support.golden_results import agreement
 from tests.support.golden_runs import Golden, golden_card, write_golden
 from tests.support.screen_host import until, visible
 from tests.support.wizard_app import SIZES, known_machine, opened, press, type_text
 
 SIZES_TOLD = {"f16": 6_800_000, "q8_0": 3_700_000, "q4_k_m": 2_100_000}
-
-
-def agreement(change: float, same: float = 1.0) -> Agreement:
-    """As a comparison would say it."""
-    return Agreement(
-        runtime="llama.cpp 0.3.36",
-        prompts=4,
-        tokens_compared=812,
-        same_top_token=same,
-        first_difference=-1 if same == 1.0 else 11,
-        largest_logit_difference=0.01,
-        perplexity=7.5 * (1 + change),
-        reference_perplexity=7.5,
-        same_tokens=True,
-        same_prompt=True,
-        stops=True,
-    )
 
 
 REPORT = ExportReport(
@@ -50,7 +34,7 @@ REPORT = ExportReport(
     files=(
         ExportedFile(path="/x/model-q8_0.gguf", size_bytes=3_712_000, kind="q8_0", agreement=agreement(0.0003)),
         ExportedFile(
-            path="/x/model-q4_k_m.gguf", size_bytes=2_110_000, kind="q4_k_m", agreement=agreement(0.031, 0.962)
+            path="/x/model-q4_k_m.gguf", size_bytes=2_110_000, kind="q4_k_m", agreement=agreement(0.031, same=0.962)
         ),
     ),
     flags=("Its own sliding window is not told to older programs.",),
@@ -265,7 +249,7 @@ async def test_the_runs_list_hands_on_what_was_measured_before(twin: Twin) -> No
 
 
 def test_a_change_of_few_positions_is_called_noise() -> None:
-    few = msgspec.structs.replace(agreement(-0.023, 0.97), tokens_compared=153)
+    few = msgspec.structs.replace(agreement(-0.023, same=0.97), tokens_compared=153)
     line = type_line("q4_k_m", 1, few, 78, glyphs(True), chosen=True, pointed=False)
     assert "within noise" in line.plain
     assert "97.0 % same of 153" in line.plain

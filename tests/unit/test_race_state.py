@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import scaler_tui.line_process as line_process
 import scaler_tui.race_process as race_process
 from engine.context.factors import Factors, read_factors
 from engine.jobs.race_lines import (
@@ -188,7 +189,7 @@ def test_a_process_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, 
         f"sys.stdout.write(open({str(RACE)!r}).readline())\nsys.stdout.flush()\ntime.sleep(600)\n"
     )
     monkeypatch.setattr(race_process, "PROGRAM", (sys.executable, str(deaf)))
-    monkeypatch.setattr(race_process, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(line_process, "PATIENCE_SECONDS", 0.2)
     process = RaceProcess(RaceKey("demo", 1024))
     lines = process.lines()
     next(lines)
