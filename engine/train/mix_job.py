@@ -53,7 +53,7 @@ def run(attempt: Attempt) -> Outcome:
     adapters = check_adapters_of(attempt.spec, ref)
     check_mergeable(attempt.spec, ref, adapters)
     named = zip(attempt.spec.adapters, adapters, strict=True)
-    shares = tuple(Share(adapter, one.weight, one.name or adapter_name(one.path)) for one, adapter in named)
+    shares = tuple(Share(adapter, one.weight, one.name or adapter_name(adapter.path)) for one, adapter in named)
     attempt.phase("preparing data")
     data = heldout_of(attempt.spec, ref.path, datetime.fromtimestamp(attempt.created))
     for warning in data.report.warnings:

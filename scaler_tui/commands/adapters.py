@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, ExitCode
+from engine.jobs.named_adapter import LEFT_BY_RUNS, adapter_folder, adapter_name
 from engine.units import format_bytes, format_count
 from scaler_tui import output
 
@@ -45,60 +46,6 @@ def adapters(arguments: argparse.Namespace) -> int:
 
 
 # ── words on the command line ────────────────────────────────────────────────────────────────────────────────────
-def adapter_folder(word: str) -> tuple[Path, str]:
-    """(folder, name): an adapter's folder, or what a run left. Raises EngineError `run.*`, `adapter.config`."""
-    from engine.jobs import layout
-    from engine.jobs.store import find_run
-    from engine.models.adapter import is_adapter
-
-    folder = Path(word).expanduser()
-    if is_adapter(folder) or (folder.is_dir() and not (folder / layout.SPEC).is_file()):
-        return folder.absolute(), name_of(folder.absolute())
-    try:
-        run_dir = _run_called(word) or find_run(word)
-    except EngineError as error:
-        if error.code != "run.unknown":
-            raise
-        raise EngineError(
-            "adapter.unknown",
-            f"'{word}' is neither an adapter's folder nor a run.",
-            cause=error.cause,
-            next_step="Name a folder with an adapter_config.json; scaler-wizard adapters list shows those of runs.",
-        ) from error
-    for name in _LEFT:
-        if is_adapter(run_dir / name):
-            return run_dir / name, run_dir.name
-    raise EngineError(
-        "run.no_adapter",
-        f"Run {run_dir.name} has left no adapter.",
-        next_step="Name an adapter's folder, or a run that trained one.",
-    )
-
-
-def _run_called(name: str) -> Path | None:
-    """The run with this name as lists show it, "facts" or, where several have it, "facts 1a2b". Raises EngineError
-    `run.ambiguous`."""
-    from engine.jobs.store import list_runs
-
-    found = [run for run in list_runs() if name and name in (run.name, f"{run.name} {run.id.rpartition('-')[2]}")]
-    if len(found) > 1:
-        raise EngineError(
-            "run.ambiguous",
-            f"{len(found)} runs are called '{name}': {', '.join(run.id for run in found[:8])}.",
-            next_step="Name one by its id.",
-        )
-    return found[0].directory if found else None
-
-
-_LEFT = ("output/adapter", "output/held/adapter")
-
-
-def name_of(folder: Path) -> str:
-    """The run's id for what a run left, else the folder's name."""
-    run_dir = next((folder.parents[len(Path(left).parts) - 1] for left in _LEFT if folder.match(left)), None)
-    return run_dir.name if run_dir is not None and (run_dir / "spec.toml").is_file() else folder.name
-
-
 def base_folder(word: str) -> Path | None:
     """The model that --base names; None where it names none."""
     from engine.models.resolve import require_weights, resolve_model
@@ -129,7 +76,7 @@ def list_adapters(arguments: argparse.Namespace) -> int:
     missing = [folder for folder in arguments.folders if not folder.expanduser().is_dir()]
     if missing:
         raise EngineError("adapter.unknown", f"There is no folder {missing[0]}.", next_step="Check the path.")
-    of_runs = [run.directory / left for run in list_runs() for left in _LEFT if (run.directory / left).is_dir()]
+    of_runs = [run.directory / left for run in list_runs() for left in LEFT_BY_RUNS if (run.directory / left).is_dir()]
     given = find_adapters(folder.expanduser().absolute() for folder in arguments.folders)
     found = [_listed(folder) for folder in dict.fromkeys((*of_runs, *given))]
     if arguments.json:
@@ -152,9 +99,9 @@ def _listed(folder: Path) -> Listed:
     try:
         found = read_adapter(folder)
     except EngineError as error:
-        return Listed(name_of(folder), str(folder), problem=f"unreadable ({error.code})")
+        return Listed(adapter_name(folder), str(folder), problem=f"unreadable ({error.code})")
     return Listed(
-        name=name_of(folder),
+        name=adapter_name(folder),
         path=str(folder),
         kind=found.config.kind,
         rank=max((one.rank for one in found.adapted), default=0),
@@ -170,7 +117,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     from engine.adapters.folder import read_adapter
     from engine.adapters.inspection import inspect_adapter
 
-    folder, _ = adapter_folder(arguments.adapter)
+    folder = adapter_folder(arguments.adapter)
     report = inspect_adapter(read_adapter(folder), base_folder(arguments.base))
     if arguments.json:
         output.emit_json(report)
@@ -251,8 +198,8 @@ def test(arguments: argparse.Namespace) -> int:
     tested: list[dict[str, Any]] = []
     passed = True
     for word in arguments.adapters:
-        folder, name = adapter_folder(word)
-        share = Share(read_adapter(folder), name=name)
+        folder = adapter_folder(word)
+        share = Share(read_adapter(folder), name=adapter_name(folder))
         base = find_base([share], given)
         report, logits = _tested(share, base.folder if base is not None else None, arguments)
         good = report.passed and (logits is None or logits.logits.max_rel_logit_diff <= PEFT_TOLERANCE)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, ExitCode
+from engine.jobs.named_adapter import adapter_folder, adapter_name
 from engine.units import format_bytes, format_duration
 from scaler_tui import output
-from scaler_tui.commands.adapters import adapter_folder, base_folder, layer_of
+from scaler_tui.commands.adapters import base_folder, layer_of
 
 if TYPE_CHECKING:
     from engine.adapters.recipe import Recipe, Share
@@ -54,8 +55,8 @@ def shares_of(words: list[str]) -> tuple[Share, ...]:
     found: list[Share] = []
     for text in words:
         word, weight = split_weight(text)
-        folder, name = adapter_folder(word)
-        found.append(Share(read_adapter(folder), weight, name))
+        folder = adapter_folder(word)
+        found.append(Share(read_adapter(folder), weight, adapter_name(folder)))
     return tuple(found)
 
 
