@@ -41,6 +41,10 @@ class MixReport(msgspec.Struct, frozen=True, kw_only=True):
     score: float | None = None
     """The same of the result."""
     swept: int = 0
-    """Sets of weights that were measured."""
+    """Sets of weights that were measured, on one half of the held-out rows."""
+    check_before: float | None = None
+    """Of a sweep: the base's loss on the other half, which the weights were not chosen by."""
+    check_score: float | None = None
+    """The same of the weights that were chosen."""
     seconds: float = 0.0
     peak_rss_bytes: int = 0

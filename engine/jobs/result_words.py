@@ -69,7 +69,9 @@ def mix_rows(report: MixReport) -> Rows:
     if report.score is not None:
         rows.append(("score", score_words(report.score_before, report.score)))
     if report.swept:
-        rows.append(("sweep", f"{report.swept} sets of weights measured; these were the best of them"))
+        rows.append(("sweep", f"{report.swept} sets of weights measured on half the rows; the best there"))
+    if report.check_score is not None:
+        rows.append(("other half", score_words(report.check_before, report.check_score)))
     memory = f", {format_bytes(report.peak_rss_bytes)} of memory at most" if report.peak_rss_bytes else ""
     rows.append(("took", f"{format_duration(report.seconds)}{memory}"))
     return rows

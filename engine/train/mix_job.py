@@ -24,7 +24,7 @@ from engine.data.load import PreparedData
 from engine.jobs import card, layout
 from engine.jobs import events as ev
 from engine.jobs.card_io import write_card
-from engine.jobs.mix_lines import Tried
+from engine.jobs.mix_lines import SweepReport, Tried
 from engine.jobs.mix_report import MixReport
 from engine.jobs.named_adapter import adapter_name
 from engine.models.source import ModelRef
@@ -79,7 +79,7 @@ class _MixJob:
         self.ref, self.data, self.shares = ref, data, shares
         self.data_sha256 = rows_sha256((data.heldout, data.base_text))
         self.out = attempt.run_dir / layout.OUTPUT / ADAPTER
-        self.swept = 0
+        self.sweep: SweepReport | None = None
 
     def run(self) -> Outcome:
         from engine.train import model as models
@@ -105,7 +105,7 @@ class _MixJob:
         """`output/adapter`, made or found finished."""
         attempt, section = self.attempt, self.spec.mix
         found = _finished(self.out)
-        if found is not None:
+        if found is not None and bool(found.swept) == bool(section.sweep):  # else killed before that was noted
             return found
         shares = self._swept(loaded) if section.sweep else self.shares
         attempt.phase("mixing", section.method.value)
@@ -121,7 +121,9 @@ class _MixJob:
         recipe = Recipe(section.method, section.density, section.signs, section.rank, self.spec.training.seed)
         shutil.rmtree(self.out, ignore_errors=True)  # without its report it is none of a finished mix
         mixed = mix_adapters(MixRequest(shares, self.out, recipe, self.ref.path), tell)
-        mixed = msgspec.structs.replace(mixed, swept=self.swept)
+        if (sweep := self.sweep) is not None:
+            checks = {"check_before": sweep.base.check_loss, "check_score": sweep.best.check_loss}
+            mixed = msgspec.structs.replace(mixed, swept=sweep.tries, **checks)
         layout.write_atomic(self.out / REPORT, msgspec.json.format(msgspec.json.encode(mixed), indent=2) + b"\n")
         return mixed
 
@@ -151,9 +153,14 @@ class _MixJob:
 
         found = sweep(ready, section, section.sweep, self.spec.training.seed, attempt.run_dir / SWEEP, say)
         mixed.take([0.0] * len(self.shares))
-        self.swept = found.tries
+        self.sweep = found
         best = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, found.best.weights, strict=True))
         attempt.say(f"Of {found.tries} sets of weights the best is {best}: loss {found.best.loss:.4f}.")
+        if not found.helps:
+            attempt.warn(
+                "On rows that were not searched on, these weights are no better than the base or one adapter alone.",
+                "Give more held-out rows, or take the single adapter.",
+            )
         return tuple(
             replace(share, weight=weight) for share, weight in zip(self.shares, found.best.weights, strict=True)
         )

@@ -50,6 +50,8 @@ MIX = MixReport(
     score_before=1.561,
     score=1.204,
     swept=40,
+    check_before=1.570,
+    check_score=1.231,
     seconds=3.2,
     peak_rss_bytes=310_000_000,
 )
