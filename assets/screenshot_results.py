@@ -48,7 +48,7 @@ async def adapters(app: ScalerApp, pilot: Pilot[Any]) -> None:
         await pilot.press("space", "down")
     await pilot.press("s")
     await until(pilot, lambda: screen.swept is not None and screen.mixing.score() is not None, seconds=60)
-    await shows(app, pilot, "better than each alone")
+    await shows(app, pilot, "fitted to these rows")
 
 
 async def export(app: ScalerApp, pilot: Pilot[Any]) -> None:
