@@ -122,8 +122,9 @@ def place(source: Path, target: Path) -> None:
 
 
 def written_bytes(folder: Path) -> int:
-    """What was written in `folder`; linked files are others'."""
-    found = (path.stat() for path in folder.rglob("*") if path.is_file())
+    """What was made in `folder` of the export; linked files are others', and the order's own are not counted."""
+    made = (path for part in ("result", "work") for path in (folder / part).rglob("*"))
+    found = (path.stat() for path in made if path.is_file())
     return sum(file.st_size for file in found if file.st_nlink == 1)
 
 

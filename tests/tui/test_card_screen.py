@@ -33,11 +33,11 @@ CARD_TEXTS = (
 
 
 async def everything(screen: CardScreen, app: ScreenHost, pilot: object) -> str:
-    """The text of the whole card, scrolled through."""
+    """The text of the whole card, scrolled through by half pages: what one page cuts in two is whole in the next."""
     seen = [visible(app)]
     scroll = screen.query_one("#card")
     while scroll.scroll_offset.y < scroll.max_scroll_y:
-        scroll.scroll_page_down(animate=False)
+        scroll.scroll_relative(y=scroll.size.height // 2, animate=False)
         await pilot.pause()  # type: ignore[attr-defined]
         seen.append(visible(app))
     return "\n".join(seen)

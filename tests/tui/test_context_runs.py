@@ -19,19 +19,9 @@ from tests.support.context_runs import context_card, context_spec, write_context
 from tests.support.golden_runs import Golden, write_golden
 from tests.support.screen_host import ScreenHost, until, visible
 from tests.support.wizard_app import SIZES
+from tests.tui.test_card_screen import everything
 
 LOOKS = [(SIZES[0], False), (SIZES[1], True), (SIZES[2], True)]
-
-
-async def everything(app: ScreenHost, pilot: Any) -> str:
-    """The card, scrolled through."""
-    scroll = app.screen.query_one("#card")
-    seen = [visible(app)]
-    while scroll.scroll_offset.y < scroll.max_scroll_y:
-        scroll.scroll_page_down(animate=False)
-        await pilot.pause()
-        seen.append(visible(app))
-    return "\n".join(seen)
 
 
 @pytest.mark.parametrize(("size", "unicode"), LOOKS)
@@ -41,7 +31,7 @@ async def test_the_card_has_verdict_curve_maps_short_text_and_readers(size: tupl
     app = ScreenHost(CardScreen(run_dir), RenderPolicy(unicode=unicode))
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: "It learned the task" in visible(app))
-        text = await everything(app, pilot)
+        text = await everything(app.first, app, pilot)
         for expected in (
             "By length", "Works to 1k (needle 95 %), short text", "29.40", "9.90", "needle, before", "needle, after",
             "right answers:", "short text 11.00 to 11.05", "+0.5 %", "transformers 5", "exact: Every setting", "lost:",

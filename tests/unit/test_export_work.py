@@ -273,7 +273,7 @@ def test_when_the_asker_is_killed_the_export_and_what_it_started_end(tmp_path: P
 def is_alive(number: int) -> bool:
     try:
         state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it was read
         return False
     return state != "Z"
 
