@@ -76,6 +76,8 @@ def _add_mix(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "--dtype", choices=("stored", "float32", "bfloat16", "float16"), default="stored", help="with --merged"
     )
     mix.add_argument("--matrices", action="store_true", help="a line for every matrix")
-    mix.add_argument("--no-test", action="store_true", help="skip the self-test")
+    mix.add_argument(
+        "--no-test", action="store_true", help="skip the self-test; with --merged: do not compare with the adapters"
+    )
     mix.add_argument("--force", action="store_true", help="replace what a mix or a merge wrote there")
     json_flag(mix)

@@ -31,7 +31,7 @@ from engine.adapters.mix_write import (
     tensor_names,
     write_small_files,
 )
-from engine.adapters.origin import commit_of, read_origin, write_origin
+from engine.adapters.origin import commit_of, packed_as, read_origin, write_origin
 from engine.adapters.recipe import EXACT, Recipe, Share, used_shares, weights_of
 from engine.adapters.replacing import REPORT
 from engine.errors import EngineError, ExitCode
@@ -174,22 +174,36 @@ def _filled(folder: Path, job: _Job, on_tensor: OnTensor, identity_error: float 
 
 
 def find_base(shares: Sequence[Share], given: Path | None) -> Base | None:
-    """The base of all adapters, checked; None where none is given or found here and their records agree. Raises
-    EngineError `adapter.other_base`."""
+    """The base of all adapters, checked; None where none is given or found here and their records agree, and where what
+    they name is packed: its numbers cannot be read. Raises EngineError `adapter.other_base`, `adapter.packed_base`."""
     folder = given
     if folder is None:
         _check_records(shares)
-        for share in shares:
-            try:
-                folder = base_of_adapter(share.adapter.path)
-                break
-            except EngineError:
-                continue
+        folder = next(filter(None, map(_named_base, shares)), None)
+    elif method := packed_as(folder):
+        raise _packed(folder, method)
     if folder is None:
         return None
     for share in shares:
         check_base(share.adapter, folder)
     return read_base(folder)
+
+
+def _named_base(share: Share) -> Path | None:
+    """The folder that the adapter names, where it is here and holds plain weights."""
+    try:
+        folder = base_of_adapter(share.adapter.path)
+        return None if packed_as(folder) else folder
+    except EngineError:
+        return None
+
+
+def _packed(base: Path, method: str) -> EngineError:
+    return EngineError(
+        "adapter.packed_base",
+        f"Adapters are mixed by the numbers of their base, and those of {base} are packed ({method}).",
+        next_step="Give the 16-bit model it was made from with --base, or leave --base out: plain LoRA needs none.",
+    )
 
 
 def _check_records(shares: Sequence[Share]) -> None:

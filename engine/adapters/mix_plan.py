@@ -93,7 +93,7 @@ def plan_mix(shares: Sequence[Share], recipe: Recipe, base: Base | None) -> MixP
             "adapter.no_base",
             "The base's weights are needed to mix these adapters.",
             cause="DoRA, PiSSA, OLoRA, whole copies and rows of embeddings are differences to them.",
-            next_step="Give the base's folder with --base.",
+            next_step="Give the base's folder with --base, in 16 or 32 bits.",
         )
     _check_ties(changes, base)
     dora = recipe.is_exact and any(share.adapter.config.dora for share in shares)

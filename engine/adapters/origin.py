@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.errors import EngineError
+from engine.expansion.packed import quantisation
 from engine.jobs.layout import write_atomic
+from engine.models.config import CONFIG_NAME, read_json_object
 from engine.models.headers import TensorHeader, read_headers
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """The hub's commit."""
     fingerprint: str = ""
     """SHA-256, hexadecimal."""
+    packed: str = ""
+    """How its weights were packed, "" for plain ones."""
     v: int = 1
 
 
@@ -54,8 +58,13 @@ def _ends(tensor: TensorHeader) -> bytes:
 
 def write_origin(adapter: Path, base: Path, *, name: str, revision: str = "") -> None:
     """Note beside the adapter which weights it belongs to."""
-    origin = Origin(name=name, revision=revision, fingerprint=fingerprint(base))
+    origin = Origin(name=name, revision=revision, fingerprint=fingerprint(base), packed=packed_as(base))
     write_atomic(adapter / ORIGIN, msgspec.json.format(msgspec.json.encode(origin), indent=2) + b"\n")
+
+
+def packed_as(base: Path) -> str:
+    """The method that packed a folder's weights; "" for plain ones. Raises EngineError `model.config_damaged`."""
+    return quantisation(read_json_object(base / CONFIG_NAME, code="model.config_damaged", what="a model config"))
 
 
 def read_origin(adapter: Path) -> Origin | None:
@@ -72,9 +81,12 @@ def commit_of(base: Path) -> str:
 
 
 def check_origin(adapter: AdapterFolder, base: Path) -> None:
-    """Raises EngineError `adapter.other_base` where another set of weights is noted."""
+    """Raises EngineError `adapter.other_base` where another set of weights is noted. Of an adapter that was trained on
+    packed weights nobody can say whether `base` is what they were packed from; where its shapes agree it is believed.
+    """
     origin = read_origin(adapter.path)
-    if origin is not None and origin.fingerprint and origin.fingerprint != fingerprint(base):
+    unpacked = origin is not None and bool(origin.packed) and not packed_as(base)
+    if origin is not None and origin.fingerprint and not unpacked and origin.fingerprint != fingerprint(base):
         raise EngineError(
             "adapter.other_base",
             f"The adapter in {adapter.path} belongs to other weights than those in {base}.",

@@ -137,70 +137,26 @@ def drawn_by(view: Silent) -> Callable[[Progress], None]:
     return report
 
 
-# ── the comparison ───────────────────────────────────────────────────────────────────────────────────────────────
 def _compared(arguments: argparse.Namespace, request: MergeRequest) -> tuple[dict[str, FunctionReport], str]:
-    """By what the base was packed to ("none"): the merged model against the adapter on it; and why there is nothing."""
+    from scaler_tui.commands.merged_comparison import NOT_ASKED, compare_merged
+
     if arguments.no_verify:
-        return {}, "not asked for"
-    if len(request.mix) > 1 or request.mix[0].weight != 1.0:
-        return {}, "no single adapter on the base says what it should compute"
-    found: dict[str, FunctionReport] = {}
-    try:
-        for packing in ("none", *([arguments.trained_on] if arguments.trained_on else [])):
-            found[packing] = _verified(request, packing, quiet=arguments.json)
-    except EngineError as error:
-        if error.code == "interrupted":
-            raise
-        return found, " ".join(filter(None, (error.what, error.cause)))
-    return found, ""
-
-
-def _verified(request: MergeRequest, packing: str, *, quiet: bool) -> FunctionReport:
-    import tempfile
-
-    import msgspec
-
-    from engine.jobs.function_report import FunctionReport
-    from engine.surgery.helpers import Failing, run_module
-    from scaler_tui.commands.extend import shown_by
-    from scaler_tui.growth_progress import growth_view
-    from scaler_tui.terminal import ends_when_told
-
-    words = ["--first", str(request.out), "--second", str(request.mix[0].adapter.path), "--base", str(request.base)]
-    failing = Failing("verify.failed", "Compare it again: scaler-wizard verify.", own_exit_code=True)
-    with tempfile.TemporaryDirectory(prefix="scaler-wizard-merge-") as folder:
-        path, log = Path(folder) / "report.json", Path(folder) / "verify.log"
-        words += ["--out", str(path), "--quantization", packing]
-        try:
-            with ends_when_told(), growth_view(quiet=quiet) as view:
-                run_module("engine.proof.verify", words, log, "comparing", shown_by(view), failing=failing)
-        except KeyboardInterrupt:
-            raise EngineError(
-                "interrupted", f"Interrupted; {request.out} is complete.", exit_code=ExitCode.INTERRUPTED
-            ) from None
-        return msgspec.json.decode(path.read_bytes(), type=FunctionReport)
+        return {}, NOT_ASKED
+    packings = ("none", *((arguments.trained_on,) if arguments.trained_on else ()))
+    return compare_merged(request, packings, quiet=arguments.json)
 
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _print(request: MergeRequest, record: MergeRecord, checks: dict[str, FunctionReport], why: str) -> None:
+    from scaler_tui.commands.merged_comparison import say_compared
+
     kept = f", {format_bytes(record.kept_bytes)} of it kept from an earlier attempt" if record.kept_bytes else ""
     output.say(f"Merged    {request.out}")
     output.say(
         f"          {format_bytes(record.size_bytes)}{kept}; {record.changed} of {record.tensors} tensors changed; "
         f"{format_duration(record.seconds)}, at most {format_bytes(record.peak_rss_bytes)} of memory"
     )
-    for packing, report in checks.items():
-        base = "its base" if packing == "none" else f"its base in 4 bits ({packing})"
-        drift = report.logits
-        output.say(
-            f"Compared  with the adapter on {base}: logits differ by at most {drift.max_rel_logit_diff:.1e} of their "
-            f"range, {drift.mean_kl:.1e} nats per token; same next token at {drift.top1_agreement:.1%} of "
-            f"{report.tokens} positions"
-        )
-    if why and not checks:
-        output.say(f"Compared  not: {why.rstrip('.')}.")
-    elif why:
-        output.say(f"! {why}")
+    say_compared(request, checks, why)
     for note in record.notes:
         output.say(f"! {note}")
     output.say(f"Next      scaler-wizard export gguf {shlex.quote(str(request.out))}")

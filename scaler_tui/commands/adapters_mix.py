@@ -134,6 +134,7 @@ def _merged(arguments: argparse.Namespace, shares: tuple[Share, ...], recipe: Re
     from engine.adapters.mix import find_base
     from engine.adapters.recipe import weights_of
     from scaler_tui.commands.adapters_merge import drawn_by
+    from scaler_tui.commands.merged_comparison import NOT_ASKED, compare_merged, say_compared
     from scaler_tui.growth_progress import growth_view
 
     if recipe.rank:
@@ -145,11 +146,13 @@ def _merged(arguments: argparse.Namespace, shares: tuple[Share, ...], recipe: Re
     weights = weights_of(shares, recipe)
     base = find_base(shares, base_folder(arguments.base))
     if base is None:
+        from engine.adapters.merge_refusals import plain_name
+
         raise EngineError(
             "adapter.no_base",
-            "The base of these adapters is not here.",
+            "The base of these adapters is not here in 16 or 32 bits.",
             cause=f"They name '{shares[0].adapter.config.base}'.",
-            next_step="Give its folder with --base.",
+            next_step=f"Give {plain_name(shares[0].adapter.config.base) or 'its folder'} with --base, unquantised.",
         )
     request = MergeRequest(
         base=base.folder,
@@ -161,8 +164,10 @@ def _merged(arguments: argparse.Namespace, shares: tuple[Share, ...], recipe: Re
     )
     with growth_view(quiet=arguments.json) as view:
         record = merge(request, drawn_by(view))
+    checks, why = ({}, NOT_ASKED) if arguments.no_test else compare_merged(request, quiet=arguments.json)
     if arguments.json:
-        output.emit_json({"out": str(request.out), "size_bytes": record.size_bytes, "merge": record})
+        told = {"out": str(request.out), "size_bytes": record.size_bytes, "merge": record}
+        output.emit_json(told | {"checks": checks, "not_compared": why})
         return int(ExitCode.DONE)
     named = ", ".join(f"{share.weight:g} x {share.label}" for share in shares)
     output.say(f"Merged    {request.out}")
@@ -171,6 +176,7 @@ def _merged(arguments: argparse.Namespace, shares: tuple[Share, ...], recipe: Re
         f"          {format_bytes(record.size_bytes)}; {record.changed} of {record.tensors} tensors changed; "
         f"{format_duration(record.seconds)}, at most {format_bytes(record.peak_rss_bytes)} of memory"
     )
+    say_compared(request, checks, why)
     for note in record.notes:
         output.say(f"! {note}")
     output.say(f"Next      scaler-wizard chat {shlex.quote(str(request.out))}")

@@ -14,6 +14,7 @@ from engine.adapters.merge import MergeRequest, merge
 from engine.adapters.merge_plan import Weighed
 from engine.adapters.merge_record import MergeRecord
 from engine.models.headers import read_headers
+from tests.support.cli import cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("merged")]
 
@@ -179,3 +180,19 @@ def test_the_comparison_finds_the_merged_folder_to_be_the_adapter_on_its_base(
     report = same_function(FunctionRequest(tmp_path / "merged", tmp_path / "adapter", base=bases("tied"), tokens=24))
     assert report.agrees
     assert report.logits.max_rel_logit_diff < 1e-5
+
+
+def test_a_merge_of_weighted_adapters_is_held_against_their_sum_on_the_base(bases: Bases, tmp_path: Path) -> None:
+    base = str(bases("untied"))
+    trained(Path(base), tmp_path / "dora", use_dora=True, seed=1)
+    trained(Path(base), tmp_path / "biases", bias="all", modules_to_save=["lm_head"], seed=2)
+    mix = (f"{tmp_path / 'dora'}=0.6", f"{tmp_path / 'biases'}=-0.3", "--base", base)
+    done = cli("adapters", "merge", *mix, "--out", str(tmp_path / "merged"), "--json")
+    assert (done.code, done.json["not_compared"]) == (0, ""), done.err
+    assert done.json["checks"]["none"]["logits"]["max_rel_logit_diff"] < 1e-5
+    done = cli("adapters", "mix", *mix, "--merged", "--method", "linear", "--out", str(tmp_path / "mixed"))
+    assert done.code == 0, done.err
+    assert "with the adapters on their base: logits differ by at most" in " ".join(done.out.split())
+    done = cli("adapters", "mix", *mix, "--merged", "--method", "ties", "--out", str(tmp_path / "ties"), "--json")
+    assert done.json["checks"] == {}
+    assert "ties" in done.json["not_compared"]

@@ -26,6 +26,7 @@ from engine.adapters.merge import MergeRequest, merge
 from engine.adapters.merge_plan import Weighed
 from engine.adapters.mix import MixRequest, mix_adapters
 from engine.adapters.mix_write import AdapterFile
+from engine.adapters.origin import write_origin
 from engine.adapters.recipe import EXACT, Recipe, Share
 from engine.adapters.tensors import read_float, read_rows
 from engine.adapters.update import low_rank, merged_weight
@@ -42,6 +43,7 @@ from tests.support.adapter_files import (
     factors,
     write_adapter,
     write_base,
+    write_safetensors,
 )
 
 Weights = dict[str, Any]
@@ -271,6 +273,26 @@ def test_plain_adapters_need_no_base(tmp_path: Path) -> None:
         mix_adapters(MixRequest((Share(read_adapter(dora)),), tmp_path / "no"))
     assert caught.value.code == "adapter.no_base"
     assert low_rank(read_adapter(dora).adapted[0]) is None
+
+
+def test_a_base_in_4_bits_is_done_without_where_it_can_be_and_refused_where_it_is_given(tmp_path: Path) -> None:
+    base, packed = tmp_path / "base", tmp_path / "packed"
+    for folder in (base, packed):
+        write_base(folder)
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (packed / "config.json").write_text(json.dumps(config))
+    write_safetensors(packed / "model.safetensors", {f"{Q0}.weight": np.ones((HIDDEN * HIDDEN // 2, 1))})
+    one = write_adapter(tmp_path / "a", factors(Q0, 2, seed=0), base_model_name_or_path=str(packed))
+    write_origin(one, packed, name="packed")
+    shares = (Share(read_adapter(one)),)
+    assert mix_adapters(MixRequest(shares, tmp_path / "without")).rank == 2
+    assert mix_adapters(MixRequest(shares, tmp_path / "unpacked", base=base)).rank == 2, "nothing tells against it"
+    error = refused(MixRequest(shares, tmp_path / "no", base=packed), "adapter.packed_base", "packed")
+    assert "--base" in error.next_step
+    write_origin(one, base, name="base")
+    write_base(tmp_path / "other", seed=1)
+    refused(MixRequest(shares, tmp_path / "no", base=tmp_path / "other"), "adapter.other_base", "other weights")
 
 
 def test_a_rank_above_what_a_matrix_can_have_is_cut_without_loss(tmp_path: Path) -> None:
