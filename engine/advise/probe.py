@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
@@ -19,6 +20,7 @@ from engine.advise.amounts import device_of
 from engine.advise.calibrated import RESIDENT_CREEP, evidence_of, spread
 from engine.advise.devices import single_device
 from engine.advise.spec_plan import plan_of_spec, with_plain_steps, workload_of
+from engine.advise.taught import IN_SPECS, base_of
 from engine.errors import EngineError, ExitCode
 from engine.estimate.calibration import Calibration
 from engine.estimate.cards import DeviceSpeed
@@ -26,15 +28,27 @@ from engine.estimate.estimate import Estimate, Origin, Part, Range
 from engine.estimate.memory import allocated_bytes, estimate_memory, memory_bounds
 from engine.estimate.rehearsal import rehearsal_of
 from engine.estimate.speed import estimate_tokens_per_second, step_bounds
-from engine.estimate.workload import DeviceKind, Workload
+from engine.estimate.workload import DeviceKind, TeacherHeld, Workload
 from engine.hardware.identity import identity_of
 from engine.hardware.machine import Machine
 from engine.jobs.launch import child_environment, module_command
-from engine.jobs.probes import FormulaFigures, ProbeAnswer, ProbeRecord, ProbeReply, ProbeRequest, Shape, store_probe
+from engine.jobs.probes import (
+    FormulaFigures,
+    ProbeAnswer,
+    ProbeRecord,
+    ProbeReply,
+    ProbeRequest,
+    ProbeTeacher,
+    Shape,
+    store_probe,
+)
 from engine.jobs.spec import JobSpec
+from engine.jobs.spec_distillation import SELF, Held
 from engine.jobs.spec_toml import spec_hash
+from engine.models.adapter import is_adapter
 from engine.models.architecture import Architecture
 from engine.models.config import text_part
+from engine.models.resolve import require_weights, resolve_model
 from engine.models.source import ModelRef
 
 PROGRESS = "probe: "
@@ -82,13 +96,6 @@ def probe(
 
     Raises EngineError `probe.*`, `train.*`, `data.*`, `rehearsal.*`.
     """
-    if spec.distillation.distils:
-        raise EngineError(
-            "probe.unsupported",
-            "A probe cannot measure a job with a teacher: it trains the student alone.",
-            next_step="Leave --probe out: the formula counts the teacher.",
-            key="distillation.teacher",
-        )
     known = evidence_of(machine).probes
     job = spec_hash(spec)
     record = next((record for record in known if record.job == job), None)
@@ -112,6 +119,9 @@ def _measure(
     device = device_of(plan_of_spec(spec, architecture, machine), machine)
     config, _ = text_part(dict(ref.config))
     depths = () if _whole(work, ref, machine, device, budget_seconds) else _depths(config, architecture.layers)
+    teacher = _teacher(spec, ref, work)
+    if teacher is not None and depths:
+        raise _unsupported("The model is too large to be tried whole in that time, and a part of it has no teacher.")
     if depths:
         _require_room(work, depths, machine, device, budget_seconds)
     one_more = replace(work, batch=work.batch + 1)
@@ -119,6 +129,7 @@ def _measure(
         spec=with_plain_steps(spec, work),
         rehearsal=rehearsal_of(work, config),
         folder=str(ref.path.absolute()) if ref.path is not None else "",
+        teacher=teacher,
         real_weights=not depths,
         depths=depths,
         layers=architecture.layers,
@@ -137,11 +148,44 @@ def _measure(
     )
 
 
+def _teacher(spec: JobSpec, ref: ModelRef, work: Workload) -> ProbeTeacher | None:
+    """Who teaches, and in which form; None where nobody does. Raises EngineError `probe.unsupported`, `model.*`."""
+    section = spec.distillation
+    if not section.distils:
+        return None
+    if work.teacher_held is TeacherHeld.CACHED:
+        raise _unsupported("A probe does not write a teacher's logits to disk, and this job reads them there.")
+    if section.on_policy:
+        raise _unsupported("How long the student's own answers take cannot be seen in a minute of them.")
+    held = IN_SPECS.get(work.teacher_held, Held.RESIDENT).value
+    if section.teacher == SELF:
+        return ProbeTeacher(folder=str(ref.path), held=held)
+    named = Path(section.teacher).expanduser()
+    model = resolve_model(base_of(section.teacher), revision=section.teacher_revision)
+    return ProbeTeacher(
+        folder=str(require_weights(model).absolute()),
+        adapter=str(named.absolute()) if is_adapter(named) else "",
+        held=held,
+    )
+
+
+def _unsupported(why: str) -> EngineError:
+    return EngineError(
+        "probe.unsupported",
+        why,
+        next_step="Leave --probe out: the formula counts the teacher.",
+        key="distillation.teacher",
+    )
+
+
 def _whole(work: Workload, ref: ModelRef, machine: Machine, device: DeviceSpeed, budget_seconds: float) -> bool:
     """Whether the model's own weights can be loaded, fit, and step often enough within the budget."""
     if ref.path is None or not ref.has_weights:
         return False
-    stored = float(work.architecture.weight_bytes or 2 * work.architecture.parameters)
+    loaded = [work.architecture]
+    if work.teacher is not None and work.teacher_held is not TeacherHeld.SHARED:
+        loaded.append(work.teacher)
+    stored = float(sum(one.weight_bytes or 2 * one.parameters for one in loaded))
     if stored / LOAD_BYTES_PER_SECOND > LOAD_SHARE * budget_seconds:
         return False
     if step_bounds(work, device)[1] * FEWEST_MICRO_STEPS > budget_seconds:

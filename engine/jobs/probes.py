@@ -21,6 +21,16 @@ FOLDER = "probes"
 DAMAGED = ".damaged"
 
 
+class ProbeTeacher(msgspec.Struct, frozen=True, kw_only=True):
+    """Who teaches in the job that is tried."""
+
+    folder: str
+    """Of the model, or of the adapter's base."""
+    adapter: str = ""
+    held: str
+    """A form of `spec_distillation.Held` in memory."""
+
+
 class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One job to be tried on the device it will run on."""
 
@@ -29,6 +39,8 @@ class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The same job with the model's config: what is built when it is tried without its weights."""
     folder: str = ""
     """The local model folder; "" when there is none."""
+    teacher: ProbeTeacher | None = None
+    """With the folder's own weights only."""
     real_weights: bool = False
     """Load the folder's own weights; else random ones, at depths that can be had in seconds."""
     depths: tuple[int, ...] = ()

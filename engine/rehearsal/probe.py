@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from engine.evaluation.model import LoadedModel
     from engine.rehearsal.gauges import Gauge, Reading
     from engine.rehearsal.probe_job import Rows
-    from engine.rehearsal.probe_steps import Asked, Lesson, Timing
+    from engine.rehearsal.probe_steps import Asked, Lesson, Teacher, Timing
+    from engine.rehearsal.probe_teacher import HeldTeacher
     from engine.train.environment import Device
     from engine.train.trainer import TokenTrainer
 
@@ -152,7 +153,8 @@ class _Probe:
         tokens = spec.evaluation.max_new_tokens
         tried.asked = probe_steps.measure(loaded, rows, tokens, seconds=SHARES["measure"] * left)
         tried.evaluation = float(gauge.read().process)
-        self._steps(tried, loaded, gauge, rows, folder, left)
+        teacher = self._teacher(loaded, rows, device)
+        self._steps(tried, loaded, gauge, rows, folder, left, teacher.steps_of if teacher is not None else None)
         if device.is_cuda:
             tried.context = float(gauge.read().context)
         return tried
@@ -172,12 +174,30 @@ class _Probe:
         few = replace(rows, heldout=row, questions=rows.questions[:1])
         probe_steps.measure_between(loaded, few, 2)
 
-    def _steps(self, tried: _Tried, loaded: LoadedModel, gauge: Gauge, rows: Rows, folder: Path, left: float) -> None:
+    def _teacher(self, loaded: LoadedModel, rows: Rows, device: Device) -> HeldTeacher | None:
+        """As in a run, after the first measurements."""
+        if self.request.teacher is None:
+            return None
+        from engine.rehearsal.probe_teacher import hold_teacher
+
+        say("loading the teacher")
+        return hold_teacher(self.request, loaded, rows, device)
+
+    def _steps(
+        self,
+        tried: _Tried,
+        loaded: LoadedModel,
+        gauge: Gauge,
+        rows: Rows,
+        folder: Path,
+        left: float,
+        teacher: Teacher | None,
+    ) -> None:
         from engine.rehearsal import probe_steps
 
         spec = self.request.spec
         length = spec.data.max_length
-        job = probe_steps.lesson(spec, rows.train, length)
+        job = probe_steps.lesson(spec, rows.train, length, teacher)
         say(f"training steps of {spec.training.batch_size} x {length} tokens")
         new_tokens = spec.evaluation.max_new_tokens
         between = spec.evaluation.every_steps > 0
@@ -195,7 +215,7 @@ class _Probe:
             tried.training = max(tried.training, float(reading.process) if not between else 0.0)
             peak = max(tried.loading, tried.evaluation, float(reading.process))
             tried.shapes.append(_shape(job, timing, reading, peak if _on_cpu(gauge) else 0.0))
-        self._half(tried, loaded, gauge, rows, folder, left)
+        self._half(tried, loaded, gauge, rows, folder, left, teacher)
         say("looking for the largest micro-batch")
         tried.largest = self._largest(loaded, job, gauge)
         del trainer
@@ -219,7 +239,16 @@ class _Probe:
         self.notes.append(f"The card ran out of memory in a step of {size} x {job.spec.data.max_length} tokens.")
         return None, None
 
-    def _half(self, tried: _Tried, loaded: LoadedModel, gauge: Gauge, rows: Rows, folder: Path, left: float) -> None:
+    def _half(
+        self,
+        tried: _Tried,
+        loaded: LoadedModel,
+        gauge: Gauge,
+        rows: Rows,
+        folder: Path,
+        left: float,
+        teacher: Teacher | None,
+    ) -> None:
         from engine.rehearsal import probe_steps
 
         spec = self.request.spec
@@ -227,7 +256,7 @@ class _Probe:
         if length < TINY_TOKENS:
             return
         say(f"training steps of {spec.training.batch_size} x {length} tokens")
-        job = probe_steps.lesson(spec, rows.cut(length), length)
+        job = probe_steps.lesson(spec, rows.cut(length), length, teacher)
         if not _on_cpu(gauge):
             _empty_cache()
         gauge.reset()
@@ -241,19 +270,14 @@ class _Probe:
         from engine.rehearsal.gauges import CpuGauge
 
         sequence = max(job.dataset.sequences, key=lambda one: (len(one.input_ids), len(one.targets)))
-        batch, cap = job.spec.training.batch_size, self.request.memory_cap_bytes
+        cap = self.request.memory_cap_bytes
         seconds = max(self._left(), 2.0)
         if not isinstance(gauge, CpuGauge):
             deadline = time.perf_counter() + seconds
-            return probe_limit.largest_on_card(loaded, sequence, batch, deadline=deadline, cap_bytes=cap)
+            return probe_limit.largest_on_card(loaded, job, sequence, deadline=deadline, cap_bytes=cap)
+        per_token = self.request.bytes_per_token
         return probe_limit.largest_in_ram(
-            loaded,
-            sequence,
-            batch,
-            gauge,
-            seconds=seconds,
-            cap_bytes=cap,
-            bytes_per_token=self.request.bytes_per_token,
+            loaded, job, sequence, gauge, seconds=seconds, cap_bytes=cap, bytes_per_token=per_token
         )
 
     # ── the answer ────────────────────────────────────────────────────────────────────────────────────────────────

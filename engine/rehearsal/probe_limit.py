@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -17,9 +17,10 @@ from engine.evaluation.model import LoadedModel
 from engine.hardware.memory import read_ram
 from engine.jobs.probes import Largest
 from engine.rehearsal.gauges import CpuGauge
-from engine.rehearsal.probe_steps import forward_backward
+from engine.rehearsal.probe_steps import Lesson, one_step
 from engine.train.batches import TensorSequence
 
+Step = Callable[[Sequence[TensorSequence]], None]
 MOST_ROWS = 4096
 SAFE_SHARE = 0.8
 """Of the available RAM a probe takes no more than this."""
@@ -30,18 +31,19 @@ NOISE_BYTES = 4 << 20
 
 
 def largest_on_card(
-    loaded: LoadedModel, sequence: TensorSequence, batch: int, *, deadline: float, cap_bytes: int = 0
+    loaded: LoadedModel, lesson: Lesson, sequence: TensorSequence, *, deadline: float, cap_bytes: int = 0
 ) -> Largest:
     """Doubled until memory runs out, then halved between; a length when not even one row fits."""
     free, total = torch.cuda.mem_get_info()
+    step, batch = one_step(loaded, lesson), lesson.spec.training.batch_size
     if cap_bytes:
         torch.cuda.set_per_process_memory_fraction(min(cap_bytes / total, 1.0))
     try:
-        rows, failed = search(lambda count: fits(loaded, [sequence] * count), batch, deadline=deadline)
+        rows, failed = search(lambda count: fits(loaded, step, [sequence] * count), batch, deadline=deadline)
         if rows:
             return Largest(kind="batch", value=rows, tried=rows, smallest_that_failed=failed, free_bytes=float(free))
         length = len(sequence.input_ids) // 2
-        while length >= 8 and not fits(loaded, [shortened(sequence, length)]):
+        while length >= 8 and not fits(loaded, step, [shortened(sequence, length)]):
             length //= 2
         return Largest(
             kind="sequence",
@@ -79,13 +81,13 @@ def search(fits_rows: Callable[[int], bool], start: int, *, deadline: float) -> 
     return low, high
 
 
-def fits(loaded: LoadedModel, sequences: list[TensorSequence]) -> bool:
+def fits(loaded: LoadedModel, step: Step, sequences: list[TensorSequence]) -> bool:
     """Whether one step of these runs, from an emptied cache as a fresh process would find it."""
     gc.collect()
     torch.cuda.empty_cache()
     ran = True
     try:
-        forward_backward(loaded, sequences)
+        step(sequences)
     except torch.OutOfMemoryError:
         ran = False
     # Outside the handler: its traceback holds the tensors of the failed step.
@@ -108,8 +110,8 @@ def shortened(sequence: TensorSequence, length: int) -> TensorSequence:
 
 def largest_in_ram(
     loaded: LoadedModel,
+    lesson: Lesson,
     sequence: TensorSequence,
-    batch: int,
     gauge: CpuGauge,
     *,
     seconds: float,
@@ -117,10 +119,10 @@ def largest_in_ram(
     bytes_per_token: float = 0.0,
 ) -> Largest | None:
     """From the slope between two steps; None when there was no time for the second."""
-    length = len(sequence.input_ids)
+    length, batch, step = len(sequence.input_ids), lesson.spec.training.batch_size, one_step(loaded, lesson)
     deadline = time.perf_counter() + seconds
     began = time.perf_counter()
-    first = _peak(loaded, sequence, batch, gauge)
+    first = _peak(step, sequence, batch, gauge)
     took = time.perf_counter() - began
     free = float(cap_bytes) if cap_bytes else gauge.resting() + SAFE_SHARE * read_ram().available_bytes
     slope, tried = bytes_per_token, batch
@@ -130,7 +132,7 @@ def largest_in_ram(
         rows = min(2 * batch if share < 0.5 else wanted, wanted, int(in_time), MOST_ROWS)
         if rows <= tried or first + (rows - batch) * length * slope * MARGIN > free:
             continue
-        peak = _peak(loaded, sequence, rows, gauge)
+        peak = _peak(step, sequence, rows, gauge)
         tried = rows
         if peak - first > NOISE_BYTES:
             slope = max((peak - first) / ((rows - batch) * length), 0.5 * bytes_per_token)
@@ -145,9 +147,9 @@ def _affordable(free: float, first: float, slope: float, length: int, batch: int
     return min(max(batch + more, 1), MOST_ROWS)
 
 
-def _peak(loaded: LoadedModel, sequence: TensorSequence, rows: int, gauge: CpuGauge) -> float:
+def _peak(step: Step, sequence: TensorSequence, rows: int, gauge: CpuGauge) -> float:
     """Peak resident bytes of one step."""
     gc.collect()
     gauge.reset()
-    forward_backward(loaded, [sequence] * rows)
+    step([sequence] * rows)
     return float(gauge.read().process)

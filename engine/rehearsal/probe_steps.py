@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from engine.evaluation.rows import TOKENS_PER_BATCH, score_rows
 from engine.jobs.spec import JobSpec
 from engine.rehearsal.probe_job import Rows
 from engine.train.batches import SequenceDataset, TensorSequence, make_dataset
+from engine.train.taught_steps import TaughtSteps
 from engine.train.trainer import TokenTrainer, training_arguments
 
 WARM_UP_STEPS = 2
@@ -107,12 +109,17 @@ class Stopwatch(TrainerCallback):
         self._mark, self._cpu_mark = time.perf_counter(), time.process_time()
 
 
+Teacher = Callable[[JobSpec], TaughtSteps]
+"""Makes what a trainer asks a teacher that is in memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A data set and the settings it is trained with."""
+    """A data set, the settings it is trained with and, perhaps, who teaches."""
 
     spec: JobSpec
     dataset: SequenceDataset
+    teacher: Teacher | None = None
 
     @property
     def micro_batches(self) -> int:
@@ -130,7 +137,7 @@ class Lesson:
         return round(statistics.fmean(groups))
 
 
-def lesson(spec: JobSpec, rows: Sequence[EncodedRow], length: int) -> Lesson:
+def lesson(spec: JobSpec, rows: Sequence[EncodedRow], length: int, teacher: Teacher | None = None) -> Lesson:
     """The rows at `length`, the longest sequence first: it decides the peak, so it must be among the first steps."""
     accumulation = min(spec.training.gradient_accumulation, MOST_ACCUMULATED)
     training = msgspec.structs.replace(
@@ -138,7 +145,7 @@ def lesson(spec: JobSpec, rows: Sequence[EncodedRow], length: int) -> Lesson:
     )
     data = msgspec.structs.replace(spec.data, max_length=length)
     dataset = make_dataset(rows, length, packing=spec.data.packing)
-    return Lesson(msgspec.structs.replace(spec, training=training, data=data), dataset)
+    return Lesson(msgspec.structs.replace(spec, training=training, data=data), dataset, teacher)
 
 
 def train(
@@ -153,6 +160,8 @@ def train(
     """Steps until `seconds` are over, some at least; the trainer is returned since it holds the optimizer's states."""
     arguments = training_arguments(lesson.spec, folder, loaded)
     trainer = TokenTrainer(loaded, lesson.dataset, arguments, lesson.spec.training)
+    if (teacher := lesson.teacher) is not None:
+        trainer.teacher = lambda: teacher(lesson.spec)
     watch = Stopwatch(trainer, time.perf_counter() + seconds, most, halfway)
     trainer.add_callback(watch)
     trainer.train()
@@ -164,24 +173,36 @@ def worst_step(loaded: LoadedModel, lesson: Lesson) -> None:
     ordered = sorted(lesson.dataset.sequences, key=_weight, reverse=True)
     size = lesson.spec.training.batch_size
     others = lesson.dataset.sequences[: max(size - 1, 0)]
-    forward_backward(loaded, [ordered[0], *others], lesson.spec.training.loss_chunk_tokens)
+    one_step(loaded, lesson)([ordered[0], *others])
 
 
 def _weight(sequence: TensorSequence) -> tuple[int, int]:
     return len(sequence.input_ids), len(sequence.targets)
 
 
-def forward_backward(loaded: LoadedModel, sequences: Sequence[TensorSequence], loss_chunk_tokens: int = 0) -> None:
+def one_step(loaded: LoadedModel, lesson: Lesson) -> Callable[[Sequence[TensorSequence]], None]:
     """The loss of one micro-batch as the Trainer computes it, and its gradients, which are dropped."""
+    taught = lesson.teacher(lesson.spec) if lesson.teacher is not None else None
+    return partial(forward_backward, loaded, lesson.spec.training.loss_chunk_tokens, taught)
+
+
+def forward_backward(
+    loaded: LoadedModel, loss_chunk_tokens: int, taught: TaughtSteps | None, sequences: Sequence[TensorSequence]
+) -> None:
+    """See `one_step`."""
     from engine.evaluation.head import Wanted
     from engine.train.batches import Collator
 
     batch = Collator(loaded.pad_id)(sequences)
     inputs = {name: batch[name].to(loaded.device) for name in ("input_ids", "position_ids", "positions", "targets")}
     loaded.model.train()
-    with loaded.autocast():
+    if taught is not None:
+        taught.objective.begin_step()
+        summed = taught.loss(loaded.model, inputs)
+    else:
         wanted = Wanted(inputs["input_ids"], inputs["position_ids"], inputs["positions"])
-        summed = loaded.head.loss_at(loaded.model, wanted, inputs["targets"], loss_chunk_tokens)
+        with loaded.autocast():
+            summed = loaded.head.loss_at(loaded.model, wanted, inputs["targets"], loss_chunk_tokens)
     loss = summed / max(len(inputs["targets"]), 1)
     loss.backward()  # type: ignore[no-untyped-call]
     del summed, loss

@@ -6,13 +6,15 @@ Owns finding it and the refusals that need no weights. Must not know how it is a
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.data.rows import EncodedRow, RowKind
 from engine.data.vocabulary_map import check_ids, match_vocabularies
 from engine.errors import EngineError, ExitCode
+from engine.jobs.spec import JobSpec
 from engine.jobs.spec_distillation import SELF, Held, Tokenizers
 from engine.models.adapter import base_of_adapter, is_adapter
 from engine.models.folder import check_folder
@@ -59,27 +61,41 @@ def find_teacher(attempt: Attempt, ref: ModelRef, rows: PreparedData) -> FoundTe
         )
     assert ref.path is not None
     _look_at_prompts(attempt, rows.train)
+    folder, adapter = (ref.path, None) if section.teacher == SELF else _folders(attempt)
+    found = read_teacher(attempt.spec, ref.path, folder, adapter, (rows.train, rows.heldout), attempt.say)
+    sha256 = teacher_sha256(folder, *((adapter,) if adapter is not None else ()))
+    check_same_teacher(attempt.run_dir, sha256)
+    return replace(found, sha256=sha256)
+
+
+def read_teacher(
+    spec: JobSpec,
+    student: Path,
+    folder: Path,
+    adapter: Path | None,
+    rows: tuple[tuple[EncodedRow, ...], tuple[EncodedRow, ...]],
+    say: Callable[[str], None],
+) -> FoundTeacher:
+    """The teacher in `folder`, `adapter` on it, held against the student and (rows it learns, held-out rows); without
+    the hash of its files. Raises EngineError `distill.*`, `distillation.*`."""
+    section, (learnt, heldout) = spec.distillation, rows
     own = section.teacher == SELF
-    folder, adapter = (ref.path, None) if own else _folders(attempt)
-    shared = _rows_of_vocabulary(ref.path)
+    shared = _rows_of_vocabulary(student)
     if section.tokenizers is Tokenizers.ULD:
         shared = 0
     elif not own:
-        shared = min(
-            _shared(attempt, ref.path, folder, (*rows.train, *rows.heldout)), shared, _rows_of_vocabulary(folder)
-        )
+        same = _shared(section.teacher, student, folder, (*learnt, *heldout), say)
+        shared = min(same, shared, _rows_of_vocabulary(folder))
     window = 0
     if not own and section.tokenizers is not Tokenizers.ULD:
-        window = _window(attempt, folder, rows.train)
-    sha256 = teacher_sha256(folder, *((adapter,) if adapter is not None else ()))
-    check_same_teacher(attempt.run_dir, sha256)
+        window = _window(spec, folder, learnt)
     return FoundTeacher(
         name=section.teacher,
         folder=folder,
         adapter=adapter,
-        is_own=own and attempt.spec.task.trains_adapter,
+        is_own=own and spec.task.trains_adapter,
         vocabulary=shared,
-        sha256=sha256,
+        sha256="",
         parameters=sum(tensor.elements for tensor in read_headers(folder).tensors),
         window=window,
     )
@@ -118,19 +134,19 @@ def _folders(attempt: Attempt) -> tuple[Path, Path | None]:
     return found.path, None
 
 
-def _shared(attempt: Attempt, student: Path, teacher: Path, rows: tuple[EncodedRow, ...]) -> int:
+def _shared(name: str, student: Path, teacher: Path, rows: tuple[EncodedRow, ...], say: Callable[[str], None]) -> int:
     """Ids that mean the same to both. Raises EngineError `distill.other_tokenizer`, `distillation.token_unknown`."""
     match = match_vocabularies(student, teacher)
     if not match.same:
         raise EngineError(
             "distill.other_tokenizer",
-            f"The teacher {attempt.spec.distillation.teacher} reads text as other tokens than the student.",
+            f"The teacher {name} reads text as other tokens than the student.",
             cause=match.reason,
             next_step='Choose a teacher of the student\'s family, or set distillation.tokenizers = "uld".',
             exit_code=ExitCode.RUN_FAILED,
         )
     for note in match.notes:
-        attempt.say(note)
+        say(note)
     check_ids(max((max(row.input_ids) for row in rows), default=0), match)
     return match.shared
 
@@ -146,9 +162,9 @@ def _config(folder: Path) -> dict[str, Any]:
     return config | (nested if isinstance(nested, dict) else {})
 
 
-def _window(attempt: Attempt, folder: Path, rows: tuple[EncodedRow, ...]) -> int:
+def _window(spec: JobSpec, folder: Path, rows: tuple[EncodedRow, ...]) -> int:
     """Tokens; raises EngineError where a row is longer. Sources fill sequences up to data.max_length."""
-    spec, window = attempt.spec, int(_config(folder).get("max_position_embeddings") or 0)
+    window = int(_config(folder).get("max_position_embeddings") or 0)
     most = max(stage.data.max_length for stage in spec.staged() if stage.task.trains)
     longest = most if spec.streams else min(most, max((len(row.input_ids) for row in rows), default=0))
     if 0 < window < longest:

@@ -17,13 +17,12 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
 from msgspec.structs import replace as change
 
-from engine.data.tokenizer import ChatTokenizer
 from engine.distill.cache import (
     CacheOrder,
     Segment,
@@ -33,28 +32,23 @@ from engine.distill.cache import (
     segments_of_rows,
 )
 from engine.distill.cache_files import read_manifest
-from engine.distill.hidden import LayerEar, compared_layers, decoder_layers, width_of
+from engine.distill.hidden import LayerEar
 from engine.distill.knowledge import Knowledge
-from engine.distill.losses import Divergence
-from engine.distill.objective import Objective, Weights
-from engine.distill.onpolicy import Writing
-from engine.distill.streaming import LayerStream
-from engine.distill.teacher import ModelTeacher, Says, own_teacher
-from engine.distill.uld import UldKnowledge, uld_loss
-from engine.errors import EngineError, ExitCode
+from engine.distill.teacher import ModelTeacher
+from engine.distill.uld import UldKnowledge
 from engine.evaluation.measure import Measurement
 from engine.evaluation.model import LoadedModel
 from engine.evaluation.rows import score_rows
 from engine.jobs import events as ev
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_distillation import Held, Tokenizers
-from engine.train import model as models
 from engine.train.alignment import AlignmentCheck
 from engine.train.attempt import Attempt
 from engine.train.cutting import cut_rows
 from engine.train.found_teacher import FoundTeacher, find_teacher, known_teacher
+from engine.train.held_teacher import knowledge_of, knowledge_of_own, load_teacher, says_of, taught_steps
 from engine.train.measuring import BEFORE
-from engine.train.taught_steps import Batching, TaughtSteps, Written
+from engine.train.taught_steps import TaughtSteps, Written
 from engine.train.teacher_record import TeacherRecord, read_record, write_record
 from engine.train.teacher_room import choose_caching, choose_held
 from engine.train.teacher_scores import TeacherScores, keep_scores, kept_scores, scores_key
@@ -104,31 +98,11 @@ class Teaching:
         _release()
 
     def _steps(self, student: LoadedModel, spec: JobSpec) -> TaughtSteps:
-        section, training = self._section, spec.training
-        knowledge, ear = self._knowledge(student)
-        across = uld_loss if self._is_across else None
-        objective = Objective(
-            student=student,
-            knowledge=knowledge,
-            divergence=Divergence.of(section, self._found.vocabulary, across),
-            weights=Weights(section.ce_weight, section.hidden_weight),
-            ear=ear,
-            chunk_tokens=training.loss_chunk_tokens,
-        )
+        knows = self._knowledge(student)
         self._tell_ready()
-        windows = [one for one in (student.context_length, self._found.window) if one]
-        writing = Writing(
-            share=section.on_policy,
-            new_tokens=section.rollout_tokens,
-            temperature=section.rollout_temperature,
-            longest=min([spec.data.max_length, *windows]),
-            seed=training.seed,
-            vocabulary=self._found.vocabulary,
-        )
-        batching = Batching(student.pad_id, spec.data.max_length, training.batch_size, spec.data.packing)
         self._attempt.phase("training")
-        look = AlignmentCheck(knowledge, self._attempt).look if isinstance(knowledge, UldKnowledge) else _nothing
-        return TaughtSteps(student, objective, writing, batching, self._tell_written, self._warn_once, look)
+        look = AlignmentCheck(knows[0], self._attempt).look if isinstance(knows[0], UldKnowledge) else _nothing
+        return taught_steps(spec, self._found, student, knows, tell=self._tell_written, warn=self._warn_once, look=look)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -141,40 +115,16 @@ class Teaching:
         if self._section.held is Held.CACHED:
             assert self._cached is not None
             return self._cached, None
-        says = self._says(self._section.top_k)
         if self._found.is_own:
-            ear = self._ear(student, compared_layers(self._section.hidden_layers, *(_depth(student),) * 2)[0])
+            knows = knowledge_of_own(self._section, self._found, student)
             self._keep(OWN, student)
-            return own_teacher(student, says, ear), ear
-        teacher = self._teacher()
-        if self._is_across:
-            return UldKnowledge(ModelTeacher(teacher, Says()), student.tokenizer), None
-        own, theirs = self._compared(student, teacher)
-        return ModelTeacher(teacher, says, ear=self._ear(teacher, theirs)), self._ear(student, own)
+            return knows
+        return knowledge_of(self._section, self._found, student, self._teacher())
 
     @property
     def _is_across(self) -> bool:
         """Between two tokenizers."""
         return self._section.tokenizers is Tokenizers.ULD
-
-    def _says(self, top_k: int) -> Says:
-        return Says(self._found.vocabulary, top_k, self._section.temperature)
-
-    def _compared(self, student: LoadedModel, teacher: LoadedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        if not self._section.hidden_weight:
-            return (), ()
-        own, theirs = width_of(student.model), width_of(teacher.model)
-        if own != theirs:
-            raise EngineError(
-                "distill.other_width",
-                f"Hidden states cannot be compared: the student's are {own:,} wide, the teacher's {theirs:,}.",
-                next_step="Set distillation.hidden_weight = 0.",
-                exit_code=ExitCode.RUN_FAILED,
-            )
-        return compared_layers(self._section.hidden_layers, _depth(student), _depth(teacher))
-
-    def _ear(self, loaded: LoadedModel, layers: tuple[int, ...]) -> LayerEar | None:
-        return LayerEar(loaded.model, layers) if self._section.hidden_weight else None
 
     # ── in memory ─────────────────────────────────────────────────────────────────────────────────────────────────
     def _teacher(self) -> LoadedModel:
@@ -188,26 +138,11 @@ class Teaching:
 
     def _load(self, held: Held) -> LoadedModel:
         """Frozen and in evaluation mode. Raises EngineError `train.model_not_loaded`."""
-        attempt, found = self._attempt, self._found
-        device = attempt.device
-        streams = held is Held.OFFLOADED and device.is_cuda
-        if held is Held.OFFLOADED and not streams:
+        attempt = self._attempt
+        if held is Held.OFFLOADED and not attempt.device.is_cuda:
             attempt.say("The teacher computes on the processor, where offloaded is the same as resident.")
         attempt.phase("loading model", f"the teacher, {held.value}")
-        request = models.BaseRequest(
-            found.folder,
-            "nf4" if held is Held.NF4 else "none",
-            True,
-            device.compute_dtype,
-            "cpu" if streams else device.torch_device,
-        )
-        base = models.load_base(request)
-        model = base if found.adapter is None else _with_adapter(base, found)
-        model.eval()
-        if streams:
-            LayerStream(model, decoder_layers(model), device.torch_device)
-        tokenizer = ChatTokenizer.load(found.folder) if self._is_across else self._rows.tokenizer
-        return models.ready(model, base, tokenizer, device)
+        return load_teacher(self._found, held, attempt.device, self._section, self._rows.tokenizer)
 
     # ── on disk ───────────────────────────────────────────────────────────────────────────────────────────────────
     def cache(self, form: Held) -> None:
@@ -271,7 +206,7 @@ class Teaching:
         loaded = self._load(form)
         try:
             self._keep(Held.CACHED.value, loaded, form.value)
-            yield ModelTeacher(loaded, self._says(0))
+            yield ModelTeacher(loaded, says_of(self._section, self._found, 0))
         finally:
             del loaded
             _release()
@@ -372,13 +307,3 @@ def _release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _depth(loaded: LoadedModel) -> int:
-    return len(decoder_layers(loaded.model))
-
-
-def _with_adapter(base: Any, found: FoundTeacher) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base, str(found.adapter))

@@ -24,6 +24,7 @@ from engine.jobs import events as ev
 from engine.jobs.probes import load_probes
 from engine.jobs.scores import read_scores
 from engine.jobs.spec import JobSpec
+from engine.jobs.spec_distillation import SELF, DistillationSection, Held
 from engine.models.analyze import analyze_model
 from engine.models.resolve import resolve_model
 from engine.units import GIB
@@ -114,6 +115,25 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
     after = calibration_of(detect())
     assert after is not None
     assert after.origin is Origin.MEASURED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["demo", SELF])
+def test_the_run_after_a_probe_with_a_teacher_takes_the_memory_that_the_probe_measured(
+    teacher: str, run_worker: RunWorker
+) -> None:
+    plain = msgspec.structs.replace(demo_spec(), training=msgspec.structs.replace(demo_spec().training, max_steps=12))
+    taught = msgspec.structs.replace(
+        plain, distillation=DistillationSection(teacher=teacher, held=Held.AUTO if teacher == SELF else Held.RESIDENT)
+    )
+    said: list[str] = []
+    report = probe_of(taught, 20, said)
+    assert "loading the teacher" in said
+    assert run_worker(taught, timeout_seconds=900).end.outcome == "finished"
+    (score,) = read_scores().scores
+    assert abs(report.memory.likely / score.process.measured - 1) < 0.06
+    theirs, own = (one.record.answer.shapes[0].tokens_per_cpu_second for one in (report, probe_of(plain, 8)))
+    assert theirs < 0.95 * own, "the teacher's pass takes time"
 
 
 @pytest.mark.slow

@@ -295,10 +295,10 @@ NO_ROOM_FOR_RESULTS = """
 import resource
 import engine.train.job as job
 original = job._Job._save_adapter
-def save(self, loaded):
+def save(self, loaded, **words):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     try:
-        return original(self, loaded)
+        return original(self, loaded, **words)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 job._Job._save_adapter = save

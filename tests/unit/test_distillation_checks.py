@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
+from engine.advise.dry_run import dry_run
+from engine.advise.probe import probe
 from engine.errors import EngineError
+from engine.hardware.detect import detect
+from engine.jobs.spec import JobSpec
 from engine.jobs.spec_toml import load_spec
 from engine.jobs.store import list_runs
+from engine.models.analyze import analyze
+from engine.models.resolve import resolve_model
 from engine.resources import demo_model_dir
 from scaler_tui.preflight import check
 
@@ -140,19 +146,30 @@ def test_the_room_that_cached_logits_take_is_said_beside_what_is_free(tmp_path: 
     assert any(str(tmp_path / "kept") in note for note in elsewhere)
 
 
-def test_neither_a_probe_nor_a_dry_run_passes_over_the_teacher(tmp_path: Path) -> None:
-    from engine.advise.dry_run import dry_run
-    from engine.advise.probe import probe
-    from engine.hardware.detect import detect
-    from engine.models.analyze import analyze
-    from engine.models.resolve import resolve_model
+@pytest.mark.parametrize(
+    ("lines", "code", "words"),
+    [
+        ('teacher = "demo"\nheld = "cached"\n', "probe.unsupported", "logits"),
+        ('teacher = "self"\non_policy = 0.5\n', "probe.unsupported", "own answers"),
+        ('teacher = "meta-llama/Llama-3.2-1B"\ntokenizers = "uld"\nheld = "nf4"\n', "model.no_weights", "not here"),
+    ],
+)
+def test_what_a_probe_cannot_try_of_a_teacher_is_refused_before_it_starts(
+    lines: str, code: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=words) as refused:
+        probe(spec_of(lines, tmp_path), analyze("demo"), resolve_model("demo"), detect())
+    assert refused.value.code == code
+    assert refused.value.next_step
 
-    path = tmp_path / "job.toml"
-    path.write_text(f'{HEAD}teacher = "demo"\n')
-    spec, demo = load_spec(path), analyze("demo")
-    with pytest.raises(EngineError, match="teacher") as no_probe:
-        probe(spec, demo, resolve_model("demo"), detect())
-    assert no_probe.value.code == "probe.unsupported"
-    with pytest.raises(EngineError, match="teacher") as no_dry_run:
-        dry_run(spec, demo, detect())
-    assert no_dry_run.value.code == "dry_run.unsupported"
+
+def test_a_dry_run_does_not_pass_over_the_teacher(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="teacher") as refused:
+        dry_run(spec_of('teacher = "demo"\n', tmp_path), analyze("demo"), detect())
+    assert refused.value.code == "dry_run.unsupported"
+
+
+def spec_of(lines: str, folder: Path) -> JobSpec:
+    path = folder / "job.toml"
+    path.write_text(HEAD + lines)
+    return load_spec(path)
