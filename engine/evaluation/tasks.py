@@ -136,8 +136,23 @@ def _not_loaded(name: str, error: Exception) -> EngineError:
 
 
 def question_texts(asked: Sequence[Asked]) -> Iterator[str]:
-    """Every question with its answer, as the model sees it: what training text must not share runs of words with."""
+    """Every question with each of its choices or answers, as the model sees it: what training text must not share runs
+    of words with."""
     for one in asked:
         for task in one.loaded["tasks"].values():
             for document in task.test_docs() if task.has_test_docs() else task.validation_docs() or ():
-                yield f"{task.doc_to_text(document)}{task.doc_to_target(document)}"
+                yield from _question_texts(task, document)
+
+
+def _question_texts(task: Any, document: Any) -> Iterator[str]:
+    question, answer = task.doc_to_text(document), task.doc_to_target(document)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(document)
+        if isinstance(question, int):  # the right choice by its number: choices are what comes before the answer
+            pairs = [(choice, answer) for choice in choices]
+        else:  # the answer is the right choice, mostly by its number
+            pairs = [(question, choice) for choice in choices]
+    else:
+        pairs = [(question, each) for each in (answer if isinstance(answer, list) else [answer])]
+    between = task.get_config("target_delimiter")
+    yield from (f"{before}{between}{after}" for before, after in pairs)

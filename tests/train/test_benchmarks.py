@@ -249,6 +249,47 @@ def test_a_spec_without_benchmarks_starts_no_process(make_spec: SpecMaker, monke
     require_benchmarks(make_spec())
 
 
+def choice_task(folder: Path, name: str, rows: list[dict[str, Any]], text: str, target: str, choices: str) -> str:
+    data = write_jsonl(folder / f"{name}.jsonl", rows)
+    task = folder / f"{name}.yaml"
+    task.write_text(
+        f"""
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: {text}
+doc_to_target: {target}
+doc_to_choice: {choices}
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    return str(task)
+
+
+def test_a_document_that_holds_a_choice_of_a_benchmark_is_found(tmp_path: Path) -> None:
+    """As in HellaSwag, whose target is a number, and as in Winogrande, whose question is one."""
+    from engine.corpus.contamination import EvaluationRuns
+    from engine.evaluation.tasks import load_tasks, question_texts
+
+    long = "He walks over to the window and looks out at the rain for a long time."
+    endings = choice_task(
+        tmp_path, "endings", [{"q": "A man stands up.", "c": ["He sits.", long], "a": 1}], '"{{q}}"', "a", "c"
+    )
+    row = {"rest": "was far too big for the brown suitcase in the hall.", "c": ["The old trophy", "The bag"], "a": 0}
+    blanks = choice_task(tmp_path, "blanks", [row], "a", "rest", "c")
+    texts = list(question_texts(load_tasks([endings, blanks])))
+    assert texts == [
+        "A man stands up. He sits.",
+        f"A man stands up. {long}",
+        f"The old trophy {row['rest']}",
+        f"The bag {row['rest']}",
+    ]
+    found = EvaluationRuns(texts, 13).found_in([f"Once more. A man stands up. {long}", "A man stands up. He sits."])
+    assert found.tolist() == [True, False]
+
+
 def test_results_survive_being_kept(demo_task: Any) -> None:
     from engine.evaluation.findings import Metric, TaskResult
 
