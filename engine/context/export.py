@@ -27,6 +27,8 @@ _WITH_ORIGINAL = ("yarn", "llama3", "longrope")
 _ORIGINAL = "original_max_position_embeddings"
 LONGROPE_ONLY = ("phi3", "phi4_multimodal")
 """Model types whose class knows "default" and "longrope" alone, and reads "yarn" as the latter."""
+_REMOVABLE = ("all", "flag", "late", "early")
+"""Ways to use a sliding window (`Family.sliding`) whose classes take null for none."""
 _OWN_LAYOUT = ("rope_theta", "partial_rotary_factor")
 """Entries that 4.x readers look for beside `rope_scaling`, not in it."""
 
@@ -80,7 +82,7 @@ def config_after(config: Mapping[str, Any], plan: ContextPlan) -> dict[str, Any]
     model_type = str(part.get("model_type") or "")
     family = find_family(model_type, architecture_class(part))
     fields = rotary_fields(plan, model_type)
-    _write_lengths(inner, plan, fields)
+    _write_lengths(inner, plan, fields, family)
     if inner.get("head_dim") is None and ("head_dim" in inner or family.name in ("mistral", "mixtral")):
         # Where these classes keep a null, yarn and longrope take it for the size (Mixtral in 5.x, Mistral in 4.57).
         inner["head_dim"] = read_shape(part, "config.json").head_dim
@@ -126,15 +128,19 @@ def _with_unrotated(inner: Mapping[str, Any], parameters: dict[str, Any]) -> dic
     return {kind: None for kind, value in present.items() if value is None} | parameters
 
 
-def _write_lengths(inner: dict[str, Any], plan: ContextPlan, fields: RotaryFields) -> None:
+def _write_lengths(inner: dict[str, Any], plan: ContextPlan, fields: RotaryFields, family: Family) -> None:
     key = next((key for key in _LENGTH_KEYS if inner.get(key) is not None), _LENGTH_KEYS[0])
     inner[key] = fields.window
     if fields.original_on_top or _ORIGINAL in inner:
         inner[_ORIGINAL] = fields.original
     window = inner.get("sliding_window")
-    if isinstance(window, int) and not isinstance(window, bool) and plan.original <= window < plan.target:
-        # A window that covered the whole text must not begin to cut it.
-        inner["sliding_window"] = None
+    if not isinstance(window, int) or isinstance(window, bool) or not plan.original <= window < plan.target:
+        return
+    if any(not planned.changed for planned in plan.rotaries):
+        return  # sliding layers turn as before, and would not know distances beyond their window
+    # A window that covered the whole text must not begin to cut it. Classes that always have sliding layers need one.
+    removable = family.sliding in _REMOVABLE and "sliding_attention" not in (inner.get("layer_types") or ())
+    inner["sliding_window"] = None if removable else plan.target
 
 
 def _write_for_older_readers(inner: dict[str, Any], plan: ContextPlan, fields: RotaryFields, family: Family) -> None:

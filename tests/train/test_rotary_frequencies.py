@@ -22,7 +22,7 @@ from engine.context.planner import applicable, plan_context, read_rotaries, read
 from engine.context.scaling import inverse_frequencies, unscaled
 from engine.errors import EngineError
 from engine.rotary import modules
-from engine.rotary.modules import check_frequencies, rotary_modules, set_plan, using
+from engine.rotary.modules import check_frequencies, rebuild_on_cpu, rotary_modules, set_plan, using
 from tests.support.published_configs import PUBLISHED
 from tests.support.rope_configs import GEMMA3, SHAPES, rope, small
 
@@ -63,6 +63,16 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 def shaped(request: pytest.FixtureRequest) -> tuple[dict[str, Any], Any]:
     config = SHAPES[request.param]
     return config, built(config)
+
+
+def test_modules_built_without_weights_turn_as_those_of_the_whole_model(shaped: tuple[dict[str, Any], Any]) -> None:
+    config, model = shaped
+    with torch.device("meta"):
+        bare = built(config)
+    rebuild_on_cpu(bare)
+    assert {one.name for one in rotary_modules(bare)} == {one.name for one in rotary_modules(model)}
+    assert check_frequencies(bare, as_written(config)) == check_frequencies(model, as_written(config))
+    assert next(bare.parameters()).device.type == "meta"
 
 
 def test_every_plan_is_carried_out_and_exported_alike(shaped: tuple[dict[str, Any], Any]) -> None:
@@ -211,6 +221,25 @@ def test_an_extended_folder_loads_in_plain_transformers(tmp_path: Path) -> None:
     again = tmp_path / "again"
     extended.save_pretrained(again)
     assert check_frequencies(AutoModelForCausalLM.from_pretrained(again), plan) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        small("gemma2", head_dim=32, sliding_window=256),
+        GEMMA3 | {"sliding_window": 256},
+        small("mistral", head_dim=32, sliding_window=256),
+        small("mistral", head_dim=32, sliding_window=256, layer_types=["sliding_attention"] * 6),
+        small("qwen2", sliding_window=256, use_sliding_window=True, max_window_layers=3),
+    ],
+    ids=["gemma-2", "gemma-3", "mistral", "listed layers", "qwen2"],
+)
+def test_a_sliding_window_as_wide_as_the_old_window_computes_after_extending(config: dict[str, Any]) -> None:
+    plan = planned(config, "yarn")
+    model = built(config_after(config, plan))
+    assert check_frequencies(model, plan) < 1e-6
+    ids = torch.randint(3, 90, (1, 300), generator=torch.Generator().manual_seed(3))
+    assert torch.isfinite(logits(model, ids)).all()
 
 
 def test_a_scaled_model_is_taken_further_in_place() -> None:

@@ -166,6 +166,24 @@ def test_a_sliding_window_that_covered_everything_does_not_begin_to_cut() -> Non
     assert any("Every layer sees only the last 64 tokens" in note for note in plan.notes)
 
 
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        (small("gemma2", head_dim=32, sliding_window=256), 1024),
+        (small("mistral", head_dim=32, sliding_window=300, layer_types=["sliding_attention"] * 6), 1024),
+        (small("qwen2", sliding_window=256, use_sliding_window=True, max_window_layers=3), None),
+        (GEMMA3 | {"sliding_window": 256}, 256),
+        (OLMO3 | {"sliding_window": 256}, 256),
+    ],
+    ids=["gemma-2", "listed layers", "qwen2", "gemma-3", "olmo-3"],
+)
+def test_classes_with_sliding_layers_keep_a_window_that_they_can_compute_with(
+    config: dict[str, Any], window: int | None
+) -> None:
+    """Of one table for all layers it grows with the target; sliding layers with a table of their own keep theirs."""
+    assert config_after(config, planned(config, "yarn"))["sliding_window"] == window
+
+
 def test_a_window_that_is_switched_off_is_not_warned_about() -> None:
     config = small("qwen2", sliding_window=64, use_sliding_window=False, max_window_layers=3)
     assert not any("layers see" in note for note in planned(config, "ntk").notes)
