@@ -44,6 +44,7 @@ class WindowFacts:
     """All of it."""
 
     original: int
+    """The model's present window, tokens, of a model that was extended before too."""
     target: int
     methods: tuple[MethodFacts, ...]
 
@@ -70,11 +71,11 @@ class ReaderLine:
 
 def window_facts(model: str, target: int, factors: str = "") -> WindowFacts:
     """Plan every method. Raises EngineError `model.*`, `context.*` where none can be."""
-    from engine.context.planner import applicable, read_rotaries
+    from engine.context.planner import applicable, read_window
     from engine.models.resolve import resolve_model
 
     config = resolve_model(model, offline=True).config
-    original = max(rotary.length for rotary in read_rotaries(config))
+    original = read_window(config)
     methods = tuple(_facts(config, target, method, why_not, factors) for method, why_not in applicable(config, target))
     return WindowFacts(original, target, methods)
 
