@@ -188,9 +188,13 @@ def _transformers_4(written: _Written) -> Portability:
         return _exact(
             TRANSFORMERS_4, "It reads the factors from rope_scaling and the old length beside it at the top level."
         )
-    return _exact(
-        TRANSFORMERS_4, "It reads the copy in rope_scaling; versions before 4.54 recompute the factor, alike."
-    )
+    if written.kind == "yarn":
+        return _exact(
+            TRANSFORMERS_4,
+            "It reads the copy in rope_scaling; 4.51 to 4.53 recompute the factor, alike, and older versions take the "
+            "new window for the old one, so that their ramp is wrong without an error.",
+        )
+    return _exact(TRANSFORMERS_4, "It reads the copy in rope_scaling.")
 
 
 def _phi_in_transformers_4(written: _Written) -> Portability:
@@ -218,8 +222,8 @@ def _vllm(written: _Written) -> Portability:
     if written.kind == "linear":
         return _exact(
             VLLM,
-            "Frequencies are read; versions before 2026-09 announce twice the length, so start them with "
-            f"--max-model-len {written.target}.",
+            f"Frequencies are read; versions before 2026-09 announce {written.factor:g} times the length, so start "
+            f"them with --max-model-len {written.target}.",
         )
     if written.family == _OLMO3:
         return _exact(VLLM, "Read by layer type from 0.27 on; older versions fail to load such a config.")

@@ -129,6 +129,22 @@ def test_the_exporter_is_named_for_the_families_whose_scaling_it_carries(kind: s
     assert {family for family, one in found.items() if "export gguf" in one.why} == families
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_old_vllm_announces_a_linear_folder_by_its_factor(factor: int) -> None:
+    config = config_of("llama")
+    vllm = portability(config, plan_context(config, 4096 * factor, "linear"))[2]
+    assert vllm.consumer == VLLM
+    assert f"announce {factor} times the length" in vllm.why
+    assert f"--max-model-len {4096 * factor}." in vllm.why
+
+
+def test_only_yarn_is_said_to_turn_otherwise_in_old_transformers_4() -> None:
+    config = config_of("llama")
+    said = {kind: portability(config, plan_of(config, kind))[1].why for kind in ("yarn", "linear", "llama3")}
+    assert "older versions take the new window for the old one" in said["yarn"]
+    assert said["linear"] == said["llama3"] == "It reads the copy in rope_scaling."
+
+
 # ── what is done about losses ─────────────────────────────────────────────────────────────────────────────────────
 def losing() -> tuple[ContextPlan, Any]:
     config = config_of("qwen3")
