@@ -54,6 +54,11 @@ class Known:
     signatures: NDArray[np.uint16]
     """(n, MINIMA), or (n, 0) where they were not wanted."""
 
+    @classmethod
+    def nothing(cls, count: int) -> Known:
+        """Of so many documents of which nothing was asked."""
+        return cls(np.zeros(count, np.bool_), np.empty((count, 0), np.uint16))
+
     def __getitem__(self, rows: slice) -> Known:
         return Known(self.contaminated[rows], self.signatures[rows])
 

@@ -1,27 +1,31 @@
-"""How many tokens the sources of a job hold, told in a second: counted where they are cached, else from a sample.
+"""How many tokens the sources of a job hold, told in seconds: counted where they are cached, else from a sample.
 
-Owns the sampling. Must not read a source as a whole. From each of a few files, evenly spread, the first documents are
-tokenised; tokens per byte of them stand for the rest, compressed files being unpacked as far as their first block.
+Owns the sampling. Must not read the text of a source as a whole. From each of a few files, evenly spread, the first
+documents are tokenised; tokens per byte of them stand for the rest, compressed files being unpacked as far as their
+first block. What is cached is counted as it will be trained on: without duplicates and what is held out.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from engine.corpus.beside import Known
 from engine.corpus.documents import Document, Limits
 from engine.corpus.faults import Fault
 from engine.corpus.files import Form, SourceFile, detect, source_files
 from engine.corpus.prepare import corpus_home
 from engine.corpus.reading import read_files
-from engine.corpus.shards import Cursor, read_record
+from engine.corpus.selection import Taken, select, take
+from engine.corpus.shards import Cursor, Shard, open_shard, read_record
 from engine.corpus.source import Identity, TextSource, first_change
 from engine.corpus.tokenizer import TextTokenizer
 from engine.corpus.unpacking import Damaged, Packing, read_some, unpacked
@@ -29,6 +33,7 @@ from engine.errors import EngineError
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_stream import HUB, SourceSection, StreamSection
 from engine.schedule.amounts import AmountOrigin, SourceAmount
+from engine.schedule.steps import tokens_to_read
 
 IDENTITY = "source.json"
 """As `engine.corpus.cache` names it."""
@@ -43,15 +48,23 @@ BYTES_PER_TOKEN = 4.2
 languages less."""
 SAMPLED = (0.7, 1.0, 1.15)
 """Documents are unlike each other, and duplicates are left out. Own estimate."""
+COMPARED = 2_000_000
+"""Cached documents whose digests are compared, in four seconds; of more, duplicates are as unknown as in a sample."""
 GUESSED = (0.5, 1.0, 1.6)
 
 
 def amounts_of(spec: JobSpec, tokenizer_dir: Path | None) -> tuple[SourceAmount, ...]:
     """Of every source of a spec whose paths are absolute. Raises EngineError `corpus.not_found` with the spec's key."""
+    needed = tokens_to_read(spec)
+    read = [source for source in spec.sources if needed is None or needed[source.name]]
+    counted = _counted(read, spec.stream, tokenizer_dir)
     found = []
     for number, source in enumerate(spec.sources, 1):
         try:
-            found.append(amount_of(source, spec.stream, tokenizer_dir))
+            if source in read:
+                found.append(_amount(source, spec.stream, tokenizer_dir, counted.get(source.name)))
+            else:  # not read, so that nothing of it is compared with the others
+                found.append(amount_of(source, spec.stream, tokenizer_dir))
         except EngineError as error:
             raise EngineError(
                 error.code,
@@ -65,41 +78,84 @@ def amounts_of(spec: JobSpec, tokenizer_dir: Path | None) -> tuple[SourceAmount,
 
 
 def amount_of(source: SourceSection, stream: StreamSection, tokenizer_dir: Path | None) -> SourceAmount:
-    """Raises EngineError `corpus.not_found`."""
+    """Of a source by itself. Raises EngineError `corpus.not_found`."""
+    return _amount(source, stream, tokenizer_dir, _counted([source], stream, tokenizer_dir).get(source.name))
+
+
+def _amount(
+    source: SourceSection, stream: StreamSection, tokenizer_dir: Path | None, counted: _Count | None
+) -> SourceAmount:
     if source.path.startswith(HUB):
         return SourceAmount(source.name, 0, 0, 0.0, float(source.max_tokens), 0.0, AmountOrigin.UNKNOWN)
     files = source_files(source.name, source.path)
     size_bytes = sum(file.size_bytes for file in files)
-    counted = _counted(source, stream, tokenizer_dir) if tokenizer_dir is not None else None
     if counted is not None:
-        tokens = float(min(counted[0], source.max_tokens or counted[0]))
-        figures, origin = (tokens, tokens, tokens), AmountOrigin.COUNTED
-        documents = counted[1] * tokens / max(counted[0], 1)
-        return SourceAmount(source.name, len(files), size_bytes, *figures, origin, documents=documents)
+        figures = (counted.tokens * counted.least, counted.tokens, counted.tokens)
+        origin, why = AmountOrigin.COUNTED, "" if counted.tokens else "no document that would be trained on"
+        return SourceAmount(
+            source.name, len(files), size_bytes, *figures, origin, documents=counted.documents, unreadable=why
+        )
     limits = Limits(stream.longest_document_mb << 20, stream.text_kb << 10)
     pieces = [_sampled(file, source.field, limits) for file in _spread(files)]
     return _from_sample(source, files, pieces, _encoder(tokenizer_dir))
 
 
-def _counted(source: SourceSection, stream: StreamSection, tokenizer_dir: Path) -> tuple[int, int] | None:
-    """Tokens and documents in the cache, where all of the source is there as its files are now."""
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """What a cached source has to train on."""
+
+    tokens: float
+    documents: float
+    least: float = 1.0
+    """Share of the tokens that is left at the least, where not all duplicates are known."""
+
+
+def _counted(
+    sources: Sequence[SourceSection], stream: StreamSection, tokenizer_dir: Path | None
+) -> Mapping[str, _Count]:
+    """By name, of the sources that are all in the cache, as their files are now. Near duplicates and what is shared
+    with an evaluation are not looked for here."""
     try:
-        tokenizer = TextTokenizer(tokenizer_dir)
+        tokenizer = TextTokenizer(tokenizer_dir) if tokenizer_dir is not None else None
+    except EngineError:
+        return {}
+    cached: dict[str, Taken] = {}
+    for source in sources:
+        shards = None if tokenizer is None or source.path.startswith(HUB) else _cached(source, stream, tokenizer)
+        if shards is not None:
+            cached[source.name] = Taken(
+                shards,
+                tuple(Known.nothing(len(shard.documents)) for shard in shards),
+                take(shards, source.max_tokens or None),
+            )
+    if sum(taken.documents for taken in cached.values()) > COMPARED:
+        return {
+            name: _Count(float(taken.lengths().sum(dtype=np.int64)), taken.documents, SAMPLED[0])
+            for name, taken in cached.items()
+        }
+    exact = msgspec.structs.replace(stream, deduplicate="off" if stream.deduplicate == "off" else "exact")
+    least = SAMPLED[0] if stream.deduplicate == "near" else 1.0
+    kept = [selection.counts.kept for selection in select(tuple(cached.values()), exact)]
+    return {name: _Count(one.tokens, one.documents, least) for name, one in zip(cached, kept, strict=True)}
+
+
+def _cached(source: SourceSection, stream: StreamSection, tokenizer: TextTokenizer) -> tuple[Shard, ...] | None:
+    """Where all of the source is there."""
+    shards: list[Shard] = []
+    try:
         text = TextSource(source, stream, tokenizer.sha256)
         folder = corpus_home(stream) / text.definition.folder_name
         identity = msgspec.json.decode((folder / IDENTITY).read_bytes(), type=Identity)
         if first_change(identity.state, text.state(None)) is not None:
             return None
-    except (EngineError, OSError, msgspec.DecodeError, UnicodeDecodeError):
+        while (record := read_record(folder, len(shards))) is not None:
+            shards.append(open_shard(folder, len(shards), record))
+            if len(shards[-1].documents) != record.documents:
+                return None
+            if record.last:
+                return tuple(shards)
+    except (EngineError, OSError, ValueError):  # files that are missing, cut or no JSON
         return None
-    tokens = documents = 0
-    for number in count():
-        record = read_record(folder, number)
-        if record is None:
-            return None
-        tokens, documents = tokens + record.tokens, documents + record.documents
-        if record.last:
-            return tokens, documents
     return None
 
 

@@ -18,12 +18,12 @@ class AmountOrigin(StrEnum):
     SAMPLE = "sample"
     """Bytes, and a piece of the text that was tokenised."""
     COUNTED = "counted"
-    """Tokenised already."""
+    """Tokenised already: without exact duplicates and what is held out."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceAmount:
-    """One source, before duplicates are left out."""
+    """One source, as much of it as is trained on."""
 
     name: str
     files: int

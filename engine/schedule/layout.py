@@ -33,7 +33,7 @@ class TextFacts:
     """What there is to train on."""
 
     sources: Mapping[str, float]
-    """Tokens of each source, after duplicates; a source whose size nobody knows is left out."""
+    """Tokens of each source that are trained on; a source whose size nobody knows is left out."""
     row_tokens: float = 0.0
     """Of one epoch of rows, in jobs without sources."""
     row_sequences: int = 0

@@ -6,15 +6,17 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine.corpus import sizes
 from engine.corpus.prepare import prepare_corpus
 from engine.corpus.sizes import amount_of, amounts_of
 from engine.errors import EngineError
-from engine.jobs.spec import JobSpec, SourceSection, StreamSection, Task
+from engine.jobs.spec import JobSpec, SourceSection, StageSection, StreamSection, Task
 from engine.resources import demo_dir
 from engine.schedule.amounts import AmountOrigin
 
@@ -61,6 +63,50 @@ def test_a_sample_tells_the_tokens_of_every_form_and_the_cache_counts_them(
     if form == "jsonl":
         path.write_text(lines + "\n" + lines)
         assert amount_of(source, stream, MODEL).origin is AmountOrigin.SAMPLE, "what changed is not counted"
+
+
+@pytest.mark.parametrize("deduplicate", ["exact", "near", "off"])
+def test_what_is_cached_is_counted_without_duplicates_and_what_is_held_out(
+    deduplicate: Literal["exact", "near", "off"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    texts = documents(300)
+    rows = {"twice": [*texts[:200], *texts[:200]], "later": texts[150:], "unread": texts[:90]}
+    for name, own in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in own))
+    sources = tuple(SourceSection(name=name, path=str(tmp_path / f"{name}.jsonl")) for name in rows)
+    stream = StreamSection(deduplicate=deduplicate, heldout_share=0.05)
+    read = prepare_corpus(sources[:2], stream, MODEL, None, [])
+    prepare_corpus(sources[2:], stream, MODEL, None, [])
+    spec = JobSpec(
+        task=Task.FULL,
+        sources=sources,
+        stream=stream,
+        stages=(StageSection(max_tokens=1 << 40, weights={"twice": 1.0, "later": 1.0}),),
+    )
+    found = {one.name: one for one in amounts_of(spec, MODEL)}
+    assert {one.origin for one in found.values()} == {AmountOrigin.COUNTED}
+    for report in read.report.sources:
+        one = found[report.name]
+        assert (one.likely, one.documents) == (report.kept.tokens, report.kept.documents)
+        assert one.low < one.likely if deduplicate == "near" else one.low == one.likely
+    assert found["later"].documents < 100 or deduplicate == "off", "the first source has some of them"
+    assert found["unread"].documents > 80, "it is not compared with sources that are read"
+    monkeypatch.setattr(sizes, "COMPARED", 100)
+    (many, *_) = amounts_of(spec, MODEL)
+    assert (many.documents, many.low < many.likely) == (400, True), "too many to compare: a range"
+
+
+def test_a_cached_source_of_copies_alone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    texts = "".join(json.dumps({"text": text}) + "\n" for text in documents(50))
+    sources = tuple(SourceSection(name=name, path=str(tmp_path / f"{name}.jsonl")) for name in ("one", "copy"))
+    for source in sources:
+        Path(source.path).write_text(texts)
+        prepare_corpus([source], StreamSection(), MODEL, None, [])
+    one, copy = amounts_of(JobSpec(task=Task.FULL, sources=sources), MODEL)
+    assert (one.likely > 0, copy.likely) == (True, 0)
+    assert copy.unreadable == "no document that would be trained on"
 
 
 def test_without_a_tokenizer_bytes_have_to_do(tmp_path: Path) -> None:
