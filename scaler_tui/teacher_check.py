@@ -58,21 +58,27 @@ def teacher_notes(spec: JobSpec, pupil: Pupil, machine: Machine) -> list[str]:
         if ref.needs_download:
             notes.append(_download_note(ref, shape, pupil, machine))
     if section.held == "cached" and pupil.trained_tokens:
-        notes.append(_cache_note(spec, pupil.trained_tokens))
+        words = min(shape.vocab_size, pupil.trained.vocab_size)
+        notes.append(_cache_note(spec, pupil.trained_tokens, words))
     return notes
 
 
 def _teacher_files(spec: JobSpec) -> ModelRef:
     """Config and tokenizer of the teacher, or of an adapter's base."""
+    from engine.adapters.teaching import check_teaching
     from engine.advise.taught import base_of
+    from engine.models.adapter import is_adapter
     from engine.models.resolve import resolve_model
 
     section = spec.distillation
+    folder = Path(section.teacher).expanduser()
     try:
         named = base_of(section.teacher)
         ref = resolve_model(named, revision=section.teacher_revision)
         if ref.path is None and ref.repo_id:
             ref = resolve_model(ref.repo_id, revision=section.teacher_revision or "main")
+        if is_adapter(folder) and ref.path is not None and ref.has_weights:
+            check_teaching(folder, ref.path)
     except EngineError as error:
         raise EngineError(
             error.code,
@@ -177,13 +183,13 @@ def _download_note(ref: ModelRef, shape: Architecture, pupil: Pupil, machine: Ma
     return f"The teacher {ref.repo_id} is downloaded first: {format_bytes(needed)}."
 
 
-def _cache_note(spec: JobSpec, tokens: float) -> str:
+def _cache_note(spec: JobSpec, tokens: float, vocabulary: int) -> str:
     """How large the logits will be, and what is free. They may be there already: a full disk is no refusal yet."""
     from engine.estimate.surroundings import CACHED_LOGITS, cached_token_bytes
     from engine.paths import teachers_dir
 
     section = spec.distillation
-    kept = section.top_k or CACHED_LOGITS
+    kept = min(section.top_k or CACHED_LOGITS, vocabulary)
     needed = cached_token_bytes(kept) * tokens
     home = teachers_dir(section.cache)
     there = next(folder for folder in (home, *home.parents) if folder.is_dir())

@@ -43,7 +43,7 @@ def teacher_shape(section: DistillationSection, student: Architecture) -> Archit
         name = base_of(section.teacher)
         config = Path(name).expanduser() / "config.json"
         changed = config.stat().st_mtime_ns if config.is_file() else 0
-        return _shape(name, section.teacher_revision, changed)
+        shape = _shape(name, section.teacher_revision, changed)
     except EngineError as error:
         raise EngineError(
             error.code,
@@ -53,6 +53,8 @@ def teacher_shape(section: DistillationSection, student: Architecture) -> Archit
             exit_code=error.exit_code,
             key="distillation.teacher",
         ) from error
+    adapter = Path(section.teacher).expanduser()
+    return replace(shape, name=f"{adapter.name} on {shape.name}") if is_adapter(adapter) else shape
 
 
 @lru_cache(maxsize=32)
@@ -86,6 +88,7 @@ def taught(
     if section.teacher == SELF and spec.task.trains_adapter:
         return with_teacher(work, shape, TeacherHeld.SHARED)
     top = (section.top_k or CACHED_LOGITS) if section.held is Held.CACHED else section.top_k
+    top = min(top, work.architecture.vocab_size, shape.vocab_size)
     if section.held is not Held.AUTO:
         return with_teacher(work, shape, HELD[section.held], top)
     return with_teacher(work, shape, held_for(work, shape, devices, calibration), top)

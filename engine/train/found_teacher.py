@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.adapters.teaching import check_teaching
 from engine.data.rows import EncodedRow, RowKind
 from engine.data.vocabulary_map import check_ids, match_vocabularies
 from engine.errors import EngineError, ExitCode
@@ -77,7 +78,9 @@ def read_teacher(
     say: Callable[[str], None],
 ) -> FoundTeacher:
     """The teacher in `folder`, `adapter` on it, held against the student and (rows it learns, held-out rows); without
-    the hash of its files. Raises EngineError `distill.*`, `distillation.*`."""
+    the hash of its files. Raises EngineError `distill.*`, `distillation.*`, `adapter.*`."""
+    if adapter is not None:
+        check_teaching(adapter, folder)
     section, (learnt, heldout) = spec.distillation, rows
     own = section.teacher == SELF
     shared = _rows_of_vocabulary(student)
@@ -114,11 +117,7 @@ def _folders(attempt: Attempt) -> tuple[Path, Path | None]:
     section = attempt.spec.distillation
     path = Path(section.teacher).expanduser()
     if is_adapter(path):
-        from engine.adapters.folder import check_base, read_adapter
-
-        adapter, base = read_adapter(path), base_of_adapter(path)
-        check_base(adapter, base)
-        return base, path
+        return base_of_adapter(path), path
     attempt.phase("loading model", "finding the teacher")
     ref = resolve_model(section.teacher, revision=section.teacher_revision)
     last = 0.0

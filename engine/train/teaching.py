@@ -186,7 +186,7 @@ class Teaching:
             teacher=found.name,
             teacher_sha256=found.sha256,
             form="nf4" if form is Held.NF4 else str(attempt.device.compute_dtype).removeprefix("torch."),
-            k=self._section.top_k or CACHED_TOP_K,
+            k=min(self._section.top_k or CACHED_TOP_K, found.vocabulary),
             vocabulary=found.vocabulary,
         )
 

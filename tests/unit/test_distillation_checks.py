@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.advise.dry_run import dry_run
 from engine.advise.probe import probe
+from engine.advise.taught import teacher_shape
 from engine.errors import EngineError
 from engine.hardware.detect import detect
 from engine.jobs.spec import JobSpec
@@ -20,7 +22,9 @@ from engine.jobs.store import list_runs
 from engine.models.analyze import analyze
 from engine.models.resolve import resolve_model
 from engine.resources import demo_model_dir
+from engine.train.found_teacher import read_teacher
 from scaler_tui.preflight import check
+from tests.support.adapter_files import write_adapter
 
 HEAD = 'task = "lora"\n[distillation]\n'
 
@@ -173,3 +177,44 @@ def spec_of(lines: str, folder: Path) -> JobSpec:
     path = folder / "job.toml"
     path.write_text(HEAD + lines)
     return load_spec(path)
+
+
+def taught_by_adapter(folder: Path, rows: int = 0) -> Path:
+    """An adapter on the demo model, its head a copy of `rows` rows where they are given."""
+    width = json.loads((demo_model_dir() / "config.json").read_text())["hidden_size"]
+    module = "model.layers.0.self_attn.q_proj"
+    tensors = {f"{module}.lora_A.weight": np.ones((2, width)), f"{module}.lora_B.weight": np.ones((width, 2))}
+    if rows:
+        tensors["lm_head.weight"] = np.ones((rows, width))
+    return write_adapter(folder, tensors, demo_model_dir(), modules_to_save=["lm_head"] if rows else None)
+
+
+def pickled(adapter: Path) -> Path:
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    return adapter
+
+
+def test_an_adapter_teaches_under_its_own_name_unless_it_is_pickled_or_has_other_tokens(tmp_path: Path) -> None:
+    good = taught_by_adapter(tmp_path / "good")
+    assert not any("cannot" in note for note in checked(f'teacher = "{good}"\n', tmp_path))
+    shape = teacher_shape(spec_of(f'teacher = "{good}"\n', tmp_path).distillation, analyze("demo"))
+    assert shape.name.startswith("good on ")
+    bad = pickled(taught_by_adapter(tmp_path / "pickled"))
+    assert refused(f'teacher = "{bad}"\n', tmp_path).code == "adapter.pickle"
+    grown = taught_by_adapter(tmp_path / "grown", rows=1_224)
+    error = refused(f'teacher = "{grown}"\n', tmp_path)
+    assert error.code == "adapter.resized"
+    assert "adapters merge" in error.next_step
+
+
+def test_what_loads_a_teacher_looks_at_its_adapter_first(tmp_path: Path) -> None:
+    bad = pickled(taught_by_adapter(tmp_path / "pickled"))
+    spec = spec_of(f'teacher = "{bad}"\n', tmp_path)
+    with pytest.raises(EngineError) as caught:
+        read_teacher(spec, demo_model_dir(), demo_model_dir(), bad, ((), ()), str)
+    assert caught.value.code == "adapter.pickle"
+
+
+def test_no_more_likeliest_tokens_are_counted_than_there_are(tmp_path: Path) -> None:
+    notes = checked('teacher = "demo"\nheld = "cached"\ntop_k = 5000\n', tmp_path)
+    assert any("1216 of the likeliest" in note for note in notes)
