@@ -6,9 +6,11 @@ Owns the mapping from TOML mistakes to clear errors. Must not know what any prof
 from __future__ import annotations
 
 import enum
+import math
 import re
 import tomllib
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from engine.resources import profiles_dir
 from engine.toml_lines import line_of, numbered_from_one
 
 T = TypeVar("T")
+NOT_FINITE = "Expected a finite number"
 
 
 def load_toml(path: Path, kind: type[T], *, what: str = "file") -> T:
@@ -50,19 +53,37 @@ def parse_toml(text: str, kind: type[T], *, name: str, what: str = "file") -> T:
             cause=str(error),
             next_step="Correct that line; strings need quotes, and a key may appear once.",
         ) from error
+    if key := not_finite(tree):  # it passes every lower limit, and ends in sums that cannot be done
+        raise _bad_value(text, kind, key, NOT_FINITE, name, what)
     try:
         return msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as error:
         message, key = _split_validation(str(error))
-        line = line_of(text, key)
-        where = f"line {line}, " if line else ""
-        allowed = allowed_words(kind, key)
-        raise EngineError(
-            "toml.value",
-            f"{name}: {where}key '{key}': {message}{f'; allowed: {allowed}' if allowed else ''}.",
-            cause=f"This {what} does not have the expected shape.",
-            next_step="Correct the value; `scaler-wizard` writes commented files that show every key.",
-        ) from error
+        raise _bad_value(text, kind, key, message, name, what) from error
+
+
+def _bad_value(text: str, kind: type[Any], key: str, message: str, name: str, what: str) -> EngineError:
+    line = line_of(text, key)
+    where = f"line {line}, " if line else ""
+    allowed = allowed_words(kind, key)
+    return EngineError(
+        "toml.value",
+        f"{name}: {where}key '{key}': {message}{f'; allowed: {allowed}' if allowed else ''}.",
+        cause=f"This {what} does not have the expected shape.",
+        next_step="Correct the value; `scaler-wizard` writes commented files that show every key.",
+    )
+
+
+def not_finite(tree: Any, key: str = "") -> str:
+    """The first key of plain tables and lists that holds "inf" or "nan", rows counted from 1; "" for none."""
+    if isinstance(tree, float):
+        return "" if math.isfinite(tree) else key
+    inner: Iterable[tuple[str, Any]] = ()
+    if isinstance(tree, dict):
+        inner = ((f"{key}.{name}" if key else str(name), value) for name, value in tree.items())
+    elif isinstance(tree, list | tuple):
+        inner = ((f"{key}[{number}]", value) for number, value in enumerate(tree, 1))
+    return next(filter(None, (not_finite(value, name) for name, value in inner)), "")
 
 
 def load_profile(relative: str, kind: type[T]) -> T:

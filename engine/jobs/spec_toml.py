@@ -34,7 +34,7 @@ from engine.jobs.spec import (
 )
 from engine.jobs.spec_growth import LATER_STAGE_FIELDS
 from engine.jobs.spec_paths import Named, NamedKind, map_files
-from engine.profiles import allowed_words, load_toml
+from engine.profiles import NOT_FINITE, allowed_words, load_toml, not_finite
 from engine.toml_lines import located, numbered_from_one
 
 _HEADER = """\
@@ -90,18 +90,24 @@ def naming_lines(path: Path) -> Iterator[None]:
 
 def canonical(spec: JobSpec) -> JobSpec:
     """The same spec with every limit checked and 32 written where a float is meant turned into 32.0."""
+    tree = msgspec.to_builtins(spec)
+    if key := not_finite(tree):
+        raise _outside(key, NOT_FINITE)
     try:
-        return msgspec.convert(msgspec.to_builtins(spec), JobSpec, strict=True)
+        return msgspec.convert(tree, JobSpec, strict=True)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
-        key = numbered_from_one(path.rstrip("`"))
-        allowed = allowed_words(JobSpec, key) if key else ""
-        raise EngineError(
-            "spec.value",
-            f"The spec has a value outside its limits: {key}: {message}{f'; allowed: {allowed}' if allowed else ''}.",
-            next_step="Correct that value.",
-            key=key,
-        ) from error
+        raise _outside(numbered_from_one(path.rstrip("`")), message) from error
+
+
+def _outside(key: str, message: str) -> EngineError:
+    allowed = allowed_words(JobSpec, key) if key else ""
+    return EngineError(
+        "spec.value",
+        f"The spec has a value outside its limits: {key}: {message}{f'; allowed: {allowed}' if allowed else ''}.",
+        next_step="Correct that value.",
+        key=key,
+    )
 
 
 def _unknown_task(error: EngineError) -> EngineError:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import EngineError
 from engine.jobs import spec as spec_module
-from engine.jobs.spec import JobSpec
+from engine.jobs.spec import JobSpec, TrainingSection
 from engine.jobs.spec_export import Destination
 from engine.jobs.spec_toml import dump_spec, load_spec, spec_hash, with_absolute_paths
 
@@ -94,6 +94,10 @@ def test_the_hash_does_not_care_whether_a_float_was_written_as_an_integer() -> N
         ("version = 1\n\n[training]\nlearning_rte = 1e-4\n", ("line 4", "learning_rte")),
         ("version = 1\n[data]\nmax_length = 2\n", ("line 3", "data.max_length")),
         ("version = 1\n[data\n", ("line 2",)),
+        ("[training]\nlearning_rate = inf\n", ("line 2", "training.learning_rate", "finite", "above 0")),
+        ("[cost]\nusd_per_hour = nan\n", ("line 2", "cost.usd_per_hour", "finite")),
+        ('[[sources]]\nname = "a"\npath = "a"\nweight = inf\n', ("line 4", "sources[1].weight", "finite")),
+        ("[[stages]]\nweights = { a = 1e999 }\n", ("line 2", "stages[1].weights.a", "finite")),
     ],
 )
 def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, wanted: tuple[str, ...]) -> None:
@@ -119,6 +123,13 @@ def test_a_contradiction_names_the_file(tmp_path: Path) -> None:
 def test_a_value_outside_its_limits_is_refused_when_written_too() -> None:
     with pytest.raises(EngineError, match="outside its limits"):
         dump_spec(JobSpec(adapter=spec_module.AdapterSection(rank=0)))
+
+
+def test_a_number_without_an_end_is_refused_when_written_too() -> None:
+    for rate in (float("inf"), float("nan")):
+        with pytest.raises(EngineError) as refused:
+            dump_spec(JobSpec(training=TrainingSection(learning_rate=rate)))
+        assert (refused.value.code, refused.value.key) == ("spec.value", "training.learning_rate")
 
 
 def test_file_names_become_absolute_and_hub_ids_stay(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_an_arm_is_what_all_share_with_its_own_keys_laid_over(tmp_path: Path) ->
         ('figure = "task_loss"', 'figure = "task_loss"\nreach = 1.0', "reach", "goes with a cost"),
         ('kind = "flops"', 'kind = "money"', "kind", "wall-clock"),
         ("amount = 1e11", "amount = 0", "amount", "above 0"),
+        ("amount = 1e11", "amount = inf", "amount", "finite"),
+        ('task = "lora"', 'task = "lora"\nspec.training.learning_rate = inf', "learning_rate = inf", "finite"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, old: str, new: str, line_of: str, words: str) -> None:
