@@ -146,14 +146,25 @@ def _shrinks(number: int, name: str, size: object, why: str) -> EngineError:
 
 
 def _check_as_job(spec: JobSpec, number: int, stage: StageSection) -> None:
-    """What a job is refused for, in the stage's own keys."""
+    """What a job is refused for, in the stage's own keys; what any stage of this job would be refused for in the
+    job's."""
     try:
         spec.of_stage(stage)
     except EngineError as error:
+        if _is_the_jobs(spec, error):
+            raise
         words = [_in_stage(text, number, stage) for text in (error.what, error.cause, error.next_step)]
         what = words[0] if f"stages[{number}]" in words[0] else f"stages[{number}]: {words[0]}"
         key = _in_stage(error.key, number, stage) or f"stages[{number}]"
         raise EngineError(error.code, what, cause=words[1], next_step=words[2], key=key) from error
+
+
+def _is_the_jobs(spec: JobSpec, error: EngineError) -> bool:
+    try:
+        spec.of_stage(type(spec.stages[0])())
+    except EngineError as other:
+        return other.what == error.what
+    return False
 
 
 def _in_stage(text: str, number: int, stage: StageSection) -> str:
