@@ -13,7 +13,7 @@ from engine.advise.amounts import Load, cost_with, device_of
 from engine.advise.appraisal import Appraisal
 from engine.advise.spec_growth import SpecGrowth, growths_of
 from engine.advise.spec_plan import appraise_spec, devices_of, load_of_spec, measuring_of
-from engine.advise.trainable import trained_share, with_share
+from engine.advise.trainable import key_of, trained_share, with_share
 from engine.advise.verdict import judge
 from engine.errors import EngineError
 from engine.estimate.cards import cpu_speed, gpu_speed
@@ -157,7 +157,7 @@ class _Job:
         share = self.text.rows.trained_share if self.text.rows is not None else 1.0
         growth = self.growths[index]
         found = appraise_spec(spec, self.architecture, self.machine, load, trained_share=share, growth=growth)
-        found = replace(found, memory=with_share(found.memory, trained_share(spec.training.trainable, self.ref)))
+        found = replace(found, memory=with_share(found.memory, self._learning(index, spec)))
         hours, disk = found.hours, _added(found.disk, self._beside(index))
         if self.spec.streams and layout is self.schedule.trained[0]:
             hours = _added(hours, self._tokenising())
@@ -167,6 +167,13 @@ class _Job:
             judgement = judge(found.plan.devices, self.machine, found.memory, found.ram, disk, hours)
         found = replace(found, hours=hours, cost_usd=cost, disk=disk, judgement=judgement)
         return StageEstimate(layout, found, hours, cost, disk)
+
+    def _learning(self, index: int, spec: JobSpec) -> float:
+        """Which share of the model learns in a stage, by the names that it has by then."""
+        growth = self.growths[index]
+        grows = growth is not None and any(stage.expansion.grows for stage in self.spec.staged()[: index + 1])
+        grown = growth.config if growth is not None and grows else None
+        return trained_share(spec.training.trainable, self.ref, key=key_of(self.spec, index + 1), grown=grown)
 
     def _only_grown(self, index: int, spec: JobSpec) -> StageEstimate:
         """Reading and writing: the surgery is bound by the disk."""

@@ -6,12 +6,17 @@ Owns the matching by stored names. Must not know tensors in memory: the worker m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
 
 from engine.errors import EngineError
 from engine.estimate.estimate import Estimate
+from engine.expansion.axes import Dim
+from engine.expansion.layouts.registry import layout_for
+from engine.expansion.sizes import config_inventory
 from engine.jobs.spec import JobSpec
 from engine.models.headers import read_headers
 from engine.models.source import ModelRef
@@ -21,19 +26,28 @@ _LEARNING = ("gradients", "optimizer")
 """Parts of a memory estimate that only what learns has."""
 
 
-def trained_share(patterns: Sequence[str], ref: ModelRef, *, key: str = "training.trainable") -> float:
-    """Share of the model's parameters that the patterns mean; 1 where its names are not here.
+def trained_share(
+    patterns: Sequence[str],
+    ref: ModelRef,
+    *,
+    key: str = "training.trainable",
+    grown: Mapping[str, Any] | None = None,
+) -> float:
+    """Share of the model's parameters that the patterns mean; 1 where its names are not here. `grown` is the config of
+    what growth makes of the model before it learns.
 
     Raises EngineError `spec.trainable`, with `key`, for a pattern that means none.
     """
     if not patterns or ref.path is None or not ref.has_weights:
         return 1.0
-    sizes = {tensor.name: math.prod(tensor.shape) for tensor in read_headers(ref.path).tensors}
+    stored = {tensor.name: math.prod(tensor.shape) for tensor in read_headers(ref.path).tensors}
+    sizes = stored if grown is None else grown_sizes(grown, ref.name)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in (*sizes, TIED_HEAD)):
+        if not any(fnmatchcase(name, pattern) for name in (*sizes, *stored, TIED_HEAD)):
             raise EngineError(
                 "spec.trainable",
-                f'{key} = "{pattern}" is the name of no parameter of {ref.name}.',
+                f'{key} = "{pattern}" is the name of no parameter of {ref.name}'
+                f"{'.' if grown is None else ', nor of what it has grown to by then.'}",
                 cause=f"Parameters are called as {_examples(sizes)}.",
                 next_step='Patterns match whole names: "*.mlp.*", "model.layers.3.*", "*norm*".',
                 key=key,
@@ -42,14 +56,34 @@ def trained_share(patterns: Sequence[str], ref: ModelRef, *, key: str = "trainin
     return meant / sum(sizes.values())
 
 
+def grown_sizes(config: Mapping[str, Any], name: str) -> dict[str, int]:
+    """The parameters that a model with this config stores, and how large each is. Raises EngineError `expansion.*`."""
+    layout = layout_for(config, name)
+    dims, sizes = layout.dims, dict[str, int]()
+    for holding in config_inventory(layout, config).holdings:
+        rule = holding.rule
+        size = math.prod(holding.extents)
+        layers = sorted(holding.layers) if holding.layers is not None else (0,)
+        experts = range(dims.of(Dim.EXPERT) if "{e}" in rule.pattern else 1)
+        heads = range(dims.of(rule.counted) if rule.counted is not None else 1)
+        for layer, expert, head in product(layers, experts, heads):
+            sizes[rule.pattern.format(i=layer, e=expert, h=head)] = size
+    return sizes
+
+
 def check_trainable(spec: JobSpec, ref: ModelRef) -> None:
-    """The patterns of every stage. Raises EngineError `spec.trainable`. Layers that growth adds later are not known
-    here, and a pattern for them alone is refused by the worker only."""
-    if spec.grows:
-        return
+    """The patterns of every stage before the first growth. Raises EngineError `spec.trainable`. Those of later stages
+    are held against the grown model, where that is planned."""
     for number, stage in enumerate(spec.staged(), 1):
-        own = bool(spec.stages) and spec.stages[number - 1].trainable is not None
-        trained_share(stage.training.trainable, ref, key=f"stages[{number}].trainable" if own else "training.trainable")
+        if stage.expansion.grows:
+            return
+        trained_share(stage.training.trainable, ref, key=key_of(spec, number))
+
+
+def key_of(spec: JobSpec, number: int) -> str:
+    """Where the patterns of a stage, counted from 1, are set."""
+    own = bool(spec.stages) and spec.stages[number - 1].trainable is not None
+    return f"stages[{number}].trainable" if own else "training.trainable"
 
 
 def with_share(memory: Estimate, share: float) -> Estimate:

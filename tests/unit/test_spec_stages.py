@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,7 @@ import pytest
 from engine.advise.spec_growth import growths_of
 from engine.advise.spec_plan import appraise_spec, load_of_spec
 from engine.advise.spec_stages import JobEstimate, Text, estimate_job, refined_whole
-from engine.advise.trainable import trained_share
+from engine.advise.trainable import check_trainable, grown_sizes, trained_share
 from engine.errors import EngineError
 from engine.estimate.data_shape import DataShape
 from engine.estimate.estimate import Range, Verdict
@@ -30,6 +32,7 @@ from engine.jobs.spec import (
 )
 from engine.jobs.spec_toml import dump_spec
 from engine.models.analyze import analyze_model
+from engine.models.headers import read_headers
 from engine.models.resolve import resolve_model
 from engine.schedule.amounts import AmountOrigin, SourceAmount
 from scaler_tui.schedule_text import Look, amount_words, job_lines, letters_of, picture_lines
@@ -148,6 +151,40 @@ def test_patterns_mean_a_share_of_the_parameters_or_are_refused() -> None:
         trained_share(("*.mlp.*", "*.ffn.*"), REF, key="stages[2].trainable")
     assert refused.value.key == "stages[2].trainable"
     assert "*.ffn.*" in refused.value.what
+
+
+def test_a_stage_may_train_only_the_layers_that_growth_adds() -> None:
+    def job(stage: StageSection) -> JobSpec:
+        return staged(stages=(STAGES[0], stage))
+
+    deeper = StageSection(layers=10, max_tokens=200_000)
+    added = msgspec.structs.replace(deeper, trainable=("model.layers.8.*", "model.layers.9.*"))
+    check_trainable(job(added), REF)
+    few, all_of_it = estimated(job(added)).stages[1].found, estimated(job(deeper)).stages[1].found
+    assert few is not None
+    assert all_of_it is not None
+    assert few.memory.likely < all_of_it.memory.likely
+    config = growths_of(job(deeper), REF, DEMO)[1].config  # type: ignore[union-attr]
+    tenths = trained_share(("model.layers.9.*",), REF, grown=config) * 10
+    assert tenths == pytest.approx(trained_share(("model.layers.*",), REF, grown=config))
+
+
+def test_names_and_sizes_after_growth_are_those_of_files() -> None:
+    stored = {tensor.name: math.prod(tensor.shape) for tensor in read_headers(REF.path).tensors}  # type: ignore[arg-type]
+    assert grown_sizes(REF.config, "demo") == stored
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_a_pattern_that_means_nothing_is_named_with_the_stage_that_sets_it(*, growing: bool) -> None:
+    first = StageSection(max_tokens=9000, trainable=() if growing else ("*.nope.*",))
+    second = StageSection(max_tokens=9000, layers=10, trainable=("model.layers.10.*",))
+    with pytest.raises(EngineError) as refused:
+        estimated(staged(stages=(first, second)))
+    assert refused.value.key == f"stages[{2 if growing else 1}].trainable"
+    assert ("grown to" in refused.value.what) is growing
+    if not growing:
+        with pytest.raises(EngineError, match=re.escape("stages[1].trainable")):
+            check_trainable(staged(stages=(first, second)), REF)
 
 
 def test_each_stage_that_cannot_grow_is_named_with_its_key() -> None:
