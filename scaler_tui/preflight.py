@@ -54,6 +54,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
     from engine.advise.spec_plan import appraise_spec, load_of_spec
     from engine.advise.spec_stages import estimate_job
     from engine.advise.trainable import check_trainable
+    from engine.corpus.named_files import require_files
     from engine.extension.spec_window import reach_of
     from engine.hardware.detect import detect
     from engine.jobs.spec import ContextSection, Task
@@ -66,6 +67,7 @@ def check(spec: JobSpec, *, base: Path, force: bool) -> Checked:
 
     ensure_writable(runs_dir())  # a disk that nobody can write to is another matter than one that is too full
     spec = with_absolute_paths(spec, base.absolute())
+    require_files(spec)
     ref = _model_files(spec)
     assert ref.path is not None
     architecture, machine = analyze_model(ref), detect()

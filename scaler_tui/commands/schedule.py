@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def schedule(arguments: argparse.Namespace) -> int:
     """The schedule of a spec file."""
+    from engine.corpus.named_files import require_files
     from engine.jobs.spec_toml import load_spec, naming_lines, with_absolute_paths
 
     spec = with_absolute_paths(load_spec(arguments.spec), arguments.spec.parent.absolute())
@@ -32,6 +33,7 @@ def schedule(arguments: argparse.Namespace) -> int:
             next_step=f"Its plan: scaler-wizard estimate {arguments.spec}.",
         )
     with naming_lines(arguments.spec):
+        require_files(spec)
         job = estimate_of(spec, arguments.gpu)
     if arguments.json:
         from engine.advise.schedule_figures import to_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,39 @@ def test_what_only_model_machine_and_text_can_tell_is_refused_with_its_line(
     task.write_text("task: my_task\n")
     limit = refused_file('[evaluation]\ntasks = ["mine.yaml"]\n[[retention]]\non = "your_task"\n', tmp_path)
     assert limit.startswith('line 4: retention[1].on = "your_task" is nothing that this job measures')
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("data.base_text", '[data]\nbase_text = "gone"  # here\n'),
+        ("data.heldout", '[data]\nheldout = "gone"  # here\n'),
+        ("data.base_text", '[data]\nbase_text = "empty"  # here\n'),
+        ("suites[1].path", '[[suites]]\nname = "x"\npath = "gone"  # here\n'),
+        ("suites[1].path", '[[suites]]\nname = "x"\npath = "empty"  # here\n'),
+        ("expansion.proof_text", '[expansion]\nproof_text = "gone"  # here\n[[stages]]\nlayers = 9\n'),
+        ("evaluation.tasks[2]", '[evaluation]\ntasks = ["demo", "gone.yaml"]  # here\n'),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_with_its_line_before_anything_starts(
+    key: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaler_tui.commands.schedule import schedule
+
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    (tmp_path / "web.txt").write_text("Some words of text. " * 200)
+    (tmp_path / "empty").mkdir()
+    head = 'task = "full"\n[training]\nmax_tokens = 9000\n[[sources]]\nname = "web"\npath = "web.txt"\n'
+    told = refused_file(head + text, tmp_path)
+    line = (head + text).partition("# here")[0].count("\n") + 1
+    assert told.startswith(f"line {line}: {key} names {tmp_path}/")
+    with pytest.raises(EngineError) as refused:
+        schedule(argparse.Namespace(spec=tmp_path / "job.toml", gpu="", json=False))
+    assert refused.value.what == f"{tmp_path / 'job.toml'}: {told}"
+
+
+def test_rows_that_are_not_there_are_named_with_their_line(tmp_path: Path) -> None:
+    assert refused_file('[data]\ntrain = "gone.jsonl"\n', tmp_path).startswith("line 2: data.train names ")
 
 
 def test_a_stream_that_may_start_comes_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
