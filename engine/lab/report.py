@@ -160,8 +160,8 @@ def _arm_row(lab: Lab, index: int, record: Record, ground: Ground) -> ArmRow:
         trainable_parameters=max((run.trainable_parameters for run in runs), default=0),
         steps=round(fmean(run.steps for run in runs)) if early else size.steps,
         finished=len(runs),
-        tokens=fmean(size.tokens_at(run.steps) for run in runs) if early else size.tokens,
-        flops=fmean(size.flops_at(run.steps) for run in runs) if early else size.flops,
+        tokens=fmean(size.tokens_at(run.steps, run.stage_steps) for run in runs) if early else size.tokens,
+        flops=fmean(size.flops_at(run.steps, run.stage_steps) for run in runs) if early else size.flops,
         hours=hours,
         training_seconds=sum(run.training_seconds for run in runs) / len(runs) if runs else None,
         usd=mean_of(runs, "usd") if arm.spec.usd_per_hour else None,
@@ -180,9 +180,9 @@ def _curve(arm: str, ground: Ground, kind: BudgetKind) -> CurveOf:
     spent: list[float] = []
     for step in shared:
         if kind is BudgetKind.TOKENS:
-            spent.append(size.tokens_at(step))
+            spent.append(fmean(size.tokens_at(step, run.stage_steps) for run in runs))
         elif kind is BudgetKind.FLOPS:
-            spent.append(size.flops_at(step))
+            spent.append(fmean(size.flops_at(step, run.stage_steps) for run in runs))
         else:
             spent.append(sum(run.training_seconds * step / max(run.steps, 1) for run in runs) / len(runs))
     mean = tuple(sum(values) / len(values) for values in zip(*lines, strict=True))

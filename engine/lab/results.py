@@ -46,6 +46,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int = 0
     trainable_parameters: int = 0
     steps: int = 0
+    stage_steps: tuple[int, ...] = ()
+    """Of each stage that trains, in an arm with stages: a rule may have ended one of them."""
     training_seconds: float = 0.0
     data_sha256: str = ""
     """Of what was trained and measured on."""
@@ -117,8 +119,9 @@ def _result(arm: Arm, seed: int, run_dir: Path, size: ArmSize) -> RunResult:
         return msgspec.structs.replace(known, state="damaged", what=error.what)
     before, after = _scores(card.before), _scores(card.after)
     _add_findings(state, before, after)
+    stage_steps = _stage_steps(arm, card)
     after |= {
-        "flops": size.flops_at(card.steps),
+        "flops": size.flops_at(card.steps, stage_steps),
         "tokens": float(card.tokens),
         "hours": card.working_seconds / 3600,
         "usd": card.cost_usd or summarize(run_dir).cost_usd,
@@ -129,12 +132,21 @@ def _result(arm: Arm, seed: int, run_dir: Path, size: ArmSize) -> RunResult:
         parameters=state.parameters,
         trainable_parameters=state.trainable_parameters,
         steps=card.steps,
+        stage_steps=stage_steps,
         training_seconds=card.training_seconds,
         data_sha256=card.data_sha256,
         before=before,
         after=after,
         curve=_curve(card),
     )
+
+
+def _stage_steps(arm: Arm, card: Card) -> tuple[int, ...]:
+    """() in an arm without stages, and for a card that does not say."""
+    done = {figures.stage: figures.steps for figures in card.stage_figures}
+    trained = [number for number, part in enumerate(arm.spec.staged(), 1) if part.task.trains]
+    found = tuple(done.get(number, 0) for number in trained)
+    return found if arm.spec.stages and sum(found) == card.steps else ()
 
 
 def _scores(scores: Scores | None) -> dict[str, float]:

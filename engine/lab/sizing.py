@@ -8,6 +8,7 @@ their gradients. Growth itself, evaluations and checkpoints are not in the budge
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,21 +79,21 @@ class ArmSize:
         """Of the model in the end, adapters not counted."""
         return self.stages[-1].parameters
 
-    def flops_at(self, step: float) -> float:
-        """Operations spent after so many steps."""
-        spent, left = 0.0, step
-        for stage in self.stages:
-            spent += min(left, stage.steps) * stage.flops
-            left -= min(left, stage.steps)
-        return spent
+    def flops_at(self, step: float, done: Sequence[int] = ()) -> float:
+        """Operations spent after so many steps. `done`: of each stage, where rules ended one early; () as planned."""
+        return sum(steps * stage.flops for steps, stage in zip(self._until(step, done), self.stages, strict=True))
 
-    def tokens_at(self, step: float) -> float:
-        """Tokens seen after so many steps."""
-        seen, left = 0.0, step
-        for stage in self.stages:
-            seen += min(left, stage.steps) * stage.tokens
-            left -= min(left, stage.steps)
-        return seen
+    def tokens_at(self, step: float, done: Sequence[int] = ()) -> float:
+        """Tokens seen after so many steps; `done` as for `flops_at`."""
+        return sum(steps * stage.tokens for steps, stage in zip(self._until(step, done), self.stages, strict=True))
+
+    def _until(self, step: float, done: Sequence[int]) -> list[float]:
+        """Steps of each stage among the first `step` of all."""
+        found, left = [], step
+        for steps in done or [stage.steps for stage in self.stages]:
+            found.append(min(left, steps))
+            left -= found[-1]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

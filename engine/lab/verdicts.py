@@ -171,9 +171,9 @@ def _spent(run: RunResult, cost: str, step: float, ground: Ground) -> float | No
     """What training had cost after so many steps."""
     size = ground.sizes.of(run.arm)
     if cost == "flops":
-        return size.flops_at(step)
+        return size.flops_at(step, run.stage_steps)
     if cost == "tokens":
-        return size.tokens_at(step)
+        return size.tokens_at(step, run.stage_steps)
     share = step / run.steps if run.steps else 0.0
     hours = run.training_seconds / 3600 * share
     if cost == "hours":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from engine.jobs.card_io import read_card, write_card
+from engine.jobs.stage_figures import StageFigures
 from engine.lab.lab_file import GoalSection, Lab, Start
-from engine.lab.report import make_report
+from engine.lab.report import make_report, report_of
 from engine.lab.results import Point, RunResult, collect
 from engine.lab.sizing import ArmSize, Sizes, StageSize
 from engine.lab.verdicts import Ground, Verdict, decide
@@ -161,6 +164,41 @@ def test_an_arm_that_ended_early_is_shown_with_what_it_spent(tmp_path: Path) -> 
     assert (full.steps, full.tokens) == (20, 20_000.0), "not begun: as planned"
     assert "LoRA, seed 1, at step 10 of 20" in report.how
     assert "ended early" not in make_report(lab, begun(lab, steps=10)).how
+
+
+STAGED = """
+[[arms]]
+name = "staged"
+spec.task = "full"
+spec.evaluation.every_steps = 5
+spec.stages = [{ max_steps = 10, stop_loss = 2.0 }, { task = "expand", layers = 10 }, { max_steps = 5 }]
+"""
+
+
+def test_a_stage_that_ended_early_is_reckoned_with_its_own_steps(tmp_path: Path) -> None:
+    lab = small_lab(tmp_path, lambda text: text + STAGED)
+    folder = begun(lab)
+    record = folder.record()
+    assert record is not None
+    planned = (StageSize(1, 1000.0, 1e9, 5, 0.5, steps=10), StageSize(1, 2000.0, 3e9, 6, 0.5, steps=8))
+    arms = tuple(one if one.name != "staged" else ArmSize("staged", planned) for one in record.sizes.arms)
+    record = msgspec.structs.replace(record, sizes=Sizes(arms, ""))
+    run_dir = finish(folder, "staged", 1, 1.0, curve=(2.0, 1.0))
+    early = (StageFigures(stage=1, steps=2), StageFigures(stage=2), StageFigures(stage=3, first_step=2, steps=8))
+    write_card(run_dir, msgspec.structs.replace(read_card(run_dir), stage_figures=early))
+    runs = collect(lab, folder, record)
+    (staged,) = (one for one in runs if one.finished)
+    assert (staged.stage_steps, staged.after["flops"]) == ((2, 8), 2e9 + 8 * 3e9)
+    report = report_of(lab, record, runs)
+    row, curve = report.arms[-1], report.curves[-1]
+    assert (row.steps, row.tokens, row.flops) == (10, 2 * 1000 + 8 * 2000, 2e9 + 8 * 3e9)
+    assert curve.spent == (0.0, 2e9 + 3 * 3e9, 2e9 + 8 * 3e9), "at the steps 0, 5 and 10"
+    reached = decide(
+        GoalSection(name="r", figure="flops", reach=2.0), Ground(runs, record.sizes, {"staged": Start.MODEL})
+    )
+    assert reached.arms[0].values == {1: 2e9 + 3 * 3e9}
+    write_card(run_dir, msgspec.structs.replace(read_card(run_dir), stage_figures=()))
+    assert collect(lab, folder, record)[-3].after["flops"] == 10 * 1e9, "a card that does not say: as planned"
 
 
 def test_runs_over_text_that_was_changed_in_between_are_left_out_in_words(tmp_path: Path) -> None:
