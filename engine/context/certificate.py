@@ -86,7 +86,7 @@ class Certificate(_Part, frozen=True, kw_only=True):
     report: LengthReport | None = None
     portability: tuple[Portability, ...] = ()
     accepted_losses: tuple[str, ...] = ()
-    """Consumers whose loss the user confirmed."""
+    """Consumers whose loss the user confirmed, by starting a run after being told of it too."""
     seconds: float = 0.0
 
 

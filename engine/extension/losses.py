@@ -71,16 +71,9 @@ def travelling(
 ) -> tuple[str, ...]:
     """The methods that none of `consumers` loses, of `among` or of all that need no search. Raises EngineError
     `context.loss` where there is none, `context.*` where no method can be planned at all."""
-    reached: list[str] = []
-    losses: list[Portability] = []
-    for method, obstacle in applicable(config, target):
-        if obstacle or method.needs_search or not method.exported or (among and method.id not in among):
-            continue
-        plan = plan_context(config, target, method.id)
-        lost = losses_that_matter(portability(config, plan), consumers)
-        losses += lost
-        if not lost:
-            reached.append(method.id)
+    lost_by = _losses(config, target, among, consumers)
+    reached = tuple(method for method, lost in lost_by.items() if not lost)
+    losses = [one for lost in lost_by.values() for one in lost]
     if losses and not reached:
         names = " and ".join(dict.fromkeys(one.consumer for one in losses))
         raise EngineError(
@@ -89,7 +82,42 @@ def travelling(
             cause=losses[0].why,
             next_step="Leave it out of --for, name other methods, or accept the loss with --allow-loss.",
         )
-    return tuple(reached)
+    return reached
+
+
+def _losses(
+    config: Mapping[str, Any], target: int, among: tuple[str, ...], consumers: tuple[str, ...]
+) -> dict[str, tuple[Portability, ...]]:
+    """What would have to be confirmed, for each method that can be written without a search."""
+    return {
+        method.id: losses_that_matter(portability(config, plan_context(config, target, method.id)), consumers)
+        for method, obstacle in applicable(config, target)
+        if not (obstacle or method.needs_search) and method.exported and (not among or method.id in among)
+    }
+
+
+def unasked_choice(config: Mapping[str, Any], target: int) -> tuple[tuple[str, ...], str]:
+    """The methods that a choice is among where nobody can be asked, and what is to be said of it.
+
+    Those that no program loses without an error; () stands for all: where none is lost so, and where each is. Raises
+    EngineError `context.*` where no method can be planned at all.
+    """
+    lost_by = _losses(config, target, (), ())
+    losses = [one for lost in lost_by.values() for one in lost]
+    if not losses:
+        return (), ""
+    names = " and ".join(dict.fromkeys(one.consumer for one in losses))
+    left_out = [method for method, lost in lost_by.items() if lost]
+    if len(left_out) == len(lost_by):
+        return (), f"Whichever method measures best, it is lost without an error in {names}. {losses[0].why}"
+    methods = ", ".join(left_out)
+    words = f"Not measured, unless named as the method: {methods}, which {names} would lose without an error."
+    return tuple(method for method in lost_by if method not in left_out), words
+
+
+def lost_words(found: tuple[Portability, ...]) -> tuple[str, ...]:
+    """Sentences for a run's warnings."""
+    return tuple(f"{one.consumer} does not read this: {one.why}" for one in found if one.verdict == LOST)
 
 
 def require_travels(

@@ -13,8 +13,10 @@ import msgspec
 from engine.context.certificate import CERTIFICATE_NAME, read_certificate
 from engine.context.factors import read_factors
 from engine.context.method import Options
-from engine.context.planner import applicable, plan_context, read_rotaries, read_window
+from engine.context.planner import plan_context, read_rotaries, read_window
+from engine.context.portability import portability
 from engine.errors import EngineError, ExitCode
+from engine.extension.losses import lost_words, unasked_choice
 from engine.jobs.spec import JobSpec, Task
 from engine.jobs.spec_context import AUTO
 from engine.models.config import CONFIG_NAME, read_json_object
@@ -25,10 +27,10 @@ class Reach:
     """Two windows, tokens."""
 
     original: int
-    """Before the job; before the extension, where the model came extended."""
+    """Before the job; before the last extension, where the model came extended."""
     target: int
     notes: tuple[str, ...] = ()
-    """What the user should know of the method."""
+    """What the user should know of the method, and which programs lose it."""
 
 
 def options_of(spec: JobSpec) -> Options:
@@ -51,17 +53,20 @@ def reach_of(spec: JobSpec, folder: Path) -> Reach:
     else:
         config = read_json_object(folder / CONFIG_NAME, code="model.config_damaged", what="a model config")
         if context.method == AUTO:
-            applicable(config, context.length)  # raises where no method can
-            reach = Reach(read_window(config), context.length)
+            _, words = unasked_choice(config, context.length)
+            reach = Reach(read_window(config), context.length, (words,) if words else ())
         else:
             plan = plan_context(config, context.length, context.method, options_of(spec), spec.model.source)
-            reach = Reach(plan.original, plan.target, plan.notes)
+            reach = Reach(plan.original, plan.target, (*plan.notes, *lost_words(portability(config, plan))))
     check_reach(spec, reach)
     return reach
 
 
 def extended_before(folder: Path) -> tuple[int, int]:
-    """(window before all extensions, present window) of a model that came extended; equal where it did not."""
+    """(window before, present window) of a model that came extended; equal where it did not.
+
+    Before its last extension, as its certificate says; without one before all that its config tells of (YaRN, llama3).
+    """
     config = read_json_object(folder / CONFIG_NAME, code="model.config_damaged", what="a model config")
     target = read_window(config)
     original = _certified(folder)

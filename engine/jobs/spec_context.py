@@ -27,8 +27,8 @@ class ContextSection(Section, frozen=True, kw_only=True):
         str,
         Meta(
             pattern="^[a-z][a-z0-9-]*$",
-            description='"auto" measures every method that needs no search and takes the best; or one by name '
-            "(scaler-wizard extend --help lists them).",
+            description='"auto" measures every method that needs no search and that no program loses without an error, '
+            "and takes the best; or one by name (scaler-wizard extend --help lists them).",
         ),
     ] = AUTO
     theta: Annotated[float, Meta(ge=0, description='New rotary base for method = "abf"; 0 chooses one.')] = 0.0

@@ -16,11 +16,12 @@ from engine.jobs import card, layout
 from engine.jobs import events as ev
 from engine.jobs.card_io import write_card
 from engine.jobs.length_report import LengthReport
+from engine.models.config import CONFIG_NAME, read_json_object
 from engine.models.headers import read_headers
 from engine.train import report
 from engine.train.attempt import Attempt, Outcome, find_model
 from engine.train.output import folder_bytes
-from engine.train.window import Listener, order_of, readers_from
+from engine.train.window import Listener, notes_of, order_of, readers_from
 
 MODEL = "model"
 UNTOUCHED = "none"
@@ -39,21 +40,15 @@ def run(attempt: Attempt) -> Outcome:
         out.parent.mkdir(exist_ok=True)
         order = order_of(attempt.spec, ref, report=True)
         resume = (staging_folder(out) / ORDER).is_file()
-        # A spec names its method and is confirmed by that; what some program cannot read is said below.
+        # What a program would lose was said before the start, and is said again below.
         request = ExtendRequest(ref.path, out, order, allowed=(ALL,), resume=resume)
         certificate = extend(request, Listener(attempt))
-    notes = _notes(certificate)
+    config = read_json_object(ref.path / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    notes = notes_of(config, certificate.plan, certificate.race, certificate.portability)
     for sentence in notes:
         attempt.warn(sentence)
     _write_card(attempt, certificate, notes)
     return Outcome("finished", 0)
-
-
-def _notes(certificate: Certificate) -> tuple[str, ...]:
-    race = certificate.race
-    chosen = f"Of all methods measured: {race.decided.reason}" if race and race.decided else ""
-    lost = [f"{one.consumer} does not read this: {one.why}" for one in certificate.portability if one.verdict == "lost"]
-    return (*((chosen,) if chosen else ()), *certificate.plan.notes, *lost)
 
 
 def _write_card(attempt: Attempt, certificate: Certificate, notes: tuple[str, ...]) -> None:

@@ -7,30 +7,34 @@ Owns `context/` of a run directory. Must not know torch, nor the loop.
     context/model/         the base under its new config, made of links: configs come before models are built
 
 A job without `context.length` trains a model that was extended before: its config's own window is the target, and its
-certificate or config says what the window was before.
+certificate or config says what the window was before: before the last extension, where there were several.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from engine.context.certificate import Certificate, Training
+from engine.context.certificate import Certificate, Race, Training
+from engine.context.methods import METHODS
 from engine.context.plan import ContextPlan
 from engine.context.portability import Portability, portability
 from engine.extension.extend import Decision, decide, measuring_of, new_certificate, new_order
 from engine.extension.folder import write_extended
+from engine.extension.losses import lost_words, unasked_choice
 from engine.extension.spec_window import extended_before, options_of, reach_of
 from engine.extension.staging import Order
 from engine.jobs import control, layout
 from engine.jobs import events as ev
 from engine.jobs.card import Reader
 from engine.jobs.spec import ContextSection, JobSpec
+from engine.jobs.spec_context import AUTO
 from engine.models.config import CONFIG_NAME, read_json_object
 from engine.models.source import ModelRef
 from engine.surgery.helpers import Progress
@@ -52,7 +56,7 @@ class Window:
     source: Path
     """The model as it was before the job."""
     original: int
-    """L, tokens: the window before any extension."""
+    """L, tokens: the window before the job; of a model that came extended, the one before its last extension."""
     target: int
     """L', tokens."""
     decision: Decision | None = None
@@ -67,9 +71,21 @@ class Window:
         """Sentences for the journal and the card."""
         if self.decision is None:
             return ()
-        race = self.decision.race
-        chosen = f"Of all methods measured: {race.decided.reason}" if race is not None and race.decided else ""
-        return (*((chosen,) if chosen else ()), *self.decision.plan.notes)
+        config = _config(self.source)
+        return notes_of(config, self.decision.plan, self.decision.race, portability(config, self.decision.plan))
+
+
+def notes_of(
+    config: Mapping[str, Any], plan: ContextPlan, race: Race | None, readers: tuple[Portability, ...]
+) -> tuple[str, ...]:
+    """How the method was chosen, what was not measured, what is to be known of it, and who loses it."""
+    said: list[str] = []
+    if race is not None and race.decided is not None:
+        among, left_out = unasked_choice(config, plan.target)
+        measured = {row.method for row in race.rows}
+        left = bool(among) and measured.isdisjoint(METHODS.keys() - set(among))
+        said = [f"Of all methods measured: {race.decided.reason}", *([left_out] if left else [])]
+    return (*said, *plan.notes, *lost_words(readers))
 
 
 def trains_window(spec: JobSpec) -> bool:
@@ -111,7 +127,7 @@ def _decision(folder: Path, spec: JobSpec, ref: ModelRef, report: Listener | Non
         return msgspec.json.decode(path.read_bytes(), type=Decision)
     assert ref.path is not None
     folder.mkdir(exist_ok=True)
-    config = read_json_object(ref.path / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    config = _config(ref.path)
     order = order_of(spec, ref)
     decision = decide(order, measuring_of(order, ref.path, folder, report or _silent), config)
     layout.write_atomic(path, msgspec.json.format(msgspec.json.encode(decision)))
@@ -122,7 +138,7 @@ def readers_of(window: Window) -> tuple[Reader, ...]:
     """What programs make of the extended config, for the card; () where the job extended nothing."""
     if window.plan is None:
         return ()
-    config = read_json_object(window.source / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    config = _config(window.source)
     return readers_from(portability(config, window.plan))
 
 
@@ -136,20 +152,22 @@ def certificate_of(window: Window, spec: JobSpec, training: Training | None, lin
     decision = window.decision
     if decision is None:
         return None
-    config = read_json_object(window.source / CONFIG_NAME, code="model.config_damaged", what="a model config")
+    config = _config(window.source)
     readers = portability(config, decision.plan)
     return new_certificate(decision, spec.model.source, links, training=training, readers=readers)
 
 
 def order_of(spec: JobSpec, ref: ModelRef, *, report: bool = False) -> Order:
-    """What the spec asks of an extension. Raises EngineError `context.factors`."""
+    """What the spec asks of an extension. Raises EngineError `context.*`."""
     assert ref.path is not None
     context = spec.context
+    among = unasked_choice(_config(ref.path), context.length)[0] if context.method == AUTO else ()
     return new_order(
         ref.path,
         spec.model.source,
         target=context.length,
         method=context.method,
+        among=among,
         options=options_of(spec),
         factors=context.factors,
         seed=spec.training.seed,
@@ -158,6 +176,10 @@ def order_of(spec: JobSpec, ref: ModelRef, *, report: bool = False) -> Order:
         lengths=spec.evaluation.lengths,
         needles=spec.evaluation.needle_prompts > 0,
     )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return read_json_object(folder / CONFIG_NAME, code="model.config_damaged", what="a model config")
 
 
 def _silent(_progress: Progress) -> None:

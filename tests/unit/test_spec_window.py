@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from engine.context.certificate import Race
+from engine.context.planner import plan_context
 from engine.errors import EngineError
+from engine.extension.extend import Decision
+from engine.extension.losses import unasked_choice
 from engine.extension.spec_window import Reach, reach_of
+from engine.jobs.race_lines import RaceDecided, RaceRow
 from engine.jobs.spec import JobSpec
+from engine.models.resolve import resolve_model
 from engine.resources import demo_dir
+from engine.train.window import Window, order_of
+from tests.support.context_runs import AFTER
 
 DEMO = demo_dir() / "model"
 
@@ -44,6 +53,61 @@ def test_a_model_that_came_extended_is_trained_in_its_own_window(tmp_path: Path)
     folder = extended(tmp_path, 4.0)
     assert reach_of(spec_of(window="pose"), folder) == Reach(256, 1024)
     assert reach_of(spec_of(max_length=1024, window="mixed"), folder) == Reach(256, 1024)
+
+
+def lossy(folder: Path, model_type: str, architecture: str) -> Path:
+    """A model whose family cannot take every method to llama.cpp."""
+    config = json.loads((DEMO / "config.json").read_text())
+    return model(folder, **config | {"model_type": model_type, "architectures": [architecture]})
+
+
+def test_what_a_program_would_lose_of_a_named_method_is_said_before_the_start(tmp_path: Path) -> None:
+    folder = lossy(tmp_path, "qwen2", "Qwen2ForCausalLM")
+    for task in ("lora", "extend"):
+        notes = reach_of(spec_of(task, length=1024, method="llama3"), folder).notes
+        assert any(note.startswith("llama.cpp does not read this: ") for note in notes)
+    assert not any("does not read" in note for note in reach_of(spec_of(length=1024, method="yarn"), folder).notes)
+
+
+def test_a_choice_in_a_spec_is_among_what_no_program_loses_and_names_what_it_leaves_out(tmp_path: Path) -> None:
+    folder = lossy(tmp_path, "qwen2", "Qwen2ForCausalLM")
+    spec = spec_of(length=1024, method="auto")
+    (left_out,) = reach_of(spec, folder).notes
+    assert left_out == (
+        "Not measured, unless named as the method: llama3, which llama.cpp would lose without an error."
+    )
+    shutil.copyfile(DEMO / "model.safetensors", folder / "model.safetensors")
+    among = order_of(spec, resolve_model(str(folder))).among
+    assert "yarn" in among
+    assert "llama3" not in among
+    assert order_of(spec, resolve_model("demo")).among == (), "all, where no program loses any"
+
+
+def notes_after(folder: Path, method: str, *measured: str) -> tuple[str, ...]:
+    """What a run says whose race `method` won."""
+    config = json.loads((folder / "config.json").read_text())
+    rows = tuple(RaceRow(method=name, report=AFTER) for name in measured)
+    race = Race(rows=rows, decided=RaceDecided(method=method, reason=f"{method} wins."))
+    decision = Decision(plan=plan_context(config, 1024, method), race=race)
+    return Window(resolve_model(str(folder)), folder, 256, 1024, decision).notes
+
+
+def test_a_run_says_what_was_not_measured_and_what_is_lost(tmp_path: Path) -> None:
+    folder = lossy(tmp_path, "qwen2", "Qwen2ForCausalLM")
+    notes = notes_after(folder, "yarn", "none", "yarn", "abf")
+    assert notes[0] == "Of all methods measured: yarn wins."
+    assert notes[1].startswith("Not measured, unless named as the method: llama3")
+    assert not any("does not read" in note for note in notes)
+    notes = notes_after(folder, "llama3", "none", "llama3", "yarn")
+    assert not any("Not measured" in note for note in notes)
+    assert notes[-1].startswith("llama.cpp does not read this: llama3 scaling is written for the Llama class only")
+
+
+def test_where_every_method_is_lost_a_choice_is_among_all_and_says_so(tmp_path: Path) -> None:
+    folder = lossy(tmp_path, "gemma2", "Gemma2ForCausalLM")
+    (lost,) = reach_of(spec_of(length=1024, method="auto"), folder).notes
+    assert "lost without an error in llama.cpp. Its converter writes neither" in lost
+    assert unasked_choice(json.loads((folder / "config.json").read_text()), 1024)[0] == ()
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
