@@ -97,15 +97,32 @@ def _load(folder: Path, dtype: torch.dtype, quantization: str, device: str) -> A
             trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
-        raise EngineError(
-            "evaluation.load",
-            f"transformers cannot load {folder}.",
-            cause=" ".join(str(error).split())[:300],
-            next_step=f"Look at it with: scaler-wizard inspect {folder}",
-            exit_code=ExitCode.RUN_FAILED,
-        ) from error
+        raise _unloadable(folder, error) from error
     model.requires_grad_(False)
     return model.eval()  # type: ignore[no-untyped-call]
+
+
+def bare_model(folder: Path) -> Any:
+    """The folder's model without any memory for its tensors. Raises EngineError `evaluation.load`."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, StrictDataclassError) as error:
+        raise _unloadable(folder, error) from error
+
+
+def _unloadable(folder: Path, error: Exception) -> EngineError:
+    return EngineError(
+        "evaluation.load",
+        f"transformers cannot load {folder}.",
+        cause=" ".join(str(error).split())[:300],
+        next_step=f"Look at it with: scaler-wizard inspect {folder}",
+        exit_code=ExitCode.RUN_FAILED,
+    )
 
 
 def _quantization(kind: str, dtype: torch.dtype) -> Any:

@@ -224,8 +224,7 @@ def _made(request: ExtendRequest, order: Order, decision: Decision, model: Path,
 
 def _measured(certificate: Certificate, order: Order, measuring: steps.Measuring, started: float) -> Certificate:
     """With the check of the folder and, where wanted, its report."""
-    if order.check:
-        certificate = msgspec.structs.replace(certificate, check=steps.check_folder(measuring))
+    certificate = msgspec.structs.replace(certificate, check=steps.check_folder(measuring, weights=order.check))
     if order.report:
         found = steps.evaluate(measuring, certificate.plan.original)
         if certificate.race is not None:

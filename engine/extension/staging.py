@@ -73,7 +73,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     needles: bool = True
     """Whether the report asks for needles."""
     check: bool = True
-    """Whether the folder is loaded to compare its frequencies; not where not even that fits the machine."""
+    """Whether the folder is loaded for its check; where not even that fits the machine, frequencies are compared
+    without the weights."""
     links: str = "hard"
     consumers: tuple[str, ...] = ()
     """Where the model is to run; empty for anywhere."""

@@ -163,13 +163,14 @@ def search(measuring: Measuring, method: str, minutes: float = 0.0, evaluations:
     return read_factors(log), done[-1]
 
 
-def check_folder(measuring: Measuring) -> FolderCheck:
-    """Load the extended folder as anybody would, compare frequencies, generate across the old window."""
+def check_folder(measuring: Measuring, *, weights: bool = True) -> FolderCheck:
+    """Load the extended folder as anybody would, compare frequencies, generate across the old window. Without its
+    `weights` only the frequencies are compared, which takes next to no memory."""
     path = measuring.folder / CHECK
     if not path.is_file():
         measuring.report(Progress("check", 0, 0, "loading the folder"))
         words = ["check", "--model", str(measuring.folder / MODEL), "--out", str(path), *measuring.loading()]
-        _run("engine.rotary", words, measuring, "check", None)
+        _run("engine.rotary", words if weights else [*words, "--unloaded"], measuring, "check", None)
     return msgspec.json.decode(path.read_bytes(), type=FolderCheck)
 
 

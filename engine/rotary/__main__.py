@@ -96,9 +96,12 @@ def _search(options: argparse.Namespace, stopped: StopFlag) -> None:
 
 
 def _check(options: argparse.Namespace, _stopped: StopFlag) -> None:
-    from engine.rotary.check import check_extended
+    from engine.rotary.check import check_extended, check_unloaded
 
-    _write(options.out, check_extended(options.model, options.dtype, options.quantization))
+    if options.unloaded:
+        _write(options.out, check_unloaded(options.model))
+    else:
+        _write(options.out, check_extended(options.model, options.dtype, options.quantization))
 
 
 def _write(path: Path | None, result: object) -> None:
@@ -127,7 +130,8 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--minutes", type=float, default=0.0, help="as many as so many minutes allow")
     search.add_argument("--weight", type=float, default=0.25, help="of ln(perplexity) beside the needles' loss")
     search.add_argument("--log", type=Path, required=True, help="every evaluation, to go on from after a kill")
-    _loading(tasks.add_parser("check", help="frequencies and cache of an extended folder"))
+    check = _loading(tasks.add_parser("check", help="frequencies and cache of an extended folder"))
+    check.add_argument("--unloaded", action="store_true", help="frequencies only, without reading the weights")
     return found
 
 

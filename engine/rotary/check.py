@@ -18,10 +18,10 @@ from engine.context.certificate import CERTIFICATE_NAME, FolderCheck, read_certi
 from engine.context.plan import ContextPlan
 from engine.errors import EngineError
 from engine.evaluation.length_memory import room_for
-from engine.evaluation.loading import loaded
+from engine.evaluation.loading import bare_model, loaded
 from engine.evaluation.long_pass import Room, can_cache, continued, prefill
 from engine.evaluation.model import LoadedModel
-from engine.rotary.modules import check_frequencies, rotary_modules
+from engine.rotary.modules import check_frequencies, rebuild_on_cpu, rotary_modules
 
 BEFORE, AFTER = 8, 8
 """Tokens generated up to the old border, and beyond it."""
@@ -46,15 +46,7 @@ def check_extended(folder: Path, dtype: str = "auto", quantization: str = "none"
     those of loading. A cache that does not survive is no error: it is said in the result.
     """
     began = time.monotonic()
-    certificate = read_certificate(folder)
-    if certificate is None:
-        raise EngineError(
-            "extension.no_certificate",
-            f"{folder} has no {CERTIFICATE_NAME}.",
-            cause="Only folders that this program extended say what their frequencies should be.",
-            next_step="Measure any other with: scaler-wizard eval",
-        )
-    plan = certificate.plan
+    plan = _planned(folder)
     with loaded(folder, dtype, quantization) as model:
         largest = check_frequencies(model.model, plan)
         crossing = _crossed(model, plan, exact=model.compute_dtype == torch.float32 and quantization == "none")
@@ -68,6 +60,36 @@ def check_extended(folder: Path, dtype: str = "auto", quantization: str = "none"
             reason=crossing.reason,
             seconds=time.monotonic() - began,
         )
+
+
+def check_unloaded(folder: Path) -> FolderCheck:
+    """The frequencies of the rotary modules that transformers builds from the config of `folder`; no weight is read.
+
+    Raises as `check_extended`.
+    """
+    began = time.monotonic()
+    plan = _planned(folder)
+    model = bare_model(folder)
+    rebuild_on_cpu(model)
+    return FolderCheck(
+        modules=len(rotary_modules(model)),
+        largest_error=check_frequencies(model, plan),
+        boundary=plan.original,
+        reason="Its modules were built without the weights, for want of memory; generation was not tried.",
+        seconds=time.monotonic() - began,
+    )
+
+
+def _planned(folder: Path) -> ContextPlan:
+    certificate = read_certificate(folder)
+    if certificate is None:
+        raise EngineError(
+            "extension.no_certificate",
+            f"{folder} has no {CERTIFICATE_NAME}.",
+            cause="Only folders that this program extended say what their frequencies should be.",
+            next_step="Measure any other with: scaler-wizard eval",
+        )
+    return certificate.plan
 
 
 def _crossed(model: LoadedModel, plan: ContextPlan, *, exact: bool) -> _Crossing:

@@ -77,6 +77,14 @@ def rotary_modules(model: nn.Module) -> tuple[RotaryModule, ...]:
     return tuple(found)
 
 
+def rebuild_on_cpu(model: nn.Module) -> None:
+    """Put rotary modules with values, made from their own configs, in the place of those that have none ("meta")."""
+    for found in rotary_modules(model):
+        module: Any = found.module
+        with torch.device("cpu"):
+            model.set_submodule(found.name, type(module)(module.config))
+
+
 def set_plan(model: nn.Module, plan: ContextPlan) -> Setting:
     """Every rotary module of `model` as the plan's config would build it; the weights are not touched.
 

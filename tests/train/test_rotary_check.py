@@ -17,7 +17,7 @@ from engine.extension.folder import write_extended
 from engine.models.config import read_json_object
 from engine.resources import demo_dir
 from engine.rotary.__main__ import main
-from engine.rotary.check import check_extended
+from engine.rotary.check import check_extended, check_unloaded
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +41,13 @@ def extended(folder: Path, method: str, options: Options = PLAIN) -> Path:
     return folder
 
 
+def with_beta_fast(folder: Path, value: float) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for settings in ("rope_parameters", "rope_scaling"):
+        config[settings]["beta_fast"] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def test_a_static_folder_turns_as_planned_and_its_cache_survives_the_old_border(tmp_path: Path) -> None:
     for number, (method, options) in enumerate(
         [("yarn", PLAIN), ("ntk-critical", PLAIN), ("longrope2", Options(long_divisors=LONG))]
@@ -62,12 +69,31 @@ def test_switching_factors_break_the_cache_at_the_border_and_it_is_said(tmp_path
 
 def test_a_config_edited_by_hand_is_caught(tmp_path: Path) -> None:
     folder = extended(tmp_path / "edited", "yarn")
-    config = json.loads((folder / "config.json").read_text())
-    for settings in ("rope_parameters", "rope_scaling"):
-        config[settings]["beta_fast"] = 8.0
-    (folder / "config.json").write_text(json.dumps(config))
+    with_beta_fast(folder, 8.0)
     with pytest.raises(EngineError) as caught:
         check_extended(folder)
+    assert caught.value.code == "context.frequencies"
+
+
+def test_frequencies_are_compared_without_the_weights_where_they_do_not_fit(tmp_path: Path) -> None:
+    switching = Options(long_divisors=LONG, short_divisors=ONES)
+    for number, (method, options) in enumerate([("yarn", PLAIN), ("llama3", PLAIN), ("longrope2", switching)]):
+        folder = extended(tmp_path / str(number), method, options)
+        loaded = check_extended(folder)
+        (folder / "model.safetensors").unlink()
+        out = tmp_path / f"{number}.json"
+        assert main(["check", "--unloaded", "--threads", "1", "--model", str(folder), "--out", str(out)]) == 0
+        found = msgspec.json.decode(out.read_bytes(), type=FolderCheck)
+        assert (found.modules, found.largest_error) == (loaded.modules, loaded.largest_error)
+        assert found.cache_equal is None
+        assert "without the weights" in found.reason
+
+
+def test_a_config_edited_by_hand_is_caught_without_the_weights_too(tmp_path: Path) -> None:
+    folder = extended(tmp_path / "edited", "yarn")
+    with_beta_fast(folder, 8.0)
+    with pytest.raises(EngineError) as caught:
+        check_unloaded(folder)
     assert caught.value.code == "context.frequencies"
 
 
