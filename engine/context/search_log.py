@@ -107,10 +107,13 @@ def logged_settings(path: Path) -> SearchSettings | None:
 def open_log(path: Path, settings: SearchSettings) -> SearchLog:
     """The log with `settings`, new or continued.
 
-    Raises EngineError `search.log` when it holds another search, or when another process writes to it.
+    Raises EngineError `search.log` when it holds another search, another process writes to it, or it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _unopened(path, error) from error
     try:
         return _locked_log(path, file, settings)
     except BaseException:
@@ -142,12 +145,24 @@ def _locked_log(path: Path, file: int, settings: SearchSettings) -> SearchLog:
 
 def _whole_lines(path: Path) -> list[bytes]:
     """Lines that end in a newline; what a kill left of the last one is not among them."""
-    if not path.exists():
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    *lines, rest = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise _unopened(path, error) from error
     if rest and not lines and not rest.startswith(_BEGINNING) and not _BEGINNING.startswith(rest):
         _decoded(path, rest, SearchSettings)  # not the beginning of a log: refused, for it would be cut off
     return lines
+
+
+def _unopened(path: Path, error: OSError) -> EngineError:
+    return EngineError(
+        "search.log",
+        f"{path} cannot be opened as a search's log.",
+        cause=error.strerror or str(error),
+        next_step="Make it writable, or name another file with --log.",
+    )
 
 
 def _write(file: int, line: bytes) -> None:

@@ -23,13 +23,18 @@ class RaceLog:
     """Rows by method; without a path only in memory."""
 
     def __init__(self, path: Path | None, started: RaceStarted) -> None:
-        """Raises EngineError `race.log` for another race's file, or one that another process writes to."""
+        """Raises EngineError `race.log` for another race's file, one that another process writes to, or one that
+        cannot be written."""
         self.rows: dict[str, RaceRow] = {}
         self._handle: int | None = None
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            cause = error.strerror or str(error)
+            raise _refused(f"{path} cannot be opened as a race's log.", cause, "Make it writable") from error
         try:
             self._open(path, handle, started)
         except BaseException:

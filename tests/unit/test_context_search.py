@@ -317,6 +317,16 @@ def test_a_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
         assert path.read_text() == notes
 
 
+def test_what_cannot_be_opened_as_a_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "log"):
+        with pytest.raises(EngineError, match="cannot be opened") as caught:
+            open_log(path, settings())
+        assert caught.value.code == "search.log"
+    with pytest.raises(EngineError, match="cannot be opened"):
+        logged_settings(tmp_path)
+
+
 def test_two_searches_do_not_write_to_one_log(tmp_path: Path) -> None:
     with open_log(tmp_path / "log", settings()), pytest.raises(EngineError, match="Another search"):
         open_log(tmp_path / "log", settings())

@@ -82,3 +82,12 @@ def test_two_races_do_not_write_to_one_log(tmp_path: Path) -> None:
         RaceLog(tmp_path / "log", STARTED)
     first.close()
     RaceLog(tmp_path / "log", STARTED).close()
+
+
+def test_what_cannot_be_opened_as_a_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "log"):
+        with pytest.raises(EngineError, match="cannot be opened") as caught:
+            RaceLog(path, STARTED)
+        assert caught.value.code == "race.log"
+        assert "--log" in caught.value.next_step
