@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
     _check_lengths(arguments, found)
     words = _words(arguments, found)
     report = _measure(arguments, words)
-    if arguments.html is not None:
-        _write_page(arguments.html.expanduser(), report)
     if arguments.json:
         output.emit_json(_json(report))
         return int(ExitCode.DONE)
@@ -73,15 +72,29 @@ def _is_slip(name: str) -> bool:
 
 
 def require_new(*paths: Path | None) -> None:
-    """Raises EngineError `evaluation.exists`."""
+    """Before anything is measured for them. Raises EngineError `evaluation.exists`, `output.unwritable`."""
     for path in paths:
-        if path is not None and path.expanduser().exists():
+        if path is None:
+            continue
+        _require_writable(path.expanduser().absolute())
+        if path.expanduser().exists():
             raise EngineError(
                 "evaluation.exists",
                 f"{path} exists.",
                 cause="Nothing is overwritten.",
                 next_step="Choose another name, or remove it first.",
             )
+
+
+def _require_writable(path: Path) -> None:
+    """Tried in the folder that is there already: the others are made when there is something to write."""
+    try:
+        folder = next(one for one in path.parents if one.exists())
+        hidden = folder / f".{path.name}.{os.getpid()}"
+        hidden.touch(exist_ok=False)
+        hidden.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -235,8 +248,14 @@ def _measure(arguments: argparse.Namespace, words: list[str]) -> LengthReport:
             report = measured([*words, "--log", str(log)], path, work / "evaluation.log", shown_by(view))
     except KeyboardInterrupt:
         raise interrupted(arguments) from None
-    if arguments.out is not None:
-        write_file(arguments.out.expanduser(), path.read_bytes())
+    try:
+        if arguments.out is not None:
+            write_file(arguments.out.expanduser(), path.read_bytes())
+        if arguments.html is not None:
+            _write_page(arguments.html.expanduser(), report)
+    except EngineError as error:
+        error.next_step += " What was measured is kept: give the same flags with other files and --resume."
+        raise
     for file in (path, log):
         file.unlink(missing_ok=True)
     return report
@@ -269,12 +288,16 @@ def write_file(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
     except OSError as error:
-        raise EngineError(
-            "output.unwritable",
-            f"{path} cannot be written.",
-            cause=error.strerror or str(error),
-            next_step="Choose a file in a folder you can write to.",
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> EngineError:
+    return EngineError(
+        "output.unwritable",
+        f"{path} cannot be written.",
+        cause=error.strerror or str(error),
+        next_step="Choose a file in a folder you can write to.",
+    )
 
 
 def _write_page(path: Path, report: LengthReport) -> None:
