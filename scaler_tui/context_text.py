@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from engine.context.certificate import Certificate, FolderCheck, Race
     from engine.context.plan import ContextPlan
     from engine.context.portability import Portability
-    from engine.jobs.length_report import LengthReport
+    from engine.jobs.length_report import LengthReport, NeedleCell
+    from engine.jobs.race_lines import SearchDone
 
 NO_FIGURE = "."
 _SIGNS = {"exact": "+", "approximate": "!", "lost": "x"}
@@ -100,6 +101,36 @@ def race_origin(race: Race) -> str:
     return f"Measured on this machine, without any training, in {format_duration(race.seconds)}{about}."
 
 
+# ── the search ───────────────────────────────────────────────────────────────────────────────────────────────────
+def search_table(done: SearchDone) -> tuple[list[str], list[list[str]], tuple[int, ...]]:
+    """Headings, rows and the columns that stand right: what was found and what it began with, on both objectives."""
+    known = sorted(done.seeds, key=lambda one: one.score)
+    if done.origin.startswith("seed "):
+        found, known = done.origin.removeprefix("seed "), [one for one in known if f"seed {one.name}" != done.origin]
+    else:
+        found = "found"
+    rows = [_search_row(f"* {found}", done.best, done.needle_nll, done.perplexity)]
+    rows += [_search_row(f"  {one.name}", one.score, one.needle_nll, one.perplexity) for one in known]
+    return ["FACTORS", "SCORE", "NATS PER NEEDLE TOKEN", "PERPLEXITY"], rows, (1, 2, 3)
+
+
+def _search_row(name: str, score: float, nats: float | None, perplexity: float | None) -> list[str]:
+    return [
+        name,
+        f"{score:.4f}",
+        NO_FIGURE if nats is None else f"{nats:.4f}",
+        NO_FIGURE if perplexity is None else perplexity_text(perplexity),
+    ]
+
+
+def search_origin(done: SearchDone) -> str:
+    """What the score is made of, and how much was tried."""
+    score = f"nats per needle token + {done.weight:g} x ln(perplexity)"
+    if not done.needles:
+        score = "ln(perplexity) alone: the model does not answer needles within its own window"
+    return f"Score, lower is better: {score}. {done.evaluations} evaluations in {format_duration(done.seconds)}."
+
+
 # ── the report ───────────────────────────────────────────────────────────────────────────────────────────────────
 def perplexity_table(report: LengthReport) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: length, perplexity of the closing tokens, where it was measured the same by sliding window."""
@@ -142,20 +173,18 @@ def check_words(check: FolderCheck) -> list[str]:
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def report_json(report: LengthReport | None) -> dict[str, Any] | None:
-    """Perplexity by length, needle accuracy by length and depth, short text before and after."""
+    """Perplexity by length, needle accuracy by length and depth, short text before and after.
+
+    "needle" is what the verdict counts: the plain needles, or all tasks without them. Others have their own names.
+    """
     if report is None:
         return None
-    needle: dict[str, dict[str, float]] = {}
-    sums: dict[tuple[int, float], tuple[float, int]] = {}
-    for cell in report.needles:
-        right, prompts = sums.get((cell.length, cell.depth), (0.0, 0))
-        sums[cell.length, cell.depth] = (right + cell.accuracy * cell.prompts, prompts + cell.prompts)
-    for (length, depth), (right, prompts) in sorted(sums.items()):
-        needle.setdefault(str(length), {})[f"{depth:g}"] = round(right / prompts, 4) if prompts else 0.0
+    others = sorted({cell.task for cell in report.needles} - {"needle"})
     short = report.short
     return {
         "perplexity": {str(entry.length): entry.perplexity for entry in report.perplexity},
-        "needle": needle,
+        "needle": _shares([cell for cell in report.needles if cell.task == "needle"] or report.needles),
+        **{task: _shares([cell for cell in report.needles if cell.task == task]) for task in others},
         "short_regression": {}
         if short is None
         else {
@@ -166,6 +195,18 @@ def report_json(report: LengthReport | None) -> dict[str, Any] | None:
             "change": short.change,
         },
     }
+
+
+def _shares(cells: Sequence[NeedleCell]) -> dict[str, dict[str, float]]:
+    """Right answers by length and depth."""
+    sums: dict[tuple[int, float], tuple[float, int]] = {}
+    for cell in cells:
+        right, prompts = sums.get((cell.length, cell.depth), (0.0, 0))
+        sums[cell.length, cell.depth] = (right + cell.accuracy * cell.prompts, prompts + cell.prompts)
+    found: dict[str, dict[str, float]] = {}
+    for (length, depth), (right, prompts) in sorted(sums.items()):
+        found.setdefault(str(length), {})[f"{depth:g}"] = round(right / prompts, 4) if prompts else 0.0
+    return found
 
 
 def portability_json(readers: Sequence[Portability]) -> dict[str, dict[str, str]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.context.plan import ContextPlan
     from engine.context.portability import Portability
     from engine.jobs.length_report import LengthReport
+    from engine.jobs.race_lines import SearchDone
     from engine.surgery.helpers import Progress
     from scaler_tui.growth_progress import Silent
 
@@ -141,6 +142,11 @@ def _check_used(arguments: argparse.Namespace) -> None:
     if arguments.copy and (arguments.race or arguments.dry_run):
         other = "--race" if arguments.race else "--dry-run"
         raise _useless(f"--copy is for the weights of OUT, and {other} writes none.", "Give one of them.")
+    if arguments.gpu and not arguments.dry_run:
+        raise _useless(
+            "--gpu plans for another card, and what is written here is measured and checked on this machine.",
+            "Add --dry-run, or leave out --gpu.",
+        )
     if arguments.evaluations and arguments.evaluations < FEWEST_EVALUATIONS:
         raise EngineError(
             "search.budget",
@@ -297,6 +303,13 @@ def print_race(race: Race) -> None:
     output.say()
 
 
+def print_search(done: SearchDone) -> None:
+    """What a search found beside the known methods that it began with, on both of its objectives."""
+    headings, rows, right = context_text.search_table(done)
+    output.table(headings, rows, right=right)
+    output.say(context_text.search_origin(done))
+
+
 def finish(arguments: argparse.Namespace, certificate: Certificate) -> None:
     """The result as JSON or in words."""
     if arguments.json:
@@ -314,6 +327,9 @@ def print_result(certificate: Certificate, out: Path) -> None:
     if certificate.check is not None:
         for line in context_text.check_words(certificate.check):
             output.say(f"  {line}")
+    if certificate.search is not None:
+        output.say()
+        print_search(certificate.search)
     output.say()
     output.say("Who reads it")
     for line in context_text.portability_rows(certificate.portability):

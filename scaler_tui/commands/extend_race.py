@@ -20,6 +20,7 @@ from scaler_tui.terminal import ends_when_told
 
 if TYPE_CHECKING:
     from engine.context.method import Options
+    from engine.extension.staging import Order
     from scaler_tui.commands.extend_plans import Wanted
 
 
@@ -38,6 +39,10 @@ def race_only(arguments: argparse.Namespace, wanted: Wanted) -> int:
             next_step="Leave out --method, or take --method longrope2.",
         )
     quiet = arguments.json or arguments.json_lines
+    if not arguments.log and (method != AUTO or wanted.order.searches):
+        arguments.log = search_log(wanted.order)
+        if not quiet:
+            output.note(f"Kept in {arguments.log}; interrupted, the same command goes on from there.")
     with ends_when_told(), _folder(arguments.log) as folder:
         if method == AUTO:
             _race(arguments, wanted, folder, quiet=quiet)
@@ -46,23 +51,43 @@ def race_only(arguments: argparse.Namespace, wanted: Wanted) -> int:
     return int(ExitCode.DONE)
 
 
+def search_log(order: Order) -> Path:
+    """Where a search is kept for which no --log is named: its factors may have taken hours. The same order has the same
+    log. Raises EngineError `home.unwritable`."""
+    import hashlib
+
+    import msgspec
+
+    from engine.paths import ensure_writable, state_home
+
+    measured = msgspec.structs.replace(order, check=True, report=True, links="hard", consumers=())
+    key = hashlib.sha256(msgspec.json.encode(measured)).hexdigest()[:16]
+    return ensure_writable(state_home() / "races") / f"{order.method}-{order.target}-{key}.jsonl"
+
+
 def _race(arguments: argparse.Namespace, wanted: Wanted, folder: Path, *, quiet: bool) -> None:
     from engine.extension.extend import race_all
-    from scaler_tui.commands.extend import print_race
+    from scaler_tui.commands.extend import print_race, print_search
 
     with _measuring(arguments, wanted, folder, quiet=quiet) as measuring:
-        race, _, _ = race_all(wanted.order, measuring)
+        race, _, found = race_all(wanted.order, measuring)
     if arguments.json_lines:
         return
     if arguments.json:
         output.emit_json(race)
-    else:
-        print_race(race)
+        return
+    if found is not None:
+        print_search(found)
+        output.say()
+    print_race(race)
+    if found is not None:
+        output.say(f"LongRoPE2's factors: --method longrope2 --factors {shlex.quote(str(measuring.searched_log))}")
 
 
 def _search(arguments: argparse.Namespace, wanted: Wanted, folder: Path, method: str, *, quiet: bool) -> None:
     from engine.extension import steps
     from engine.extension.extend import seed_note
+    from scaler_tui.commands.extend import print_search
 
     order = wanted.order
     with _measuring(arguments, wanted, folder, quiet=quiet) as measuring:
@@ -70,17 +95,14 @@ def _search(arguments: argparse.Namespace, wanted: Wanted, folder: Path, method:
     if arguments.json_lines:
         return
     if arguments.json:
-        output.emit_json({"factors": factors, "search": done})
+        output.emit_json({"factors": factors, "search": done, "log": str(arguments.log)})
         return
-    output.say(
-        f"Best score {done.best:.4f} after {done.evaluations} evaluations; the best seed had {done.best_seed:.4f}"
-    )
+    print_search(done)
     output.say(f"Pairs divided by {context_text.factor_range(factors.long)}")
     if note := seed_note(done):
         output.say(note)
-    if arguments.log:
-        words = _use(arguments, wanted, method, factors.applied(order.options))
-        output.say(f"Use it: {shlex.join(words)}")
+    words = _use(arguments, wanted, method, factors.applied(order.options))
+    output.say(f"Use it: {shlex.join(words)}")
 
 
 def _use(arguments: argparse.Namespace, wanted: Wanted, method: str, options: Options) -> list[str]:
@@ -112,7 +134,13 @@ def _measuring(arguments: argparse.Namespace, wanted: Wanted, folder: Path, *, q
     log = arguments.log.expanduser().absolute() if arguments.log else None
     with growth_view(quiet=quiet) as view:
         measuring = measuring_of(wanted.order, wanted.folder, folder, shown_by(view))
-        yield replace(measuring, log=log, hear=_passed_on if arguments.json_lines else None)
+        try:
+            yield replace(measuring, log=log, hear=_passed_on if arguments.json_lines else None)
+        except EngineError as error:
+            if error.code == "extension.helper_failed":  # its advice is for a folder in the making
+                kept = f"; what was measured is kept in {log}" if log else ""
+                error.next_step = f"Give the same command again{kept}."
+            raise
 
 
 def _passed_on(raw: bytes) -> None:

@@ -128,6 +128,8 @@ def test_a_named_method_shows_its_notes_and_readers(run: Run) -> None:
         (["--context", "1k", "--no-report"], "chooses by measuring"),
         (["--context", "1k", "--dry-run", "--race"], "exclude each other"),
         (["--context", "1k", "--log", "x"], "belong to --race"),
+        (["--context", "1k", "--method", "yarn", "--gpu", "RTX 4060"], "--gpu plans for another card"),
+        (["--context", "1k", "--race", "--gpu", "RTX 4060"], "--gpu plans for another card"),
         (["--context", "1k", "--race", "--method", "yarn"], "leaves nothing to measure"),
         (["--context", "1k", "--seed", "-1"], "--seed"),
         (["--context", "1k", "--prompts", "0"], "less than one"),
@@ -268,8 +270,12 @@ def test_without_a_tokenizer_it_says_what_is_possible_all_the_same(run: Run, mod
 
 
 def test_a_context_that_does_not_fit_is_refused_with_one_that_does(run: Run, model: Path, tmp_path: Path) -> None:
-    with_config(model, num_hidden_layers=4000, num_key_value_heads=6)
-    code, _, err = run("extend", model, tmp_path / "out", "--context", "16k", "--method", "yarn", "--gpu", "8G")
+    from engine.advise.devices import single_device
+    from engine.hardware.detect import detect
+
+    cache_bytes = 2 * 6 * 32 * 2 * 16384  # of a layer: keys and values of six heads, two bytes each
+    with_config(model, num_hidden_layers=4 * single_device(detect()).free_bytes // cache_bytes, num_key_value_heads=6)
+    code, _, err = run("extend", model, tmp_path / "out", "--context", "16k", "--method", "yarn")
     assert code == 4
     assert "do not fit this machine" in err
     assert "--context " in err
@@ -382,6 +388,8 @@ def interrupted(model: Path, out: Path) -> None:
         (["--base", "/no/such/model"], "no folder"),
         (["--out", "taken"], "Nothing is overwritten"),
         (["--html", "taken"], "Nothing is overwritten"),
+        (["--html", "/proc/nope/page.html"], "page.html cannot be written"),
+        (["--out", "taken/report.json"], "report.json cannot be written"),
     ],
 )
 def test_what_eval_cannot_measure_is_refused(
@@ -427,6 +435,95 @@ def test_found_factors_are_raced_beside_the_methods_that_need_no_search(model: P
     assert contenders(new_order(model, "model", evaluations=50, among=("yarn",), **more)) == ("yarn", "longrope2")
     everything = contenders(new_order(model, "model", evaluations=50, **more))
     assert set(everything) == {*METHODS} - {"longrope"}
+
+
+# ── what was found ────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_search_without_a_log_is_kept_where_the_same_order_finds_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.context.method import Options
+    from engine.extension.extend import new_order
+    from scaler_tui.commands.extend_race import search_log
+
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+
+    def log(**more: Any) -> Path:
+        fields = {"target": 1024, "method": "longrope2", "options": Options(), "search_minutes": 60.0, **more}
+        return search_log(new_order(model, "model", **fields))
+
+    assert log().parent == tmp_path / "home" / "state" / "races"
+    assert log() == log(consumers=("vllm",), check=False)
+    others = [log(seed=5), log(target=512), log(text="demo"), log(search_minutes=5.0), log(dtype="bfloat16")]
+    assert len({log(), *others}) == 1 + len(others)
+
+
+@pytest.mark.slow
+def test_a_search_says_how_its_factors_are_used_and_shows_both_objectives(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
+    search = ("extend", model, "--context", "2x", "--race", "--method", "longrope2", "--evaluations", "12")
+    code, out, _ = run(*search)
+    assert code == 0
+    assert "NATS PER NEEDLE TOKEN" in out
+    words = shlex.split(out.partition("Use it: ")[2])
+    kept = Path(words[words.index("--factors") + 1])
+    assert len(kept.read_text().splitlines()) == 1 + 12
+    monkeypatch.chdir(tmp_path)
+    assert run(*words[1:], "--dry-run")[0] == 0
+    again = run(*search, "--json")
+    assert json.loads(again[1])["log"] == str(kept)
+
+
+def test_a_searchs_table_has_every_known_method_on_both_objectives() -> None:
+    from engine.jobs.race_lines import SearchDone
+    from scaler_tui.context_text import search_origin, search_table
+    from tests.support.context_runs import SEARCH, recorded
+
+    done = recorded(SEARCH)[-1]
+    assert isinstance(done, SearchDone)
+    _, rows, _ = search_table(done)
+    assert [row[0].split()[-1] for row in rows] == [
+        "llama3", "ntk-critical", "by-parts", "yarn", "ntk", "abf", "linear"
+    ]  # fmt: skip
+    assert rows[0] == ["* llama3", "0.3590", "0.0015", "4.18"]
+    assert "0.25 x ln(perplexity). 40 evaluations" in search_origin(done)
+    import msgspec
+
+    _, rows, _ = search_table(msgspec.structs.replace(done, origin="mutation", best=0.1, needle_nll=None))
+    assert [row[:3] for row in rows[:2]] == [["* found", "0.1000", "."], ["  llama3", "0.3590", "0.0015"]]
+
+
+def test_needles_as_json_are_those_of_the_verdict_and_other_tasks_have_their_names() -> None:
+    import msgspec
+
+    from engine.jobs.length_report import NeedleCell
+    from scaler_tui.context_text import report_json
+    from tests.support.context_runs import AFTER
+
+    cells = [
+        NeedleCell(task=task, length=256, depth=0.5, prompts=2, accuracy=accuracy, nll=0.0)
+        for task, accuracy in (("needle", 1.0), ("key-value", 0.0))
+    ]
+    both = report_json(msgspec.structs.replace(AFTER, needles=tuple(cells)))
+    assert both is not None
+    assert both["needle"] == {"256": {"0.5": 1.0}}
+    assert both["key-value"] == {"256": {"0.5": 0.0}}
+    other = report_json(msgspec.structs.replace(AFTER, needles=tuple(cells[1:])))
+    assert other is not None
+    assert other["needle"] == other["key-value"] == {"256": {"0.5": 0.0}}
+
+
+@pytest.mark.slow
+def test_a_log_that_cannot_be_opened_is_named_with_advice_that_can_be_followed(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    words = ("--context", "2x", "--race", "--among", "yarn", "--quick", "--log", tmp_path / "folder")
+    code, _, err = run("extend", model, *words)
+    assert code == 2
+    assert "cannot be opened as a race's log" in err
+    assert "--resume" not in err
 
 
 # ── borders ───────────────────────────────────────────────────────────────────────────────────────────────────────
