@@ -164,8 +164,8 @@ def _checked(facts: ModelFacts) -> list[str]:
         lines.append(
             f"This folder loads in stock {check.runtime}. On {check.prompts} prompts, {check.tokens_compared:,} "
             f"positions, it names the same next token as what it was made of in {check.same_top_token:.2%}; logits "
-            f"differ by at most {check.largest_logit_difference:.2g}, perplexity {check.perplexity:.4f} and "
-            f"{check.reference_perplexity:.4f}."
+            f"differ by at most {check.largest_logit_difference:.2g}, perplexity over {check.perplexity_tokens:,} "
+            f"tokens {check.perplexity:.4f} and {check.reference_perplexity:.4f}."
         )
     if merged is not None:
         lines.append(_merge_words(merged))

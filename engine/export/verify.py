@@ -123,6 +123,7 @@ def agreement(asked: Asked, reference: dict[str, Any], other: dict[str, Any], se
         largest_logit_difference=largest,
         perplexity=_perplexity(asked, other),
         reference_perplexity=_perplexity(asked, reference),
+        perplexity_tokens=sum(len(reference[f"nll/{number}"]) for number in range(len(asked.passages))),
         same_tokens=all(_equal(reference, other, f"text/{n}") for n in range(len(asked.texts))),
         same_prompt=all(_equal(reference, other, f"prompt/{n}") for n in chats),
         stops=bool(ended) and len(both) == len(ended),

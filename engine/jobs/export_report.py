@@ -24,6 +24,8 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     perplexity: float
     reference_perplexity: float
     """Of transformers, same tokens."""
+    perplexity_tokens: int = 0
+    """Tokens of held-out text that both perplexities are means over; 0 where it was not written down."""
     same_tokens: bool
     """Whether both tokenizers cut the texts alike."""
     same_prompt: bool

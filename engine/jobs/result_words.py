@@ -131,6 +131,7 @@ def agreement_words(agreement: Agreement) -> str:
     texts = "answers are the same" if agreement.first_difference < 0 else (
         f"answers part at token {agreement.first_difference + 1}"
     )  # fmt: skip
+    over = [f"perplexity over {agreement.perplexity_tokens:,} tokens"] if agreement.perplexity_tokens else []
     wrong = [
         words
         for fine, words in (
@@ -140,7 +141,7 @@ def agreement_words(agreement: Agreement) -> str:
         )
         if not fine
     ]
-    return "; ".join([f"{agreement.runtime}: {same}", texts, *wrong])
+    return "; ".join([f"{agreement.runtime}: {same}", *over, texts, *wrong])
 
 
 def is_sound(agreement: Agreement) -> bool:

@@ -222,8 +222,8 @@ class ExportScreen(FramedScreen):
         if self.chosen.id != "hf":
             told.append(
                 (
-                    "Sizes before are estimates. Afterwards perplexity is compared with transformers, on the prompts "
-                    "of the comparison and their answers.",
+                    "Sizes before are estimates. Afterwards perplexity is compared with transformers on held-out text, "
+                    "and the next token on the same prompts and answers.",
                     QUIET,
                 )
             )

@@ -96,20 +96,22 @@ def type_line(
     change = "within noise" if within and words.change_words(found) != "unchanged" else words.change_words(found)
     share, positions = f"{found.same_top_token * 100:.1f} %", f"{found.tokens_compared:,}"
     figure = f"  perplexity {found.perplexity:.3f} ({change})"
+    counted = f"{figure} over {found.perplexity_tokens:,}" if found.perplexity_tokens else figure
     worse = found.perplexity_change > max(noise, MUCH_WORSE)
     tone = "warn" if found.same_top_token < MOSTLY_SAME or not words.is_sound(found) else "good"
     forms = (f"{share} same token of {positions}", f"{share} same of {positions}", f"{share} same")
     same = next((form for form in forms if len(form + figure) <= room), forms[-1])
+    figure = counted if len(same + counted) <= room else figure
     told = toned(figure, "warn" if worse else "quiet") if len(same + figure) <= room else ""
     return Content.assemble(start, toned(same, tone), told)
 
 
 def noise_of(found: Agreement) -> float:
-    """Changes of perplexity below this say nothing: two standard errors of a mean over its positions.
+    """Changes of perplexity below this say nothing: two standard errors of a mean over its tokens.
 
-    Own rule: between two number types the loss of a position differs by about SPREAD_NATS.
+    Own rule: between two number types the loss of a token differs by about SPREAD_NATS.
     """
-    return 2 * SPREAD_NATS / math.sqrt(max(found.tokens_compared, 1))
+    return 2 * SPREAD_NATS / math.sqrt(max(found.perplexity_tokens or found.tokens_compared, 1))
 
 
 def written(exports: Sequence[ExportReport]) -> Mapping[str, int]:

@@ -19,7 +19,7 @@ from scaler_tui.screens.card import CardScreen
 from scaler_tui.screens.export import ExportScreen
 from scaler_tui.screens.problem import ConfirmScreen
 from scaler_tui.terminal import RenderPolicy
-from scaler_tui.widgets.export_lines import type_line
+from scaler_tui.widgets.export_lines import noise_of, type_line
 from tests.support.golden_results import agreement
 from tests.support.golden_runs import Golden, golden_card, write_golden
 from tests.support.screen_host import until, visible
@@ -246,6 +246,17 @@ async def test_the_runs_list_hands_on_what_was_measured_before(twin: Twin) -> No
     async with opened() as (app, pilot):
         app.push_screen(ExportScreen(run_dir, "it", adapter=True))
         await until(pilot, lambda: "96.2 % same" in flat(app))
+
+
+def test_noise_is_of_the_tokens_of_held_out_text_and_hides_no_loss() -> None:
+    found = msgspec.structs.replace(agreement(0.045, same=0.985), tokens_compared=95, perplexity_tokens=1005)
+    assert noise_of(found) == pytest.approx(0.0158, abs=1e-4)
+    wide = type_line("q4_k_m", 1, found, 100, glyphs(True), chosen=True, pointed=False)
+    assert "(+4.5 %) over 1,005" in wide.plain
+    assert "noise" not in wide.plain
+    assert any("warning" in str(span.style) for span in wide.spans)
+    narrow = type_line("q4_k_m", 1, found, 78, glyphs(True), chosen=True, pointed=False)
+    assert "(+4.5 %)" in narrow.plain
 
 
 def test_a_change_of_few_positions_is_called_noise() -> None:

@@ -112,6 +112,9 @@ def test_changes_that_are_rounding_are_called_so() -> None:
     assert "above the base's" in score_words(1.0, 1.2)
     assert score_words(None, 1.2) == "held-out loss 1.2000"
     assert "answers part at token 12" in agreement_words(agreement(same=0.9))
+    counted = msgspec.structs.replace(agreement(0.0001), perplexity_tokens=1005)
+    assert "; perplexity over 1,005 tokens; " in agreement_words(counted)
+    assert "perplexity" not in agreement_words(agreement()), "older reports have no count"
     assert "does not stop by itself" in agreement_words(agreement(stops=False))
     assert ("method", "ties, density 0.5, rank 16") in mix_rows(MIX)
 

@@ -55,6 +55,7 @@ def test_equal_answers_agree_in_everything() -> None:
     assert found.perplexity == found.reference_perplexity == pytest.approx(4)  # the geometric mean of 2 and 8
     assert (found.same_tokens, found.same_prompt, found.stops) == (True, True, True)
     assert found.tokens_compared == 4
+    assert found.perplexity_tokens == 2, "of the held-out text, not of prompts and answers"
     assert faults(found, "f16") == ()
 
 
