@@ -31,12 +31,12 @@ def add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
         "hf, gguf and ollama take a run, a model's folder or an adapter's, and write what the other program reads; "
         "where it is installed both are given the same prompts and the figures are shown. What fails that comparison "
         "gets its name only with --keep-failed (exit code 5). Killed, the same command goes on. sky and dstack take a "
-        "spec.toml and write OUT with a folder of the same name beside it: the spec and this program.",
+        "spec.toml, or a run's, and write OUT with a folder of the same name beside it: the spec and this program.",
     )
     export.add_argument("tool", metavar="TARGET", choices=[*MODELS, *JOB_FILES], help="hf, gguf, ollama, sky, dstack")
     export.add_argument(
         "spec", metavar="SOURCE", nargs="?", type=Path, default=None,
-        help="a run (the latest when left out), a model's or an adapter's folder; sky, dstack: a spec.toml",
+        help="a run (the latest when left out), a model's or an adapter's folder; sky, dstack: a spec.toml or a run",
     )  # fmt: skip
     export.add_argument(
         "--out", "-o", metavar="PATH", type=Path, default=None, help="the folder, or the job file; one type: FILE.gguf"
@@ -93,4 +93,6 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.private and not arguments.push:
         raise EngineError("usage", "--private goes with --push.", next_step="Add --push OWNER/NAME, or leave it out.")
     if arguments.tool in JOB_FILES and arguments.spec is None:
-        raise EngineError("usage", f"export {arguments.tool} needs a spec.toml.", next_step="Write one: plan -o FILE")
+        raise EngineError(
+            "usage", f"export {arguments.tool} needs a spec.toml or a run.", next_step="Write one: plan -o FILE"
+        )

@@ -29,13 +29,14 @@ def export_job(arguments: argparse.Namespace) -> int:
     from engine.remote.rent import rent_for
     from scaler_tui.commands.estimate import job_of_spec
 
-    terms = _terms(arguments)
-    spec = load_spec(arguments.spec)
-    found = job_of_spec(arguments.spec, arguments.gpu, Settings()).found
+    path = _spec_path(arguments.spec)
+    terms = _terms(arguments, path)
+    spec = load_spec(path)
+    found = job_of_spec(path, arguments.gpu, Settings()).found
     rent = rent_for(
         found, spec.distributed.processes, named=bool(arguments.gpu), force=arguments.force, known=arguments.tool
     )
-    job = make_job(spec, base=arguments.spec.parent, rent=rent, terms=terms)
+    job = make_job(spec, base=path.parent, rent=rent, terms=terms)
     out = arguments.out or Path(f"{job.name}.{arguments.tool}.yaml")
     text = (sky_text if arguments.tool == "sky" else dstack_text)(job, out)
     folder = write_job(text, job, out, force=arguments.force)
@@ -65,7 +66,24 @@ def export_job(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def _terms(arguments: argparse.Namespace) -> Terms:
+def _spec_path(named: Path) -> Path:
+    """The spec itself, or that of a run: its id, its folder or "latest". Raises EngineError `run.*`."""
+    from engine.jobs import elsewhere, layout
+    from engine.jobs.store import find_run
+
+    if named.is_file() or named.suffix == ".toml":
+        return named
+    run_dir = find_run(str(named))
+    if elsewhere.is_elsewhere(run_dir):
+        raise EngineError(
+            "run.elsewhere",
+            f"The spec of run {run_dir.name} names files of another machine.",
+            next_step="Give the spec.toml that it was started with.",
+        )
+    return run_dir / layout.SPEC
+
+
+def _terms(arguments: argparse.Namespace, spec: Path) -> Terms:
     from engine.remote.jobfile import Terms, parse_bucket
 
     if arguments.volume and arguments.tool != "dstack":
@@ -74,7 +92,7 @@ def _terms(arguments: argparse.Namespace) -> Terms:
         )
     if not all(math.isfinite(value) and value >= 0 for value in (arguments.budget, arguments.hours)):
         raise EngineError("usage", "A budget and hours are above zero.", next_step="Leave them out for no limit.")
-    if arguments.out is not None and arguments.out.resolve() == arguments.spec.resolve():
+    if arguments.out is not None and arguments.out.resolve() == spec.resolve():
         raise EngineError("usage", "--out names the spec itself.", next_step="Give the job file a name of its own.")
     return Terms(
         name=arguments.name,

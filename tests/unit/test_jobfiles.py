@@ -9,12 +9,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from engine.jobs import elsewhere
 from engine.jobs.spec_paths import named_files
 from engine.jobs.spec_toml import load_spec, with_absolute_paths
+from engine.jobs.store import create_run
 from engine.remote.rent import dstack_name, sky_names
 from engine.resources import demo_model_dir
 from scaler_tui.cli import main
@@ -98,6 +101,30 @@ def test_what_sky_gets_is_a_task_with_recovery_bucket_and_a_price_limit(place: P
     assert (spec.cost.budget_usd, spec.stop.hours) == (12, 5)
     assert 0 < spec.cost.usd_per_hour <= job["resources"]["max_hourly_cost"]
     assert {path.name for path in (place / "j.files").iterdir()} >= {"spec.toml", "constraints.txt"}
+
+
+@pytest.mark.parametrize("word", ["latest", "id", "folder"])
+def test_a_run_stands_for_the_spec_that_it_was_started_with(place: Path, word: str) -> None:
+    run_dir = create_run(load_spec(place / "spec.toml"), base=place)
+    named = {"latest": "latest", "id": run_dir.name, "folder": str(run_dir)}[word]
+    exported("sky", named, "-o", "run.yaml", "--gpu", "RTX 4090")
+    exported("sky", "spec.toml", "-o", "spec.yaml", "--gpu", "RTX 4090")
+    again, spec = (load_spec(Path(name) / "spec.toml") for name in ("run.files", "spec.files"))
+    assert again == spec
+    assert (place / "run.files/inputs/1").is_dir()
+
+
+def test_a_mirror_of_a_run_elsewhere_and_an_unknown_run_are_no_specs(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = create_run(load_spec(place / "spec.toml"), base=place)
+    record = elsewhere.RemoteRecord(host="h", directory="/d", python="python3", program=("scaler-wizard",))
+    (run_dir / elsewhere.REMOTE).write_bytes(msgspec.json.encode(record))
+    exported("sky", "latest", "--json", code=2)
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "run.elsewhere"
+    exported("dstack", "no-such-run", "--json", code=2)
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "run.unknown"
+    assert not list(place.glob("*.yaml"))
 
 
 def test_what_dstack_gets_is_a_task_that_is_retried_after_an_interruption(place: Path) -> None:
