@@ -17,7 +17,7 @@ from engine.errors import EngineError, ExitCode
 from engine.export.gguf import write_gguf
 from engine.export.imatrix import check_imatrix
 from engine.export.merged import has_own_config
-from engine.export.order import ExportOrder, adapter_name, gguf_name
+from engine.export.order import ExportOrder, adapter_name, base_name, gguf_name
 from engine.export.questions import asked_of
 from engine.export.runtime import Runtime, find_runtime, why_none
 from engine.export.staging import Staging, place
@@ -98,9 +98,8 @@ class GgufWork:
         return True
 
     def _write(self, out: Path, kind: str) -> None:
-        found = write_gguf(
-            self.model, out, kind, force=True, name=self.order.name, on_progress=self._bytes(f"writing {out.name}")
-        )
+        name = base_name(self.order) if self.order.adapter else self.order.name
+        found = write_gguf(self.model, out, kind, force=True, name=name, on_progress=self._bytes(f"writing {out.name}"))
         for finding in found.findings:
             self._found(out, " ".join(part for part in (finding.what, finding.cause, finding.next_step) if part))
 
@@ -130,11 +129,16 @@ class GgufWork:
         if not bases:
             self._keep(out, "adapter", None)
             return
-        base, kind = bases[0]
-        found, why = self.compared.get(out.name) or self._verified(base, kind, out)
-        self.files.append(self._file(out, "adapter", found, why))
-        for path, name in bases[: len(self.order.types)]:
-            self.files.append(self._file(path, name, None, f"It is the base of {out.name}, compared with it."))
+        proofs = [self._proof_on(base, kind, out) for base, kind in bases]
+        own = proofs[0] if proofs[0][0] is not None else self.compared.get(out.name, proofs[0])
+        self.files.append(self._file(out, "adapter", *own))
+        if self.order.types:
+            self.files += [self._file(*base, *proof) for base, proof in zip(bases, proofs, strict=True)]
+
+    def _proof_on(self, base: Path, kind: str, adapter: Path) -> tuple[Agreement | None, str]:
+        """Base and adapter together; no size speaks for another one."""
+        earlier = self.compared.get(base.name)
+        return earlier if earlier is not None and earlier[0] is not None else self._verified(base, kind, adapter)
 
     # ── verifying ────────────────────────────────────────────────────────────────────────────────────────────────
     def _check_own(self, own: Path) -> None:
@@ -143,7 +147,7 @@ class GgufWork:
         if found is not None:
             self.flags.append(
                 f"Before quantising: the same next token in {found.same_top_token:.1%} of {found.tokens_compared} "
-                f"positions, perplexity {found.perplexity_change:+.2%}."
+                f"positions, perplexity {found.perplexity_change:+.2%} over {found.perplexity_tokens} tokens."
             )
 
     def _keep(self, path: Path, kind: str, adapter: Path | None) -> None:

@@ -56,7 +56,7 @@ def write_modelfiles(work: GgufWork, licence: Licence) -> tuple[ExportedFile, ..
 
 
 def _notes(work: GgufWork, kind: str, proven: bool) -> tuple[str, ...]:
-    compared = next((file.agreement for file in work.files if file.kind in (kind, "adapter") and file.agreement), None)
+    compared = next((file.agreement for file in work.files if file.kind == kind and file.agreement), None)
     told = [f"{work.order.name}, {kind}; made by scaler-wizard."]
     if proven:
         told.append("The template gives the same text as the model's own; it was run on both.")

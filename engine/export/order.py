@@ -85,8 +85,14 @@ def file_name(text: str) -> str:
 
 
 def gguf_name(order: ExportOrder, kind: str) -> str:
-    """The name of one file, in the way that llama.cpp's users write it: "demo.Q4_K_M.gguf"."""
-    return f"{order.name}.{kind.upper()}.gguf"
+    """The name of one file, in the way that llama.cpp's users write it: "demo.Q4_K_M.gguf". The base of an adapter that
+    is a file by itself is "demo.base.Q4_K_M.gguf": it has learnt nothing, and the merged model has the other name."""
+    return f"{base_name(order) if order.adapter else order.name}.{kind.upper()}.gguf"
+
+
+def base_name(order: ExportOrder) -> str:
+    """Of an adapter's untuned base."""
+    return f"{order.name}.base"
 
 
 def adapter_name(order: ExportOrder) -> str:

@@ -25,6 +25,7 @@ from engine.jobs.export_report import ExportedFile, ExportReport
 from engine.jobs.spec_export import Destination
 from engine.models.headers import read_headers
 from engine.resources import demo_model_dir
+from tests.support.adapter_files import write_adapter
 
 pytestmark = [pytest.mark.gguf, pytest.mark.slow]
 TYPES = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
@@ -150,3 +151,27 @@ def test_a_small_type_alone_is_held_to_the_floats_it_is_made_of(tmp_path: Path) 
     report = export(order_for(tmp_path / "out", types=("q4_k_m",)), silent)
     assert any(flag.startswith("Before quantising: the same next token in 100.0%") for flag in report.flags)
     assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["demo.Q4_K_M.gguf"]
+
+
+def test_an_adapter_is_compared_on_every_size_of_its_base(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    factors = {}
+    for name in ("q_proj", "v_proj"):
+        module = f"model.layers.1.self_attn.{name}"
+        rows, width = next(t.shape for t in read_headers(demo_model_dir()).tensors if t.name == f"{module}.weight")
+        factors[f"{module}.lora_A.weight"] = draws.standard_normal((2, width)) * 0.05
+        factors[f"{module}.lora_B.weight"] = draws.standard_normal((rows, 2)) * 0.05
+    adapter = write_adapter(tmp_path / "adapter", factors, base=demo_model_dir())
+    kinds = ("f16", "q4_k_m")
+    order = order_for(
+        tmp_path / "out", "ollama", source=str(adapter), base=str(demo_model_dir()), types=kinds, adapter=True
+    )
+    report = export(order, silent)
+    f16, small = (file_of(report, kind).agreement for kind in kinds)
+    assert f16 is not None
+    assert small is not None
+    assert small.largest_logit_difference > 10 * f16.largest_logit_difference, "each has figures of its own"
+    assert file_of(report, "adapter").agreement == f16
+    for kind, found in zip(kinds, (f16, small), strict=True):
+        modelfile = (tmp_path / "out" / f"Modelfile.{kind.upper()}").read_text()
+        assert (f"Stop tokens ended {found.ended} of {found.prompts} answers" in modelfile) is found.stops

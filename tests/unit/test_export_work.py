@@ -16,20 +16,25 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from engine.errors import EngineError
 from engine.export.beforehand import check_source
 from engine.export.finished import RECORD
+from engine.export.gguf_files import GgufWork
+from engine.export.licence import UNKNOWN, Licence
+from engine.export.ollama_files import write_modelfiles
 from engine.export.order import ExportOrder, check_order, file_name, largest_first
 from engine.export.staging import finish, staging_of
 from engine.export.work import export
-from engine.jobs.export_report import ExportReport
+from engine.jobs.export_report import ExportedFile, ExportReport
 from engine.jobs.spec_export import Destination
 from engine.resources import demo_model_dir
 from engine.surgery.staging import sha256_of
 from scaler_tui.cli import main
 from tests.support.adapter_files import write_adapter
 from tests.support.cli import ROOT, cli, environment, wait_for
+from tests.support.golden_results import agreement
 
 NO_RUNTIME = {"GGUF_PYTHON": "/nowhere/python"}
 
@@ -410,11 +415,51 @@ def test_orders_are_checked_and_names_made_harmless(tmp_path: Path) -> None:
     assert caught.value.code == "export.type"
 
 
-def test_an_adapter_with_a_tokenizer_of_its_own_becomes_a_file(tmp_path: Path) -> None:
+def demo_adapter(folder: Path) -> Path:
+    """A peft folder on the demo's model."""
     base = json.loads((demo_model_dir() / "config.json").read_text())
     width, module = base["hidden_size"], "model.layers.0.self_attn.q_proj"
     factors = {f"{module}.lora_A.weight": np.ones((2, width)), f"{module}.lora_B.weight": np.ones((width, 2))}
-    adapter = write_adapter(tmp_path / "adapter", factors, base=demo_model_dir())
+    return write_adapter(folder, factors, base=demo_model_dir())
+
+
+def test_the_untuned_base_of_an_adapter_has_another_name_than_the_merged_model(tmp_path: Path) -> None:
+    adapter = demo_adapter(tmp_path / "adapter")
+    fields: dict[str, Any] = {"source": str(adapter), "base": str(demo_model_dir())}
+    code, merged, error = work(order_for(tmp_path / "merged", **fields), tmp_path)
+    assert code == 0, error
+    code, alone, error = work(order_for(tmp_path / "alone", "ollama", adapter=True, **fields), tmp_path)
+    assert code == 0, error
+    assert merged is not None
+    assert alone is not None
+    assert [Path(file.path).name for file in merged.files] == ["demo.Q8_0.gguf"]
+    names = [Path(file.path).name for file in alone.files]
+    assert names == ["Modelfile", "demo.adapter.gguf", "demo.base.Q8_0.gguf"]
+    assert "FROM ./demo.base.Q8_0.gguf\nADAPTER ./demo.adapter.gguf" in (tmp_path / "alone/Modelfile").read_text()
+    named = GGUFReader(tmp_path / "alone" / "demo.base.Q8_0.gguf").fields["general.name"].contents()
+    assert named == "demo.base"
+
+
+def test_of_a_base_that_was_not_compared_nothing_is_claimed(tmp_path: Path) -> None:
+    """The figures of one size, and of the adapter, say nothing of another size."""
+    order = order_for(tmp_path / "out", "ollama", adapter=True, base=str(demo_model_dir()), types=("f16", "q4_k_m"))
+    proven = msgspec.structs.replace(agreement(), ended=4, reference_ended=4)
+    with staging_of(order) as staging:
+        staging.result.mkdir()
+        for kind, compared in (("f16", proven), ("q4_k_m", None)):
+            files = [
+                ExportedFile(path="/x/demo.adapter.gguf", size_bytes=1, kind="adapter", agreement=proven),
+                ExportedFile(path="/x/demo.gguf", size_bytes=1, kind=kind, agreement=compared),
+            ]
+            write_modelfiles(
+                GgufWork(order, staging, demo_model_dir(), None, lambda *_: None, files=files), Licence(UNKNOWN, "")
+            )
+            said = (staging.result / f"Modelfile.{kind.upper()}").read_text()
+            assert ("Stop tokens ended 4 of 4 answers" in said) is (compared is not None)
+
+
+def test_an_adapter_with_a_tokenizer_of_its_own_becomes_a_file(tmp_path: Path) -> None:
+    adapter = demo_adapter(tmp_path / "adapter")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(demo_model_dir() / name, adapter / name)
     order = order_for(tmp_path / "out", source=str(adapter), base=str(demo_model_dir()))
