@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engine.jobs.card import BenchmarkResult, Card, Scores, StageRetention, SuiteResult
-from engine.jobs.card_evaluation import mix_words
+from engine.jobs.card_evaluation import mix_words, not_compared_words
 from engine.jobs.events import Recovery, RetentionReport
 from engine.jobs.stage_figures import StageFigures
 from engine.units import format_count, format_duration
@@ -140,8 +140,9 @@ def _kept(kept: StageRetention | None) -> Iterator[str]:
     if kept is None:
         return
     lost = [report.words for report in kept.reports if report.verdict == "lost"]
-    if kept.reports:
-        yield "against the parent: " + ("; ".join(lost) if lost else "nothing lost")
+    told = [*(lost or ["nothing lost"] if kept.reports else ()), *not_compared_words(kept)]
+    if told:
+        yield f"against the parent: {'; '.join(told)}"
     if kept.gate:
         yield f"gate: {kept.gate}"
 

@@ -188,6 +188,8 @@ class StageRetention(msgspec.Struct, frozen=True, kw_only=True):
     reports: tuple[RetentionReport, ...]
     gate: str = ""
     """Which limit was broken, in words."""
+    not_compared: tuple[str, ...] = ()
+    """Benchmarks that have no share of right answers, so that no report speaks of them."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):

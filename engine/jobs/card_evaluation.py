@@ -234,9 +234,14 @@ def _kept_words(kept: StageRetention | None) -> str:
     if kept is None:
         return ""
     told = [report.words for report in kept.reports if report.verdict == "lost"] + ([kept.gate] if kept.gate else [])
-    if told:
-        return f'<span class="bad">{escape("; ".join(told))}</span>'
-    return "nothing lost" if kept.reports else ""
+    bad = [f'<span class="bad">{escape("; ".join(told))}</span>'] if told else []
+    nothing = ["nothing lost"] if kept.reports and not told else []
+    return "; ".join([*bad, *nothing, *map(escape, not_compared_words(kept))])
+
+
+def not_compared_words(kept: StageRetention) -> tuple[str, ...]:
+    """ "not compared: my_ppl", or nothing where everything was."""
+    return (f"not compared: {', '.join(kept.not_compared)}",) if kept.not_compared else ()
 
 
 def _recoveries(card: Card) -> str:

@@ -46,6 +46,19 @@ def test_the_page_tells_what_was_lost_first_and_where_a_held_result_lies(card: C
         assert expected in text, expected
 
 
+def test_a_stage_says_which_benchmark_was_not_compared(run_dir: Path, card: Card) -> None:
+    first, second = card.stages
+    without = msgspec.structs.replace(second, reports=(), not_compared=("my_bleu",))
+    stages = (msgspec.structs.replace(first, not_compared=("my_ppl", "<b>")), without)
+    told = msgspec.structs.replace(card, stages=stages)
+    page = render(told)
+    assert "<td>nothing lost; not compared: my_ppl, &lt;b&gt;</td>" in page
+    assert "<td>not compared: my_bleu</td>" in page
+    lines = [line for heading, lines in abilities_text.sections(told) if heading == "Stages" for line in lines]
+    assert "  against the parent: nothing lost; not compared: my_ppl, <b>" in lines
+    assert "  against the parent: not compared: my_bleu" in lines
+
+
 def test_the_page_stays_self_contained(card: Card) -> None:
     text = render(card)
     page = Page(text)
