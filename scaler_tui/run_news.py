@@ -17,7 +17,9 @@ class RunNews:
     def __init__(self) -> None:
         self._recovered = float("-inf")
         """Wall time of the newest recovery told."""
-        self._retention = self._measured = self._ranks = -1
+        self._measured = self._ranks = -1
+        self._retention = -1, -1
+        """Step and questions of the newest comparison told: after the last look at a part of them all are compared."""
 
     def of(self, state: RunState) -> Iterator[str]:
         """New lines, most important first."""
@@ -53,9 +55,12 @@ class RunNews:
 
     def _retained(self, state: RunState) -> Iterator[str]:
         retention = state.findings.retention
-        if retention is None or retention.step <= self._retention:
+        if retention is None:
             return
-        self._retention = retention.step
+        compared = retention.step, sum(report.pairs for report in retention.reports)
+        if compared <= self._retention:
+            return
+        self._retention = compared
         lost = [report for report in ordered(retention.reports) if report.verdict == "lost"]
         if lost:
             yield f"Step {retention.step}: {lost_words(lost)} against the parent model."

@@ -68,7 +68,8 @@ def identity(event: ev.AnyEvent) -> Identity:
         case ev.BenchmarkScore():
             return "benchmark", event.step, event.task, event.metric, event.part
         case ev.Retention():
-            return "retention", event.step, ",".join(report.on for report in event.reports), "", False
+            compared = ",".join(f"{report.on}:{report.pairs}" for report in event.reports)
+            return "retention", event.step, compared, event.gate, False
         case _:
             return type(event).__name__, 0, "", "", False
 

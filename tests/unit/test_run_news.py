@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from engine.jobs.events import Retention
 from engine.jobs.fold import Fold
 from scaler_tui.run_news import RunNews
-from tests.support.continuation_runs import Continuation, continuation_events
+from tests.support.continuation_runs import Continuation, continuation_events, retention_reports
 
 
 def told(wanted: Continuation) -> list[str]:
@@ -31,6 +34,17 @@ def test_a_gate_is_told_with_its_words() -> None:
     gate = "general lost more than 5 %: the run stops."
     lines = told(Continuation(gate=gate, recovery_at=0, memory_at=0))
     assert lines.count(f"Gate: {gate}") == 1
+
+
+def test_what_all_questions_show_at_a_step_is_told_after_what_a_part_of_them_showed() -> None:
+    fold, news, lines = Fold(), RunNews(), list[str]()
+    (report, *_) = [one for one in retention_reports(240) if one.verdict == "lost"]
+    for pairs, gate in ((10, ""), (10, ""), (240, "too much was lost.")):
+        reports = (msgspec.structs.replace(report, pairs=pairs),)
+        fold.apply(Retention(t=1.0, step=7, reports=reports, gate=gate))
+        lines += news.of(fold.state)
+    assert [line for line in lines if line.startswith("Gate")] == ["Gate: too much was lost."]
+    assert lines.count("Step 7: 1 ability was lost against the parent model.") == 2
 
 
 def test_texts_of_a_step_share_a_line() -> None:
