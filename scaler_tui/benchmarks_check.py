@@ -21,7 +21,7 @@ INSTALL = "Install it: pip install 'scaler-wizard[benchmarks]'"
 
 
 def require_benchmarks(spec: JobSpec) -> None:
-    """Names in the spec are absolute. Raises EngineError `benchmarks.*`, `retention.unknown`, naming the task."""
+    """Names in the spec are absolute. Raises EngineError `benchmarks.*`, `retention.*`, naming the task."""
     if not spec.evaluation.tasks:
         return
     if find_spec("lm_eval") is None:
@@ -43,7 +43,8 @@ def require_benchmarks(spec: JobSpec) -> None:
         try:
             run_module("engine.evaluation.compare", words, log, "benchmarks", lambda _: None, failing=failing)
         except EngineError as error:
-            error.key = KEY
+            limited = [number for number, limit in enumerate(spec.retention) if f'"{limit.on}"' in error.what]
+            error.key = f"retention[{limited[0]}].on" if limited and error.code.startswith("retention.") else KEY
             raise
 
 

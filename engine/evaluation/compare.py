@@ -34,11 +34,15 @@ def _out_of_memory(cause: str) -> EngineError:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from engine.evaluation.comparison import require_names
+    from engine.evaluation.comparison import not_comparable, require_names
     from engine.evaluation.tasks import load_tasks
 
     asked = load_tasks(options.task)
     require_names(options.on, [name for one in asked for name in (*one.groups, *one.tasks)])
+    for name, task in (pair for one in asked for pair in one.loaded["tasks"].items()):
+        better = task.higher_is_better()
+        if name in options.on and not any(better.values()):  # perplexities; what else is none shows when it is measured
+            raise not_comparable(name, list(better))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -12,12 +12,12 @@ The interval holds zero as well where so few items changed that chance may have 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.errors import EngineError
 from engine.evaluation.bootstrap import FEWEST_PAIRS, Interval, Items, paired_interval
-from engine.evaluation.findings import Found, SuiteSums
+from engine.evaluation.findings import Found, SuiteSums, TaskResult
 from engine.evaluation.tasks import DEMO
 from engine.jobs.events import RetentionReport
 from engine.jobs.spec_suites import RetentionSection
@@ -29,7 +29,8 @@ MATTERS_ACCURACY = 0.02
 MATTERS_BITS = 0.01
 """Relative: bits per byte that rise by less than 1 % tell no two models apart in use."""
 MOST_MEMBERS_SHOWN = 12
-"""Of a group: more tasks than this (MMLU has 57) are reported as the group only, and those that were lost."""
+"""Of a group: more tasks than this (MMLU has 57) are reported as the group only, and those that were lost
+or have a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,23 @@ class Broken:
     words: str
 
 
-def compare(before: Found, after: Found) -> tuple[RetentionReport, ...]:
-    """One report per ability that both were asked about, suites first; a group of tasks before its members."""
+def compare(before: Found, after: Found, always: Collection[str] = ()) -> tuple[RetentionReport, ...]:
+    """One report per ability that both were asked about, suites first; a group of tasks before its members. A member
+    named in `always`, as those with a limit are, has one however many there are."""
     suites = [
         _suite_report(first, second)
         for first in before.suites
         if (second := after.suite(first.suite)) is not None and len(first.nats) == len(second.nats)
     ]
-    return (*suites, *_task_reports(before, after))
+    tasks = {report.on: report for report in _task_reports(before, after, always)}  # a task may be in groups of groups
+    return (*suites, *tasks.values())
+
+
+def not_compared(before: Found, after: Found) -> tuple[str, ...]:
+    """Benchmarks of which no report can speak; of a group that is one, its members are not named."""
+    silent = list(_silent(before, after))
+    within = {name for task in silent for name in task.members}
+    return tuple(task.task for task in silent if task.task not in within)
 
 
 def broken_limits(reports: Sequence[RetentionReport], limits: Sequence[RetentionSection]) -> tuple[Broken, ...]:
@@ -75,6 +85,27 @@ def require_names(limited: Sequence[str], measured: Sequence[str]) -> None:
             )
 
 
+def require_comparable(limited: Sequence[str], before: Found) -> None:
+    """Raises EngineError `retention.not_comparable` for a limit on a benchmark whose loss no comparison would show."""
+    silent = {task.task: task for task in _silent(before, before)}
+    for number, name in enumerate(limited):
+        if (task := silent.get(name)) is None and before.knows(name):
+            continue
+        error = not_comparable(name, [metric.name for metric in task.metrics] if task is not None else [])
+        error.key = f"retention[{number}].on"
+        raise error
+
+
+def not_comparable(name: str, metrics: Sequence[str]) -> EngineError:
+    """Of a limit on a benchmark that has only these metrics."""
+    return EngineError(
+        "retention.not_comparable",
+        f'[[retention]] on = "{name}" would never be looked at: {name} has no share of right answers.',
+        cause=f"It is measured in {', '.join(metrics)}." if metrics else "It has no figure of its own.",
+        next_step="Limit a benchmark that has one, or a text of [[suites]].",
+    )
+
+
 def loss_of(report: RetentionReport) -> float:
     """How much was lost in the unit of a limit: accuracy as a fraction, bits per byte relative. Below 0 is a gain."""
     return -report.delta if report.unit == ACCURACY else report.delta / max(report.before, 1e-12)
@@ -94,7 +125,7 @@ def _items_of(sums: SuiteSums) -> Items:
     return Items(sums.nats, [math.log(2) * size for size in sums.text_bytes])
 
 
-def _task_reports(before: Found, after: Found) -> Iterator[RetentionReport]:
+def _task_reports(before: Found, after: Found, always: Collection[str]) -> Iterator[RetentionReport]:
     grouped = {name for task in before.tasks for name in task.members}
     for group in (task for task in before.tasks if task.members):
         pairs = [_answers(before, after, name) for name in group.members]
@@ -103,13 +134,21 @@ def _task_reports(before: Found, after: Found) -> Iterator[RetentionReport]:
         members = [
             _report_of(name, list(one.values()), several) for name, one in zip(group.members, pairs, strict=True)
         ]
-        shown = members if len(members) <= MOST_MEMBERS_SHOWN else [m for m in members if m and m.verdict == "lost"]
-        yield from (report for report in (whole, *shown) if report is not None)
+        if len(members) > MOST_MEMBERS_SHOWN:
+            members = [one for one in members if one and (one.verdict == "lost" or one.on in always)]
+        yield from (report for report in (whole, *members) if report is not None)
     for task in before.tasks:
         if not task.members and task.task not in grouped:
             report = _report_of(task.task, list(_answers(before, after, task.task).values()))
             if report is not None:
                 yield report
+
+
+def _silent(before: Found, after: Found) -> Iterator[TaskResult]:
+    """Tasks and groups without a question that both answered right or wrong."""
+    for task in before.tasks:
+        if not any(_answers(before, after, name) for name in task.members or (task.task,)):
+            yield task
 
 
 def _answers(before: Found, after: Found, name: str) -> Mapping[int, tuple[float, float]]:

@@ -78,6 +78,10 @@ class Found:
     def task(self, name: str) -> TaskResult | None:
         return next((one for one in self.tasks if one.task == name), None)
 
+    def knows(self, name: str) -> bool:
+        """Whether a suite or a task of that name was measured."""
+        return self.suite(name) is not None or self.task(name) is not None
+
 
 def suite_event(step: int, sums: SuiteSums, seconds: float, now: float) -> ev.SuiteScore:
     """For the journal."""

@@ -20,7 +20,15 @@ import msgspec
 
 from engine.errors import EngineError, ExitCode
 from engine.evaluation.benchmarks import run_tasks
-from engine.evaluation.comparison import Broken, broken_limits, compare, loss_of, require_names
+from engine.evaluation.comparison import (
+    Broken,
+    broken_limits,
+    compare,
+    loss_of,
+    not_compared,
+    require_comparable,
+    require_names,
+)
 from engine.evaluation.findings import (
     Found,
     SuiteSums,
@@ -94,6 +102,7 @@ class Watch:
         self.suites = suite_texts(order)
         self.asked: tuple[Asked, ...] = load_tasks(order.spec.evaluation.tasks)
         self.limits = order.spec.retention
+        self._limited = tuple(limit.on for limit in self.limits)
         self._check_limits()
         self._log = CellLog(order.run_dir / LOG, order.spec_hash)
         self._log.forget(lambda cell: _step_of(cell) > order.resumed_step)
@@ -136,10 +145,12 @@ class Watch:
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
     def before(self, model: LoadedModel, as_before: AsBefore | None = None) -> Found:
-        """The parent model, measured once per run; `as_before` opens it where `model` is more than the parent."""
+        """The parent model, measured once per run; `as_before` opens it where `model` is more than the parent. Raises
+        EngineError `retention.not_comparable` where a limit could never be broken."""
         if not self.is_empty:
             with (as_before or model.base_only)():
                 self._before = self._measure(model, 0, "measuring before", self.suites, part=False)
+            require_comparable(self._limited, self._before)
         return self._before
 
     def knows_before(self) -> bool:
@@ -154,7 +165,7 @@ class Watch:
         texts = self.suites if self.follows_texts and (last or _is_due(step, section.every_steps)) else ()
         tasks = last or _is_due(step, section.tasks_every_steps)
         found = self._measure(model, step, "evaluating", texts, part=True, tasks=tasks)
-        reports = compare(self._before, found)
+        reports = compare(self._before, found, self._limited)
         return self._decide(step, reports)
 
     def after(self, model: LoadedModel, step: int, *, stage: int = 0, name: str = "") -> Comparison:
@@ -162,7 +173,7 @@ class Watch:
         if self.is_empty:
             return Comparison(Found())
         found = self._measure(model, step, "measuring after", self.suites, part=False)
-        reports = compare(self._before, found)
+        reports = compare(self._before, found, self._limited)
         broken = broken_limits(reports, self.limits)
         result = Comparison(found, reports, broken)
         self._tell_retention(step, reports, result.held)
@@ -181,7 +192,7 @@ class Watch:
         if before is None or found is None:
             return None
         self._before = before
-        reports = compare(before, found)
+        reports = compare(before, found, self._limited)
         return Comparison(found, reports, broken_limits(reports, self.limits))
 
     def _known(self, step: int) -> Found | None:
@@ -251,7 +262,7 @@ class Watch:
         broken = broken_limits(reports, self.limits)
         stopping = [one for one in broken if one.limit.action == STOP]
         words = "; ".join(one.words for one in broken)
-        self._tell_retention(step, tuple(reports), f"{words}." if words else "")
+        self._tell_retention(step, tuple(reports), words)
         if not stopping:
             seen = {report.on for report in reports}
             verified = all(limit.on in seen for limit in self.limits if limit.action == STOP)
@@ -274,7 +285,7 @@ class Watch:
     def _check_limits(self) -> None:
         names = [suite.name for suite in self.suites]
         names += [name for one in self.asked for name in (*one.groups, *one.tasks)]
-        require_names([limit.on for limit in self.limits], names)
+        require_names(self._limited, names)
 
     # ── what is kept and told ─────────────────────────────────────────────────────────────────────────────────────
     def _check_texts(self) -> None:
@@ -303,13 +314,14 @@ class Watch:
             suites=card_suites(result.found),
             benchmarks=card_benchmarks(result.found),
             reports=result.reports,
-            gate="; ".join(one.words for one in result.broken),
+            gate=result.held,
+            not_compared=not_compared(self._before, result.found),
         )
         self._log.add(f"{0:08}/stage/{stage}", kept, 0.0)
 
     def _tell_retention(self, step: int, reports: tuple[RetentionReport, ...], gate: str) -> None:
         if reports:
-            self._tell(ev.Retention(t=time.time(), step=step, reports=reports, gate=gate))
+            self._tell(ev.Retention(t=time.time(), step=step, reports=reports, gate=f"{gate}." if gate else ""))
 
     def _tell(self, event: ev.AnyEvent) -> None:
         """Once per run: a resumed attempt that finds a figure does not say it again."""

@@ -32,7 +32,12 @@ class RetentionSection(Section, frozen=True, kw_only=True):
     """A limit on what may be lost against the parent model."""
 
     on: Annotated[
-        str, Meta(min_length=1, description="A benchmark of evaluation.tasks, a suite, a source, or base_text.")
+        str,
+        Meta(
+            min_length=1,
+            description="A benchmark of evaluation.tasks that is a share of right answers, a suite, a source, or "
+            "base_text.",
+        ),
     ]
     most_lost: Annotated[
         float,

@@ -207,6 +207,79 @@ def test_a_start_that_breaks_a_limit_may_heal(run: Run, model: Any, make_spec: S
     assert not any(verdict.passed for verdict in verdicts)
 
 
+def asking(make_spec: SpecMaker, task: Path | str, on: str, **evaluation: Any) -> JobSpec:
+    """A job that follows one benchmark, limited on `on`."""
+    import msgspec
+
+    spec = make_spec(evaluation={"tasks": (str(task),), "tasks_every_steps": 5, **evaluation}, data={"base_text": ""})
+    return msgspec.convert({**msgspec.to_builtins(spec), "retention": [{"on": on, "action": "stop"}]}, JobSpec)
+
+
+def task_lines(name: str, data: Path, output: str, metric: str) -> str:
+    """A benchmark whose rows have "q", "choices" and "answer"."""
+    choices = 'doc_to_choice: "{{choices}}"\ndoc_to_target: answer\n' if output == "multiple_choice" else ""
+    choices = choices or 'doc_to_target: "{{q}}"\n'
+    return (
+        f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        f'output_type: {output}\ndoc_to_text: "{{{{q}}}}"\n{choices}metric_list: [{{metric: {metric}}}]\n'
+    )
+
+
+@pytest.fixture
+def questions(texts: Path) -> Path:
+    rows = [{"q": f"{word} or", "choices": ["one", "two"], "answer": 0} for word in WORDS[:8]]
+    return write_jsonl(texts / "questions.jsonl", rows)
+
+
+def test_the_comparison_of_all_questions_follows_the_last_look_at_a_part(
+    model: Any, make_spec: SpecMaker, texts: Path, questions: Path, tiny_model: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    (texts / "t.yaml").write_text(task_lines("mine", questions, "multiple_choice", "acc"))
+    spec = asking(make_spec, texts / "t.yaml", "mine", tasks_part=3, tasks_limit=8)
+    run = Run(texts / "run", spec, tiny_model)
+    watch = run.watch()
+    watch.before(model)
+    assert watch.look(model, 7, last=True).passed
+    watch.after(model, 7)
+    told = [event for event in run.told if isinstance(event, ev.Retention)]
+    assert [(event.step, event.reports[0].pairs) for event in told] == [(7, 3), (7, 8)]
+
+
+def test_a_limit_on_a_perplexity_is_refused_before_the_start_and_before_step_1(
+    model: Any, make_spec: SpecMaker, texts: Path, questions: Path, tiny_model: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    from scaler_tui.benchmarks_check import require_benchmarks
+
+    (texts / "t.yaml").write_text(task_lines("my_ppl", questions, "loglikelihood_rolling", "bits_per_byte"))
+    spec = asking(make_spec, texts / "t.yaml", "my_ppl")
+    refusals = (
+        lambda: require_benchmarks(spec),
+        lambda: Run(texts / "run", spec, tiny_model).watch().before(model),
+    )
+    for refuse in refusals:
+        with pytest.raises(EngineError, match="my_ppl has no share of right answers") as refused:
+            refuse()
+        assert (refused.value.code, refused.value.cause) == (
+            "retention.not_comparable",
+            "It is measured in bits_per_byte.",
+        )
+        assert refused.value.key == "retention[0].on"
+
+
+def test_a_checkpoint_counts_as_good_that_kept_a_limit_on_one_task_of_a_large_group(
+    model: Any, make_spec: SpecMaker, texts: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr("engine.evaluation.comparison.MOST_MEMBERS_SHOWN", 4)  # the demo's group has five
+    spec = asking(make_spec, "demo", "demo_copy", tasks_part=2, tasks_limit=3)
+    watch = Run(texts / "run", spec, tiny_model).watch()
+    watch.before(model)
+    assert watch.look(model, 5).passed
+    assert [report.on for report in watch.after(model, 7).reports] == ["demo", "demo_copy"]
+
+
 def test_stages_are_kept_for_the_card(run: Run, model: Any) -> None:
     watch = run.watch()
     watch.before(model)

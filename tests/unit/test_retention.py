@@ -19,11 +19,14 @@ from engine.evaluation.comparison import (
     compare,
     is_significant,
     loss_of,
+    not_compared,
+    require_comparable,
     require_names,
     verdict_of,
 )
-from engine.evaluation.findings import Found, SuiteSums, TaskResult
-from engine.jobs.events import RetentionReport
+from engine.evaluation.findings import Found, Metric, SuiteSums, TaskResult
+from engine.evaluation.watch_order import identity
+from engine.jobs.events import Retention, RetentionReport
 from engine.jobs.spec_suites import RetentionSection
 
 
@@ -35,6 +38,12 @@ def answers(right: int, questions: int, *, seed: int = 0) -> dict[int, float]:
 
 def task(name: str, found: dict[int, float]) -> TaskResult:
     return TaskResult(task=name, questions=len(found), metrics=(), main="acc", answers=found)
+
+
+def perplexity(name: str) -> TaskResult:
+    """Of a task without right answers."""
+    metric = Metric(name="bits_per_byte", value=4.6, standard_error=None, higher_is_better=False)
+    return TaskResult(task=name, questions=12, metrics=(metric,))
 
 
 def group(name: str, *members: str) -> TaskResult:
@@ -233,6 +242,22 @@ def test_a_member_that_chance_picks_out_of_many_is_not_called_lost() -> None:
     assert [report.on for report in told] == ["all"]
 
 
+def test_a_member_with_a_limit_is_reported_however_many_there_are() -> None:
+    """Also while nothing is lost: a checkpoint without it would never count as one that kept the limit."""
+    names = [f"subject_{number}" for number in range(13)]
+    others = [task(name, answers(5, 6)) for name in names[1:]]
+    groups = group("all", *names), group("some", *names)
+    before = of_tasks(task("subject_0", answers(400, 500)), *others, *groups)
+    told = compare(before, before, always=("subject_0",))
+    assert [report.on for report in told] == ["all", "subject_0", "some"]
+    assert {report.verdict for report in told} == {"kept"}
+    right = [number for number, found in answers(400, 500).items() if found]
+    slightly = task("subject_0", {**answers(400, 500), **dict.fromkeys(right[:12], 0.0)})
+    reports = compare(before, of_tasks(slightly, *others, *groups), always=("subject_0",))
+    (broken,) = broken_limits(reports, [limit("subject_0", 0.01)])
+    assert "subject 0 fell from" in broken.words
+
+
 def test_documents_of_another_text_are_not_compared() -> None:
     assert compare(Found(suites=(suite("prose", [1.0] * 9),)), Found(suites=(suite("prose", [1.0] * 8),))) == ()
 
@@ -269,6 +294,33 @@ def test_a_limit_on_nothing_that_is_measured_is_refused() -> None:
     with pytest.raises(EngineError, match="names nothing that is measured") as refused:
         require_names(["arithmetics"], ["demo", "demo_arithmetic"])
     assert "demo_arithmetic" in refused.value.cause
+
+
+def test_a_limit_on_what_has_no_right_answers_is_refused_with_its_line() -> None:
+    before = Found((suite("prose", [1.0] * 9),), (task("logic", answers(8, 9)), perplexity("my_ppl")))
+    require_comparable(["prose", "logic"], before)
+    with pytest.raises(EngineError, match="my_ppl has no share of right answers") as refused:
+        require_comparable(["prose", "my_ppl"], before)
+    assert refused.value.cause == "It is measured in bits_per_byte."
+    assert refused.value.key == "retention[1].on"
+    with pytest.raises(EngineError, match="many has no share") as refused:
+        require_comparable(["many"], before)
+    assert refused.value.cause == "It has no figure of its own."
+
+
+def test_what_was_not_compared_is_named_a_group_for_its_members() -> None:
+    one = of_tasks(task("logic", answers(8, 9)), *(perplexity(name) for name in ("a", "b", "c")))
+    found = of_tasks(*one.tasks, group("both", "a", "b"), group("mixed", "logic", "c"))
+    assert not_compared(found, found) == ("c", "both")
+
+
+def test_a_comparison_of_all_questions_is_told_after_one_of_a_part() -> None:
+    part, whole = (compare(of_tasks(task("t", answers(9, n))), of_tasks(task("t", answers(9, n)))) for n in (10, 24))
+    told = {
+        identity(Retention(t=0.0, step=7, reports=reports, gate=gate))
+        for reports, gate in ((part, ""), (whole, ""), (whole, ""), (whole, "t fell."))
+    }
+    assert len(told) == 3
 
 
 def test_comparing_loads_no_torch() -> None:
