@@ -18,6 +18,13 @@ def mix_lines(report: MixReport) -> Iterator[str]:
     yield f"Wrote     {report.output}"
     yield f"Model     {report.model}, whose tokenizer counted; it reads {report.window:,} tokens"
     yield f"Target    {report.context:,} tokens"
+    yield from made_lines(report)
+    yield ""
+    yield f'Train on it: data.train = "{report.output}", context.length = {report.context}'
+
+
+def made_lines(report: MixReport) -> Iterator[str]:
+    """What became of every document; where the file lies and what to do with it is left out."""
     yield f"Mix       {report.rows:,} rows of {report.documents:,} documents, {report.tokens:,} tokens"
     yield (
         f"Long      {report.long_share:.0%} of the tokens in rows of at least {report.long_from:,} "
@@ -28,8 +35,6 @@ def mix_lines(report: MixReport) -> Iterator[str]:
         yield f"  ! {warning}"
     for domain in report.domains:
         yield from _domain(domain)
-    yield ""
-    yield f'Train on it: data.train = "{report.output}", context.length = {report.context}'
 
 
 def _lost(report: MixReport) -> Iterator[str]:

@@ -264,7 +264,7 @@ class _Mix:
             why = "short" if share > self.request.long_share else "long"
             self.warnings.append(
                 f"{share:.0%} of the tokens are in long rows, {self.request.long_share:.0%} were asked for: there is "
-                f"too little {why} text" + (" (add some with --short)." if why == "short" else ".")
+                f"too little {why} text" + (" (mix --short adds some)." if why == "short" else ".")
             )
         for domain in domains:
             if domain.role == "long" and not domain.long:

@@ -17,8 +17,10 @@ from engine.advise.context import ContextChoice
 from engine.advise.plan import JobWish, build_spec
 from engine.context.certificate import CERTIFICATE_NAME
 from engine.context.plan import ContextPlan
+from engine.data.long_catalogue import Progress
 from engine.data.long_documents import parse_source
 from engine.data.long_mix import MixRequest, build_mix
+from engine.data.long_report import MixReport
 from engine.errors import EngineError, ExitCode
 from engine.extension.staging import Order
 from engine.hardware.detect import detect
@@ -29,18 +31,18 @@ from engine.models.analyze import analyze_model
 from engine.models.resolve import resolve_model
 
 APPROACH = "context"
-FACTORS, MIX = "factors.json", "train.jsonl"
+FACTORS, MIX, MIX_REPORT = "factors.json", "train.jsonl", "mix.json"
 SHIPPED = ("demo", "demo-long")
 _ROWS = (".jsonl", ".json", ".csv", ".parquet")
 
 
-def training_spec(order: Order, plan: ContextPlan, folder: Path) -> JobSpec:
+def training_spec(order: Order, plan: ContextPlan, folder: Path, counting: Progress | None = None) -> JobSpec:
     """The run's spec: the planned method on the source, settings that fit this machine, the result merged.
 
-    Several files, folders and plain text are mixed into one file in `folder` first. Raises EngineError `mix.*`,
-    `plan.*`.
+    Several files, folders and plain text are mixed into one file in `folder` first, with its report beside it
+    (`mix_report`). Raises EngineError `mix.*`, `plan.*`.
     """
-    data = training_data(order, folder)
+    data = training_data(order, folder, plan.original, counting)
     ref = resolve_model(order.name)
     answers = answers_of({"model": order.name, "data": data})
     wish = JobWish(train=data, name=f"{order.name} to {plan.target}", context=ContextChoice(plan.target))
@@ -70,17 +72,26 @@ def check_data(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name if name in SHIPPED else str(Path(name).expanduser().absolute()) for name in names)
 
 
-def training_data(order: Order, folder: Path) -> str:
+def training_data(order: Order, folder: Path, window: int, counting: Progress | None = None) -> str:
     """The one file to train on. Raises EngineError `mix.*`, `data.*`."""
     only = order.train[0]
     if len(order.train) == 1 and (only in SHIPPED or Path(only).suffix.lower() in _ROWS):
         return only
-    mixed = folder / MIX
-    if not mixed.exists():
+    mixed, told = folder / MIX, folder / MIX_REPORT
+    if not (mixed.exists() and told.exists()):
+        mixed.unlink(missing_ok=True)
         sources = tuple(parse_source(name) for name in order.train)
-        request = MixRequest(sources, mixed, order.target, Path(order.source), model=order.name, seed=order.seed)
-        build_mix(request)
+        request = MixRequest(
+            sources, mixed, order.target, Path(order.source), model=order.name, window=window, seed=order.seed
+        )
+        write_atomic(told, msgspec.json.encode(build_mix(request, counting)))
     return str(mixed)
+
+
+def mix_report(folder: Path) -> MixReport | None:
+    """What became of every document of a mix in `folder`; None where nothing was mixed."""
+    told = folder / MIX_REPORT
+    return msgspec.json.decode(told.read_bytes(), type=MixReport) if told.is_file() else None
 
 
 def take_merged(merged: Path, out: Path) -> None:

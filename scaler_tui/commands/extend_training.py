@@ -41,9 +41,11 @@ def trainer(arguments: argparse.Namespace, order: Order) -> Callable[[Decision, 
 
 def _run_of(order: Order, decision: Decision, folder: Path) -> Path:
     """The run of this extension, started now or by an earlier attempt. Raises EngineError."""
-    from engine.extension.training import training_spec
+    from engine.extension.training import mix_report, training_spec
     from engine.jobs.launch import launch
     from engine.jobs.layout import write_atomic
+    from scaler_tui.commands.mix import Counting
+    from scaler_tui.mix_text import made_lines
     from scaler_tui.preflight import check, create
 
     noted = folder / RUN
@@ -52,7 +54,10 @@ def _run_of(order: Order, decision: Decision, folder: Path) -> Path:
         if run_dir.is_dir():
             _continue(run_dir)
             return run_dir
-    spec = training_spec(order, decision.plan, folder)
+    spec = training_spec(order, decision.plan, folder, Counting())
+    mixed = mix_report(folder)
+    for line in made_lines(mixed) if mixed is not None else ():
+        output.note(line)
     checked = check(spec, base=Path.cwd(), force=False)
     for text in checked.notes:
         output.note(text)

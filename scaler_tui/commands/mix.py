@@ -42,7 +42,7 @@ def mix(arguments: argparse.Namespace) -> int:
         tokens=parse_count(arguments.tokens) if arguments.tokens else 0,
         seed=arguments.seed,
     )
-    report = build_mix(request, None if arguments.json else _Progress())
+    report = build_mix(request, None if arguments.json else Counting())
     if arguments.json:
         output.emit_json(report)
     else:
@@ -53,7 +53,7 @@ def mix(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-class _Progress:
+class Counting:
     """A line on stderr every few seconds."""
 
     def __init__(self) -> None:

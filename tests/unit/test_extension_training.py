@@ -17,9 +17,10 @@ from engine.context.planner import plan_context
 from engine.errors import EngineError
 from engine.extension.extend import new_order
 from engine.extension.staging import Order
-from engine.extension.training import check_data, take_merged, training_spec
+from engine.extension.training import check_data, mix_report, take_merged, training_spec
 from engine.jobs.spec import Task
 from engine.resources import demo_model_dir
+from scaler_tui.mix_text import made_lines
 
 CONFIG = json.loads((demo_model_dir() / "config.json").read_text())
 DIVISORS = tuple(1 + 4 * pair / 15 for pair in range(16))
@@ -66,6 +67,31 @@ def test_several_files_are_mixed_into_one(tmp_path: Path) -> None:
     assert "quartz" in text
     again = training_spec(order(train=tuple(names)), plan(), tmp_path)
     assert again.data.train == spec.data.train, "after an interruption the same file is used"
+
+
+def test_a_mix_keeps_its_report_of_what_was_cut_and_dropped(tmp_path: Path) -> None:
+    assert mix_report(tmp_path) is None
+    names = []
+    for number, text in enumerate(("The key of copper is island. " * 900, "Short and alone.", "Short and alone.")):
+        path = tmp_path / f"{number}.txt"
+        path.write_text(text)
+        names.append(str(path))
+    training_spec(order(train=tuple(names)), plan(), tmp_path)
+    found = mix_report(tmp_path)
+    assert found is not None
+    assert (found.window, found.context, found.cut.documents, found.duplicates) == (256, 1024, 1, 1)
+    assert found.rows == len((tmp_path / "train.jsonl").read_text().splitlines())
+    said = "\n".join(made_lines(found))
+    assert "Cut       1 documents longer than the target" in said
+    assert str(tmp_path / "train.jsonl") not in said, "it goes with the unfinished folder"
+
+
+def test_an_interruption_before_the_report_mixes_anew(tmp_path: Path) -> None:
+    (tmp_path / "0.txt").write_text("The key of quartz is island. " * 900)
+    (tmp_path / "train.jsonl").write_text("")
+    spec = training_spec(order(train=(str(tmp_path / "0.txt"),)), plan(), tmp_path)
+    assert "quartz" in Path(spec.data.train).read_text()
+    assert mix_report(tmp_path) is not None
 
 
 def test_files_that_are_not_there_are_refused_before_anything_starts(tmp_path: Path) -> None:
