@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.context.certificate import Race
+from engine.context.certificate import Certificate, Race, encode_certificate
+from engine.context.export import config_after
 from engine.context.planner import plan_context
 from engine.errors import EngineError
 from engine.extension.extend import Decision
@@ -53,6 +54,15 @@ def test_a_model_that_came_extended_is_trained_in_its_own_window(tmp_path: Path)
     folder = extended(tmp_path, 4.0)
     assert reach_of(spec_of(window="pose"), folder) == Reach(256, 1024)
     assert reach_of(spec_of(max_length=1024, window="mixed"), folder) == Reach(256, 1024)
+
+
+def test_of_a_model_extended_twice_the_old_window_is_the_one_before_its_last_extension(tmp_path: Path) -> None:
+    config = json.loads((extended(tmp_path, 4.0) / "config.json").read_text())
+    plan = plan_context(config, 2048, "yarn")
+    folder = model(tmp_path, **config_after(config, plan))
+    assert reach_of(spec_of(window="pose"), folder) == Reach(256, 2048), "without a certificate, as YaRN's config says"
+    (folder / "extension.json").write_bytes(encode_certificate(Certificate(source="m", plan=plan)))
+    assert reach_of(spec_of(window="pose"), folder) == Reach(1024, 2048)
 
 
 def lossy(folder: Path, model_type: str, architecture: str) -> Path:
