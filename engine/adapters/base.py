@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from engine.models.headers import TensorHeader, read_headers
 from engine.models.weights import EMBEDDING_NAMES, HEAD_NAMES
 
 if TYPE_CHECKING:
-    from engine.adapters.folder import AdapterFolder
+    from engine.adapters.folder import AdapterFolder, Whole
 
 _ALIASES = (
     ("model.language_model.", "language_model.model."),
@@ -47,6 +48,19 @@ class Base:
             if name.startswith(module) and (found := self.tensors.get(stored + name[len(module) :])) is not None:
                 return found
         return self.embedding if self.tied and name.endswith(HEAD_NAMES) else None
+
+    def holds(self, stored: TensorHeader, shape: tuple[int, ...]) -> bool:
+        """Whether a stored weight has this shape; of one in 4 bits, which lies flat, whether it has as many numbers."""
+        if self._is_flat(stored):
+            return stored.data_bytes == (prod(shape) + 1) // 2
+        return stored.shape == shape
+
+    def size_words(self, stored: TensorHeader) -> str:
+        """ "of shape (64, 64)", "4,096 numbers in 4 bits"."""
+        return f"{2 * stored.data_bytes:,} numbers in 4 bits" if self._is_flat(stored) else f"of shape {stored.shape}"
+
+    def _is_flat(self, stored: TensorHeader) -> bool:
+        return f"{stored.name}.absmax" in self.tensors
 
     @property
     def embedding(self) -> TensorHeader | None:
@@ -85,22 +99,14 @@ def _differences(adapter: AdapterFolder, base: Base) -> Iterator[tuple[str, str]
         stored = base.find(one.weight)
         if stored is None:
             yield one.module, "The model has no such module."
-        elif stored.shape != one.stored_shape:
-            yield (
-                one.module,
-                _shapes("was made for a weight", one.stored_shape, stored.shape),
-            )
+        elif not base.holds(stored, one.stored_shape):
+            yield one.module, _shapes("was made for a weight", one.stored_shape, base.size_words(stored))
     for whole in adapter.whole:
         stored = base.find(whole.name)
         if stored is None:
             yield whole.name, "The model has no such tensor."
-        elif stored.shape[1:] != whole.tensor.shape[1:] or (
-            stored.shape != whole.tensor.shape and not whole.name.endswith((*EMBEDDING_NAMES, *HEAD_NAMES))
-        ):
-            yield (
-                whole.name,
-                _shapes("replaces it by one", whole.tensor.shape, stored.shape),
-            )
+        elif not (base.holds(stored, whole.tensor.shape) or _is_resized(whole, stored)):
+            yield whole.name, _shapes("replaces it by one", whole.tensor.shape, base.size_words(stored))
     for rows in adapter.rows:
         stored = base.find(rows.weight)
         if stored is None:
@@ -113,7 +119,12 @@ def _differences(adapter: AdapterFolder, base: Base) -> Iterator[tuple[str, str]
             )
 
 
-def _shapes(does: str, adapter: tuple[int, ...], model: tuple[int, ...]) -> str:
+def _is_resized(whole: Whole, stored: TensorHeader) -> bool:
+    """Whether only the vocabulary has another size."""
+    return whole.name.endswith((*EMBEDDING_NAMES, *HEAD_NAMES)) and stored.shape[1:] == whole.tensor.shape[1:]
+
+
+def _shapes(does: str, adapter: tuple[int, ...], model: str) -> str:
     return f"The adapter {does} of shape {adapter}, the model's is {model}."
 
 

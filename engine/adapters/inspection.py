@@ -18,7 +18,7 @@ from engine.adapters.folder import Adapted, AdapterFolder, last_names
 from engine.adapters.kinds import Start
 from engine.adapters.methods import chunks
 from engine.adapters.mix_compute import Squares
-from engine.adapters.origin import read_origin
+from engine.adapters.origin import packed_as, read_origin
 from engine.adapters.tensors import read_float, read_rows
 from engine.errors import EngineError
 from engine.models.adapter import base_of_adapter, is_adapter
@@ -85,7 +85,8 @@ def inspect_adapter(adapter: AdapterFolder, base: Path | None = None, *, norms: 
     `adapter.not_finite`; a base that is another one's is said in the report."""
     config = adapter.config
     folder, why_not = _base_folder(adapter, base)
-    found = read_base(folder) if folder is not None and not why_not else None
+    readable = folder is not None and not why_not and not packed_as(folder)
+    found = read_base(folder) if folder is not None and readable else None
     per_matrix = tuple(_matrix(one, found) for one in adapter.adapted) if norms else ()
     squares = [one.update_norm for one in per_matrix]
     whole_norm = float(np.sqrt(sum(n * n for n in squares if n is not None))) if None not in squares else None

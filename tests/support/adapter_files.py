@@ -50,6 +50,21 @@ def write_base(folder: Path, *, seed: int = 0, tied: bool = False, drop: tuple[s
     return tensors
 
 
+def write_packed_base(folder: Path, *, seed: int = 0) -> None:
+    """The same as bitsandbytes saves it: matrices in blocks flat, two numbers in a byte, scales beside them."""
+    plain = write_base(folder, seed=seed)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors: dict[str, Any] = {}
+    for name, values in plain.items():
+        if "_proj.weight" in name:  # stored as float32, as bnb_4bit_quant_storage may say
+            tensors |= {name: np.ones((values.size // 8, 1)), f"{name}.absmax": np.ones(3)}
+        else:
+            tensors[name] = values
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
 def factors(module: str, rank: int, *, seed: int, size: float = 0.1) -> dict[str, Any]:
     """Random factors of one module."""
     outputs, inputs = SHAPES[f"{module}.weight"]

@@ -41,6 +41,7 @@ from engine.jobs.chat_lines import (
     decode_news,
     encode,
 )
+from engine.models.folder import TOKENIZER_FILES
 from engine.models.headers import read_headers
 from engine.train.environment import Device
 from tests.train.spawn import worker_environment
@@ -194,6 +195,41 @@ def test_a_four_bit_base_is_loaded_once_for_all_its_adapters(tiny_model: Path, a
     assert plain.slot is not tuned.slot
     assert sides.weights_words(tuned) == "nf4, computing in float32"
     assert not torch.allclose(logits_of(plain), logits_of(tuned))
+
+
+@pytest.fixture(scope="session")
+def packed_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model saved in 4 bits, as bases are published for QLoRA."""
+    import shutil
+
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    packed = AutoModelForCausalLM.from_pretrained(
+        tiny_model, dtype=torch.float32, quantization_config=settings, device_map="cpu"
+    )
+    folder = tmp_path_factory.mktemp("packed") / "tiny-bnb-4bit"
+    packed.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (tiny_model / name).is_file():
+            shutil.copyfile(tiny_model / name, folder / name)
+    return folder
+
+
+def test_an_adapter_answers_on_a_base_that_is_stored_in_four_bits(
+    tiny_model: Path, packed_model: Path, adapters: dict[str, Path]
+) -> None:
+    sides = Sides(CPU)
+    for name in ("lora", "dora"):
+        stored = sides.add(1, order(adapters[name], packed_model))
+        packed_now = sides.add(2, order(adapters[name], tiny_model, quantization="nf4"))
+        assert torch.allclose(logits_of(stored), logits_of(packed_now), atol=1e-4)
+    assert not torch.allclose(logits_of(stored), logits_of(sides.add(3, order(packed_model))))
 
 
 # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,9 +13,9 @@ from engine.errors import EngineError
 from engine.evaluation.folders import FoldersRequest, Model, Source, measure_folders
 from engine.jobs.chat_lines import SideOrder
 from engine.train.environment import Device
-from tests.train.test_chat import adapters, order
+from tests.train.test_chat import adapters, order, packed_model
 
-__all__ = ["adapters"]  # a fixture
+__all__ = ["adapters", "packed_model"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chat")]
 
 CPU = Device("cpu", "a processor", torch.float32)
@@ -49,6 +49,16 @@ def test_figures_on_one_base_are_those_of_every_adapter_alone(
         assert report.base.suites[0].bits_per_byte == alone.parent.suites[0].bits_per_byte
         assert found.retention[0].words == alone.retention[0].words
         assert found.abilities.suites[0].bits_per_byte != report.base.suites[0].bits_per_byte
+
+
+def test_an_adapter_is_measured_on_a_base_that_is_stored_in_four_bits(
+    packed_model: Path, adapters: dict[str, Path], tiny_data: Path
+) -> None:
+    request = FoldersRequest(Model(packed_model, "base"), suites=(Source("words", str(tiny_data / "base.txt")),))
+    report = measured(Sides(CPU), (order(packed_model), order(adapters["lora"], packed_model)), request)
+    base, tuned = report.base.suites[0], report.adapters[0].abilities.suites[0]
+    assert tuned.bits_per_byte is not None
+    assert tuned.bits_per_byte != base.bits_per_byte
 
 
 def test_an_adapter_that_cannot_be_loaded_is_refused_before_anything_is_measured(

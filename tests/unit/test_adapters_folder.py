@@ -17,7 +17,17 @@ from engine.adapters.kinds import Start, parse_config
 from engine.adapters.origin import ORIGIN, write_origin
 from engine.adapters.tensors import read_float
 from engine.errors import EngineError
-from tests.support.adapter_files import DOWN1, HIDDEN, Q0, Q1, VOCABULARY, factors, write_adapter, write_base
+from tests.support.adapter_files import (
+    DOWN1,
+    HIDDEN,
+    Q0,
+    Q1,
+    VOCABULARY,
+    factors,
+    write_adapter,
+    write_base,
+    write_packed_base,
+)
 
 
 def config(**fields: Any) -> dict[str, Any]:
@@ -212,6 +222,22 @@ def test_other_weights_of_the_same_shapes_are_told_by_their_fingerprint(tmp_path
     assert ORIGIN in error.next_step
     (adapter / ORIGIN).unlink()
     check_base(read_adapter(adapter), tmp_path / "other")
+
+
+def test_a_base_stored_in_4_bits_is_told_by_how_many_numbers_it_has(tmp_path: Path) -> None:
+    write_packed_base(tmp_path / "packed")
+    parts = {**factors(Q0, 2, seed=0), **factors(DOWN1, 2, seed=1)}
+    adapter = write_adapter(tmp_path / "a", parts, tmp_path / "packed")
+    write_origin(adapter, tmp_path / "packed", name="packed")
+    check_base(read_adapter(adapter), tmp_path / "packed")
+    report = inspect_adapter(read_adapter(adapter))
+    assert report.belongs is True
+    assert report.update_norm is not None
+    assert report.per_matrix[0].relative_norm is None, "over packed numbers nothing can be said"
+    wide = {f"{Q0}.lora_A.weight": np.zeros((2, HIDDEN + 4)), f"{Q0}.lora_B.weight": np.zeros((HIDDEN, 2))}
+    error = foreign(write_adapter(tmp_path / "b", wide), tmp_path / "packed")
+    assert "(12, 16)" in error.cause
+    assert "144 numbers in 4 bits" in error.cause
 
 
 def test_another_revision_in_the_hubs_cache_is_refused(tmp_path: Path) -> None:
