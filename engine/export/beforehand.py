@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.adapters.base import check_base
 from engine.adapters.folder import read_adapter
 from engine.adapters.merge_folder import has_tokenizer, own_config
+from engine.adapters.merge_refusals import check_not_quantised
 from engine.context.gguf_support import what_is_lost
 from engine.errors import EngineError
 from engine.export.gguf import estimated_bytes
@@ -38,6 +39,8 @@ def check_source(order: ExportOrder) -> int:
     source, base = Path(order.source), Path(order.base or order.source)
     config = check_folder(base)
     if order.is_adapter:
+        if not order.adapter:
+            check_not_quantised(config, read_headers(base), order.base)
         adapter = read_adapter(source)
         check_base(adapter, base)
         config = dict((None if order.adapter else own_config(source, config)) or config)

@@ -13,6 +13,7 @@ from engine.context.export import config_after
 from engine.context.gguf_support import Finding, what_is_lost
 from engine.context.planner import applicable, plan_context
 from engine.errors import EngineError
+from engine.expansion.packed import quantisation
 from engine.export.gguf_tokenizer import tokenizer_for_gguf
 from engine.export.runtime import find_runtime, why_none
 from engine.extension.spec_window import options_of
@@ -34,9 +35,10 @@ def check_portable(spec: JobSpec, folder: Path, config: Mapping[str, Any]) -> tu
     """What the user should know before the start. `config` is the model's after growth; `folder` has its tokenizer.
 
     Raises EngineError `export.*` with the spec's key for what a target cannot represent, and for a k-quant where
-    llama.cpp's quantiser is not installed.
+    llama.cpp's quantiser is not installed; `merge.quantised_base` for an adapter on packed weights.
     """
     targets = spec.export.to
+    _check_packed(spec, config)
     if not any(target in (Destination.GGUF, Destination.OLLAMA) for target in targets):
         return ()
     _require_quantiser(spec)
@@ -75,6 +77,25 @@ def size_note(spec: JobSpec, parameters: int) -> str:
         return ""
     sizes = (f"{kind} about {format_bytes(parameters * BITS[kind] / 8)}" for kind in spec.export.gguf_types)
     return f"Export: {', '.join(sizes)}."
+
+
+def _check_packed(spec: JobSpec, config: Mapping[str, Any]) -> None:
+    """Every target is made of 16-bit weights, merged or as they are, which a job on packed ones does not have."""
+    method = quantisation(config)
+    if not (method and spec.export.to and spec.task.trains_adapter):
+        return
+    from engine.adapters.merge_refusals import plain_name  # beside numpy
+
+    base = plain_name(spec.model.source) or "THE_16_BIT_MODEL"
+    raise EngineError(
+        "merge.quantised_base",
+        f"{_KEY} asks for exports, which are not made of a quantised model, and {spec.model.source} is one.",
+        cause=f"Its weights are packed ({method}): an adapter is merged into the 16-bit model, and GGUF files are made "
+        "of that.",
+        next_step=f"Leave {_KEY} out, and export after the training: scaler-wizard export {spec.export.to[0].value} "
+        f"latest --base {base}. An adapter trained on the quantised model fits it.",
+        key=_KEY,
+    )
 
 
 def _require_quantiser(spec: JobSpec) -> None:

@@ -13,6 +13,8 @@ from engine.advise.answers import answers_of
 from engine.advise.option_state import OptionContext, option_states
 from engine.advise.questions import load_graph
 from engine.errors import EngineError
+from engine.export.beforehand import check_source
+from engine.export.order import ExportOrder
 from engine.export.portable import check_portable, export_bytes, size_note
 from engine.jobs import events as ev
 from engine.jobs.fold import Fold
@@ -33,6 +35,7 @@ from engine.models.analyze import analyze_model
 from engine.models.resolve import resolve_model
 from engine.resources import demo_model_dir
 from scaler_tui.preflight import check
+from tests.support.adapter_files import Q0, factors, write_adapter, write_packed_base
 
 GGUF, OLLAMA, HF = Destination.GGUF, Destination.OLLAMA, Destination.HF
 DEMO = json.loads((demo_model_dir() / "config.json").read_text())
@@ -99,6 +102,35 @@ def test_an_architecture_that_llama_cpp_is_not_written_for_is_refused_with_the_k
 def test_the_same_job_may_go_to_transformers() -> None:
     spec = JobSpec(export=ExportSection(to=(HF,)))
     assert check_portable(spec, demo_model_dir(), DEMO | {"model_type": "olmo2"}) == ()
+
+
+@pytest.mark.parametrize(
+    "export",
+    [ExportSection(to=(HF,)), ExportSection(to=(GGUF,)), ExportSection(to=(OLLAMA, HF), adapter=True)],
+)
+def test_an_export_of_an_adapter_on_packed_weights_is_refused_before_it_is_trained(export: ExportSection) -> None:
+    packed = DEMO | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    spec = JobSpec(task=Task.QLORA, model=ModelSection(source="unsloth/Qwen3-4B-bnb-4bit"), export=export)
+    error = refused(spec, packed)
+    assert (error.code, error.key) == ("merge.quantised_base", "export.to")
+    assert f"export {export.to[0].value} latest --base unsloth/Qwen3-4B." in error.next_step
+    assert '["hf"]' not in error.next_step
+    assert check_portable(JobSpec(task=Task.QLORA), demo_model_dir(), packed) == ()
+
+
+@pytest.mark.parametrize("target", [HF, GGUF])
+def test_an_adapter_on_packed_weights_is_exported_with_the_16_bit_base_and_that_is_said(
+    target: Destination, tmp_path: Path
+) -> None:
+    write_packed_base(tmp_path / "packed")
+    adapter = write_adapter(tmp_path / "a", factors(Q0, 2, seed=0), tmp_path / "packed")
+    order = ExportOrder(
+        destination=target, source=str(adapter), base=str(tmp_path / "packed"), out=str(tmp_path / "out"), name="a"
+    )
+    with pytest.raises(EngineError) as caught:
+        check_source(order)
+    assert caught.value.code == "merge.quantised_base"
+    assert "--base with the 16-bit model" in caught.value.next_step
 
 
 def test_types_that_need_a_quantiser_are_refused_without_one() -> None:
