@@ -181,7 +181,7 @@ def find_base(shares: Sequence[Share], given: Path | None) -> Base | None:
         _check_records(shares)
         folder = next(filter(None, map(_named_base, shares)), None)
     elif method := packed_as(folder):
-        raise _packed(folder, method)
+        raise packed_base(folder, method)
     if folder is None:
         return None
     for share in shares:
@@ -189,20 +189,43 @@ def find_base(shares: Sequence[Share], given: Path | None) -> Base | None:
     return read_base(folder)
 
 
+def needed_base(shares: Sequence[Share], given: Path | None) -> Base:
+    """The base of all adapters, of which nothing can be done without. Raises EngineError `adapter.other_base`,
+    `adapter.no_base`, `adapter.packed_base`."""
+    folders = [given] if given is not None else [_named_folder(share) for share in shares]
+    for folder in filter(None, folders):
+        if method := packed_as(folder):
+            raise packed_base(folder, method, needed=True)
+    if (found := find_base(shares, given)) is not None:
+        return found
+    raise EngineError(
+        "adapter.no_base",
+        "The base of these adapters is not here.",
+        cause=f"They name '{shares[0].adapter.config.base}'.",
+        next_step="Give its folder with --base.",
+    )
+
+
 def _named_base(share: Share) -> Path | None:
     """The folder that the adapter names, where it is here and holds plain weights."""
+    folder = _named_folder(share)
+    return None if folder is None or packed_as(folder) else folder
+
+
+def _named_folder(share: Share) -> Path | None:
     try:
-        folder = base_of_adapter(share.adapter.path)
-        return None if packed_as(folder) else folder
+        return base_of_adapter(share.adapter.path)
     except EngineError:
         return None
 
 
-def _packed(base: Path, method: str) -> EngineError:
+def packed_base(base: Path, method: str, *, needed: bool = False) -> EngineError:
+    """The refusal of a base whose numbers cannot be read; `needed`: nothing goes without one."""
+    way_out = "Give the 16-bit model it was made from with --base"
     return EngineError(
         "adapter.packed_base",
         f"Adapters are mixed by the numbers of their base, and those of {base} are packed ({method}).",
-        next_step="Give the 16-bit model it was made from with --base, or leave --base out: plain LoRA needs none.",
+        next_step=f"{way_out}." if needed else f"{way_out}, or leave --base out: plain LoRA needs none.",
     )
 
 

@@ -85,12 +85,16 @@ def opened(base: Path, adapters: list[tuple[str, Path]], data: str, dtype: str =
     """Raises EngineError `adapter.*`, `data.*`, `model.*`, `evaluation.*`."""
     from engine.adapters.base import check_base, read_base
     from engine.adapters.folder import read_adapter
+    from engine.adapters.mix import packed_base
+    from engine.adapters.origin import packed_as
     from engine.evaluation.loading import loaded
     from engine.evaluation.mix_rows import chosen_rows, read_rows, token_budget
     from engine.evaluation.mixed_model import MixedModel
 
     began = time.monotonic()
     folders = [read_adapter(folder) for _, folder in adapters]
+    if method := packed_as(base):
+        raise packed_base(base, method, needed=True)
     for folder in folders:
         check_base(folder, base)
     with loaded(base, dtype) as model:

@@ -56,19 +56,12 @@ class Asked:
 
 def asked_of(arguments: argparse.Namespace) -> Asked:
     """Raises EngineError `adapter.*`, `model.*`, `run.*`, `data.missing`."""
-    from engine.adapters.mix import find_base
+    from engine.adapters.mix import needed_base
     from scaler_tui.commands.adapters import base_folder
     from scaler_tui.commands.adapters_mix import shares_of, split_weight
 
     shares = shares_of(arguments.adapters)
-    base = find_base(shares, base_folder(arguments.base))
-    if base is None:
-        raise EngineError(
-            "adapter.no_base",
-            "The base of these adapters is not here.",
-            cause=f"They name '{shares[0].adapter.config.base}'.",
-            next_step="Give its folder with --base.",
-        )
+    base = needed_base(shares, base_folder(arguments.base))
     found: list[Weighed] = []
     for text, share in zip(arguments.adapters, shares, strict=True):
         name = _free_name(share.label.replace("=", "-"), [one.name for one in found])

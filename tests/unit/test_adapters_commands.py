@@ -16,7 +16,7 @@ from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
 from scaler_tui.cli import main
 from scaler_tui.commands.adapters_mix import split_weight
-from tests.support.adapter_files import DOWN1, HIDDEN, Q0, factors, write_adapter, write_base
+from tests.support.adapter_files import DOWN1, HIDDEN, Q0, factors, write_adapter, write_base, write_packed_base
 
 
 @pytest.fixture
@@ -100,6 +100,15 @@ def test_mix_makes_a_whole_model_when_told(place: Path, capsys: pytest.CaptureFi
     assert (place / "model" / "model.safetensors").is_file()
     refused = told(capsys, "mix", "plain", "--merged", "--method", "svd", "--rank", "2", "--out", "no", code=2)
     assert "no rank" in refused["error"]["what"]
+
+
+def test_a_score_on_a_base_in_4_bits_says_what_to_give_instead(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_packed_base(place / "packed")
+    write_adapter(place / "tuned", factors(Q0, 2, seed=0), place / "packed")
+    for words in (("tuned",), ("tuned", "--base", "packed")):
+        error = told(capsys, "score", *words, "--data", "demo", code=2)["error"]
+        assert error["code"] == "adapter.packed_base"
+        assert "16-bit model" in error["next_step"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from engine.adapters.folder import Adapted, AdapterFolder, read_adapter
 from engine.adapters.identity import identity_report
 from engine.adapters.merge import MergeRequest, merge
 from engine.adapters.merge_plan import Weighed
-from engine.adapters.mix import MixRequest, mix_adapters
+from engine.adapters.mix import MixRequest, mix_adapters, needed_base
 from engine.adapters.mix_write import AdapterFile
 from engine.adapters.origin import write_origin
 from engine.adapters.recipe import EXACT, Recipe, Share
@@ -43,7 +43,7 @@ from tests.support.adapter_files import (
     factors,
     write_adapter,
     write_base,
-    write_safetensors,
+    write_packed_base,
 )
 
 Weights = dict[str, Any]
@@ -277,12 +277,8 @@ def test_plain_adapters_need_no_base(tmp_path: Path) -> None:
 
 def test_a_base_in_4_bits_is_done_without_where_it_can_be_and_refused_where_it_is_given(tmp_path: Path) -> None:
     base, packed = tmp_path / "base", tmp_path / "packed"
-    for folder in (base, packed):
-        write_base(folder)
-    config = json.loads((packed / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (packed / "config.json").write_text(json.dumps(config))
-    write_safetensors(packed / "model.safetensors", {f"{Q0}.weight": np.ones((HIDDEN * HIDDEN // 2, 1))})
+    write_base(base)
+    write_packed_base(packed)
     one = write_adapter(tmp_path / "a", factors(Q0, 2, seed=0), base_model_name_or_path=str(packed))
     write_origin(one, packed, name="packed")
     shares = (Share(read_adapter(one)),)
@@ -290,6 +286,11 @@ def test_a_base_in_4_bits_is_done_without_where_it_can_be_and_refused_where_it_i
     assert mix_adapters(MixRequest(shares, tmp_path / "unpacked", base=base)).rank == 2, "nothing tells against it"
     error = refused(MixRequest(shares, tmp_path / "no", base=packed), "adapter.packed_base", "packed")
     assert "--base" in error.next_step
+    for named in (None, packed):
+        with pytest.raises(EngineError) as caught:
+            needed_base(shares, named)
+        assert (caught.value.code, "leave" in caught.value.next_step) == ("adapter.packed_base", False)
+    assert needed_base(shares, base).folder == base
     write_origin(one, base, name="base")
     write_base(tmp_path / "other", seed=1)
     refused(MixRequest(shares, tmp_path / "no", base=tmp_path / "other"), "adapter.other_base", "other weights")
