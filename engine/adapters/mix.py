@@ -152,7 +152,9 @@ def _tested(shares: Sequence[Share], base: Base | None, folder: Path) -> float:
 def _filled(folder: Path, job: _Job, on_tensor: OnTensor, identity_error: float | None) -> MixReport:
     request, shares, recipe = job.request, job.shares, job.request.recipe
     layers, squares = _write(folder, job, on_tensor)
-    write_small_files(folder, job.config, shares)
+    resizing = job.plan.resizing
+    order = sorted(range(len(shares)), key=lambda number: number not in resizing)  # whose tokenizer knows all tokens
+    write_small_files(folder, job.config, [shares[number] for number in order])
     if job.base is not None:
         write_origin(folder, job.base.folder, name=job.name or job.base.folder.name, revision=job.revision)
     report = MixReport(

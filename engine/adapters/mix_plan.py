@@ -79,6 +79,16 @@ class MixPlan:
     """Unchanged tensors that belong to a module which is saved whole."""
 
     @property
+    def resizing(self) -> frozenset[int]:
+        """Numbers of the adapters that add rows to the vocabulary."""
+        return frozenset(
+            number
+            for blend in self.blends
+            for number, change in blend.changes
+            if blend.base is not None and change.whole is not None and change.whole.shape[0] > blend.base.shape[0]
+        )
+
+    @property
     def targets(self) -> tuple[Blend, ...]:
         """What gets factors."""
         return tuple(blend for blend in self.blends if blend.form is Form.FACTORS)

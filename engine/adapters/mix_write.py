@@ -207,7 +207,7 @@ def staged(out: Path, needed_bytes: int, *, force: bool) -> Iterator[Path]:
 
 
 def write_small_files(folder: Path, config: Mapping[str, Any], shares: Sequence[Share]) -> None:
-    """The config, and from the adapters the tokenizer and a config of a longer window, as they are."""
+    """The config, and from the adapters the first tokenizer and a config of a longer window, as they are."""
     text = msgspec.json.format(msgspec.json.encode(config), indent=2)
     (folder / ADAPTER_CONFIG).write_bytes(text + b"\n")
     for share in shares:

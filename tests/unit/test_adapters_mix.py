@@ -349,6 +349,25 @@ def test_vocabularies_that_grew_stay_and_cannot_be_added(
     refused(MixRequest(clash, tmp_path / "no", base=base_folder), "adapter.mix_form", "resized")
 
 
+@pytest.mark.parametrize("first", ["grown", "plain"])
+def test_the_tokenizer_of_a_mix_is_that_of_the_adapter_which_grew_the_vocabulary(first: str, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    longer = np.concatenate((base["lm_head.weight"], np.ones((2, HIDDEN))))
+    grown = {**factors(Q0, 2, seed=0), "lm_head.weight": longer}
+    folders = {
+        "grown": write_adapter(tmp_path / "grown", grown, modules_to_save=["lm_head"]),
+        "plain": write_adapter(tmp_path / "plain", factors(Q0, 2, seed=1)),
+    }
+    for name, folder in folders.items():
+        (folder / "tokenizer.json").write_text(name)
+    names = sorted(folders, key=lambda name: name != first)
+    shares = tuple(Share(read_adapter(folders[name])) for name in names)
+    mix_adapters(MixRequest(shares, tmp_path / "out", base=tmp_path / "base", test=False))
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "grown"
+    mix_adapters(MixRequest((shares[names.index("plain")],), tmp_path / "alone", base=tmp_path / "base", test=False))
+    assert (tmp_path / "alone" / "tokenizer.json").read_text() == "plain"
+
+
 def test_a_vocabulary_that_shrank_is_refused_and_no_write_leaves_its_tensor(
     kinds: tuple[Path, Weights, dict[str, Path]], tmp_path: Path
 ) -> None:
