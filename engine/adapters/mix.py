@@ -163,6 +163,7 @@ def _filled(folder: Path, job: _Job, on_tensor: OnTensor, identity_error: float 
         weights=tuple(share.weight for share in request.shares),
         layers=layers,
         relative_error=squares.relative,
+        cut_error=None if recipe.is_sum else squares.cut,
         rank=max(layer.rank for layer in layers),
         out=str(request.out),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
@@ -269,8 +270,7 @@ def _write(folder: Path, job: _Job, on_tensor: OnTensor) -> tuple[tuple[LayerErr
             squares = Squares()
             for name, first, values in pieces(plan, blend, weights, recipe, squares):
                 file.put(name, values, first)
-            total.difference += squares.difference
-            total.true += squares.true
+            total.join(squares)
             if blend.changes:
                 layers.append(squares.error(blend.name.removesuffix(".weight"), blend.rank))
     on_tensor(len(blends), len(blends), "")
@@ -295,8 +295,7 @@ def pieces(
     else:
         values, found = (mix_rows if blend.form is Form.ROWS else mix_biases)(blend, own, recipe)
         yield names[0], 0, values
-    squares.difference += found.difference
-    squares.true += found.true
+    squares.join(found)
 
 
 def _named_factors(names: Sequence[str], mixed: Mixed) -> Iterator[tuple[str, int, Array]]:

@@ -45,20 +45,45 @@ class Squares:
 
     difference: float = 0.0
     true: float = 0.0
+    lost: float = 0.0
+    """What a rank cuts off the matrices that a method gives."""
+    given: float = 0.0
+    """These matrices."""
 
     def add(self, difference: Array, true: Array) -> None:
         """Some numbers of both."""
-        self.difference += float(np.einsum("ij,ij->", difference, difference, dtype=np.float64))
-        self.true += float(np.einsum("ij,ij->", true, true, dtype=np.float64))
+        self.difference += _squared(difference)
+        self.true += _squared(true)
+
+    def add_cut(self, lost: Array, given: Array) -> None:
+        """Some numbers of both."""
+        self.lost += _squared(lost)
+        self.given += _squared(given)
+
+    def join(self, other: Squares) -> None:
+        """Those of another tensor."""
+        self.difference += other.difference
+        self.true += other.true
+        self.lost += other.lost
+        self.given += other.given
 
     @property
     def relative(self) -> float:
         """Frobenius norm of the difference over that of the true sum; 0 where that is 0."""
         return math.sqrt(self.difference / self.true) if self.true > 0 else 0.0
 
+    @property
+    def cut(self) -> float | None:
+        """Frobenius norm of what is lost over that of what was given; None where no matrix was cut."""
+        return math.sqrt(self.lost / self.given) if self.given > 0 else None
+
     def error(self, module: str, rank: int) -> LayerError:
         """As a report has it."""
         return LayerError(module=module, rank=rank, relative_error=self.relative, update_norm=math.sqrt(self.true))
+
+
+def _squared(values: Array) -> float:
+    return float(np.einsum("ij,ij->", values, values, dtype=np.float64))
 
 
 def mix_factors(blend: Blend, weights: Sequence[float], recipe: Recipe, *, dora: bool) -> tuple[Mixed, Squares]:
@@ -152,11 +177,12 @@ def _by_values(
     """Through the update as a whole matrix, cut to a rank."""
     update = combine(sources, weights, recipe, _key(blend), _marks(blend, recipe))
     left, right = balanced(*leading(update, blend.rank, precise=False))
-    del update
     squares = Squares()
     for begin, end in chunks(blend.shape):
-        true = _true_rows(sources, weights, begin, end)
-        squares.add(left[begin:end] @ right - true, true)
+        true, found, given = _true_rows(sources, weights, begin, end), left[begin:end] @ right, update[begin:end]
+        squares.add(found - true, true)
+        squares.add_cut(found - given, given)
+    del update, given
     if not blend.transposed:
         return Mixed(left, right), squares
     return Mixed(np.ascontiguousarray(right.T), np.ascontiguousarray(left.T)), squares

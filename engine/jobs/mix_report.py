@@ -33,6 +33,8 @@ class MixReport(msgspec.Struct, frozen=True, kw_only=True):
     """The largest of the result."""
     out: str
     size_bytes: int
+    cut_error: float | None = None
+    """What the rank cuts off the matrices that ties, dare or magnitude give, relative; None for a weighted sum."""
     density: float = 1.0
     identity_error: float | None = None
     """The self-test: every adapter alone at weight 1 against itself, relative, the worst of them."""

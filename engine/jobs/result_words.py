@@ -64,6 +64,8 @@ def mix_rows(report: MixReport) -> Rows:
         ("method", f"{report.method}{density}, " + (f"rank {report.rank}" if report.rank else "kept whole")),
         ("error", error_words(report)),
     ]
+    if report.cut_error is not None:
+        rows.append(("cut", f"{cut_words(report)}; merged into the base all is kept"))
     if report.identity_error is not None:
         rows.append(("self-test", f"an adapter alone at weight 1 gives itself back to {report.identity_error:.1e}"))
     if report.score is not None:
@@ -83,6 +85,13 @@ def error_words(report: MixReport) -> str:
         return f"no more than rounding: {report.relative_error:.1e} of the weighted sum"
     worst = "; ".join(layer_words(layer) for layer in worst_layers(report))
     return f"{report.relative_error * 100:.2g} % against the weighted sum; most in {worst}"
+
+
+def cut_words(report: MixReport) -> str:
+    """ "38 % of what ties gives is lost at rank 8", of a report that knows."""
+    lost = report.cut_error or 0.0
+    share = f"{lost * 100:.2g} %" if lost >= EXACT else "nothing"
+    return f"{share} of what {report.method} gives is lost at rank {report.rank}"
 
 
 def worst_layers(report: MixReport) -> list[LayerError]:
@@ -128,10 +137,10 @@ def change_words(agreement: Agreement) -> str:
 def agreement_words(agreement: Agreement) -> str:
     """How alike the file and transformers answer, in a sentence."""
     same = f"same next token at {agreement.same_top_token * 100:.1f} % of {agreement.tokens_compared:,} positions"
+    over = [f"perplexity over {agreement.perplexity_tokens:,} tokens"] if agreement.perplexity_tokens else []
     texts = "answers are the same" if agreement.first_difference < 0 else (
         f"answers part at token {agreement.first_difference + 1}"
     )  # fmt: skip
-    over = [f"perplexity over {agreement.perplexity_tokens:,} tokens"] if agreement.perplexity_tokens else []
     wrong = [
         words
         for fine, words in (

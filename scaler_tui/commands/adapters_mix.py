@@ -94,6 +94,8 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _say(report: MixReport, *, every: bool) -> None:
+    from engine.jobs.result_words import cut_words
+
     shares = zip(report.adapters, report.weights, strict=True)
     output.say(f"Mixed     {report.out}")
     output.say(f"          {report.method}: {', '.join(f'{weight:g} x {name}' for name, weight in shares)}")
@@ -102,6 +104,8 @@ def _say(report: MixReport, *, every: bool) -> None:
         f"{format_bytes(report.peak_rss_bytes)} of memory"
     )
     output.say(_distance(report))
+    if report.cut_error is not None:
+        output.say(f"Cut       {cut_words(report)}; --merged keeps all")
     if report.identity_error is not None:
         output.say(f"Self-test {report.identity_error:.1e}: every adapter alone at weight 1 against itself, the worst")
     if every:

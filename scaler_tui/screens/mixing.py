@@ -274,8 +274,9 @@ def written_lines(action: str, told: dict[str, Any]) -> Iterable[tuple[str, str]
         from engine.jobs.mix_report import MixReport
         from engine.jobs.result_words import mix_rows
 
-        report = msgspec.convert(told, MixReport)
-        yield from ((label.capitalize(), words) for label, words in mix_rows(report) if label in ("error", "self-test"))
+        told_of = ("error", "cut", "self-test")
+        rows = mix_rows(msgspec.convert(told, MixReport))
+        yield from ((label.capitalize(), words) for label, words in rows if label in told_of)
         yield ("Next", f"scaler-wizard chat {shlex.quote(out)}")
     else:
         yield ("Next", f"scaler-wizard export gguf {shlex.quote(out)}")

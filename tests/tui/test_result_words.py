@@ -117,6 +117,9 @@ def test_changes_that_are_rounding_are_called_so() -> None:
     assert "perplexity" not in agreement_words(agreement()), "older reports have no count"
     assert "does not stop by itself" in agreement_words(agreement(stops=False))
     assert ("method", "ties, density 0.5, rank 16") in mix_rows(MIX)
+    cut = dict(mix_rows(msgspec.structs.replace(MIX, cut_error=0.38)))["cut"]
+    assert cut.startswith("38 % of what ties gives is lost at rank 16")
+    assert "cut" not in dict(mix_rows(MIX)), "older reports do not know it"
 
 
 def test_a_review_names_teacher_loss_answers_and_destination() -> None:

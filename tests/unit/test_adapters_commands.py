@@ -91,6 +91,7 @@ def test_mix_writes_an_adapter_and_says_the_error(place: Path, capsys: pytest.Ca
         assert word in text
     ties = said(capsys, "mix", "plain", "dora", "--method", "ties", "--out", "ties", "--no-test")
     assert "which ties is not" in ties
+    assert "of what ties gives is lost at rank" in ties
     assert "Self-test" not in ties
 
 

@@ -246,6 +246,29 @@ def test_other_methods_give_the_same_as_an_adapter_of_full_rank_and_as_a_model(
         np.testing.assert_allclose(found.get(name, weight), model[name], atol=2e-5, err_msg=name)
 
 
+def test_what_a_rank_cuts_off_is_told_apart_from_what_the_method_changes(
+    kinds: tuple[Path, Weights, dict[str, Path]], tmp_path: Path
+) -> None:
+    weights = {"plain": 0.7, "ranks": 0.5, "rslora": 0.5}
+    reports: dict[int, MixReport] = {}
+    cut: list[float] = []
+    for rank in (2, 5, HIDDEN):
+        recipe = Recipe(MixMethod.TIES, density=0.5, rank=rank)
+        reports[rank], _ = mixed(kinds, tmp_path / str(rank), weights, recipe)
+    base, whole = kinds[1], changed_by(read_adapter(tmp_path / str(HIDDEN)), kinds[1])
+    for rank, report in reports.items():
+        found = changed_by(read_adapter(tmp_path / str(rank)), base)
+        lost = sum(float(np.sum((found[name] - whole[name]) ** 2)) for name in whole)
+        given = sum(float(np.sum((whole[name] - base[name]) ** 2)) for name in whole)
+        cut.append(float(np.sqrt(lost / given)))
+        assert report.cut_error == pytest.approx(cut[-1], abs=1e-5)
+    assert cut[0] > cut[1] > 0.05
+    assert cut[2] == 0
+    assert reports[HIDDEN].relative_error > 0.05, "nothing is cut, and ties is another update than the sum"
+    summed, _ = mixed(kinds, tmp_path / "sum", weights, Recipe(MixMethod.SVD, rank=2))
+    assert summed.cut_error is None, "of a sum the error is the cut"
+
+
 def test_equal_seeds_give_equal_files(kinds: tuple[Path, Weights, dict[str, Path]], tmp_path: Path) -> None:
     contents = []
     for number, seed in enumerate((1, 1, 2)):
