@@ -53,7 +53,9 @@ class HelpScreen(ModalScreen[None]):
     def of(cls, screen: Screen[Any]) -> HelpScreen:
         """Help for `screen`: its own keys first, then those that work everywhere."""
         title = getattr(screen, "place", "") or type(screen).__name__.removesuffix("Screen")
-        return cls(title, [*keys_of(screen), *_ALWAYS])
+        own = keys_of(screen)
+        told = {text for _, text in own}
+        return cls(title, [*own, *(line for line in _ALWAYS if line[1] not in told)])
 
     def compose(self) -> ComposeResult:
         """Keys, one a line, then what never changes."""

@@ -67,3 +67,10 @@ async def test_a_key_is_listed_once_with_all_its_names() -> None:
         assert listed["Answer directly"] == "1-9"
         assert listed["Back"] == "b, Backspace, Left, Esc"
         assert len(listed) == len(keys_of(screen))
+
+
+async def test_a_key_that_works_everywhere_is_not_said_twice_where_a_screen_shows_it() -> None:
+    async with opened() as (app, pilot):
+        await press(pilot, "question_mark")
+        assert isinstance(app.screen, HelpScreen)
+        assert visible(app).count("Next colour theme") == 1
