@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.errors import EngineError
 from engine.hardware.meters import MeterReader
@@ -88,8 +89,17 @@ def peak_of(device: str) -> Peak:
 
         reserved, context = torch.cuda.max_memory_reserved(), _cuda_context_bytes()
         return Peak(reserved + context, "vram", torch.cuda.max_memory_allocated(), reserved, context)
+    return Peak(_peak_resident_bytes(), "ram")
+
+
+def _peak_resident_bytes() -> int:
+    """Linux's ru_maxrss begins with what the parent had when it started this process; VmHWM is this program's own."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Peak(peak if sys.platform == "darwin" else peak * 1024, "ram")
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _cuda_context_bytes() -> int:
