@@ -94,6 +94,14 @@ def check_base(adapter: AdapterFolder, base: Path) -> None:
     check_origin(adapter, found.folder)
 
 
+def resized(adapter: AdapterFolder, base: Base) -> Iterator[tuple[str, int, int]]:
+    """(name, its rows, the base's) of every whole copy with a vocabulary of its own."""
+    for whole in adapter.whole:
+        stored = base.find(whole.name)
+        if stored is not None and stored.shape != whole.tensor.shape:
+            yield whole.name, whole.tensor.shape[0], stored.shape[0]
+
+
 def _differences(adapter: AdapterFolder, base: Base) -> Iterator[tuple[str, str]]:
     for one in adapter.adapted:
         stored = base.find(one.weight)

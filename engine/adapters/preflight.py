@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from engine.adapters.base import Base, check_base, read_base
+from engine.adapters.base import Base, check_base, read_base, resized
 from engine.adapters.folder import AdapterFolder, read_adapter
 from engine.adapters.merge_plan import Weighed, plan_merge
 from engine.adapters.merge_refusals import check_not_quantised
@@ -41,17 +41,15 @@ def check_adapters_of(spec: JobSpec, ref: ModelRef) -> tuple[AdapterFolder, ...]
 
 def _check_vocabulary(adapter: AdapterFolder, base: Base) -> None:
     """A mix is measured with all its adapters on one model, whose vocabulary has one size."""
-    for whole in adapter.whole:
-        stored = base.find(whole.name)
-        if stored is not None and stored.shape != whole.tensor.shape:
-            raise EngineError(
-                "adapter.resized",
-                f"The adapter in {adapter.path} has a vocabulary of its own: {whole.tensor.shape[0]:,} rows in "
-                f"'{whole.name[:80]}', the model's has {stored.shape[0]:,}.",
-                cause="A model whose vocabulary was resized for one adapter is another model for the others.",
-                next_step="Merge that adapter into the base first (scaler-wizard adapters merge), and mix what was "
-                "trained on the result.",
-            )
+    for name, own, theirs in resized(adapter, base):
+        raise EngineError(
+            "adapter.resized",
+            f"The adapter in {adapter.path} has a vocabulary of its own: {own:,} rows in '{name[:80]}', the model's "
+            f"has {theirs:,}.",
+            cause="A model whose vocabulary was resized for one adapter is another model for the others.",
+            next_step="Merge that adapter into the base first (scaler-wizard adapters merge), and mix what was "
+            "trained on the result.",
+        )
 
 
 def heldout_of(spec: JobSpec, folder: Path, now: datetime | None = None) -> PreparedData:

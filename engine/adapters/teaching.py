@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from engine.adapters.base import check_base, read_base
+from engine.adapters.base import check_base, read_base, resized
 from engine.adapters.folder import read_adapter
 from engine.errors import EngineError
 
@@ -19,14 +19,10 @@ def check_teaching(folder: Path, base: Path) -> None:
     for one whose vocabulary is not the base's."""
     adapter = read_adapter(folder)
     check_base(adapter, base)
-    found = read_base(base)
-    for whole in adapter.whole:
-        stored = found.find(whole.name)
-        if stored is not None and stored.shape != whole.tensor.shape:
-            raise EngineError(
-                "adapter.resized",
-                f"The adapter in {folder} was trained with a vocabulary of {whole.tensor.shape[0]:,} tokens; its base "
-                f"has {stored.shape[0]:,}.",
-                cause="Its tokens are others than the base's, so it cannot teach as it lies on it.",
-                next_step=f"Make one model of both first: scaler-wizard adapters merge {shlex.quote(str(folder))}",
-            )
+    for _, own, theirs in resized(adapter, read_base(base)):
+        raise EngineError(
+            "adapter.resized",
+            f"The adapter in {folder} was trained with a vocabulary of {own:,} tokens; its base has {theirs:,}.",
+            cause="Its tokens are others than the base's, so it cannot teach as it lies on it.",
+            next_step=f"Make one model of both first: scaler-wizard adapters merge {shlex.quote(str(folder))}",
+        )
