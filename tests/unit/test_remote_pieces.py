@@ -7,8 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from engine.remote.inputs import collect, with_places
 from engine.remote.ssh import Host, parse_host
 from engine.resources import demo_model_dir
 from scaler_tui.cli import main
+from tests.support.cli import wait_for
 from tests.support.fake_worker import recorded_run
 
 
@@ -345,23 +346,45 @@ def test_a_spec_written_to_another_folder_names_the_same_text(tmp_path: Path, mo
     assert found.sources[1].path == "hub:owner/name"
 
 
+def _receiver(root: Path, content: bytes, silent_seconds: int = 60) -> subprocess.Popen[bytes]:
+    """What runs on the host while a file is copied there; it reads the file from its standard input."""
+    order = {"root": str(root), "files": [{"sha": _sha(content), "offset": 0, "size": len(content)}]}
+    program = f"from engine.remote.far import files; files.SILENT_SECONDS = {silent_seconds}; files.receive({order!r})"
+    return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def test_two_connections_that_copy_one_file_at_once_leave_it_whole(tmp_path: Path) -> None:
     content = b"weights " * 100_000
-    sha = hashlib.sha256(content).hexdigest()
-    order = {"root": str(tmp_path), "files": [{"sha": sha, "offset": 0, "size": len(content)}]}
-    command = [sys.executable, "-c", f"from engine.remote.far import files; files.receive({order!r})"]
-    first, second = (subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(2))
-    assert first.stdin is not None
-    first.stdin.write(content[:300_000])
-    first.stdin.flush()
-    part = blob_path(tmp_path, sha).with_suffix(".part")
-    writer = threading.Thread(target=second.communicate, args=(content,))
-    writer.start()
-    first.communicate(content[300_000:])
-    writer.join()
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert blob_path(tmp_path, sha).read_bytes() == content
-    assert not part.exists()
+    both = [_receiver(tmp_path, content) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:  # either may be first: the other one reads nothing until it is done
+        list(pool.map(lambda receiver: receiver.communicate(content), both))
+    assert [receiver.returncode for receiver in both] == [0, 0]
+    assert blob_path(tmp_path, _sha(content)).read_bytes() == content
+    assert not blob_path(tmp_path, _sha(content)).with_suffix(".part").exists()
+
+
+def test_a_connection_that_broke_unnoticed_does_not_keep_a_file_from_the_next_one(tmp_path: Path) -> None:
+    content = b"weights " * 100_000
+    part = blob_path(tmp_path, _sha(content)).with_suffix(".part")
+    broken = _receiver(tmp_path, content, silent_seconds=3)
+    assert broken.stdin is not None
+    assert broken.stderr is not None
+    broken.stdin.write(content[:300_000])
+    broken.stdin.flush()
+    wait_for(
+        lambda: part.exists() and part.stat().st_size > 0, "a part of the file"
+    )  # it holds the file, and will hear nothing more
+    following = _receiver(tmp_path, content)
+    following.communicate(content, timeout=60)
+    assert following.returncode == 0
+    assert blob_path(tmp_path, _sha(content)).read_bytes() == content
+    assert broken.wait(60) != 0
+    assert b"Nothing arrived for 3 seconds" in broken.stderr.read()
+    broken.stdin.close()
 
 
 def test_the_record_of_a_mirror_is_for_its_owner_alone(tmp_path: Path) -> None:

@@ -8,11 +8,17 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import sys
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from .common import CHUNK_BYTES, Refused, blob_path, sha_of, write_whole
+
+SILENT_SECONDS = 60
+"""A sender that sends nothing for so long is gone; its own ssh gives up sooner. Without a limit a connection that broke
+unnoticed would keep the file from the one that goes on with it."""
 
 
 def have(order: dict[str, Any]) -> dict[str, Any]:
@@ -64,13 +70,21 @@ def _take(blob: Path, sha: str, offset: int, size: int) -> None:
 
 def _pass_on(left: int, file: BinaryIO | None) -> None:
     """The next `left` bytes of standard input into `file`, or to nobody."""
+    source = cast("BufferedReader", sys.stdin.buffer)
+    signal.signal(signal.SIGALRM, _sender_gone)
     while left:
-        chunk = sys.stdin.buffer.read(min(left, CHUNK_BYTES))
+        signal.alarm(SILENT_SECONDS)
+        chunk = source.read1(min(left, CHUNK_BYTES))
+        signal.alarm(0)  # a slow disk is no silent sender
         if not chunk:
             raise Refused("remote.dropped", "The connection was lost while a file was copied.")
         if file is not None:
             file.write(chunk)
         left -= len(chunk)
+
+
+def _sender_gone(*_: object) -> None:
+    raise Refused("remote.dropped", f"Nothing arrived for {SILENT_SECONDS} seconds while a file was copied.")
 
 
 def tree(order: dict[str, Any]) -> dict[str, Any]:
