@@ -42,6 +42,10 @@ def add_extend(add: Add, *, named: bool) -> None:
     how.add_argument(
         "--evaluations", type=_count, default=0, metavar="N", help="or a search of so many sets of factors"
     )
+    how.add_argument("--search-documents", type=_count, metavar="N", help="texts that every set is tried on, else 3")
+    how.add_argument(
+        "--search-text-weight", type=_weight, metavar="W", help="of the text's loss beside the needles', else 0.25"
+    )
     how.add_argument("--factor", type=float, metavar="S", help="ntk, ntk-critical, abf: in place of N over the window")
     how.add_argument("--attention-factor", type=float, metavar="M", help="yarn, by-parts, or with --factors: m")
     how.add_argument("--critical-pair", type=_count, metavar="I", help="ntk-critical, or longrope2 with --factors")
@@ -139,6 +143,13 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than one")
+    return number
+
+
+def _weight(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no weight from 0 on")
     return number
 
 

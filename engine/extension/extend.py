@@ -260,7 +260,7 @@ def decide(order: Order, measuring: steps.Measuring, config: dict[str, Any]) -> 
         method = found_race.decided.method
         options = searched if method in SEARCHED else Options()
     elif method in SEARCHED and not options.long_divisors:
-        factors, found = steps.search(measuring, method, order.search_minutes, order.evaluations)
+        factors, found = steps.search(measuring, method, order)
         options = factors.applied(options)
     plan = plan_context(config, order.target, method, options, order.name)
     if found is not None and method in SEARCHED and (note := seed_note(found)):
@@ -276,7 +276,7 @@ def race_all(order: Order, measuring: steps.Measuring) -> tuple[Race, Options, S
     if order.searches:
         path = measuring.searched_log
         logged = replace(measuring, log=path)
-        factors, found = steps.search(logged, LONGROPE2, order.search_minutes, order.evaluations)
+        factors, found = steps.search(logged, LONGROPE2, order)
         options = factors.applied(Options())
         return steps.race(measuring, contenders(order), path), options, found
     if not order.options.long_divisors:

@@ -84,6 +84,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """0: one pass over them."""
     search_minutes: float = 0.0
     evaluations: int = 0
+    search_documents: int = 0
+    """Texts that every set of factors is tried on; 0 for the usual number."""
+    search_text_weight: float | None = None
+    """Of the text's loss beside the needles'; None for the usual one."""
     dtype: str = "auto"
     """Of the model while it is measured."""
     quantization: str = "none"

@@ -14,7 +14,7 @@ import msgspec
 from engine.context.certificate import FolderCheck, Race
 from engine.context.factors import Factors, read_factors
 from engine.errors import EngineError, ExitCode
-from engine.extension.staging import CHECK, EVALUATION, MODEL, RACE, REPORT, SEARCH
+from engine.extension.staging import CHECK, EVALUATION, MODEL, RACE, REPORT, SEARCH, Order
 from engine.jobs.length_report import LengthReport
 from engine.jobs.race_lines import (
     RaceDecided,
@@ -136,10 +136,11 @@ def race(measuring: Measuring, methods: tuple[str, ...] = (), factors: Path | No
     return Race(rows=tuple(found.rows.values()), decided=found.decided, seconds=found.decided.seconds)
 
 
-def search(measuring: Measuring, method: str, minutes: float = 0.0, evaluations: int = 0) -> tuple[Factors, SearchDone]:
-    """Search factors on the source; the best set and what was said of the search. Raises the process's EngineError."""
+def search(measuring: Measuring, method: str, order: Order) -> tuple[Factors, SearchDone]:
+    """Search factors on the source with the order's budget; the best set and what was said of the search. Raises the
+    process's EngineError."""
     done: list[SearchDone] = []
-    planned = [evaluations]
+    planned = [order.evaluations]
 
     def hear(raw: bytes) -> None:
         line = decode_line(raw)
@@ -157,8 +158,10 @@ def search(measuring: Measuring, method: str, minutes: float = 0.0, evaluations:
     log = measuring.log or measuring.folder / SEARCH
     words = ["search", "--model", str(measuring.source), "--context", str(measuring.target), "--log", str(log)]
     words += ["--method", method, *measuring.common()]
-    words += ["--minutes", f"{minutes:g}"] if minutes else []
-    words += ["--evaluations", str(evaluations)] if evaluations else []
+    words += ["--minutes", f"{order.search_minutes:g}"] if order.search_minutes else []
+    words += ["--evaluations", str(order.evaluations)] if order.evaluations else []
+    words += ["--documents", str(order.search_documents)] if order.search_documents else []
+    words += ["--weight", f"{order.search_text_weight:g}"] if order.search_text_weight is not None else []
     _run("engine.rotary", words, measuring, "search", hear)
     return read_factors(log), done[-1]
 

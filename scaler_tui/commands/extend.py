@@ -123,6 +123,7 @@ def _check_used(arguments: argparse.Namespace) -> None:
     """Flags that would have no effect beside others, and searches too small to begin. Raises EngineError `usage`,
     `search.budget`."""
     from engine.context.search_budget import FEWEST_EVALUATIONS, USUAL_EVALUATIONS
+    from scaler_tui.commands.extend_plans import search_shape
 
     search = [name for name in ("search_minutes", "evaluations") if getattr(arguments, name)]
     if arguments.resume:
@@ -133,6 +134,12 @@ def _check_used(arguments: argparse.Namespace) -> None:
         raise _useless("--search-minutes and --evaluations both say how long to search.", "Give one of them.")
     if search and arguments.factors is not None:
         raise _useless(f"{_flag(search[0])} searches factors, and --factors has them.", "Give one of them.")
+    shaping = search_shape(arguments)
+    if shaping and not search and (arguments.factors is not None or arguments.method == "auto"):
+        raise _useless(
+            f"{_flag(shaping[0])} shapes a search, and nothing is searched here.",
+            "Add --search-minutes or --evaluations, or leave it out.",
+        )
     if arguments.no_report and not arguments.resume:
         for name in ("quick", "prompts", "race"):
             if getattr(arguments, name):

@@ -36,7 +36,7 @@ def _given(arguments: argparse.Namespace, order: Order) -> Iterator[tuple[str, A
     """(flag, what it asks for, what the order has) of every flag that was given."""
     from engine.extension.losses import consumers_named
     from engine.extension.training import check_data
-    from scaler_tui.commands.extend_plans import known_method, text_named
+    from scaler_tui.commands.extend_plans import known_method, search_shape, text_named
 
     if arguments.context:
         yield "--context", _target(arguments), order.target
@@ -53,6 +53,8 @@ def _given(arguments: argparse.Namespace, order: Order) -> Iterator[tuple[str, A
     if arguments.factors is not None:
         yield "--factors", str(arguments.factors.expanduser().absolute()), str(Path(order.factors or ".").absolute())
     usual = {"seed": 17, "dtype": "auto", "quantization": "none"}
+    for name in search_shape(arguments):
+        yield f"--{name.replace('_', '-')}", getattr(arguments, name), getattr(order, name)
     for name in ("search_minutes", "evaluations", "steps", "prompts", "quick", "seed", "dtype", "quantization"):
         asked = getattr(arguments, name)
         if asked != usual.get(name, 0):

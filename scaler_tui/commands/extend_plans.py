@@ -31,7 +31,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "
 _PASSES_PER_REPORT, _PASSES_PER_METHOD = 90.0, 20.0
 """Sequences of the target's length that a report, and one method of a race, read; shorter ones counted in parts."""
 _QUICK_SHARE = 0.25
-_PASSES_PER_EVALUATION = 3.0
+_PASSES_PER_DOCUMENT = 1.0
+"""Of one set of factors that a search tries."""
 _START_SECONDS = 8.0
 """A process that imports torch and loads a small model."""
 
@@ -144,8 +145,9 @@ def options_of(arguments: argparse.Namespace, method: str) -> Options:
             "usage", "--theta belongs to --method abf.", next_step="Add --method abf, or leave out --theta."
         )
     searched = [name for name, one in METHODS.items() if one.needs_search]
-    for flag in ("factors", "search_minutes", "evaluations"):
-        if getattr(arguments, flag) and method not in (AUTO, *searched):
+    given = [flag for flag in ("factors", "search_minutes", "evaluations") if getattr(arguments, flag)]
+    for flag in (*given, *search_shape(arguments)):
+        if method not in (AUTO, *searched):
             raise EngineError(
                 "usage",
                 f"--{flag.replace('_', '-')} belongs to a method that takes searched factors; {method} has a formula.",
@@ -161,6 +163,11 @@ def options_of(arguments: argparse.Namespace, method: str) -> Options:
     if arguments.factors is None:
         return options
     return read_factors(arguments.factors.expanduser()).applied(options)
+
+
+def search_shape(arguments: argparse.Namespace) -> list[str]:
+    """The flags that were given of those that say how a search measures; 0 is a weight like others."""
+    return [name for name in ("search_documents", "search_text_weight") if getattr(arguments, name) is not None]
 
 
 def _check_own(arguments: argparse.Namespace, method: str) -> None:
@@ -234,6 +241,8 @@ def _order(arguments: argparse.Namespace, folder: Path, name: str, **more: Any) 
         "steps": arguments.steps,
         "search_minutes": arguments.search_minutes,
         "evaluations": arguments.evaluations,
+        "search_documents": arguments.search_documents or 0,
+        "search_text_weight": arguments.search_text_weight,
     }
     if folder == Path():
         return Order(program="", source=name, name=name, files=(), **fields)
@@ -277,7 +286,7 @@ def require_tokenizer(folder: Path, otherwise: str = "") -> None:
 def _seconds(order: Order, needs: Needs, config: Mapping[str, Any]) -> Range | None:
     """How long all measuring takes here, from the estimator's time for one pass."""
     from engine.context.planner import applicable
-    from engine.context.search_budget import USUAL_EVALUATIONS
+    from engine.context.search_budget import USUAL_DOCUMENTS, USUAL_EVALUATIONS
     from engine.estimate.estimate import Range
 
     passes, starts, searches, budget = 0.0, 0, order.searches, Range(0.0, 0.0, 0.0)
@@ -293,7 +302,11 @@ def _seconds(order: Order, needs: Needs, config: Mapping[str, Any]) -> Range | N
         budget = Range(*(order.search_minutes * 60 * part for part in (0.5, 1.0, 1.2)))
         starts += 1
     elif searches:
-        passes, starts = passes + _PASSES_PER_EVALUATION * (order.evaluations or USUAL_EVALUATIONS), starts + 1
+        documents = order.search_documents or USUAL_DOCUMENTS
+        passes, starts = (
+            passes + _PASSES_PER_DOCUMENT * documents * (order.evaluations or USUAL_EVALUATIONS),
+            starts + 1,
+        )
     if order.report:
         passes, starts = passes + share * _PASSES_PER_REPORT, starts + 2
     if not passes and not starts:

@@ -91,7 +91,7 @@ def _search(arguments: argparse.Namespace, wanted: Wanted, folder: Path, method:
 
     order = wanted.order
     with _measuring(arguments, wanted, folder, quiet=quiet) as measuring:
-        factors, done = steps.search(measuring, method, order.search_minutes, order.evaluations)
+        factors, done = steps.search(measuring, method, order)
     if arguments.json_lines:
         return
     if arguments.json:

@@ -109,6 +109,13 @@ def test_a_named_method_shows_its_notes_and_readers(run: Run) -> None:
         (["--context", "1k", "--method", "yarn", "--search-minutes", "5"], "--search-minutes belongs to"),
         (["--context", "1k", "--method", "yarn", "--evaluations", "50"], "--evaluations belongs to"),
         (["--context", "1k", "--evaluations", "50", "--search-minutes", "5"], "how long to search"),
+        (["--context", "1k", "--method", "yarn", "--search-documents", "5"], "--search-documents belongs to"),
+        (["--context", "1k", "--method", "yarn", "--search-text-weight", "0"], "--search-text-weight belongs to"),
+        (["--context", "1k", "--search-documents", "5"], "nothing is searched here"),
+        (
+            ["--context", "1k", "--method", "longrope2", "--factors", "x", "--search-text-weight", "0"],
+            "nothing is sear",
+        ),
         (["--context", "1k", "--method", "longrope2", "--evaluations", "3"], "too few for a search"),
         (["--context", "1k", "--method", "longrope2", "--evaluations", "50", "--factors", "x"], "searches factors"),
         (["--context", "1k", "--evaluations", "50", "--for", "llama.cpp"], "would not read what longrope2 writes"),
@@ -209,6 +216,8 @@ def test_time_for_a_search_is_told_with_the_race_and_the_report_after_it(run: Ru
     searched = seconds("--method", "longrope2", "--search-minutes", "5")
     assert searched > 300 + 10
     assert seconds("--search-minutes", "5") > searched > seconds("--method", "yarn")
+    few = seconds("--method", "longrope2", "--evaluations", "50", "--search-documents", "2")
+    assert seconds("--method", "longrope2", "--evaluations", "50", "--search-documents", "8") > few
 
 
 def test_a_folder_that_cannot_be_made_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
@@ -453,7 +462,9 @@ def test_a_search_without_a_log_is_kept_where_the_same_order_finds_it(
 
     assert log().parent == tmp_path / "home" / "state" / "races"
     assert log() == log(consumers=("vllm",), check=False)
-    others = [log(seed=5), log(target=512), log(text="demo"), log(search_minutes=5.0), log(dtype="bfloat16")]
+    other: list[dict[str, Any]] = [{"seed": 5}, {"target": 512}, {"text": "demo"}, {"search_minutes": 5.0}]
+    other += [{"dtype": "bfloat16"}, {"search_documents": 5}, {"search_text_weight": 0.0}]
+    others = [log(**more) for more in other]
     assert len({log(), *others}) == 1 + len(others)
 
 
@@ -463,12 +474,15 @@ def test_a_search_says_how_its_factors_are_used_and_shows_both_objectives(
 ) -> None:
     monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "home"))
     search = ("extend", model, "--context", "2x", "--race", "--method", "longrope2", "--evaluations", "12")
+    search += ("--search-documents", "2", "--search-text-weight", "0.5")
     code, out, _ = run(*search)
     assert code == 0
     assert "NATS PER NEEDLE TOKEN" in out
     words = shlex.split(out.partition("Use it: ")[2])
     kept = Path(words[words.index("--factors") + 1])
-    assert len(kept.read_text().splitlines()) == 1 + 12
+    settings, *trials = map(json.loads, kept.read_text().splitlines())
+    assert len(trials) == 12
+    assert (settings["documents"], settings["weight"]) == (2, 0.5)
     monkeypatch.chdir(tmp_path)
     assert run(*words[1:], "--dry-run")[0] == 0
     again = run(*search, "--json")
