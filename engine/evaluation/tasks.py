@@ -10,6 +10,7 @@ wrote is refused: nothing here can contain it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -75,11 +76,21 @@ def load_tasks(names: Sequence[str]) -> tuple[Asked, ...]:
 
 
 def _manager(names: Sequence[str]) -> Any:
-    """lm-eval's index of tasks; its own thousands are looked through only where one of them is asked for."""
+    """lm-eval's index of tasks; its own thousands are looked through only where one of them may be asked for. A group's
+    file names its tasks as the files beside it do."""
     from lm_eval.tasks import TaskManager
 
+    groups = [Path(name) for name in names if name.endswith(_FILES) and _group_of(Path(name))]
     own = all(name in (DEMO, *DEMO_SKILLS) or name.endswith(_FILES) for name in names)
-    return TaskManager(include_path=str(demo_tasks_dir()), include_defaults=not own)
+    folders = {str(path.resolve().parent): None for path in groups}
+    return TaskManager(include_path=[str(demo_tasks_dir()), *folders], include_defaults=not own or bool(groups))
+
+
+def _group_of(path: Path) -> str:
+    """The name of the group that a file defines, "" for a task's. Read as text: the files have tags of lm-eval's."""
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    found = re.search(r"^group:[ \t]*['\"]?([^'\"#\n]+)", text, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def _load(manager: Any, name: str) -> Asked:
@@ -93,7 +104,7 @@ def _load(manager: Any, name: str) -> Asked:
             next_step=(f"Did you mean {', '.join(near)}? " if near else "") + "lm-eval ls tasks shows all of them.",
         )
     try:
-        loaded = manager.load([name])
+        loaded = manager.load([_group_of(Path(name)) or name if name.endswith(_FILES) else name])
     except Exception as error:  # datasets, yaml, a task's own functions: each fails in its own way
         raise _not_loaded(name, error) from error
     for task, built in loaded["tasks"].items():

@@ -268,6 +268,27 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     return str(task)
 
 
+def test_a_group_of_ones_own_is_its_tasks_as_the_files_beside_it_say(tmp_path: Path, demo_model: Any) -> None:
+    from engine.evaluation.benchmarks import run_tasks
+    from engine.evaluation.tasks import load_tasks
+
+    rows = [{"question": "The cat sat on the", "choices": ["mat", "of"], "answer": 0}]
+    for name in ("first", "second"):
+        choice_task(tmp_path, name, rows, "'{{question}}'", "'{{answer}}'", "'{{choices}}'")
+    group = tmp_path / "both.yaml"
+    group.write_text(
+        "task: [first, second]\ngroup: both_of_mine  # mine\naggregate_metric_list:\n"
+        "  - {metric: acc, aggregation: mean, weight_by_size: true}\n"
+    )
+    (asked,) = load_tasks([str(group)])
+    assert (asked.name, asked.tasks, asked.groups) == ("both_of_mine", ("first", "second"), ("both_of_mine",))
+    assert {row.task for row in run_tasks(demo_model, demo_model_dir(), asked, 1)} == {
+        "both_of_mine",
+        "first",
+        "second",
+    }
+
+
 def test_a_document_that_holds_a_choice_of_a_benchmark_is_found(tmp_path: Path) -> None:
     """As in HellaSwag, whose target is a number, and as in Winogrande, whose question is one."""
     from engine.corpus.contamination import EvaluationRuns
