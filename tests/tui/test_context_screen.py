@@ -265,7 +265,7 @@ async def test_leaving_the_program_ends_what_measures(monkeypatch: pytest.Monkey
         process = app._races[screen.key].process._process
         assert process is not None
         assert process.poll() is None
-    assert process.wait(5) != 0
+    assert process.wait(60) != 0
 
 
 async def test_a_race_that_fails_says_what_and_what_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_hanging_nvidia_smi_is_killed_with_its_children(tools: Path, tmp_path:
     install(tools, f"sleep 60 & echo $$ $! > {marker}; wait")
     started = time.monotonic()
     findings = nvidia.probe(1.0, tmp_path)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert "did not answer" in findings.problems[0].what
     pids = [int(word) for word in marker.read_text().split()]
     deadline = time.monotonic() + 10
