@@ -43,7 +43,7 @@ def require_benchmarks(spec: JobSpec) -> None:
         try:
             run_module("engine.evaluation.compare", words, log, "benchmarks", lambda _: None, failing=failing)
         except EngineError as error:
-            limited = [number for number, limit in enumerate(spec.retention) if f'"{limit.on}"' in error.what]
+            limited = [number for number, limit in enumerate(spec.retention, 1) if f'"{limit.on}"' in error.what]
             error.key = f"retention[{limited[0]}].on" if limited and error.code.startswith("retention.") else KEY
             raise
 

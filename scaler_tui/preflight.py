@@ -246,9 +246,10 @@ def _require_cards(spec: JobSpec, machine: Machine) -> None:
 
 def _check_named_tasks(spec: JobSpec) -> None:
     """Limits on a benchmark that is none of those the job's own files name. Raises EngineError."""
+    from engine.jobs.benchmark_files import is_file
     from engine.jobs.spec_checks_evaluation import DEMO, DEMO_SKILLS
 
-    files = [task for task in spec.evaluation.tasks if task.endswith((".yaml", ".yml"))]
+    files = [task for task in spec.evaluation.tasks if is_file(task)]
     others = [task for task in spec.evaluation.tasks if task not in (*files, DEMO)]
     if others or not files:
         return  # what a group of lm-eval's own holds is known when it is loaded, before training

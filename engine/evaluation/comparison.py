@@ -88,7 +88,7 @@ def require_names(limited: Sequence[str], measured: Sequence[str]) -> None:
 def require_comparable(limited: Sequence[str], before: Found) -> None:
     """Raises EngineError `retention.not_comparable` for a limit on a benchmark whose loss no comparison would show."""
     silent = {task.task: task for task in _silent(before, before)}
-    for number, name in enumerate(limited):
+    for number, name in enumerate(limited, 1):
         if (task := silent.get(name)) is None and before.knows(name):
             continue
         error = not_comparable(name, [metric.name for metric in task.metrics] if task is not None else [])

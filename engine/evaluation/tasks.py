@@ -10,7 +10,6 @@ wrote is refused: nothing here can contain it.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
+from engine.jobs.benchmark_files import INDEXED, group_of, is_file
 from engine.jobs.spec_checks_evaluation import DEMO, DEMO_SKILLS
 from engine.resources import demo_dir
 
@@ -26,7 +26,6 @@ __all__ = ["DEMO", "Asked", "load_tasks", "question_texts", "require_lm_eval"]
 INSTALL = "Install it: pip install 'scaler-wizard[benchmarks]'"
 FEWSHOT_SEED = 1234
 """lm-eval's own, so that its command line asks the same questions."""
-_FILES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,32 +70,53 @@ def load_tasks(names: Sequence[str]) -> tuple[Asked, ...]:
     if not names:
         return ()
     require_lm_eval()
-    manager = _manager(names)
-    return tuple(_load(manager, name) for name in names)
+    known = _manager([name for name in names if not group_of(name)])
+    return tuple(_load(_manager_beside(name, group) if (group := group_of(name)) else known, name) for name in names)
 
 
 def _manager(names: Sequence[str]) -> Any:
-    """lm-eval's index of tasks; its own thousands are looked through only where one of them may be asked for. A group's
-    file names its tasks as the files beside it do."""
+    """lm-eval's index of tasks; its own thousands are looked through only where one of them is asked for."""
     from lm_eval.tasks import TaskManager
 
-    groups = [Path(name) for name in names if name.endswith(_FILES) and _group_of(Path(name))]
-    own = all(name in (DEMO, *DEMO_SKILLS) or name.endswith(_FILES) for name in names)
-    folders = {str(path.resolve().parent): None for path in groups}
-    return TaskManager(include_path=[str(demo_tasks_dir()), *folders], include_defaults=not own or bool(groups))
+    own = all(name in (DEMO, *DEMO_SKILLS) or is_file(name) for name in names)
+    return TaskManager(include_path=str(demo_tasks_dir()), include_defaults=not own)
 
 
-def _group_of(path: Path) -> str:
-    """The name of the group that a file defines, "" for a task's. Read as text: the files have tags of lm-eval's."""
-    text = path.read_text("utf-8", "replace") if path.is_file() else ""
-    found = re.search(r"^group:[ \t]*['\"]?([^'\"#\n]+)", text, re.MULTILINE)
-    return found[1].strip() if found else ""
+def _manager_beside(file: str, group: str) -> Any:
+    """The index for a group's file, which names its tasks as the files beside it and below do. Raises EngineError
+    `benchmarks.not_loaded` where lm-eval would take another file's group."""
+    from lm_eval.tasks import TaskManager
+
+    path = Path(file).resolve()
+    if path.suffix != INDEXED:
+        raise EngineError(
+            "benchmarks.not_loaded",
+            f"{file} defines a group, and lm-eval finds the tasks of groups in {INDEXED} files only.",
+            next_step=f"Rename it, and the files of its tasks, so that they end in {INDEXED}.",
+        )
+    folders = [str(demo_tasks_dir()), str(path.parent)]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    entry = manager.task_index.get(group)
+    if entry is None or entry.yaml_path is None:
+        return manager  # loading says what is wrong with the file
+    if entry.yaml_path.resolve() != path:
+        raise EngineError(
+            "benchmarks.not_loaded",
+            f"The group '{group}' of {file} is also defined in {entry.yaml_path}.",
+            cause="lm-eval knows one group of a name in a folder and what is below it.",
+            next_step="Give one of them another name, or move it to another folder.",
+        )
+    listed = (entry.cfg or {}).get("task")
+    members = listed if isinstance(listed, list) else []
+    if all(each in manager.task_index for each in members if isinstance(each, str)):
+        return manager
+    return TaskManager(include_path=folders, include_defaults=True)
 
 
 def _load(manager: Any, name: str) -> Asked:
-    if name.endswith(_FILES) and not Path(name).is_file():
+    if is_file(name) and not Path(name).is_file():
         raise EngineError("benchmarks.no_file", f"There is no file {name}.", next_step="Check evaluation.tasks.")
-    if not name.endswith(_FILES) and name not in manager.all_tasks:
+    if not is_file(name) and name not in manager.all_tasks:
         near = get_close_matches(name, manager.all_tasks, n=3)
         raise EngineError(
             "benchmarks.unknown_task",
@@ -104,13 +124,19 @@ def _load(manager: Any, name: str) -> Asked:
             next_step=(f"Did you mean {', '.join(near)}? " if near else "") + "lm-eval ls tasks shows all of them.",
         )
     try:
-        loaded = manager.load([_group_of(Path(name)) or name if name.endswith(_FILES) else name])
+        loaded = manager.load([group_of(name) or name])
     except Exception as error:  # datasets, yaml, a task's own functions: each fails in its own way
         raise _not_loaded(name, error) from error
+    if not loaded["tasks"]:
+        raise EngineError(
+            "benchmarks.not_loaded",
+            f"'{name}' holds no task.",
+            next_step="Write a group's tasks as a list; in the file of one task, write `tag:` for `group:`.",
+        )
     for task, built in loaded["tasks"].items():
         _prepare(task, built)
     groups = list(loaded.get("groups") or ())
-    title = name if not name.endswith(_FILES) else (groups or list(loaded["tasks"]))[0]
+    title = name if not is_file(name) else group_of(name) or (groups or list(loaded["tasks"]))[0]
     return Asked(title, loaded)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.jobs.benchmark_files import is_file
 from engine.jobs.spec_checks_stream import BASE_TEXT
 from engine.jobs.spec_conflict import conflict
 from engine.jobs.spec_section import Task
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 DEMO = "demo"
 DEMO_SKILLS = ("demo_arithmetic", "demo_copy", "demo_facts", "demo_patterns", "demo_recall")
 """Tasks that "demo" is a group of."""
-_FILES = (".yaml", ".yml")
 
 
 def check_evaluation(spec: JobSpec) -> None:
@@ -82,4 +82,4 @@ def _measured(spec: JobSpec) -> tuple[str, ...]:
     base = (BASE_TEXT,) if spec.data.base_text else ()
     suites = [suite.name for suite in spec.suites] + [source.name for source in spec.sources]
     tasks = (one for task in spec.evaluation.tasks for one in ((task, *DEMO_SKILLS) if task == DEMO else (task,)))
-    return tuple(dict.fromkeys((*suites, *(task for task in tasks if not task.endswith(_FILES)), *base)))
+    return tuple(dict.fromkeys((*suites, *(task for task in tasks if not is_file(task)), *base)))

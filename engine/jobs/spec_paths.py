@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from engine.jobs.benchmark_files import is_file
 from engine.jobs.spec_stream import HUB
 
 if TYPE_CHECKING:
@@ -96,9 +97,7 @@ def map_files(spec: JobSpec, change: Change) -> JobSpec:
         evaluation=replace(
             spec.evaluation,
             tasks=tuple(
-                change(Named(f"evaluation.tasks[{number}]", task, NamedKind.TASK))
-                if task.endswith((".yaml", ".yml"))
-                else task
+                change(Named(f"evaluation.tasks[{number}]", task, NamedKind.TASK)) if is_file(task) else task
                 for number, task in enumerate(spec.evaluation.tasks, 1)
             ),
         ),

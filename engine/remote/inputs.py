@@ -16,6 +16,7 @@ from pathlib import Path
 
 from engine.corpus.files import source_files
 from engine.errors import EngineError
+from engine.jobs.benchmark_files import INDEXED, SUFFIXES, defined_in
 from engine.jobs.spec import JobSpec
 from engine.jobs.spec_paths import Named, NamedKind, map_files, named_files
 from engine.remote.hashes import Hashes
@@ -145,18 +146,25 @@ def _text_files(named: Named) -> list[Path]:
 
 def _task_files(task: Path) -> list[Path]:
     """A benchmark's .yaml and what it names of its own folder, and so on: others by file name or pattern, functions by
-    their module."""
-    beside, found, unread = set(_with_suffix(task.parent, _TASK_SUFFIXES)) - {task}, [task], [task]
+    their module, a group's tasks by the names that the files beside it and below define."""
+    found, unread = {task}, [task]
     while unread:
         path = unread.pop()
-        if path.suffix not in (".yaml", ".yml", ".py"):
+        if path.suffix not in (*SUFFIXES, ".py"):
             continue
-        words = {word.removeprefix("./") for word in _WORDS.findall(path.read_text("utf-8", "replace"))}
+        text = path.read_text("utf-8", "replace")
+        words = {word.removeprefix("./") for word in _WORDS.findall(text)}
+        beside = _with_suffix(path.parent, _TASK_SUFFIXES)
         named = {other for other in beside if any(_names(word, other) for word in words)}
-        beside -= named
-        found += named
-        unread += named
+        if path.suffix == INDEXED and "group" in defined_in(text):
+            named |= {other for other in path.parent.rglob(f"*{INDEXED}") if words & _defined(other)}
+        unread += named - found
+        found |= named
     return sorted(found)
+
+
+def _defined(path: Path) -> set[str]:
+    return set(defined_in(path.read_text("utf-8", "replace")).values()) if path.is_file() else set()
 
 
 def _names(word: str, path: Path) -> bool:

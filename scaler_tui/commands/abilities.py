@@ -63,10 +63,11 @@ def _words(arguments: argparse.Namespace, model: Named, tasks: list[str]) -> lis
 
 def asked_words(arguments: argparse.Namespace, tasks: list[str]) -> list[str]:
     """The flags that say which texts and benchmarks, for any process that measures them."""
+    from engine.jobs.benchmark_files import is_file
+
     words = [word for text in arguments.suite for word in ("--suite", suite_word(text))]
     for task in tasks:
-        is_file = task.endswith((".yaml", ".yml"))
-        words += ["--task", str(Path(task).expanduser().absolute()) if is_file else task]
+        words += ["--task", str(Path(task).expanduser().absolute()) if is_file(task) else task]
     return [*words, *(["--limit", str(arguments.limit)] if arguments.limit else [])]
 
 

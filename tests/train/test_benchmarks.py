@@ -289,6 +289,48 @@ def test_a_group_of_ones_own_is_its_tasks_as_the_files_beside_it_say(tmp_path: P
     }
 
 
+def my_group(folder: Path, name: str = "mine", tasks: str = "[first, second]") -> Path:
+    rows = [{"question": "The cat sat on the", "choices": ["mat", "of"], "answer": 0}]
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in ("first", "second"):
+        choice_task(folder, task, rows, "'{{question}}'", "'{{answer}}'", "'{{choices}}'")
+    group = folder / f"{name}.yaml"
+    group.write_text(f"task: {tasks}\ngroup: mine\n")
+    return group
+
+
+def test_a_group_beside_another_file_of_its_name_is_refused_and_never_mistaken(tmp_path: Path) -> None:
+    from engine.evaluation.tasks import load_tasks
+
+    group = my_group(tmp_path)
+    (tmp_path / "an_older.yaml").write_text("task: [first]\ngroup: mine\n")
+    with pytest.raises(EngineError, match=r"also defined in .*an_older\.yaml") as refused:
+        load_tasks([str(group)])
+    assert refused.value.code == "benchmarks.not_loaded"
+
+
+def test_tasks_beside_a_group_do_not_take_the_place_of_those_named_beside_it(tmp_path: Path) -> None:
+    from engine.evaluation.tasks import load_tasks
+
+    group = my_group(tmp_path)
+    text = (tmp_path / "first.yaml").read_text().replace("task: first", "task: demo_facts")
+    (tmp_path / "demo_facts.yaml").write_text(text)
+    facts = load_tasks([str(group), "demo_facts"])[1].loaded["tasks"]["demo_facts"]
+    assert len(list(facts.test_docs())) > 1, "the demo model's own questions, not the one of the file"
+
+
+def test_a_file_that_holds_no_task_or_a_group_that_lm_eval_cannot_find_is_refused(tmp_path: Path) -> None:
+    from engine.evaluation.tasks import load_tasks
+
+    with pytest.raises(EngineError, match="holds no task") as refused:
+        load_tasks([str(my_group(tmp_path, "old", "first"))])
+    assert "`tag:`" in refused.value.next_step
+    renamed = my_group(tmp_path / "yml").rename(tmp_path / "yml" / "mine.yml")
+    with pytest.raises(EngineError, match="defines a group") as refused:
+        load_tasks([str(renamed)])
+    assert "end in .yaml" in refused.value.next_step
+
+
 def test_a_document_that_holds_a_choice_of_a_benchmark_is_found(tmp_path: Path) -> None:
     """As in HellaSwag, whose target is a number, and as in Winogrande, whose question is one."""
     from engine.corpus.contamination import EvaluationRuns

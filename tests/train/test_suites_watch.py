@@ -265,7 +265,7 @@ def test_a_limit_on_a_perplexity_is_refused_before_the_start_and_before_step_1(
             "retention.not_comparable",
             "It is measured in bits_per_byte.",
         )
-        assert refused.value.key == "retention[0].on"
+        assert refused.value.key == "retention[1].on"
 
 
 def test_a_checkpoint_counts_as_good_that_kept_a_limit_on_one_task_of_a_large_group(

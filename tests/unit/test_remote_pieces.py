@@ -18,6 +18,7 @@ from engine.errors import EngineError
 from engine.jobs import elsewhere
 from engine.jobs.elsewhere import REMOTE, RemoteRecord, write_record
 from engine.jobs.spec import JobSpec
+from engine.jobs.spec_paths import Named, NamedKind
 from engine.jobs.spec_toml import load_spec, with_absolute_paths
 from engine.jobs.state import RunPhase
 from engine.jobs.store import find_run, list_runs
@@ -27,7 +28,7 @@ from engine.remote.far.common import blob_path
 from engine.remote.faults import ssh_error
 from engine.remote.fetch import listed_files
 from engine.remote.hashes import Hashes
-from engine.remote.inputs import collect, with_places
+from engine.remote.inputs import collect, placed, with_places
 from engine.remote.ssh import Host, parse_host
 from engine.resources import demo_model_dir
 from scaler_tui.cli import main
@@ -393,3 +394,16 @@ def test_the_record_of_a_mirror_is_for_its_owner_alone(tmp_path: Path) -> None:
         RemoteRecord(host="there", directory="/runs/1", ssh=("sshpass", "ssh"), python="python3", program=("sw",)),
     )
     assert (tmp_path / REMOTE).stat().st_mode & 0o077 == 0
+
+
+def test_a_group_of_benchmarks_travels_with_the_files_of_its_tasks(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "mine.yaml").write_text("group: mine\ntask:\n  - first\n  - second\n")
+    (tmp_path / "a.yaml").write_text("task: first\ndataset_kwargs: {data_files: {test: a.jsonl}}\n")
+    (tmp_path / "below" / "b.yaml").write_text('task: "second"  # mine\ninclude: _shared.yml\n')
+    (tmp_path / "below" / "_shared.yml").write_text("test_split: test\n")
+    (tmp_path / "other.yaml").write_text("task: third\n")
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    found = placed(Named("evaluation.tasks[1]", str(tmp_path / "mine.yaml"), NamedKind.TASK))
+    assert found is not None
+    assert {name for _, name in found.files} == {"mine.yaml", "a.yaml", "a.jsonl", "below/b.yaml", "below/_shared.yml"}

@@ -302,7 +302,7 @@ def test_a_limit_on_what_has_no_right_answers_is_refused_with_its_line() -> None
     with pytest.raises(EngineError, match="my_ppl has no share of right answers") as refused:
         require_comparable(["prose", "my_ppl"], before)
     assert refused.value.cause == "It is measured in bits_per_byte."
-    assert refused.value.key == "retention[1].on"
+    assert refused.value.key == "retention[2].on"
     with pytest.raises(EngineError, match="many has no share") as refused:
         require_comparable(["many"], before)
     assert refused.value.cause == "It has no figure of its own."
