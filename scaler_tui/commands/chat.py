@@ -57,11 +57,12 @@ def _converse(arguments: argparse.Namespace, talk: LineChat) -> int:
             if arguments.json:
                 output.emit_json(exchange, indent=0)
                 output.flush()
-    if interactive or talk.unanswered is None:
+    failure = talk.unanswered or talk.left_out()
+    if interactive or failure is None:
         return int(ExitCode.DONE)
     if not arguments.json:  # else its line has said so
-        raise talk.unanswered
-    return int(talk.unanswered.exit_code)
+        raise failure
+    return int(failure.exit_code)
 
 
 def _ask_all(arguments: argparse.Namespace, talk: LineChat) -> int:
@@ -73,7 +74,7 @@ def _ask_all(arguments: argparse.Namespace, talk: LineChat) -> int:
             exchanges.append(talk.put(talk.state.ask(prompt), shown=not arguments.json))
     except EngineError as error:
         failure = error
-    failure = failure or talk.unanswered
+    failure = failure or talk.unanswered or talk.left_out()
     if arguments.json and exchanges:
         output.emit_json(_document(talk, exchanges, failure))
     elif failure is not None:
@@ -156,6 +157,19 @@ class LineChat:
                 weights = f" ({facts.weights})" if facts is not None else ""
                 self._note(f"{side.order.name}{weights}" + (f": {'; '.join(side.notes)}" if side.notes else ""))
         self._note(f"On {state.device}, {state.sampling.words}.")
+
+    def left_out(self) -> EngineError | None:
+        """Why the first of the sides that could not be loaded takes no part: others' answers are not what was asked."""
+        for side in self.state.sides:
+            if (why := side.problem) is not None:
+                return EngineError(
+                    why.code,
+                    f"{side.order.name} took no part in the answers. {why.what}",
+                    cause=why.cause,
+                    next_step=why.next_step,
+                    exit_code=self._process.exit_code_of(why.code),
+                )
+        return None
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────────────────────
     def put(self, request: Ask, *, shown: bool) -> Exchange:

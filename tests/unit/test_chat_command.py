@@ -89,12 +89,23 @@ def test_json_is_one_document_for_prompts_and_a_line_for_every_piped_question(
     assert err == ""
 
 
-def test_a_refused_side_is_named_and_the_others_answer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    refused = adapter(tmp_path / "refused")
-    assert main(["chat", "demo", "--adapter", str(refused), "--prompt", "hello"]) == 0
+def test_the_others_answer_beside_a_refused_side_and_the_exit_code_is_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["chat", "demo", "--adapter", str(adapter(tmp_path / "refused"))]
+    assert main([*words, "--prompt", "hello"]) == 4
     out, err = capsys.readouterr()
     assert out.startswith("demo heard hello")
     assert "! refused is left out: It does not fit. 9 GB, 1 free. Ask less." in err
+    assert "refused took no part in the answers." in err
+    assert main([*words, "--prompt", "hello", "--json"]) == 4
+    document = json.loads(capsys.readouterr().out)
+    assert document["exchanges"][0]["answers"][0]["text"].startswith("demo heard hello")
+    assert document["error"]["code"] == "chat.no_room"
+    for more in ([], ["--json"]):
+        piped(monkeypatch, "hello\n")
+        assert main([*words, *more]) == 4
+        assert "demo heard hello" in capsys.readouterr().out
 
 
 def test_a_question_that_nobody_can_answer_fails_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
