@@ -13,7 +13,7 @@ from textual.content import Content
 from engine.jobs.fold_lessons import PARTS
 from engine.jobs.result_words import HELD, export_title, file_words, rollout_words
 from engine.jobs.spec import JobSpec, PredictionSection, Task
-from engine.jobs.state import RunState
+from engine.jobs.state import RunPhase, RunState
 from engine.jobs.summary import cost_usd
 from engine.units import format_bytes, format_count, format_duration, format_range, format_usd
 from scaler_tui.spec_context_text import context_lines
@@ -145,6 +145,7 @@ def _speed_promise(promised: PredictionSection, state: RunState) -> Promise:
 
 
 def _time_promise(low: float, likely: float, high: float, state: RunState) -> Promise:
+    """Judged for the whole job only: what ended before says nothing of the time that was promised for all of it."""
     predicted = "not predicted"
     if likely:
         predicted = f"{format_duration(likely)} ({format_range(format_duration(low), format_duration(high))})"
@@ -156,7 +157,8 @@ def _time_promise(low: float, likely: float, high: float, state: RunState) -> Pr
     else:
         total = state.working_seconds
         measured = format_duration(total) if total else "-"
-    verdict, tone = range_verdict(total, low, high) if total else ("", "")
+    whole = state.state.is_live or (state.state is RunPhase.FINISHED and state.step >= state.total_steps)
+    verdict, tone = range_verdict(total, low, high) if total and whole else ("", "")
     return Promise("time", predicted, measured, verdict, tone)
 
 

@@ -95,6 +95,23 @@ def test_half_the_promised_speed_is_a_warning() -> None:
     assert (speed.verdict, speed.tone) == ("50 % of predicted", "warn")
 
 
+@pytest.mark.parametrize(
+    ("ended", "step", "verdict"),
+    [
+        (RunPhase.STOPPED, 0, ""),
+        (RunPhase.PAUSED, 100, ""),
+        (RunPhase.FAILED, 199, ""),
+        (RunPhase.LOST, 100, ""),
+        (RunPhase.FINISHED, 100, ""),  # a rule of its own stopped it
+        (RunPhase.FINISHED, 200, "50 % below range"),
+    ],
+)
+def test_only_the_time_of_the_whole_job_is_held_against_the_promise(ended: RunPhase, step: int, verdict: str) -> None:
+    spec = JobSpec(prediction=PredictionSection(seconds_low=50, seconds_likely=80, seconds_high=120))
+    time = run_figures.promises(spec, RunState(state=ended, step=step, total_steps=200, working_seconds=25.0))[2]
+    assert (time.measured, time.verdict) == ("25 s", verdict)
+
+
 def test_a_spec_without_prediction_says_so() -> None:
     rows = run_figures.promises(JobSpec(), RunState())
     assert {row.predicted for row in rows} == {"not predicted"}
