@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from engine.jobs import checkpoints
 from tests.support.cli import ROOT, cli, command, environment, wait_for
 from tests.support.fake_worker import worker_command
 
@@ -88,13 +89,7 @@ def test_pause_resume_checkpoint_and_stop_by_the_beginning_of_the_id(spec: Path,
     directory = Path(listed()[0]["directory"])
     wait_for(lambda: step_of(run_id) > 2, "some steps")
     assert cli("checkpoint", run_id).code == 0
-    wait_for(
-        lambda: (
-            list((directory / "checkpoints").glob("step-*/MANIFEST*"))
-            or list((directory / "checkpoints").glob("step-*/manifest*"))
-        ),
-        "a checkpoint",
-    )
+    wait_for(lambda: checkpoints.newest_step(directory), "a checkpoint")
     paused = cli("pause", run_id[:17], "--json")
     assert paused.json == {"id": run_id, "directory": str(directory), "requested": "pause"}
     wait_for(lambda: state_of(run_id) == "paused", "the run pauses")
@@ -171,7 +166,7 @@ def test_ctrl_c_during_the_launch_is_not_lost(spec: Path, endless: None) -> None
 
 
 def test_a_second_ctrl_c_leaves_the_run_working(spec: Path, endless: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_DELAY", "3")  # the step that must be finished first takes a while
+    monkeypatch.setenv("FAKE_DELAY", "8")  # the step that must be finished first takes a while
     process = in_foreground("run", str(spec))
     wait_for_line(process, "Ctrl+C stops it")
     process.send_signal(signal.SIGINT)

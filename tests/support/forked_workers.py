@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from engine.jobs.journal import JournalTail
 from tests.train.spawn import worker_environment
 
 
@@ -23,13 +27,19 @@ class ForkedWorkers:
 
     def __init__(self, server: subprocess.Popen[str]) -> None:
         self._server = server
+        self._unwaited: int | None = None
 
     def start(self, run_dir: Path, preamble: str = "") -> int:
         """The process id of a worker that has begun; `preamble` is Python that runs in it before."""
+        if self._unwaited is not None:  # of a test that failed before it waited
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._unwaited, signal.SIGKILL)
+            self.wait()
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps({"run_dir": str(run_dir), "preamble": preamble}) + "\n")
         self._server.stdin.flush()
-        return self._answer()
+        self._unwaited = self._answer()
+        return self._unwaited
 
     @staticmethod
     def is_alive(worker: int) -> bool:
@@ -41,7 +51,20 @@ class ForkedWorkers:
 
     def wait(self) -> int:
         """Its exit code, negative for a signal."""
+        self._unwaited = None
         return self._answer()
+
+    def kill_when(self, run_dir: Path, wanted: Callable[[Any], bool], preamble: str = "") -> None:
+        """Start it, and kill it with -9 as soon as it has written an event that is wanted."""
+        tail = JournalTail(run_dir)
+        tail.read_new()
+        worker, seen = self.start(run_dir, preamble), False
+        while not seen and self.is_alive(worker):
+            seen = any([wanted(event) for event in tail.read_new()])  # all of them: some count what they see
+            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+        assert self.wait() == -signal.SIGKILL, "it ended by itself before that"
 
     def run(self, run_dir: Path, preamble: str = "") -> int:
         """To its end."""

@@ -3,10 +3,7 @@ is held."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,14 +59,7 @@ def run_to_end(workers: ForkedWorkers, spec: JobSpec) -> Finished:
 
 def kill_when(workers: ForkedWorkers, run_dir: Path, wanted: Callable[[Any], bool]) -> None:
     """Start the worker and kill it with -9 as soon as such an event is in the journal."""
-    tail = JournalTail(run_dir)
-    tail.read_new()
-    worker, seen = workers.start(run_dir), False
-    while not seen and workers.is_alive(worker):
-        seen = any(wanted(event) for event in tail.read_new())
-        time.sleep(0.001)
-    os.kill(worker, signal.SIGKILL)
-    assert workers.wait() == -signal.SIGKILL
+    workers.kill_when(run_dir, wanted)
 
 
 def parts(run_dir: Path) -> dict[int, dict[str, float]]:

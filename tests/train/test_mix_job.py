@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ import pytest
 from engine.data.load import prepare
 from engine.jobs import events as ev
 from engine.jobs.card import Card
-from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
 from tests.support.forked_workers import ForkedWorkers
@@ -124,13 +120,21 @@ def test_a_mix_that_is_killed_goes_on_to_the_same_end(mix: Mix, workers: ForkedW
     assert [path.name for path in (run_dir / "output").iterdir()] == ["adapter"]
 
 
+PAUSE_IN = """
+import signal
+from engine.jobs import events, journal
+write = journal.JournalWriter.write
+def write_and_wait(self, event, **how):
+    write(self, event, **how)
+    if isinstance(event, events.Phase) and event.name == "{phase}":
+        signal.pause()
+journal.JournalWriter.write = write_and_wait
+"""
+"""Some phases are over sooner than a busy machine looks."""
+
+
 def _kill_in(workers: ForkedWorkers, run_dir: Path, phase: str) -> None:
-    """Start the worker and kill it with -9 in its first moments of a phase."""
-    tail = JournalTail(run_dir)
-    tail.read_new()
-    worker, there = workers.start(run_dir), False
-    while workers.is_alive(worker) and not there:
-        there = any(isinstance(event, ev.Phase) and event.name == phase for event in tail.read_new())
-        time.sleep(0.001)
-    os.kill(worker, signal.SIGKILL)
-    assert workers.wait() == -signal.SIGKILL
+    """Start the worker and kill it with -9 in its first moments of a phase, which it does not leave before."""
+    workers.kill_when(
+        run_dir, lambda event: isinstance(event, ev.Phase) and event.name == phase, PAUSE_IN.format(phase=phase)
+    )

@@ -118,6 +118,7 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # speeds of one machine are compared
 @pytest.mark.parametrize("teacher", ["demo", SELF])
 def test_the_run_after_a_probe_with_a_teacher_takes_the_memory_that_the_probe_measured(
     teacher: str, run_worker: RunWorker

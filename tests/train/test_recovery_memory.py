@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import time
 from pathlib import Path
 
 import msgspec
@@ -67,13 +64,7 @@ trainer.TokenTrainer.training_step = limited
 
 def kill_when_saved(workers: ForkedWorkers, run_dir: Path, preamble: str, step: int) -> None:
     """Start the worker; kill it with -9 when the checkpoint of `step` is there."""
-    tail = JournalTail(run_dir)
-    worker, saved = workers.start(run_dir, preamble), False
-    while not saved and workers.is_alive(worker):
-        saved = any(isinstance(event, ev.Checkpoint) and event.step == step for event in tail.read_new())
-        time.sleep(0.001)
-    os.kill(worker, signal.SIGKILL)
-    assert workers.wait() == -signal.SIGKILL
+    workers.kill_when(run_dir, lambda event: isinstance(event, ev.Checkpoint) and event.step == step, preamble)
 
 
 def recoveries(run_dir: Path) -> list[ev.Recovery]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import pytest
 from engine.errors import EngineError
 from engine.jobs import checkpoints, layout
 from engine.jobs import events as ev
-from engine.jobs.journal import JournalTail, JournalWriter
+from engine.jobs.journal import JournalWriter
 from engine.jobs.spec import CheckpointSection, JobSpec, SourceSection, StreamSection
 from engine.jobs.spec_stop import StopSection
 from engine.jobs.store import create_run, load_state
@@ -67,17 +64,15 @@ def spiky(make_spec: SpecMaker, folder: Path, *, bad_row: bool = True) -> JobSpe
 
 def kill_when_recovered(workers: ForkedWorkers, run_dir: Path, steps: int) -> None:
     """Start the worker; kill it with -9 so many steps after it went back."""
-    tail = JournalTail(run_dir)
-    worker = workers.start(run_dir)
     recovered = after = 0
-    while after < steps and workers.is_alive(worker):
-        for event in tail.read_new():
-            recovered += isinstance(event, ev.Recovery)
-            after += bool(recovered) and isinstance(event, ev.Step)
-        time.sleep(0.001)
-    assert recovered
-    os.kill(worker, signal.SIGKILL)
-    assert workers.wait() == -signal.SIGKILL
+
+    def enough(event: Any) -> bool:
+        nonlocal recovered, after
+        recovered += isinstance(event, ev.Recovery)
+        after += bool(recovered) and isinstance(event, ev.Step)
+        return after >= steps
+
+    workers.kill_when(run_dir, enough)
 
 
 @pytest.mark.slow

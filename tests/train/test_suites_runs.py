@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ import pytest
 
 from engine.jobs import events as ev
 from engine.jobs.card import Card
-from engine.jobs.journal import JournalTail
 from engine.jobs.spec import JobSpec
 from engine.jobs.store import create_run
 from engine.resources import demo_dir
@@ -136,9 +132,4 @@ def test_stages_are_compared_with_the_parent_and_a_kill_costs_no_figure(
 
 
 def _kill_at_first_step(workers: ForkedWorkers, run_dir: Path) -> None:
-    tail, worker, stepped = JournalTail(run_dir), workers.start(run_dir), False
-    while not stepped and workers.is_alive(worker):
-        stepped = any(isinstance(event, ev.Step) for event in tail.read_new())
-        time.sleep(0.001)
-    os.kill(worker, signal.SIGKILL)
-    assert workers.wait() == -signal.SIGKILL
+    workers.kill_when(run_dir, lambda event: isinstance(event, ev.Step))

@@ -285,13 +285,16 @@ def test_everything_around_training_is_a_part_of_the_hours() -> None:
     assert rarely.likely < hours.likely
 
 
-def test_a_step_is_worked_out_in_well_under_a_tenth_of_a_millisecond() -> None:
-    """The best of many, so that a busy machine does not decide."""
+def test_a_step_is_worked_out_about_as_quickly_as_a_thousand_numbers_are_squared() -> None:
+    """The best of many of each, in turns, so that a busy machine does not decide; both are plain Python."""
     work = Workload(LLAMA_3B, packing=Packing4Bit.NF4, batch=2, sequence=2048)
-    best = 1.0
+    best = yardstick = 1.0
     for _ in range(50):
+        began = time.perf_counter()
+        sum(number * number for number in range(10_000))
+        yardstick = min(yardstick, (time.perf_counter() - began) / 10)
         began = time.perf_counter()
         for _ in range(10):
             step_bounds(work, A100)
         best = min(best, (time.perf_counter() - began) / 10)
-    assert best < 1e-4
+    assert best < 3 * yardstick

@@ -37,8 +37,9 @@ def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 class Watcher:
     """A front end that waits; `stop_after` runs it is interrupted."""
 
-    def __init__(self, stop_after: int = 99) -> None:
+    def __init__(self, stop_after: int = 99, on_say: Callable[[], None] | None = None) -> None:
         self.left = stop_after
+        self.on_say = on_say
         self.said: list[str] = []
 
     def check(self, spec: JobSpec) -> JobSpec:
@@ -52,6 +53,8 @@ class Watcher:
         return self.left > 0
 
     def say(self, text: str) -> None:
+        if self.on_say is not None and not self.said:
+            self.on_say()
         self.said.append(text)
 
 
@@ -84,7 +87,8 @@ def test_an_interrupted_lab_resumes_its_run_and_does_only_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab, folder = with_seeds(tmp_path, 1)
-    monkeypatch.setenv("FAKE_DELAY", "0.3")
+    monkeypatch.setenv("FAKE_STEPS", "400")  # never over before it hears that it is to stop
+    monkeypatch.setenv("FAKE_DELAY", "0.1")
     outcome = carry_out(lab, folder, Watcher(stop_after=1))
     assert outcome.interrupted
     first = folder.runs()[("LoRA", 1)]
@@ -131,16 +135,18 @@ def test_a_lab_that_is_killed_leaves_its_run_working_and_is_taken_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab, folder = with_seeds(tmp_path, 1)
-    slow = environment(FAKE_DELAY="0.4")
+    slow = environment(FAKE_DELAY="1")
     process = subprocess.Popen(
         command("lab", str(lab.path)), env=slow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait(lambda: bool(folder.runs()) and load_state(folder.runs()[("LoRA", 1)]).step >= 1)
+    first = folder.runs()[("LoRA", 1)]
+    worker = load_state(first).worker_pid
+    os.kill(worker, signal.SIGSTOP)  # so that it has not ended when it is taken up again
     process.kill()
     process.wait()
-    first = folder.runs()[("LoRA", 1)]
     assert load_state(first).state.is_live, "the run is no child of the lab"
-    watcher = Watcher()
+    watcher = Watcher(on_say=lambda: os.kill(worker, signal.SIGCONT))
     assert carry_out(lab, folder, watcher).complete
     assert watcher.said[0] == "== LoRA, seed 1: goes on"
     assert load_state(first).attempt == 1
