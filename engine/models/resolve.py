@@ -20,7 +20,7 @@ from engine.models.hub_errors import not_cached
 from engine.models.model_profiles import ModelProfile, find_model_profile, near_model_names
 from engine.models.source import ModelKind, ModelRef
 
-__all__ = ["ModelKind", "ModelRef", "download_weights", "require_weights", "resolve_model"]
+__all__ = ["ModelKind", "ModelRef", "download_weights", "folder_word", "require_weights", "resolve_model"]
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*$")
 
@@ -37,7 +37,7 @@ def resolve_model(source: str, *, revision: str = "", offline: bool = False) -> 
             "No model was named.",
             next_step="Give a folder, a hub id such as Qwen/Qwen3-0.6B, or demo.",
         )
-    if text.lower() == "demo":
+    if _is_embedded(text):
         return _demo()
     path = Path(os.path.expanduser(text))
     if _looks_like_path(text) or _is_dir(path):
@@ -50,6 +50,15 @@ def resolve_model(source: str, *, revision: str = "", offline: bool = False) -> 
     if profile is not None:
         return _hub(text, profile.hub_id, revision, offline=offline or hub_settings.offline())
     raise _unknown_name(text, path)
+
+
+def folder_word(folder: Path) -> str:
+    """`folder` as a word that `resolve_model` takes for it: "./demo", where "demo" alone means the embedded model."""
+    return f"./{folder}" if _is_embedded(str(folder)) else str(folder)
+
+
+def _is_embedded(text: str) -> bool:
+    return text.lower() == "demo"
 
 
 def require_weights(ref: ModelRef) -> Path:

@@ -200,6 +200,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 def _undo(arguments: argparse.Namespace) -> int:
     """Recover what a model was grown from."""
+    from engine.models.resolve import folder_word
     from engine.surgery.undo import undo
     from scaler_tui.commands.expand_plans import model_folder
     from scaler_tui.growth_progress import growth_view
@@ -213,7 +214,7 @@ def _undo(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.emit_json(result)
     else:
-        output.say(f"Recovered {out} from {folder}: {result.words}")
+        output.say(f"Recovered {folder_word(out)} from {folder}: {result.words}")
         output.say(f"{format_count(result.parameters)} parameters, {format_bytes(result.bytes_written)} written.")
     return int(ExitCode.DONE)
 
@@ -256,6 +257,9 @@ def _proof_json(certificate: Certificate) -> dict[str, Any] | None:
 
 def print_result(certificate: Certificate, out: Path) -> None:
     """The proof for people: the verdict, every figure with its meaning, where things are."""
+    from engine.models.resolve import folder_word
+
+    word = folder_word(out)
     found = proof_text.verdict(certificate)
     output.say(f"{found.name}: {found.figure}; {found.meaning}.")
     rows = proof_text.findings(certificate)
@@ -268,7 +272,7 @@ def print_result(certificate: Certificate, out: Path) -> None:
             output.say(f"  {sign} {row.name:<{names}}  {row.figure:>{figures}}  {row.meaning}")
     if certificate.proof is not None:
         output.say(f"  {proof_text.measured_on(certificate.proof)}")
-    output.say(f"Written  {out}: {proof_text.work_line(certificate)}")
+    output.say(f"Written  {word}: {proof_text.work_line(certificate)}")
     output.say(f"Proof    {out / 'expansion.json'}")
     if certificate.undo:
-        output.say(f"Undo     {shlex.join(['scaler-wizard', 'expand', str(out), 'PARENT', '--undo'])}")
+        output.say(f"Undo     {shlex.join(['scaler-wizard', 'expand', word, 'PARENT', '--undo'])}")

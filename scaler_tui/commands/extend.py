@@ -327,6 +327,8 @@ def finish(arguments: argparse.Namespace, certificate: Certificate) -> None:
 
 def print_result(certificate: Certificate, out: Path) -> None:
     """What was made, who reads it, and what it is worth at every length."""
+    from engine.models.resolve import folder_word
+
     plan = certificate.plan
     output.say(f"{plan.method}: {context_text.plan_words(plan)}.")
     for note in plan.notes:
@@ -347,7 +349,7 @@ def print_result(certificate: Certificate, out: Path) -> None:
         for note in certificate.report.notes:
             output.say(f"  ! {note}")
     output.say()
-    output.say(f"Written      {out} in {format_duration(certificate.seconds)}")
+    output.say(f"Written      {folder_word(out)} in {format_duration(certificate.seconds)}")
     output.say(f"Certificate  {out / 'extension.json'}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -203,6 +204,21 @@ def test_the_undo_gives_every_file_back(run: Run, model: Path, tmp_path: Path) -
     mine, theirs = digests(tmp_path / "parent"), digests(model)
     assert mine["model.safetensors"] == theirs["model.safetensors"]
     assert mine["config.json"] == theirs["config.json"]
+
+
+@pytest.mark.parametrize("name", ["demo", "Demo"])
+def test_the_printed_undo_of_a_folder_called_like_the_embedded_model_means_the_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("demo", name, "--ffn", 768, "--no-proof")
+    assert code == 0, err
+    assert f"Written  ./{name}: " in out
+    words = shlex.split(out.partition("Undo ")[2])
+    assert words == ["scaler-wizard", "expand", f"./{name}", "PARENT", "--undo"]
+    code, out, err = run(*words[2:])
+    assert code == 0, err
+    assert digests(tmp_path / "PARENT")["model.safetensors"] == digests(demo_model_dir())["model.safetensors"]
 
 
 # ── interruptions ─────────────────────────────────────────────────────────────────────────────────────────────────

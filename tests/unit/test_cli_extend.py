@@ -559,3 +559,16 @@ def test_help_names_every_method_and_exit_code() -> None:
         assert f"{method.id} (" in text
     assert "exit codes: 0 done" in text
     assert "exit codes: 0 done" in cli("eval", "--help").out
+
+
+def test_a_folder_called_like_the_embedded_model_is_named_as_a_folder(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from engine.context.certificate import Certificate
+    from engine.context.method import Options
+    from engine.context.planner import plan_context
+    from scaler_tui.commands.extend import print_result
+
+    plan = plan_context(json.loads((model / "config.json").read_text()), 1024, "yarn", Options())
+    print_result(Certificate(source="demo", plan=plan), Path("demo"))
+    assert "Written      ./demo in" in capsys.readouterr().out

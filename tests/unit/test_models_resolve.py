@@ -15,7 +15,7 @@ import pytest
 from engine import resources
 from engine.errors import EngineError, ExitCode
 from engine.models.analyze import analyze, require_known
-from engine.models.resolve import ModelKind, download_weights, require_weights, resolve_model
+from engine.models.resolve import ModelKind, download_weights, folder_word, require_weights, resolve_model
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -280,6 +280,16 @@ def test_demo_is_the_embedded_model() -> None:
     assert found.notes == ()
     assert 1e6 < found.parameters < 6e6
     assert resolve_model("demo").kind is ModelKind.DEMO
+
+
+@pytest.mark.parametrize("name", ["demo", "DEMO", "demo-4k", "deep/demo"])
+def test_a_folder_is_named_so_that_it_is_not_taken_for_the_embedded_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_model(Path(name))
+    found = resolve_model(folder_word(Path(name)))
+    assert (found.kind, found.path) == (ModelKind.FOLDER, Path(name))
 
 
 def test_copy_of_the_demo_has_the_same_architecture(tmp_path: Path) -> None:
