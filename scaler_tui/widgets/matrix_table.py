@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.style import Style
 from rich.text import Text
 from textual.app import RenderResult
+from textual.geometry import Size
 from textual.reactive import reactive
 from textual.widget import Widget
 
@@ -124,6 +125,13 @@ class MatrixTable(Widget):
             return list(range(len(ids)))
         first = ids.index(self.matrix.recommended)
         return sorted([first, *[index for index in range(len(ids)) if index != first][: max(self.limit - 1, 0)]])
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """One line per row and the heading, whatever the width: while the table is hidden its columns are not chosen
+        for the width it is about to get, so the lines of `render` cannot be counted."""
+        if self.matrix is None:
+            return super().get_content_height(container, viewport, width)
+        return 1 + len(self.shown_rows())
 
     def render(self) -> RenderResult:
         """Heading and rows."""

@@ -13,6 +13,7 @@ from engine.errors import EngineError
 from scaler_tui.feeds.startup import StartupNews
 from scaler_tui.feeds.startup import read_model as really_read_model
 from scaler_tui.screens.matrix import MatrixScreen
+from scaler_tui.screens.problem import TooSmallScreen
 from scaler_tui.screens.question import QuestionScreen
 from scaler_tui.widgets.choice_list import ChoiceList
 from scaler_tui.widgets.matrix_table import MatrixTable
@@ -325,3 +326,18 @@ async def test_the_pointer_stands_on_an_answer_that_is_possible() -> None:
         screen.show_question()
         assert [state.enabled for state in screen.options.states] == [False, True]
         assert screen.options.highlighted == 1
+
+
+@pytest.mark.parametrize("tiny", [(40, 10), (20, 3)])
+@pytest.mark.parametrize("answers", [(), ("1",)])
+async def test_a_question_looks_as_before_when_a_terminal_too_small_has_grown_again(
+    tiny: tuple[int, int], answers: tuple[str, ...]
+) -> None:
+    async with opened((80, 24)) as (app, pilot):
+        screen = await to_questions(app, pilot)
+        await press(pilot, *answers)
+        before = visible(app)
+        await pilot.resize_terminal(*tiny)
+        await until(pilot, lambda: isinstance(app.screen, TooSmallScreen))
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: app.screen is screen and visible(app) == before)
