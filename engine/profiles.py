@@ -27,7 +27,7 @@ NOT_FINITE = "Expected a finite number"
 def load_toml(path: Path, kind: type[T], *, what: str = "file") -> T:
     """Read `path` as `kind`. Raises EngineError `toml.*` that names file, line and key."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a byte-order mark
     except OSError as error:
         raise EngineError(
             "toml.unreadable",

@@ -153,10 +153,13 @@ def check_answer(question: Question, value: AnswerValue) -> AnswerValue:
     if question.kind is QuestionKind.CHOICE:
         return _check_choice(question, text)
     if not text and not question.allow_empty:
+        example = f"{question.default or question.options[0].value}"
         raise EngineError(
             "answer.empty",
             f"'{question.id}' needs an answer.",
-            next_step=f"For example {flag_name(question)} {question.default or question.options[0].value!r}.",
+            next_step=f"Name a folder, a hub id, or {example}."  # it has no flag: it is the word behind a command
+            if question.id == "model"
+            else f"For example {flag_name(question)} {example!r}.",
         )
     if len(text) > 4096 or "\0" in text or "\n" in text:
         raise EngineError("answer.text", f"The answer to '{question.id}' is not one line of text.")

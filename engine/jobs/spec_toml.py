@@ -82,7 +82,7 @@ def naming_lines(path: Path) -> Iterator[None]:
         if not (error.key or error.code.startswith("spec.")):
             raise
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            error = located(error, path.read_text(encoding="utf-8"))
+            error = located(error, path.read_text(encoding="utf-8-sig"))
         raise EngineError(
             error.code, f"{path}: {error.what}", cause=error.cause, next_step=error.next_step, exit_code=error.exit_code
         ) from error

@@ -44,7 +44,11 @@ class Shard:
 def split(recipes: Sequence[Recipe], shard_bytes: int) -> tuple[Shard, ...]:
     """Shards of at most `shard_bytes` (a larger tensor has one to itself). Raises EngineError `surgery.*`."""
     if shard_bytes < _LEAST_SHARD_BYTES:
-        raise EngineError("surgery.shard_size", f"A shard size of {shard_bytes} bytes is too small.")
+        raise EngineError(
+            "surgery.shard_size",
+            f"A shard size of {shard_bytes} bytes is too small.",
+            next_step=f"Give at least {_LEAST_SHARD_BYTES:,} bytes; --shard-size 5GB is usual.",
+        )
     _check_names(recipes)
     groups: list[list[Recipe]] = []
     filled = shard_bytes

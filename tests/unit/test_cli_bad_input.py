@@ -277,3 +277,11 @@ def test_a_way_that_nobody_can_teach_has_no_figures(run: Run) -> None:
     assert "no teacher" in line
     assert "fits" not in line
     assert not any(unit in line for unit in ("GiB", "MiB", " h", "min", "$"))
+
+
+@pytest.mark.parametrize("command", ["matrix", "plan", "estimate"])
+def test_a_model_that_is_left_empty_is_asked_for_without_a_flag_that_no_command_has(command: str, run: Run) -> None:
+    code, _, err = run(command, "")
+    assert code == 2
+    assert "Name a folder, a hub id, or demo." in err
+    assert "--model" not in err

@@ -268,6 +268,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_finishes(run: Run, model: Path, t
         (["--to", "2x", "--seed", "-1"], "--seed"),
         (["--to", "2x", "--dtype", "int8"], "int8"),
         (["--to", "2x", "--shard-size", "some"], "is not a size"),
+        (["--to", "2x", "--shard-size", "0"], "--shard-size 5GB"),
         (["--to", "2x", "--no-proof", "--proof-text", "x"], "exclude each other"),
         (["--to", "2x", "--proof-text", "/no/such/text"], "/no/such/text"),
         (["--dry-run", "--resume"], "exclude each other"),

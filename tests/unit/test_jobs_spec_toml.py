@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import EngineError
 from engine.jobs import spec as spec_module
-from engine.jobs.spec import JobSpec, TrainingSection
+from engine.jobs.spec import JobSpec, Task, TrainingSection
 from engine.jobs.spec_export import Destination
 from engine.jobs.spec_toml import dump_spec, load_spec, spec_hash, with_absolute_paths
 
@@ -109,6 +109,16 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, wa
     assert str(path) in message
     for part in wanted:
         assert part in message
+
+
+def test_a_byte_order_mark_is_no_part_of_the_spec_and_moves_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text('task = "lora"\n', encoding="utf-8-sig")
+    assert load_spec(path).task is Task.LORA
+    path.write_text('quantization.kind = "none"\ntask = "qlora"\n', encoding="utf-8-sig")
+    with pytest.raises(EngineError) as caught:
+        load_spec(path)
+    assert caught.value.what.startswith(f"{path}: line 1: ")
 
 
 def test_a_contradiction_names_the_file(tmp_path: Path) -> None:
