@@ -7,6 +7,7 @@ Must not start or change anything.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ STARTING_SECONDS = 30.0
 
 _HEAD_BYTES = 32 * 1024
 _TAIL_BYTES = 64 * 1024
+_SHOWN_STEPS = 10
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,9 @@ class RunSummary:
     total_steps: int = 0
     loss: float | None = None
     eval_loss: float | None = None
+    shown_loss: float | None = None
+    """Held out, where it was measured at this very step; else the mean of the last steps, as one step's own loss can
+    be that of a handful of tokens."""
     created: float = 0.0
     started: float | None = None
     updated: float | None = None
@@ -189,7 +194,7 @@ def summarize(run_dir: Path) -> RunSummary:
             id=run_dir.name, directory=run_dir, state=RunPhase.FAILED, created=_age_of(run_dir),
             what=error.what, cause=error.cause, next_step=error.next_step,
         )  # fmt: skip
-    state = quick_state(run_dir, record)
+    state, fold = _judged_ends(run_dir, record)
     return RunSummary(
         id=run_dir.name,
         directory=run_dir,
@@ -201,6 +206,7 @@ def summarize(run_dir: Path) -> RunSummary:
         total_steps=state.total_steps,
         loss=state.loss,
         eval_loss=state.eval_loss,
+        shown_loss=_shown_loss(state, fold),
         created=record.created,
         started=state.started,
         updated=state.updated,
@@ -218,14 +224,28 @@ def summarize(run_dir: Path) -> RunSummary:
 
 def quick_state(run_dir: Path, record: RunRecord | None = None) -> RunState:
     """The state from the head and the tail of the journal: right in all but the token totals and the curves."""
-    record = record or read_record(run_dir)
-    state = judge(_fold_ends(run_dir), run_dir, record)
+    return _judged_ends(run_dir, record or read_record(run_dir))[0]
+
+
+def _judged_ends(run_dir: Path, record: RunRecord) -> tuple[RunState, Fold]:
+    fold = _fold_ends(run_dir)
+    state = judge(fold.state, run_dir, record)
     if state.state is RunPhase.LOST:  # its last lines may have come between reading and looking
-        state = judge(_fold_ends(run_dir), run_dir, record)
-    return state
+        fold = _fold_ends(run_dir)
+        state = judge(fold.state, run_dir, record)
+    return state, fold
 
 
-def _fold_ends(run_dir: Path) -> RunState:
+def _shown_loss(state: RunState, fold: Fold) -> float | None:
+    measured, steps = fold.series("eval_loss"), fold.series("loss").buckets()[-_SHOWN_STEPS:]
+    if len(measured) and measured.last_step == state.step:
+        return state.eval_loss
+    if not steps or state.loss is None or not math.isfinite(state.loss):
+        return state.loss
+    return sum(step.mean * step.count for step in steps) / sum(step.count for step in steps)
+
+
+def _fold_ends(run_dir: Path) -> Fold:
     runner = read_head_events(run_dir / layout.RUNNER_JOURNAL)
     journal = run_dir / layout.JOURNAL
     head = read_head_events(journal, max_bytes=_HEAD_BYTES)
@@ -241,7 +261,7 @@ def _fold_ends(run_dir: Path) -> RunState:
     fold = Fold()
     for batch in merge([[*head, *tail]], runner):
         fold.apply_all(batch)
-    return fold.state
+    return fold
 
 
 def _age_of(run_dir: Path) -> float:

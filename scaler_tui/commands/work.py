@@ -166,7 +166,7 @@ def runs(arguments: argparse.Namespace) -> int:
                 str(s.state),
                 s.task,
                 f"{s.step}/{s.total_steps or '?'}",
-                f"{s.loss:.3f}" if s.loss is not None else "",
+                f"{s.shown_loss:.3f}" if s.shown_loss is not None else "",
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(s.started or s.created)),
                 s.name,
             ]

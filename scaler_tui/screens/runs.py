@@ -87,7 +87,7 @@ def _cell(run: RunSummary, title: str, cells: int, now: float, *, unicode: bool)
         return f"{run.step:,}/{run.total_steps:,}" if run.total_steps else f"{run.step:,}" if run.step else "-"
     texts = {
         "run": run.name or (run.id if len(run.id) <= cells else run.id.partition("-")[2]),
-        "loss": format_loss(run.loss),
+        "loss": format_loss(run.shown_loss),
         "age": _age(run, now),
         "model": run.model,
         "task": TASKS.get(run.task, run.task),

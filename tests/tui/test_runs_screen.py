@@ -28,7 +28,7 @@ async def test_rows_say_state_step_and_loss_in_full(size: tuple[int, int]) -> No
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: screen.runs is not None)
         text = visible(app)
-        for expected in ("‖ paused", "✗ failed", "● running", "1,200/12,000", "84/120", "0.4847", "too-hot", "now"):
+        for expected in ("‖ paused", "✗ failed", "● running", "1,200/12,000", "84/120", "0.5366", "too-hot", "now"):
             assert expected in text
         assert "3 on this machine, 1 working" in text
         assert all(len(line) <= size[0] for line in text.splitlines())
@@ -79,7 +79,7 @@ async def test_the_list_follows_a_run_and_keeps_the_pointer() -> None:
                 ev.Step(t=time.time(), step=85, loss=0.1234, learning_rate=1e-5, grad_norm=1.0, tokens=9,
                         trained_tokens=9, step_seconds=0.5)
             )  # fmt: skip
-        await until(pilot, lambda: "85/120" in visible(app) and "0.1234" in visible(app))
+        await until(pilot, lambda: "85/120" in visible(app) and "0.4902" in visible(app))
         write_golden(Golden(name="newcomer"))
         await until(pilot, lambda: "newcomer" in visible(app))
         assert screen.selected is not None

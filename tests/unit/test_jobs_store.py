@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import EngineError
@@ -18,6 +19,7 @@ from engine.jobs.journal import JournalWriter
 from engine.jobs.spec import CostSection, JobSpec, TrainingSection
 from engine.jobs.state import RunPhase
 from engine.paths import runs_dir
+from scaler_tui.cli import main
 from tests.support.fake_worker import recorded_run, step_event, write_events, write_recorded_journal
 
 
@@ -101,6 +103,31 @@ def test_meters_that_fill_the_tail_do_not_hide_the_step() -> None:
         for second in range(3000):
             journal.write(ev.Meter(t=1_790_001_000.0 + second, cpu_percent=1, ram_bytes=1, ram_total_bytes=1))
     assert summary.summarize(run_dir).step == 300
+
+
+@pytest.mark.parametrize(
+    ("losses", "held_out", "shown"),
+    [
+        ([6.46, 5.53, 3.24, 0.0001], {4: 7.048}, "7.048"),
+        ([6.46, 5.53, 3.24, 0.0001], {2: 7.048}, "3.808"),  # measured before its newest steps
+        ([9.0] * 90 + [2.0] * 9 + [0.0], {}, "1.800"),
+        ([2.0, float("nan")], {}, "nan"),
+        ([], {}, "2.810"),  # held out before training
+    ],
+)
+def test_the_list_shows_the_held_out_loss_or_the_mean_of_the_last_steps(
+    losses: list[float], held_out: dict[int, float], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = recorded_run(0, outcome="")
+    began = 1_790_001_000.0
+    with JournalWriter(run_dir / layout.JOURNAL) as journal:
+        for step, loss in enumerate(losses, start=1):
+            journal.write(msgspec.structs.replace(step_event(began + step, step, len(losses), 1.0), loss=loss))
+            if step in held_out:
+                journal.write(ev.Eval(t=began + step, step=step, loss=held_out[step], seconds=1.0))
+    assert main(["runs"]) == 0
+    heading, line = capsys.readouterr().out.splitlines()
+    assert line[: heading.index("LOSS") + len("LOSS")].endswith(f" {shown:>5}")
 
 
 @pytest.mark.parametrize("victim", [layout.RUN, layout.SPEC])
