@@ -175,9 +175,17 @@ class Teaching:
         return manifest is not None and manifest.order.same_as(order)
 
     def cached_form(self, chosen: Held) -> Held:
-        """In which form its logits are there already; `chosen` where they are in none."""
+        """In which form its logits are there already; `chosen` where they are in none. That they are of a teacher in 4
+        bits, where it could have been whole, is said."""
         others = (Held.OFFLOADED, Held.NF4)  # what it says from host memory it says from the device
-        return next((form for form in (chosen, *others) if self.has_cached(form)), chosen)
+        form = next((form for form in (chosen, *others) if self.has_cached(form)), chosen)
+        if form is Held.NF4 is not chosen:
+            self._attempt.warn(
+                "The teacher's logits on disk are those of a teacher in 4 bits, from an earlier run; this machine "
+                "could ask it in its own number type.",
+                f"To have them anew, remove {cache_home(self._section.cache) / self._order(form).folder_name}.",
+            )
+        return form
 
     def _order(self, form: Held) -> CacheOrder:
         attempt, found = self._attempt, self._found

@@ -25,7 +25,10 @@ ROWS = (EncodedRow(input_ids=(1, 2, 3), trained=(False, True, True), line=1, kin
 def test_logits_of_another_form_are_used_where_the_chosen_one_has_none(tmp_path: Path) -> None:
     section = DistillationSection(teacher="large", held=Held.CACHED, cache=str(tmp_path))
     spec = JobSpec(task=Task.LORA, distillation=section)
-    attempt: Any = SimpleNamespace(spec=spec, device=SimpleNamespace(compute_dtype=torch.bfloat16))
+    warned: list[tuple[str, str]] = []
+    attempt: Any = SimpleNamespace(
+        spec=spec, device=SimpleNamespace(compute_dtype=torch.bfloat16), warn=lambda *words: warned.append(words)
+    )
     rows: Any = SimpleNamespace(train=ROWS, heldout=())
     found = FoundTeacher("large", Path(), None, False, 10, "0" * 64, 1, 0)
 
@@ -40,10 +43,16 @@ def test_logits_of_another_form_are_used_where_the_chosen_one_has_none(tmp_path:
 
     assert teaching().cached_form(Held.RESIDENT) is Held.RESIDENT
     complete(Held.NF4)
+    assert teaching().cached_form(Held.NF4) is Held.NF4
+    assert warned == []
     assert teaching().cached_form(Held.RESIDENT) is Held.NF4
+    ((what, next_step),) = warned
+    assert "4 bits, from an earlier run" in what
+    assert str(tmp_path) in next_step
     complete(Held.RESIDENT)
     assert teaching().cached_form(Held.RESIDENT) is Held.RESIDENT
     assert teaching().cached_form(Held.OFFLOADED) is Held.OFFLOADED
+    assert len(warned) == 1
 
 
 def test_scores_are_kept_by_the_rows_that_were_measured(tmp_path: Path) -> None:
