@@ -24,6 +24,8 @@ from scaler_tui.feeds.mix_feed import TwinDone, TwinSaid
 
 STEPS = 4
 """Lines of progress that are kept."""
+LEAVING = "leaving-stops-an-export"
+"""The class of the question that stops it when it is left by Ctrl+C."""
 
 
 class ExportJob:
@@ -42,7 +44,8 @@ class ExportJob:
         def work() -> None:
             done = self._done()
             self.running = False
-            if self.watcher is None or not self.watcher.post_message(done):
+            watcher = self.watcher  # the screen may be left between two looks
+            if watcher is None or not watcher.post_message(done):
                 if_gone(done)
 
         threading.Thread(target=work, name="export", daemon=True).start()
@@ -75,8 +78,8 @@ class ExportJob:
         step = text.strip("[]")
         if not self.steps or self.steps[-1] != step:
             self.steps.append(step)
-            if self.watcher is not None:
-                self.watcher.post_message(TwinSaid("export", step))
+            if (watcher := self.watcher) is not None:
+                watcher.post_message(TwinSaid("export", step))
 
 
 def jobs_of(app: App[Any]) -> dict[Path, ExportJob]:
@@ -95,7 +98,7 @@ def stays_for_export(app: App[Any], leave: Callable[[], None]) -> bool:
     running = [job for job in jobs_of(app).values() if job.running and not job.stopped]
     if not running:
         return False
-    if isinstance(app.screen, ConfirmScreen):
+    if app.screen.has_class(LEAVING):  # Ctrl+C on the question itself; other questions were about something else
         _stop(running)
         return False
 
@@ -105,6 +108,7 @@ def stays_for_export(app: App[Any], leave: Callable[[], None]) -> bool:
             leave()
 
     question = ConfirmScreen("An export is running: leave and stop it?", "n stays; the same export can go on later.")
+    question.add_class(LEAVING)
     app.push_screen(question, answered)
     return True
 

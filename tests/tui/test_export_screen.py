@@ -240,6 +240,22 @@ async def test_leaving_asks_while_an_export_runs(twin: Twin) -> None:
         assert app._exit
 
 
+async def test_only_the_question_about_the_export_is_answered_by_leaving_again(twin: Twin) -> None:
+    async with opened() as (app, pilot):
+        screen, _ = await from_card(app, pilot)
+        await press(pilot, "enter")
+        await until(pilot, lambda: "29 %" in flat(app))
+        app.push_screen(ConfirmScreen("Something else?"))
+        await pilot.pause()
+        await press(pilot, "ctrl+c")
+        assert "leave and stop it" in flat(app), "the question that is open says nothing of the export"
+        assert screen.busy
+        assert not app._exit
+        await press(pilot, "ctrl+c")
+        await until(pilot, twin.go_on.is_set)
+        assert app._exit
+
+
 async def test_the_runs_list_hands_on_what_was_measured_before(twin: Twin) -> None:
     run_dir = write_golden(Golden(outcome="finished"))
     write_card(run_dir, msgspec.structs.replace(golden_card(run_dir), exports=(REPORT,)))
