@@ -63,6 +63,7 @@ _ROWS = ("adapters", "sources", "suites", "retention", "stages")
 
 def load_spec(path: Path) -> JobSpec:
     """Read and check a spec. Raises EngineError that names file, line and key."""
+    _require_keys(Path(path))
     try:
         with naming_lines(Path(path)):
             return canonical(load_toml(Path(path), JobSpec, what="spec"))
@@ -70,6 +71,20 @@ def load_spec(path: Path) -> JobSpec:
         if "key 'task'" in error.what:
             raise _unknown_task(error) from error
         raise
+
+
+def _require_keys(path: Path) -> None:
+    """Every key has a default, and a file without any is what a full disk or a broken copy leaves: it would start
+    another job than was meant. Raises EngineError `spec.empty`; files that cannot be read are for `load_toml`."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        if all(not line.strip() or line.lstrip().startswith("#") for line in lines):
+            raise EngineError(
+                "spec.empty",
+                f"{path} sets no key: it is empty, or holds nothing but comments.",
+                cause="A full disk or a copy that broke off leaves such a file.",
+                next_step="Copy it again, or write a new one: scaler-wizard plan demo -o FILE.",
+            )
 
 
 @contextlib.contextmanager

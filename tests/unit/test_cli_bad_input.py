@@ -50,6 +50,7 @@ def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (place / "binary.jsonl").write_bytes(bytes(range(256)) * 8)
     (place / "latin.csv").write_bytes("prompt;completion\nwo;Köln\n".encode("latin-1"))
     (place / "rows.parquet").write_bytes(b"PAR1 is not enough")
+    (place / "empty.toml").write_bytes(b"")
     (place / "prose.toml").write_text("this is not toml\n")
     (place / "syntax.toml").write_text('task = "qlora"\n[training]\nepochs =\n')
     (place / "type.toml").write_text('task = "qlora"\n[training]\nepochs = "three"\n')
@@ -152,6 +153,7 @@ BAD: list[tuple[str, int, str]] = [
         for command in ("run", "start")
         for spec, named in (
             ("missing", "missing.toml"),
+            ("empty", "plan demo -o FILE"),
             ("prose", "line 1"),
             ("syntax", "line 3"),
             ("type", "line 3, key 'training.epochs'"),

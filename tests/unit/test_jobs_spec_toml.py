@@ -111,11 +111,24 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, wa
         assert part in message
 
 
+@pytest.mark.parametrize("text", ["", "\n \t\n", "# task = 'full'\n\n  # and nothing else", "\ufeff", "\ufeff# a\n"])
+def test_a_file_without_any_key_is_no_spec_although_every_key_may_be_left_out(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(EngineError) as caught:
+        load_spec(path)
+    assert caught.value.code == "spec.empty"
+    assert str(path) in caught.value.what
+    assert "scaler-wizard plan demo -o FILE" in caught.value.next_step
+    path.write_text(f"{text}\n[model]\n", encoding="utf-8")
+    assert load_spec(path) == JobSpec()
+
+
 def test_a_byte_order_mark_is_no_part_of_the_spec_and_moves_no_line(tmp_path: Path) -> None:
     path = tmp_path / "spec.toml"
     path.write_text('task = "lora"\n', encoding="utf-8-sig")
     assert load_spec(path).task is Task.LORA
-    path.write_text('quantization.kind = "none"\ntask = "qlora"\n', encoding="utf-8-sig")
+    path.write_text('task = "qlora"\nquantization.kind = "none"\n', encoding="utf-8-sig")
     with pytest.raises(EngineError) as caught:
         load_spec(path)
     assert caught.value.what.startswith(f"{path}: line 1: ")
