@@ -142,7 +142,9 @@ def _bytes_for(run_dir: Path, size: tuple[int, int], *flags: str) -> tuple[int, 
         terminal.read_until_quiet(1.0)
         first = terminal.total_bytes
         for key in (b"4", b"1"):
+            before = terminal.total_bytes
             terminal.send(key)
+            terminal.read_until(lambda _, before=before: terminal.total_bytes > before)  # a slow app begins late
             terminal.read_until_quiet()
         panes = terminal.total_bytes - first
         before = terminal.total_bytes
@@ -178,12 +180,13 @@ def test_a_terminal_that_stops_reading_does_not_hold_up_the_timers(tmp_path: Pat
     try:
         terminal.read_until(lambda seen: ticks.exists() and len(seen) > 5_000)
         stalled_from = time.monotonic()
-        time_needed = 6.0
+        time_needed = 10.0
         wait_for(lambda: time.monotonic() - stalled_from > time_needed, str)  # nobody reads meanwhile
         stalled_to = time.monotonic()
         moments = [float(line) for line in ticks.read_text().splitlines()]
         ran = sum(stalled_from < moment < stalled_to for moment in moments)
-        assert ran >= int((stalled_to - stalled_from) / 0.25) - 2
+        # A timer leaves out ticks that it is late for. The stock display makes some ten until its queue is full.
+        assert ran >= (stalled_to - stalled_from) / 0.25 / 2
         resumed_at = terminal.total_bytes
         terminal.read_until(lambda seen: len(seen) > resumed_at + 20_000)  # and it goes on when somebody reads again
     finally:

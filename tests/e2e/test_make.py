@@ -75,12 +75,10 @@ def test_the_first_run_installs_the_lock_and_the_program_then_runs_the_demo_head
     assert (place / "calls.log").read_text() == "APP demo\n"
 
 
-def test_the_second_run_installs_nothing_and_reaches_the_app_at_once(place: Path) -> None:
+def test_the_second_run_installs_nothing_and_only_starts_the_app(place: Path) -> None:
     make(place, "run")
     before = installs(place)
-    began = time.monotonic()
     assert make(place, "run").stdout == "APP demo\n"
-    assert time.monotonic() - began < 2
     assert installs(place) == before
 
 

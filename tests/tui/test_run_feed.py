@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -140,18 +141,24 @@ def test_a_closing_screen_ends_the_feed_by_itself() -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_steps_are_caught_up_quickly() -> None:
+def test_catching_up_with_a_hundred_thousand_steps_costs_a_few_times_what_parsing_their_lines_does() -> None:
     run_dir = recorded_run(100_000)
+    began = time.process_time()
+    with (run_dir / JOURNAL).open("rb") as journal:
+        lines = sum(bool(json.loads(line)) for line in journal)
+    parsing = time.process_time() - began
+    assert lines > 100_000
     inbox = Collector()
     feed = JournalFeed(run_dir, inbox)
-    began = time.monotonic()
+    began = time.process_time()
     feed.start()
-    snapshot = updates(inbox.wait(lambda found: bool(updates(found))))[0].snapshot
-    took = time.monotonic() - began
+    snapshot = updates(inbox.wait(lambda found: bool(updates(found)), seconds=300))[0].snapshot
+    took = time.process_time() - began
     stop_and_wait(feed)
     assert snapshot.state.step == 100_000
     assert len(snapshot.loss) <= 2_000
-    assert took < 5  # the real budget is measured by bench/display.py; this catches a quadratic reader
+    # Processor time: a busy machine makes it no longer.
+    assert took < 5 * parsing  # the real budget is measured by bench/display.py; this catches a quadratic reader
 
 
 def test_the_list_reads_only_runs_that_can_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:

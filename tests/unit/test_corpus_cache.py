@@ -272,9 +272,10 @@ def process(source: Path, cache: Path) -> subprocess.Popen[str]:
 def wait_for_shard(cache: Path, name: str, child: subprocess.Popen[str]) -> Path:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
+        ended = child.poll() is not None  # asked first: what it wrote at its end is there when this is true
         for found in cache.glob(f"*/{name}"):
             return found.parent
-        assert child.poll() is None, "it ended before the shard was there"
+        assert not ended, "it ended before the shard was there"
         time.sleep(0.002)
     raise AssertionError(f"no {name}")
 

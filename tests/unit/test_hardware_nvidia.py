@@ -136,11 +136,15 @@ def test_a_driver_mismatch_is_a_problem_and_no_gpu(tools: Path, tmp_path: Path) 
 def test_a_hanging_nvidia_smi_is_killed_with_its_children(tools: Path, tmp_path: Path) -> None:
     marker = tmp_path / "pids"
     install(tools, f"sleep 60 & echo $$ $! > {marker}; wait")
-    started = time.monotonic()
-    findings = nvidia.probe(1.0, tmp_path)
-    assert time.monotonic() - started < 30
-    assert "did not answer" in findings.problems[0].what
-    pids = [int(word) for word in marker.read_text().split()]
+    pids: list[int] = []
+    for limit_seconds in (1.0, 4.0, 16.0):  # a busy machine may not even start the tool in the first
+        started = time.monotonic()
+        findings = nvidia.probe(limit_seconds, tmp_path)
+        assert time.monotonic() - started < 50, "shorter than the tool would take"
+        assert "did not answer" in findings.problems[0].what
+        if marker.exists() and (pids := [int(word) for word in marker.read_text().split()]):
+            break
+    assert len(pids) == 2, "the tool never came to start its child"
     deadline = time.monotonic() + 10
     while any(_runs(pid) for pid in pids):
         assert time.monotonic() < deadline, "the hanging tool was left running"
