@@ -33,8 +33,11 @@ def run_until(spec: JobSpec, condition: Callable[[ev.AnyEvent], bool], then: Cal
     tail = JournalTail(run_dir)
     process = subprocess.Popen(worker_command(run_dir), env=worker_environment())
     deadline = time.monotonic() + 120
-    while not any(condition(event) for event in tail.read_new()):
-        assert process.poll() is None, (run_dir / layout.WORKER_LOG).read_text()[-2000:]
+    while True:
+        ended = process.poll() is not None  # asked first: it may write its last events and end between two looks
+        if any(condition(event) for event in tail.read_new()):
+            break
+        assert not ended, (run_dir / layout.WORKER_LOG).read_text()[-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.002)
     then(run_dir, process.pid)
