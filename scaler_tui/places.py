@@ -7,6 +7,7 @@ Must not know screens or prompts: both use it.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,4 +124,4 @@ def file_lines(place: Place, told: Mapping[str, Any]) -> Sequence[tuple[str, str
         ("Machine", machine + (f", about ${price:.2f} an hour" if price else "")),
     ]
     lines += [("Uploads", str(path)) for path in told["uploads"]]
-    return [*lines, ("Start it", f"{place.launch} {told['file']}")]
+    return [*lines, ("Start it", f"{place.launch} {shlex.quote(str(told['file']))}")]

@@ -5,6 +5,7 @@ Owns the order of prompts and their words. The same questions, matrix and spec a
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -336,5 +337,5 @@ def _finish(wizard: Wizard, approach: str, spec: JobSpec) -> int:
         except EngineError as error:
             _say_error(error)
             continue
-        say(f"Wrote {target}. Run it: scaler-wizard run {target}")
+        say(f"Wrote {target}. Run it: scaler-wizard run {shlex.quote(str(target))}")
         return int(ExitCode.DONE)

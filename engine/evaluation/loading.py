@@ -6,6 +6,7 @@ Owns loading for measurements. Must not know what is measured. What does not fit
 from __future__ import annotations
 
 import gc
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,7 +121,7 @@ def _unloadable(folder: Path, error: Exception) -> EngineError:
         "evaluation.load",
         f"transformers cannot load {folder}.",
         cause=" ".join(str(error).split())[:300],
-        next_step=f"Look at it with: scaler-wizard inspect {folder}",
+        next_step=f"Look at it with: scaler-wizard inspect {shlex.quote(str(folder))}",
         exit_code=ExitCode.RUN_FAILED,
     )
 

@@ -13,6 +13,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,7 @@ def _does_not_load(folder: Path, cause: str) -> EngineError:
         "verify.load",
         f"Stock transformers does not load {folder}.",
         cause=cause,
-        next_step=f"Look at it with: scaler-wizard inspect {folder}",
+        next_step=f"Look at it with: scaler-wizard inspect {shlex.quote(str(folder))}",
         exit_code=ExitCode.RUN_FAILED,
     )
 

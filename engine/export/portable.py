@@ -5,6 +5,7 @@ Owns these judgements on a spec and the config its result will have. Must not kn
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _check_packed(spec: JobSpec, config: Mapping[str, Any]) -> None:
         cause=f"Its weights are packed ({method}): an adapter is merged into the 16-bit model, and GGUF files are made "
         "of that.",
         next_step=f"Leave {_KEY} out, and export after the training: scaler-wizard export {spec.export.to[0].value} "
-        f"latest --base {base}. An adapter trained on the quantised model fits it.",
+        f"latest --base {shlex.quote(base)}. An adapter trained on the quantised model fits it.",
         key=_KEY,
     )
 

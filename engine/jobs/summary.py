@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,8 @@ def frozen_spec(run_dir: Path, record: RunRecord) -> JobSpec:
             "run.spec_changed",
             f"{run_dir / layout.SPEC} is not the spec this run was started with.",
             cause="Its hash differs from the one in run.json.",
-            next_step="Undo the edit, or start a new run: scaler-wizard start " + str(run_dir / layout.SPEC),
+            next_step="Undo the edit, or start a new run: scaler-wizard start "
+            + shlex.quote(str(run_dir / layout.SPEC)),
         )
     return spec
 

@@ -56,7 +56,7 @@ def dstack_text(job: Job, out: Path) -> str:
             next_step="Add --bucket s3://name (mounted by rclone), or --volume NAME (a network volume, in one region).",
         )
     commands = {
-        f"dstack apply -f {out.name}": "start it; a machine that goes is replaced",
+        f"dstack apply -f {shlex.quote(out.name)}": "start it; a machine that goes is replaced",
         f"dstack logs {job.name}": "follow it",
         f"dstack stop {job.name}": "save and end it",
     }
@@ -64,7 +64,7 @@ def dstack_text(job: Job, out: Path) -> str:
         *(
             (
                 "HF_TOKEN is taken from your environment, for gated models and sets. Where none is needed:",
-                f"HF_TOKEN= dstack apply -f {out.name}",
+                f"HF_TOKEN= dstack apply -f {shlex.quote(out.name)}",
             )
             if job.uses_hub
             else ()

@@ -30,7 +30,7 @@ _ROOT = '"$HOME"/scaler'
 def sky_text(job: Job, out: Path) -> str:
     """The whole job file. Raises EngineError `export.card`."""
     commands = {
-        f"sky jobs launch {out.name}": "start it, managed; spot machines that go are replaced",
+        f"sky jobs launch {shlex.quote(out.name)}": "start it, managed; spot machines that go are replaced",
         f"sky jobs logs -n {job.name}": "follow it",
         "sky jobs cancel ID": "end it; what is kept in the bucket stays",
     }

@@ -8,6 +8,7 @@ arbitrary objects, is never kept.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,7 @@ def _changed(kind: str, what: str, run_dir: Path) -> EngineError:
         f"resume.{kind}_changed",
         what,
         cause="Going on would mix two different jobs in one result.",
-        next_step=f"Put the old {kind} back, or start a new run: scaler-wizard start {run_dir / layout.SPEC}",
+        next_step=f"Put the old {kind} back, or start a new run: scaler-wizard start "
+        + shlex.quote(str(run_dir / layout.SPEC)),
         exit_code=ExitCode.RUN_FAILED,
     )

@@ -12,6 +12,7 @@ done below by name.
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def load_base(request: BaseRequest) -> Any:
             "train.model_not_loaded",
             f"The model in {request.folder} could not be loaded.",
             cause=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-            next_step=f"Look at it with: scaler-wizard inspect {request.folder}",
+            next_step=f"Look at it with: scaler-wizard inspect {shlex.quote(str(request.folder))}",
             exit_code=ExitCode.RUN_FAILED,
         ) from error
     model.requires_grad_(False)

@@ -5,6 +5,7 @@ Owns `teacher.json` of a run directory. Must not know torch, nor how a teacher i
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -60,7 +61,8 @@ def check_same_teacher(run_dir: Path, sha256: str) -> None:
             "resume.teacher_changed",
             f"The teacher {record.name} is not the one that the run began with.",
             cause="Going on would mix what two teachers say in one result.",
-            next_step=f"Put its old files back, or start a new run: scaler-wizard start {run_dir / layout.SPEC}",
+            next_step="Put its old files back, or start a new run: scaler-wizard start "
+            + shlex.quote(str(run_dir / layout.SPEC)),
             exit_code=ExitCode.RUN_FAILED,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ def export_job(arguments: argparse.Namespace) -> int:
     if not job.spec.cost.budget_usd:
         output.note("No budget is set, so nothing stops it but its end; --budget USD sets one.")
     launch = "sky jobs launch" if arguments.tool == "sky" else "dstack apply -f"
-    output.note(f"Start it with {_TOOLS[arguments.tool]}: {launch} {out}")
+    output.note(f"Start it with {_TOOLS[arguments.tool]}: {launch} {shlex.quote(str(out))}")
     return int(ExitCode.DONE)
 
 

@@ -7,6 +7,7 @@ Owns its text and JSON, and how a lab's runs are checked and watched. Must not k
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,7 +120,8 @@ def _run(lab: Lab, folder: LabFolder, *, as_json: bool) -> int:
 def _end(lab: Lab, outcome: Outcome) -> int:
     if outcome.complete:
         return int(ExitCode.DONE)
-    output.note(f"{outcome.finished} of {outcome.total} runs are finished. Go on with: scaler-wizard lab {lab.path}")
+    again = f"scaler-wizard lab {shlex.quote(str(lab.path))}"
+    output.note(f"{outcome.finished} of {outcome.total} runs are finished. Go on with: {again}")
     return int(ExitCode.INTERRUPTED if outcome.interrupted else ExitCode.RUN_FAILED)
 
 

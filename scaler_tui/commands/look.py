@@ -6,6 +6,7 @@ Owns their text and JSON. Must not compute: every figure comes from the engine.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -245,7 +246,7 @@ def plan(arguments: argparse.Namespace) -> int:
     elif target is None:
         output.say_block(dump_spec(spec))
     else:
-        output.say(f"Wrote {target}. Run it: scaler-wizard run {target}")
+        output.say(f"Wrote {target}. Run it: scaler-wizard run {shlex.quote(str(target))}")
     return int(ExitCode.DONE)
 
 

@@ -226,7 +226,10 @@ class MixingScreen(FramedScreen):
         self.forget_words()
         self._wanted_out, self._forced = str(path), force
         if what == "spec":
-            self.result = (("Spec", str(self._write_spec(path))), ("Next", f"scaler-wizard run {path.name}"))
+            self.result = (
+                ("Spec", str(self._write_spec(path))),
+                ("Next", f"scaler-wizard run {shlex.quote(path.name)}"),
+            )
             self.show_mix()
             return
         app, self.busy = self.app, what

@@ -5,6 +5,7 @@ Owns the drawing of the page. Must not choose a value: `engine.advise.plan` made
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -245,7 +246,7 @@ class ReviewScreen(PlanningScreen):
         return lines
 
     def _end(self) -> Content:
-        name = self.written.name if self.written else "spec.toml"
+        name = shlex.quote(self.written.name) if self.written else "spec.toml"
         before = "" if self.written else "w writes the spec; then "
         return Content.assemble(
             ("Command   ", "bold"), f"{before}scaler-wizard run {name}\n",

@@ -226,14 +226,14 @@ async def test_the_mix_is_written_as_adapter_and_as_a_job_and_nothing_is_replace
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), seconds=60)
         await press(pilot, "n")
         await press(pilot, "w", "ctrl+u")
-        await type_text(pilot, "mix.toml")
+        await type_text(pilot, "my mix.toml")
         await press(pilot, "enter")
-        spec = load_spec(tmp_path / "mix.toml")
+        spec = load_spec(tmp_path / "my mix.toml")
         assert spec.task.value == "mix"
         assert [one.weight for one in spec.adapters] == [1.0, 1.0]
-        assert "scaler-wizard run mix.toml" in flat(app)
+        assert "scaler-wizard run 'my mix.toml'" in flat(app)
         await press(pilot, "w", "ctrl+u")
-        await type_text(pilot, "mix.toml")
+        await type_text(pilot, "my mix.toml")
         await press(pilot, "enter")
         assert "exists" in flat(app)
 

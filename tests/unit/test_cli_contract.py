@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,21 @@ def test_plan_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["plan", "demo", "-o", str(target)]) == 2
     assert target.read_text() == "mine"
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_commands_told_for_a_spec_can_be_pasted_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mit Umläuten ß").mkdir()
+    spec = "mit Umläuten ß/sp ec.toml"
+    assert main(["plan", "demo", "-o", spec]) == 0
+    told = capsys.readouterr().out.rpartition("Run it: ")[2]
+    assert shlex.split(told) == ["scaler-wizard", "run", spec]
+    Path("my mix.toml").write_text('task = "extend"\n[context]\nlength = 32768\n')
+    assert main(["schedule", "my mix.toml"]) == 2
+    told = capsys.readouterr().err.rpartition("Its plan: ")[2].strip().removesuffix(".")
+    assert shlex.split(told) == ["scaler-wizard", "estimate", "my mix.toml"]
 
 
 def test_a_plan_written_elsewhere_names_the_same_file(

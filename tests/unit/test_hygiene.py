@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,29 @@ def test_only_the_output_modules_print() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
             assert not is_print, f"{path}:{node.lineno} prints"  # type: ignore[attr-defined]
+
+
+def unquoted(text: ast.JoinedStr) -> list[str]:
+    """What looks like a path in a command of this text, and would come apart at a space."""
+    found, told = [], ""
+    for part in text.values:
+        if isinstance(part, ast.Constant):
+            told = (told + str(part.value)).rpartition(". ")[2]
+        elif isinstance(part, ast.FormattedValue):
+            said = ast.unparse(part.value)
+            command = re.search(r"scaler-wizard [a-z]|sky jobs launch|dstack apply", told)
+            if command and re.search(PATH_NAMES, said) and not said.startswith("shlex."):
+                found.append(f"{told}{{{said}}}")
+            told += "x"
+    return found
+
+
+PATH_NAMES = r"(?<![a-z])(path|folder|target|out|file|spec|SPEC|source|base)(?![a-z_])(?!.*\.value$)"
+
+
+@pytest.mark.parametrize("package", ["engine", "scaler_tui"])
+def test_a_path_in_a_command_that_is_told_is_quoted(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                assert unquoted(node) == [], path

@@ -246,6 +246,19 @@ def test_what_a_bucket_is_called_is_quoted_for_the_shell(
     assert not Path("evil").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "launch"),
+    [(["sky", "spec.toml"], "sky jobs launch"), (["dstack", "spec.toml", "--bucket", "s3://kept"], "dstack apply -f")],
+)
+def test_the_command_that_starts_it_can_be_pasted_whatever_the_file_is_called(
+    place: Path, words: list[str], launch: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "my jobs").mkdir()
+    exported(*words, "-o", "my jobs/j ob.yaml", "--gpu", "RTX 4090")
+    assert f": {launch} 'my jobs/j ob.yaml'\n" in capsys.readouterr().err
+    assert f"#   {launch} 'j ob.yaml'  start it" in (place / "my jobs/j ob.yaml").read_text()
+
+
 def test_nothing_is_overwritten_unless_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exported("sky", "spec.toml", "-o", "j.yaml")
     before = Path("j.yaml").read_bytes()

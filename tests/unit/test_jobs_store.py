@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -181,13 +182,15 @@ def test_unknown_and_ambiguous_ids_name_the_candidates() -> None:
         store.find_run("")
 
 
-def test_an_edited_spec_is_noticed() -> None:
+def test_an_edited_spec_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALER_WIZARD_HOME", str(tmp_path / "my home"))
     run_dir = store.create_run(JobSpec())
     path = run_dir / layout.SPEC
     path.write_text(path.read_text().replace("rank = 16", "rank = 8"))
     with pytest.raises(EngineError) as caught:
         store.load_run_spec(run_dir)
     assert caught.value.code == "run.spec_changed"
+    assert shlex.split(caught.value.next_step)[-3:] == ["scaler-wizard", "start", str(path)]
 
 
 # ── lost and stalled ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -59,3 +59,18 @@ def test_the_end_of_the_wizard_offers_every_place_and_a_refusal_leads_back_to_th
         assert told.count(expected) == 2, expected
     refusal = told.partition("(user@address): ")[2].partition("  1. ")[0]
     assert "nowhere.invalid" in refusal or "OpenSSH" in refusal, "the host, or that there is no ssh here"
+
+
+def test_the_commands_it_ends_with_can_be_pasted_whatever_the_files_are_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wizard = Wizard()
+    wizard.restart(save=False)
+    wizard.set_detected(WORKSTATION)
+    wizard.set_model("demo", analyze("demo"), None)
+    typed(monkeypatch, "1", "my spec.toml")
+    assert _finish(wizard, "qlora", wizard.spec_for("qlora")) == 0
+    assert "Run it: scaler-wizard run 'my spec.toml'\n" in capsys.readouterr().out
+    typed(monkeypatch, "my job.yaml", "s3://bucket", "2")
+    assert go_elsewhere(DSTACK, SPEC) == 0
+    assert f"Start it: dstack apply -f '{tmp_path / 'my job.yaml'}'" in capsys.readouterr().out
