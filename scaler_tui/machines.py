@@ -10,19 +10,18 @@ if TYPE_CHECKING:
 
 
 def machine_for(gpu: str, answers: Answers | None = None) -> Machine:
-    """This machine; or the card `gpu` names; or the one the answers about hardware name, with its rent when rented."""
+    """This machine; or the card `gpu` names; or the one the answers about hardware name, with its rent when rented.
+
+    Raises EngineError for a card that nobody knows, also where the answers name one and another machine is meant.
+    """
     from engine.hardware.detect import detect
 
     machine = detect()
+    if answers is not None:
+        simulated(answers.text("card"), machine, rented=False)  # an answer that is not used is checked all the same
     if gpu:
-        from engine.advise.planned_machine import simulated_machine
-
-        return simulated_machine(gpu, machine, rented=answers is not None and answers.rented)
-    if answers is None:
-        return machine
-    from engine.advise.planned_machine import planned_machine
-
-    return planned_machine(answers, machine)
+        return simulated(gpu, machine, rented=answers is not None and answers.rented)
+    return machine if answers is None else planned(answers, machine)
 
 
 def free_bytes_for(approach: str, machine: Machine) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError, ExitCode
 from scaler_tui import output
 from scaler_tui.commands.look import answered_session
+from scaler_tui.data_file import note_missing_rows
 from scaler_tui.machines import machine_for
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _job_of_answers(arguments: argparse.Namespace, settings: Settings) -> Job:
     from scaler_tui.teacher_flag import check_teacher_flag
 
     answers = answered_session(arguments).answers()
+    note_missing_rows(answers.text("data"))
     machine = machine_for(arguments.gpu, answers)
     ref = resolve_model(arguments.model)
     architecture = analyze_model(ref)

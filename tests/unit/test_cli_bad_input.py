@@ -106,6 +106,8 @@ BAD: list[tuple[str, int, str]] = [
     ("matrix demo --context -5", 2, "context"),
     ("matrix demo --budget-usd nan", 2, "budget"),
     ("matrix demo --hardware own --card Voodoo2", 2, "Voodoo2"),
+    *((f"{command} demo --card Voodoo2", 2, "Voodoo2") for command in ("matrix", "plan", "estimate")),
+    ("matrix demo --card Voodoo2 --gpu RTX4090", 2, "Voodoo2"),
     ("doctor --gpu Voodoo2", 2, "Voodoo2"),
     ("plan nowhere", 2, "nowhere"),
     ("plan demo --approach magic", 2, "magic"),
@@ -287,3 +289,23 @@ def test_a_model_that_is_left_empty_is_asked_for_without_a_flag_that_no_command_
     assert code == 2
     assert "Name a folder, a hub id, or demo." in err
     assert "--model" not in err
+
+
+@pytest.mark.parametrize("command", ["estimate"])
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_an_answer_about_rows_that_are_not_here_says_so_beside_it(
+    command: str, more: tuple[str, ...], run: Run, litter: Path
+) -> None:
+    for named, words in (
+        ("missing.jsonl", "There is no file missing.jsonl yet; its size was guessed"),
+        ("empty", "empty is a folder, and rows are in a file"),
+    ):
+        code, out, err = run(command, "demo", "--data", named, *more)
+        assert code == 0
+        assert words in err
+        assert words not in out
+    (litter / "rows.jsonl").write_text('{"text": "here"}\n')
+    for named in ("rows.jsonl", "demo", "demo-long"):
+        code, _, err = run(command, "demo", "--data", named, *more)
+        assert code == 0
+        assert named not in err
