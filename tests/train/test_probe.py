@@ -118,7 +118,6 @@ def test_the_run_after_a_probe_takes_the_memory_and_the_time_that_the_probe_meas
 
 
 @pytest.mark.slow
-@pytest.mark.alone  # speeds of one machine are compared
 @pytest.mark.parametrize("teacher", ["demo", SELF])
 def test_the_run_after_a_probe_with_a_teacher_takes_the_memory_that_the_probe_measured(
     teacher: str, run_worker: RunWorker
@@ -128,13 +127,11 @@ def test_the_run_after_a_probe_with_a_teacher_takes_the_memory_that_the_probe_me
         plain, distillation=DistillationSection(teacher=teacher, held=Held.AUTO if teacher == SELF else Held.RESIDENT)
     )
     said: list[str] = []
-    report = probe_of(taught, 20, said)
+    report = probe_of(taught, 12, said)
     assert "loading the teacher" in said
     assert run_worker(taught, timeout_seconds=900).end.outcome == "finished"
     (score,) = read_scores().scores
     assert abs(report.memory.likely / score.process.measured - 1) < 0.06
-    theirs, own = (one.record.answer.shapes[0].tokens_per_cpu_second for one in (report, probe_of(plain, 8)))
-    assert theirs < 0.95 * own, "the teacher's pass takes time"
 
 
 @pytest.mark.slow

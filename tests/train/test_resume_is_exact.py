@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from engine.jobs import events as ev
 from engine.jobs import layout
 from engine.jobs.journal import JournalTail
 from engine.jobs.store import create_run
+from tests.support.forked_workers import ForkedWorkers
 from tests.train.conftest import Finished, RunWorker, SpecMaker
-from tests.train.spawn import worker_command, worker_environment
 
 KILLS = 6
 STEPS = 16
@@ -34,31 +34,32 @@ def losses(run_dir: Path) -> dict[int, tuple[float, float, float]]:
     return kept
 
 
-def kill_at_random(run_dir: Path, generator: random.Random) -> str:
+def kill_at_random(workers: ForkedWorkers, run_dir: Path, generator: random.Random) -> str:
     """Start the worker, let it come some random way, kill it with -9; returns where."""
     tail = JournalTail(run_dir)
     tail.read_new()
-    process = subprocess.Popen(
-        worker_command(run_dir), env=worker_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    worker = workers.start(run_dir)
     wanted_steps = generator.randint(0, 5)
     seen_steps = 0
     last = "nothing"
     training = False
-    while process.poll() is None and not (training and seen_steps >= wanted_steps):
+    while workers.is_alive(worker) and not (training and seen_steps >= wanted_steps):
         for event in tail.read_new():
             training = training or (isinstance(event, ev.Phase) and event.name == "training")
             seen_steps += isinstance(event, ev.Step)
             last = type(event).__name__
         time.sleep(0.001)
     time.sleep(generator.uniform(0, 0.12))  # anywhere: in a step, an evaluation, a half-written checkpoint
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    workers.wait()
     return f"{seen_steps} steps, last {last}"
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_changes_no_bit(make_spec: SpecMaker, run_worker: RunWorker) -> None:
+def test_kill_9_at_random_moments_changes_no_bit(
+    make_spec: SpecMaker, run_worker: RunWorker, workers: ForkedWorkers
+) -> None:
     seed = int(os.environ.get("SCALER_WIZARD_KILL_SEED", "0")) or time.time_ns() % 10**9
     generator = random.Random(seed)
     spec = make_spec(
@@ -72,7 +73,7 @@ def test_kill_9_at_random_moments_changes_no_bit(make_spec: SpecMaker, run_worke
     assert list(losses(unbroken.run_dir)) == list(range(1, STEPS + 1))
 
     broken = create_run(spec)
-    moments = [kill_at_random(broken, generator) for _ in range(KILLS)]
+    moments = [kill_at_random(workers, broken, generator) for _ in range(KILLS)]
     resumed = run_worker(broken)
 
     context = f"seed {seed}; killed after {moments}"
