@@ -15,7 +15,7 @@ import msgspec
 from engine.errors import EngineError, ExitCode
 from engine.units import format_bytes, format_count, format_hours, format_range, format_usd
 from scaler_tui import output
-from scaler_tui.data_file import existing_teacher
+from scaler_tui.data_file import existing_teacher, note_missing_rows
 from scaler_tui.machines import machine_for
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def matrix(arguments: argparse.Namespace) -> int:
     from engine.models.analyze import analyze
 
     session = answered_session(arguments)
+    note_missing_rows(session.answers().text("data"))
     machine = machine_for(arguments.gpu, session.answers())
     result = build_matrix(analyze(arguments.model), machine, session.answers())
     if arguments.explain:
@@ -238,7 +239,7 @@ def plan(arguments: argparse.Namespace) -> int:
     require_agreement(approach, architecture, machine, answers, grown, agreed=arguments.understood)
     target = None if arguments.write == "-" else Path(arguments.write)
     if not answers.trains_on_text:
-        _note_missing_data(spec.data.train)
+        note_missing_rows(spec.data.train)
     if target is not None:
         write_spec(spec, target)
     if arguments.json:
@@ -302,13 +303,6 @@ def _check_window(spec: JobSpec, ref: ModelRef) -> None:
         applicable(ref.config, spec.context.length)
     else:
         plan_context(ref.config, spec.context.length, spec.context.method, None, ref.name)
-
-
-def _note_missing_data(train: str) -> None:
-    from engine.resources import demo_rows_file
-
-    if demo_rows_file(train, "train") is None and not Path(train).expanduser().is_file():
-        output.note(f"There is no file {train} yet; its size was guessed, and the run will need it.")
 
 
 def data_check(arguments: argparse.Namespace) -> int:

@@ -291,7 +291,7 @@ def test_a_model_that_is_left_empty_is_asked_for_without_a_flag_that_no_command_
     assert "--model" not in err
 
 
-@pytest.mark.parametrize("command", ["estimate"])
+@pytest.mark.parametrize("command", ["matrix", "plan", "estimate"])
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_an_answer_about_rows_that_are_not_here_says_so_beside_it(
     command: str, more: tuple[str, ...], run: Run, litter: Path
