@@ -62,12 +62,29 @@ def _words(arguments: argparse.Namespace, model: Named, tasks: list[str]) -> lis
 
 
 def asked_words(arguments: argparse.Namespace, tasks: list[str]) -> list[str]:
-    """The flags that say which texts and benchmarks, for any process that measures them."""
+    """The flags that say which texts and benchmarks, for any process that measures them. Raises EngineError
+    `corpus.not_found`, `benchmarks.no_file` for what is not there: loading a large model first would take minutes."""
+    from engine.corpus.files import source_files
     from engine.jobs.benchmark_files import is_file
+    from engine.jobs.spec_paths import NOT_FILES
 
-    words = [word for text in arguments.suite for word in ("--suite", suite_word(text))]
+    words = []
+    for text in arguments.suite:
+        word = suite_word(text)
+        name, _, path = word.partition("=")
+        if path not in NOT_FILES:
+            try:
+                source_files(name, path)
+            except EngineError as error:
+                error.what = f"--suite {text} has no file: there is nothing at {path}."
+                error.next_step = "Give a file, a folder with files in it, or a pattern such as 'text/*.jsonl.gz'."
+                raise
+        words += ["--suite", word]
     for task in tasks:
-        words += ["--task", str(Path(task).expanduser().absolute()) if is_file(task) else task]
+        file = Path(task).expanduser().absolute()
+        if is_file(task) and not file.is_file():
+            raise EngineError("benchmarks.no_file", f"There is no file {task}.", next_step="Name a benchmark's .yaml.")
+        words += ["--task", str(file) if is_file(task) else task]
     return [*words, *(["--limit", str(arguments.limit)] if arguments.limit else [])]
 
 

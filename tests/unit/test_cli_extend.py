@@ -393,6 +393,8 @@ def interrupted(model: Path, out: Path) -> None:
         (["--lengths", "4k,long"], "not a length"),
         (["--lengths", "4"], "too few to measure"),
         (["--text", "/no/such/text"], "/no/such/text"),
+        (["--suite", "prose=/no/such/text"], "--suite prose=/no/such/text has no file"),  # before the model is loaded
+        (["--tasks", "/no/such/task.yaml"], "Name a benchmark's .yaml"),
         (["--prompts", "0"], "less than one"),
         (["--base", "/no/such/model"], "no folder"),
         (["--out", "taken"], "Nothing is overwritten"),
