@@ -135,7 +135,12 @@ def _check_used(arguments: argparse.Namespace) -> None:
     if search and arguments.factors is not None:
         raise _useless(f"{_flag(search[0])} searches factors, and --factors has them.", "Give one of them.")
     shaping = search_shape(arguments)
-    if shaping and not search and (arguments.factors is not None or arguments.method == "auto"):
+    if (
+        shaping
+        and not search
+        and not arguments.resume
+        and (arguments.factors is not None or arguments.method == "auto")
+    ):
         raise _useless(
             f"{_flag(shaping[0])} shapes a search, and nothing is searched here.",
             "Add --search-minutes or --evaluations, or leave it out.",

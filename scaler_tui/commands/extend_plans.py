@@ -31,8 +31,6 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "
 _PASSES_PER_REPORT, _PASSES_PER_METHOD = 90.0, 20.0
 """Sequences of the target's length that a report, and one method of a race, read; shorter ones counted in parts."""
 _QUICK_SHARE = 0.25
-_PASSES_PER_DOCUMENT = 1.0
-"""Of one set of factors that a search tries."""
 _START_SECONDS = 8.0
 """A process that imports torch and loads a small model."""
 
@@ -303,10 +301,7 @@ def _seconds(order: Order, needs: Needs, config: Mapping[str, Any]) -> Range | N
         starts += 1
     elif searches:
         documents = order.search_documents or USUAL_DOCUMENTS
-        passes, starts = (
-            passes + _PASSES_PER_DOCUMENT * documents * (order.evaluations or USUAL_EVALUATIONS),
-            starts + 1,
-        )
+        passes, starts = passes + documents * (order.evaluations or USUAL_EVALUATIONS), starts + 1
     if order.report:
         passes, starts = passes + share * _PASSES_PER_REPORT, starts + 2
     if not passes and not starts:

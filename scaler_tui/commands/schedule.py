@@ -31,7 +31,7 @@ def schedule(arguments: argparse.Namespace) -> int:
         raise EngineError(
             "schedule.nothing",
             f'task = "{spec.task.value}" trains nothing: there is no schedule.',
-            next_step=f"Its plan: scaler-wizard estimate {shlex.quote(str(arguments.spec))}.",
+            next_step=f"Its plan: scaler-wizard estimate {shlex.quote(str(arguments.spec))}",
         )
     with naming_lines(arguments.spec):
         require_files(spec)

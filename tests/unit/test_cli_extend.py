@@ -333,6 +333,7 @@ def test_an_unfinished_attempt_is_pointed_out(run: Run, model: Path, tmp_path: P
         (["--dtype", "bfloat16"], "--dtype"),
         (["--copy"], "--copy"),
         (["--for", "vllm"], "--for"),
+        (["--search-text-weight", "0"], "--search-text-weight"),
     ],
 )
 def test_a_resume_refuses_flags_that_ask_for_something_else(
@@ -352,6 +353,16 @@ def test_a_resume_takes_the_same_flags_again(model: Path, tmp_path: Path) -> Non
     words = ["--context", "4x", "--method", "yarn", "--no-report", "--seed", "17", "--allow-loss", "vllm"]
     whole = ["extend", str(model), str(tmp_path / "out"), "--resume", *words]
     check_same(build_parser(whole).parse_args(whole))
+
+
+def test_a_resumed_search_may_be_told_its_documents_again(model: Path, tmp_path: Path) -> None:
+    from scaler_tui.cli import build_parser
+    from scaler_tui.commands.extend import check_together
+
+    interrupted(model, tmp_path / "out", method="auto", evaluations=50, search_documents=5, search_text_weight=0.0)
+    words = ["extend", str(model), str(tmp_path / "out"), "--resume"]
+    words += ["--search-documents", "5", "--search-text-weight", "0"]
+    check_together(build_parser(words).parse_args(words))
 
 
 def test_a_loss_found_after_measuring_keeps_what_was_measured(run: Run, model: Path, tmp_path: Path) -> None:
@@ -374,13 +385,14 @@ def test_a_loss_found_after_measuring_keeps_what_was_measured(run: Run, model: P
     assert (staging_folder(out) / "decision.json").is_file()
 
 
-def interrupted(model: Path, out: Path) -> None:
+def interrupted(model: Path, out: Path, **more: Any) -> None:
     """What an attempt leaves behind that was ended before its folder was there."""
     from engine.context.method import Options
     from engine.extension.extend import new_order
     from engine.extension.staging import Staging
 
-    order = new_order(model, "model", target=1024, method="yarn", options=Options(), report=False)
+    fields = {"target": 1024, "method": "yarn", "options": Options(), "report": False, **more}
+    order = new_order(model, "model", **fields)
     with Staging.create(out, order) as staging:
         (staging.folder / "race.jsonl").touch()
 
